@@ -1,0 +1,44 @@
+"""Post-pre-training for CLIP-style models: a smaller modality gap, nothing forgotten."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip_refine.config import EvaluateConfig, RefineConfig
+    from clip_refine.errors import ClipRefineError
+    from clip_refine.models import DualEncoder, load_open_clip
+    from clip_refine.results import RunScores, Scores
+    from clip_refine.road import evaluate, refine
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClipRefineError",
+    "DualEncoder",
+    "EvaluateConfig",
+    "RefineConfig",
+    "RunScores",
+    "Scores",
+    "evaluate",
+    "load_open_clip",
+    "refine",
+]
+
+_HOMES = {
+    "ClipRefineError": "errors",
+    "DualEncoder": "models",
+    "EvaluateConfig": "config",
+    "RefineConfig": "config",
+    "RunScores": "results",
+    "Scores": "results",
+    "evaluate": "road",
+    "load_open_clip": "models",
+    "refine": "road",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when first used, so that `clip-refine --help` need not wait for torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,292 @@
+"""Configuration → objects. The only file that knows both."""
+
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import nn
+
+from clip_refine.config import (
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    PriorConfig,
+    RefineConfig,
+    TrainConfig,
+)
+from clip_refine.console import console
+from clip_refine.data import (
+    EpochPlan,
+    ImageCaptions,
+    LabelledImages,
+    PairBatch,
+    hold_out,
+    pair_batches,
+    read_class_folders,
+    read_table,
+)
+from clip_refine.errors import ConfigError, DataError, ModelError
+from clip_refine.losses import Objective
+from clip_refine.models import DualEncoder, Teacher, load_open_clip
+from clip_refine.priors import Prior, StandardNormal
+from clip_refine.toy import model_directory, toy_tasks, toy_train, toy_val
+from clip_refine.train import (
+    StudentTowers,
+    TowerPrecision,
+    Trainer,
+    make_optimiser,
+    make_schedule,
+    measure_precision,
+    prepare_student,
+)
+
+TOY = "toy"
+
+
+def build_accelerator(device: str) -> Accelerator:
+    """Accelerate's view of devices and processes.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if device != "auto":
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device {device!r}: not usable here ({str(error).splitlines()[0]}). "
+                "Pass --train.device auto or cpu."
+            ) from error
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    # CoCa-like models have parameters that neither feature depends on
+    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[handler])
+
+
+def build_data(config: DataConfig, *, seed: int) -> tuple[ImageCaptions, ImageCaptions]:
+    """Training pairs and held-out pairs.
+
+    Raises:
+        ConfigError: No training source is named.
+        DataError: A source cannot be read, or is too small to hold a part out.
+    """
+    if config.train is None:
+        raise ConfigError("data.train is missing. Give captioned images: --data.train captions.csv")
+    if config.val is not None:
+        return open_source(config.train, config), open_source(config.val, config)
+    if config.train == TOY:
+        return toy_train(), toy_val()
+    source = open_source(config.train, config)
+    return hold_out(source, fraction=config.val_fraction, seed=seed)
+
+
+def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
+    """The pairs that `refine` with these settings takes its before/after numbers from."""
+    if config.val is not None:
+        return toy_val() if config.val == TOY else open_source(config.val, config)
+    if config.train is None:
+        raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
+    return build_data(config, seed=seed)[1]
+
+
+def open_source(name: str, config: DataConfig) -> ImageCaptions:
+    """Recognise a source of captioned images and open it.
+
+    Raises:
+        DataError: The kind is not known, or the source is bad.
+    """
+    path = Path(name)
+    match path.suffix.lower():
+        case "" if name == TOY:
+            return toy_train()
+        case ".csv" | ".tsv":
+            return read_table(
+                path, image_column=config.image_column, caption_column=config.caption_column
+            )
+    raise DataError(
+        f"{name}: not a kind of source that can be read. Give a .csv or .tsv file with an image "
+        f"and a caption column, or {TOY!r}."
+    )
+
+
+def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
+    """The zero-shot tasks.
+
+    Raises:
+        DataError: A folder is missing or has no classes.
+        ConfigError: Two tasks have one name.
+    """
+    tasks: list[LabelledImages] = []
+    for name in config.zero_shot:
+        if name == TOY:
+            tasks += toy_tasks()
+        else:
+            tasks.append(read_class_folders(Path(name), templates=(config.template,)))
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"evaluation.zero_shot: two tasks have one name among {', '.join(names)}. "
+            "Rename a folder, or leave one out."
+        )
+    return tasks
+
+
+def build_model(config: ModelConfig) -> DualEncoder:
+    """The model to start from, float32, in evaluation mode.
+
+    Raises:
+        ModelError: It cannot be found or loaded.
+    """
+    if config.name == TOY:
+        return load_open_clip(f"local-dir:{model_directory()}")
+    return load_open_clip(config.name, config.pretrained)
+
+
+def build_student(model: DualEncoder, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The model ready to be trained, on `device`.
+
+    Raises:
+        ModelError: The object is no dual encoder or no module.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(model, DualEncoder):
+        raise ModelError(
+            f"{type(model).__name__} cannot be refined: it must be a torch.nn.Module with "
+            "encode_image, encode_text, preprocess, tokenizer and logit_scale."
+        )
+    prepare_student(
+        model,
+        logit_scale=config.logit_scale,
+        normalization_statistics=config.normalization_statistics,
+    )
+    return model.to(device)
+
+
+def build_objective(config: LossConfig) -> Objective:
+    """The weighted sum of losses."""
+    return Objective(
+        rafa_weight=config.rafa_weight,
+        hycd_weight=config.hycd_weight,
+        contrastive_weight=config.contrastive_weight,
+        alpha=config.alpha,
+        temperature=config.temperature,
+        normalize=config.normalize,
+        rafa_reduction=config.rafa_reduction,
+    )
+
+
+def build_prior(config: PriorConfig) -> Prior:
+    """The distribution of the references."""
+    match config.kind:
+        case "standard_normal":
+            return StandardNormal(scale=config.scale)
+
+
+def build_precision(
+    config: TrainConfig, model: Any, pairs: ImageCaptions, accelerator: Accelerator
+) -> TowerPrecision:
+    """The precision asked for, or the faster one of each tower, measured by the first process."""
+    if config.precision != "auto":
+        return TowerPrecision.from_name(config.precision)
+    sample = range(min(16, len(pairs)))
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    tokens = model.tokenizer([pairs.captions[index][0] for index in sample])
+    measured = measure_precision(model, pixels, tokens, accelerator.device)
+    chosen = [measured.choice]
+    broadcast_object_list(chosen)
+    if accelerator.is_main_process:
+        console.print(
+            f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
+            f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
+        )
+    return chosen[0]
+
+
+def build_trainer(
+    config: RefineConfig,
+    student: nn.Module,
+    teacher: Teacher,
+    precision: TowerPrecision,
+    accelerator: Accelerator,
+    *,
+    steps: int,
+) -> Trainer:
+    """Everything that takes the steps."""
+    train = config.train
+    optimiser = make_optimiser(
+        student.named_parameters(),
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        decay=train.decay,
+        device=accelerator.device,
+    )
+    schedule = make_schedule(
+        optimiser, schedule=train.schedule, warmup_steps=train.warmup_steps, steps=steps
+    )
+    return Trainer(
+        accelerator=accelerator,
+        towers=accelerator.prepare_model(StudentTowers(student, precision)),
+        teacher=teacher,
+        objective=build_objective(config.loss),
+        precision=precision,
+        prior=build_prior(config.prior),
+        generator=seeded_generator(config.seed, "references"),
+        schedule=schedule,
+        clip_norm=train.clip_norm,
+    )
+
+
+def count_steps(config: TrainConfig, pairs: ImageCaptions, processes: int) -> int:
+    """Steps of all epochs; incomplete batches are left out.
+
+    Raises:
+        DataError: There are fewer pairs than a batch.
+        ConfigError: The processes cannot share a batch evenly.
+    """
+    if config.batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "
+            f"Use a multiple of {processes}."
+        )
+    if len(pairs) < config.batch_size:
+        raise DataError(
+            f"{pairs.name}: {len(pairs)} images are fewer than a batch of {config.batch_size}. "
+            f"Pass --train.batch-size {max(2, len(pairs) // 8)} or give more images."
+        )
+    return config.epochs * (len(pairs) // config.batch_size)
+
+
+def build_batches(
+    config: RefineConfig, pairs: ImageCaptions, model: DualEncoder, accelerator: Accelerator
+) -> Iterator[PairBatch]:
+    """This process's batches of all epochs, each epoch newly shuffled with newly drawn captions."""
+    generator = seeded_generator(config.seed, "order")
+    for _ in range(config.train.epochs):
+        yield from pair_batches(
+            pairs,
+            EpochPlan.draw(pairs, generator=generator),
+            batch_size=config.train.batch_size,
+            preprocess=model.preprocess,
+            tokenizer=model.tokenizer,
+            workers=count_workers(config.train.workers, accelerator.device),
+            pin_memory=accelerator.device.type == "cuda",
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+
+
+def count_workers(workers: int | None, device: torch.device) -> int:
+    """Decoding processes: as asked for, else none on a CPU, which is busy training anyway."""
+    if workers is not None:
+        return workers
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator of its own for each purpose, so that none depends on another's draws."""
+    return torch.Generator().manual_seed((seed + zlib.crc32(purpose.encode())) % 2**63)

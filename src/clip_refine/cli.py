@@ -1,0 +1,174 @@
+"""The command line. Torch is imported only inside a verb, so that help is there at once."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from clip_refine.errors import ClipRefineError, ConfigError
+
+if TYPE_CHECKING:
+    from clip_refine.config import EvaluateConfig, RefineConfig
+
+HELP = """\
+clip-refine: make a CLIP-style model better aligned without breaking it.
+
+  clip-refine demo
+      The whole road on a small drawn world, offline, in about a minute.
+
+  clip-refine refine --data.train captions.csv --out runs/mine
+      Refine OpenAI's ViT-B/32 on your captioned images for one epoch: scores before, scores
+      after, and a checkpoint for open_clip in runs/mine/model.
+
+  clip-refine refine --model.name ViT-L-14 --model.pretrained laion2b_s32b_b82k \\
+      --data.train captions.csv --train.batch-size 256 --out runs/mine
+      Another model: any architecture and tag of open_clip, a file, or local-dir:FOLDER.
+
+  clip-refine evaluate --model.name local-dir:runs/mine/model --data.val test.csv
+      The same scores for a model as it stands.
+
+`clip-refine VERB --help` lists every setting with its default. Settings can also come from a
+YAML file, --config run.yaml, and --print-config shows them without running anything.
+"""
+
+Config = TypeVar("Config", "RefineConfig", "EvaluateConfig")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; exit with status 2 and one clear message where something is wrong."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return
+    verb, *rest = arguments
+    if verb == "--version":
+        from clip_refine import __version__
+
+        print(__version__)
+        return
+    try:
+        _find(verb)(rest)
+    except ClipRefineError as error:
+        print(f"clip-refine {verb}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"\nclip-refine {verb}: stopped; nothing was written.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def refine_verb(arguments: list[str]) -> None:
+    """Refine a model on captioned images, measure it before and after, save it."""
+    from clip_refine.config import RefineConfig
+
+    config = _configure(RefineConfig, "refine", arguments)
+    if config is not None:
+        _refine(config)
+
+
+def evaluate_verb(arguments: list[str]) -> None:
+    """Measure a model as it stands, to the terminal and with --out to a JSON file."""
+    from clip_refine.config import EvaluateConfig
+
+    config = _configure(EvaluateConfig, "evaluate", arguments)
+    if config is None:
+        return
+    from rich.console import Console
+
+    from clip_refine.report.terminal import scores_table
+    from clip_refine.road import evaluate
+
+    Console().print(scores_table(evaluate(config)))
+
+
+def demo_verb(arguments: list[str]) -> None:
+    """Refine a small model of a drawn world on 6,000 drawn images, offline."""
+    import tyro
+
+    from clip_refine.config import demo_config
+
+    def demo(
+        out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("runs/demo"),
+        seed: Annotated[int, tyro.conf.arg(help="Of the order and the references.")] = 0,
+        overwrite: Annotated[bool, tyro.conf.arg(help="Replace `out` where it exists.")] = False,
+    ) -> None:
+        """Refine a small model of a drawn world on 6,000 drawn images, offline.
+
+        The same as `clip-refine refine` with the settings in the `config.yaml` that it writes.
+        """
+        _refine(demo_config(out=out, seed=seed, overwrite=overwrite))
+
+    tyro.cli(demo, prog="clip-refine demo", args=arguments)
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo_verb,
+    "refine": refine_verb,
+    "evaluate": evaluate_verb,
+}
+
+
+def _find(verb: str) -> Callable[[list[str]], None]:
+    if verb in VERBS:
+        return VERBS[verb]
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+
+
+def _configure(kind: type[Config], verb: str, arguments: list[str]) -> Config | None:
+    """The settings of a verb: defaults, then --config, then flags; None after --print-config."""
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
+    import tyro
+
+    from clip_refine.config import dump_config, load_config
+
+    arguments, file = _take_config_file(arguments)
+    print_only = "--print-config" in arguments
+    arguments = [argument for argument in arguments if argument != "--print-config"]
+    config = tyro.cli(
+        kind,
+        prog=f"clip-refine {verb}",
+        description=f"{VERBS[verb].__doc__}\n\nAlso: --config FILE.yaml for settings from a file "
+        "(flags win), --print-config to show all settings and stop.",
+        args=arguments,
+        default=load_config(kind, file) if file else kind(),
+    )
+    if print_only:
+        print(dump_config(config), end="")
+        return None
+    return config
+
+
+def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Split `--config FILE` off, because the file's settings are the other flags' defaults."""
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            rest = arguments[:position] + arguments[position + 1 :]
+            return rest, Path(argument.removeprefix("--config="))
+        if argument == "--config":
+            if position + 1 == len(arguments):
+                raise ConfigError("--config needs a file: --config run.yaml")
+            rest = arguments[:position] + arguments[position + 2 :]
+            return rest, Path(arguments[position + 1])
+    return arguments, None
+
+
+def _refine(config: "RefineConfig") -> None:
+    from rich.console import Console
+
+    from clip_refine.report.terminal import before_after_table, verdict
+    from clip_refine.road import refine
+
+    scores = refine(config)
+    if int(os.environ.get("RANK", "0")):
+        return
+    terminal = Console()
+    terminal.print(before_after_table(scores.before, scores.after))
+    terminal.print(verdict(scores.before, scores.after))
+    terminal.print(
+        f"{scores.seconds['total']:.0f} s. Scores: {config.out}/scores.json. "
+        f"Model: {config.out}/model, which open_clip loads as local-dir:{config.out}/model",
+        soft_wrap=True,
+    )

@@ -1,0 +1,243 @@
+"""Every setting, its default and its range. The defaults are the paper's and live only here.
+
+The same groups and names serve as YAML keys, Python arguments and command-line flags:
+`train: {batch_size: 256}`, `TrainConfig(batch_size=256)`, `--train.batch-size 256`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clip_refine.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+
+Settings = TypeVar("Settings", bound=_Settings)
+
+
+class ModelConfig(_Settings):
+    """The model to start from."""
+
+    name: str = "ViT-B-32"
+    """An open_clip architecture, `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or `toy`."""
+    pretrained: str | None = None
+    """Weights for an architecture: a tag such as `openai`, or a path to .pt/.safetensors.
+    Without it: `openai` where the architecture has that tag."""
+
+
+class DataConfig(_Settings):
+    """The captioned images. Paths in a file are relative to that file."""
+
+    train: str | None = None
+    """Pairs to refine on: a .csv or .tsv file with an image and a caption column, or `toy`."""
+    val: str | None = None
+    """Pairs for the before/after numbers. Without it a part of `train` is held out."""
+    image_column: str | None = None
+    """Column of the image paths. Without it: image, file_name, filepath, ... as found."""
+    caption_column: str | None = None
+    """Column of the captions. Without it: caption, text, title, ... as found."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of the training images held out (at least 100) where `val` is not given."""
+
+
+class TrainConfig(_Settings):
+    """One epoch of training."""
+
+    epochs: Count = 1
+    """Passes over the training pairs."""
+    batch_size: Annotated[int, Field(ge=2)] = 512
+    """Pairs a step, over all processes together."""
+    learning_rate: Positive = 1e-6
+    """AdamW's learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or cosine down to zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's decoupled weight decay."""
+    decay: Literal["all", "matrices"] = "all"
+    """What is decayed: every weight (the paper), or none of biases, norms and logit_scale."""
+    clip_norm: Positive | None = None
+    """Gradients are scaled down to this total norm where they exceed it."""
+    logit_scale: Literal["frozen", "trained"] = "frozen"
+    """The default objective does not use the logit scale, so it stays as it is."""
+    normalization_statistics: Literal["frozen", "updated"] = "frozen"
+    """Running statistics of BatchNorm layers. Updating them moves the student off its teacher."""
+    precision: Precision = "auto"
+    """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+class LossConfig(_Settings):
+    """`rafa_weight * RaFA + hycd_weight * HyCD + contrastive_weight * contrastive`."""
+
+    rafa_weight: NonNegative = 1.0
+    """Weight of random feature alignment."""
+    hycd_weight: NonNegative = 1.0
+    """Weight of hybrid contrastive-distillation."""
+    contrastive_weight: NonNegative = 0.0
+    """Weight of the symmetric contrastive loss on unit features at the model's logit scale."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """HyCD: share of the true pairs in the target; the rest is the teacher's softmax."""
+    temperature: Positive = 1.0
+    """HyCD: similarities are divided by it."""
+    normalize: bool = False
+    """HyCD: compare unit features (set `temperature` to about 0.01) instead of raw ones."""
+    rafa_reduction: Literal["mean", "sum"] = "mean"
+    """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> "LossConfig":
+        if not (self.rafa_weight or self.hycd_weight or self.contrastive_weight):
+            raise ValueError("every weight is 0, so there is nothing to minimise; set one above 0")
+        return self
+
+
+class PriorConfig(_Settings):
+    """The distribution of RaFA's random references."""
+
+    kind: Literal["standard_normal"] = "standard_normal"
+    """standard_normal: N(0, scale * I)."""
+    scale: NonNegative = 1.0
+    """Variance of every dimension (the paper's beta). 0 pulls every feature to the origin."""
+
+
+class EvaluationConfig(_Settings):
+    """How the before/after numbers are taken; always in float32."""
+
+    zero_shot: tuple[str, ...] = ()
+    """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""
+    template: str = "a photo of a {}."
+    """Prompt for the class names of those folders; `{}` stands for the name."""
+    batch_size: Count = 256
+    """Images or captions encoded at a time."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place_for_the_name(cls, template: str) -> str:
+        if "{}" not in template:
+            raise ValueError(f"{template!r} has no {{}} for the class name")
+        return template
+
+
+class RefineConfig(_Settings):
+    """Everything one run of `clip-refine refine` depends on."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    prior: PriorConfig = PriorConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    out: Path = Path("runs/refine")
+    """Folder for the results; it must not exist yet."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Seed of the held-out split, the order, the captions drawn and the references."""
+    overwrite: bool = False
+    """Replace `out` where it exists, once the new run is complete."""
+
+
+class EvaluateConfig(_Settings):
+    """Everything one run of `clip-refine evaluate` depends on."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    out: Path | None = None
+    """JSON file for the numbers."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Seed of the held-out split; give the one a run was refined with."""
+    overwrite: bool = False
+    """Replace `out` where it exists."""
+
+
+def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:
+    """The toy world's settings: a small model and few pairs need larger steps than the paper's."""
+    return RefineConfig(
+        model=ModelConfig(name="toy"),
+        data=DataConfig(train="toy"),
+        train=TrainConfig(batch_size=128, learning_rate=1e-4),
+        evaluation=EvaluationConfig(zero_shot=("toy",)),
+        out=out,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+def load_config(kind: type[Settings], path: Path) -> Settings:
+    """Read `kind` from a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML mapping, or holds an unknown or bad setting.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check --config.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML. {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings such as 'seed: 42', got {values!r:.60}.")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, where=f"{path}: ")) from error
+
+
+def dump_config(config: BaseModel) -> str:
+    """The configuration as YAML, in the order of the fields; `load_config` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def override(config: Settings, **changes: Any) -> Settings:
+    """A validated copy with some settings replaced.
+
+    Args:
+        config: What to start from.
+        changes: Settings by name; for a group a dict of those to replace in it, as in
+            `override(config, seed=1, train={"epochs": 2})`.
+
+    Raises:
+        ConfigError: A setting does not exist or is out of range.
+    """
+    values = config.model_dump()
+    for name, change in changes.items():
+        values[name] = {**values[name], **change} if isinstance(change, dict) else change
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
+
+
+def explain(error: ValidationError, *, where: str = "") -> str:
+    """A validation error in one line a problem: setting, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}{name}: there is no such setting. `--help` lists them.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem["input"]
+            shown = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"
+            lines.append(f"{where}{name}: {message}{shown}.")
+    return "\n".join(lines)

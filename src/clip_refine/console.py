@@ -1,0 +1,52 @@
+"""The terminal: one console on standard error, one kind of progress bar."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+
+console = Console(stderr=True, highlight=False)
+"""Progress and remarks go to standard error, so that results can be piped."""
+
+
+class Bar:
+    """A progress bar over something iterable, with a remark that can change.
+
+    Where standard error is no terminal only the finished bar is printed; `visible=False` (other
+    processes of a group, quiet use from Python) prints nothing.
+    """
+
+    def __init__(self, title: str, total: int | None = None, *, visible: bool = True) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}", style="dim"),
+            console=console,
+            disable=not visible,
+        )
+        self.task = self.progress.add_task(title, total=total, remark="")
+
+    def over(self, items: Iterable[Item], *, step: int = 1) -> Iterator[Item]:
+        """Yield the items, moving on by `step` after each."""
+        with self.progress:
+            for item in items:
+                yield item
+                self.progress.advance(self.task, step)
+
+    def remark(self, text: str) -> None:
+        """Show a short text behind the bar."""
+        self.progress.update(self.task, remark=text)

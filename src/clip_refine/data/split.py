@@ -1,0 +1,67 @@
+"""Part of a source, and a seeded split into training and held-out images."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from clip_refine.data.pairs import ImageCaptions
+from clip_refine.errors import DataError
+
+MINIMUM_HELD_OUT = 100
+
+
+class Subset:
+    """Some images of a source with all their captions.
+
+    Attributes:
+        source: Where the images are.
+        indices: Positions in `source`.
+        name: What to call this part.
+        captions: The texts of each image in this part.
+    """
+
+    def __init__(self, source: ImageCaptions, indices: Sequence[int], name: str) -> None:
+        self.source = source
+        self.indices = indices
+        self.name = name
+        captions = source.captions
+        self.captions = [captions[index] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index` of this part, in RGB."""
+        return self.source.load_image(self.indices[index])
+
+    def image_name(self, index: int) -> str:
+        """Image `index` of this part, as its source calls it."""
+        return self.source.image_name(self.indices[index])
+
+
+def hold_out(source: ImageCaptions, *, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """Split by image, so that no held-out image has a caption in training.
+
+    Args:
+        source: At least 200 images.
+        fraction: Share of the images to hold out; never fewer than 100.
+        seed: Same seed, same split.
+
+    Returns:
+        Training part and held-out part, each in the order of the source.
+
+    Raises:
+        DataError: Less than half of the images would be left to train on.
+    """
+    held_out = max(MINIMUM_HELD_OUT, round(fraction * len(source)))
+    if held_out > len(source) // 2:
+        raise DataError(
+            f"{source.name}: {len(source)} images are too few to hold {held_out} of them out for "
+            "the before/after numbers. Give evaluation pairs of their own with --data.val."
+        )
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
+    return (
+        Subset(source, sorted(order[held_out:]), f"{source.name} (training part)"),
+        Subset(source, sorted(order[:held_out]), f"{source.name} (held-out part)"),
+    )

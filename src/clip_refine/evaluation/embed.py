@@ -1,0 +1,105 @@
+"""Images and texts → frozen features, in float32."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_refine.console import Bar
+from clip_refine.data import ImageCaptions, image_batches
+from clip_refine.data.loader import Images
+from clip_refine.models import DualEncoder
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model with the way to feed it.
+
+    Attributes:
+        model: A dual encoder in evaluation mode on `device`.
+        device: Where it is.
+        batch_size: Images or texts at a time.
+        workers: Processes that decode images.
+        visible: Whether progress is shown.
+    """
+
+    model: DualEncoder
+    device: torch.device
+    batch_size: int
+    workers: int = 0
+    visible: bool = True
+
+    @torch.no_grad()
+    def images(self, images: Images, title: str) -> Tensor:
+        """Raw features of all images in order, (N, d), float32 on the CPU."""
+        batches = image_batches(
+            images,
+            batch_size=self.batch_size,
+            preprocess=self.model.preprocess,
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        features = []
+        bar = Bar(title, -(-len(images) // self.batch_size), visible=self.visible)
+        for pixels in bar.over(batches):
+            pixels = pixels.to(self.device, non_blocking=True)
+            features.append(self.model.encode_image(pixels).float().cpu())
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def texts(self, texts: list[str], title: str) -> Tensor:
+        """Raw features of all texts in order, (N, d), float32 on the CPU.
+
+        Texts are encoded in order of length, so that short ones need not wait for long ones.
+        """
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        starts = range(0, len(texts), self.batch_size)
+        features = []
+        for start in Bar(title, len(starts), visible=self.visible).over(starts):
+            chosen = [texts[i] for i in order[start : start + self.batch_size]]
+            tokens = self.model.tokenizer(chosen).to(self.device)
+            features.append(self.model.encode_text(tokens).float().cpu())
+        by_length = torch.cat(features)
+        in_order = torch.empty_like(by_length)
+        in_order[torch.tensor(order)] = by_length
+        return in_order
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """Features of images and of all their captions.
+
+    Attributes:
+        image_features: (N, d) raw.
+        text_features: (M, d) raw, M >= N.
+        text_to_image: (M,) the image of each caption, in rising order.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    text_to_image: Tensor
+
+    @property
+    def first_caption_features(self) -> Tensor:
+        """(N, d) raw features of each image's first caption: one row a pair."""
+        first = torch.searchsorted(self.text_to_image, torch.arange(len(self.image_features)))
+        return self.text_features[first]
+
+
+def embed_pairs(embedder: Embedder, pairs: ImageCaptions) -> EmbeddedPairs:
+    """Encode every image and every caption once."""
+    texts = [text for captions in pairs.captions for text in captions]
+    counts = torch.tensor([len(captions) for captions in pairs.captions])
+    return EmbeddedPairs(
+        embedder.images(pairs, "Encoding images"),
+        embedder.texts(texts, "Encoding captions"),
+        torch.repeat_interleave(torch.arange(len(pairs)), counts),
+    )
+
+
+def embed_prompts(embedder: Embedder, class_names: Any, templates: Any) -> Tensor:
+    """(C, T, d) raw features of every class name in every template."""
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    features = embedder.texts(prompts, "Encoding prompts")
+    return features.view(len(class_names), len(templates), -1)

@@ -1,0 +1,167 @@
+"""Finding the caption of an image and the image of a caption: ranks, and recall from them."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clip_refine.evaluation.chunks import (
+    CHUNK_SIZE,
+    best_partner,
+    check_chunk_size,
+    measured,
+    row_blocks,
+    unit_sides,
+)
+
+
+class RetrievalRanks(NamedTuple):
+    """0-based rank of each query's best-placed partner; 0 is a hit at the top."""
+
+    image_to_text: Tensor
+    """(N,) int64, for every image as query: its best caption among all captions."""
+    text_to_image: Tensor
+    """(M,) int64, for every caption as query: its image among all images."""
+
+
+@measured
+def retrieval(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_to_image: Tensor | None = None,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> dict[str, float]:
+    """Recall in both directions: the share of queries with one of their own in the top k.
+
+    The protocol: all captions of an image count as its partners, the whole set is the index, and
+    of equally similar items the lower index stands first. Higher is better.
+
+    Args:
+        image_features: (N, d), raw or unit.
+        text_features: (M, d), raw or unit.
+        text_to_image: (M,), the image that each caption describes; None where caption i describes
+            image i. Every image must have a caption.
+        ks: The depths, each at least 1.
+        normalize: Whether similarity is the cosine; if not, the dot product of features as given,
+            for transforms whose lengths mean something.
+        chunk_size: Queries compared at once; bounds the memory, not the result.
+
+    Returns:
+        `image_to_text_recall@k` and `text_to_image_recall@k` for each k, in 0–1.
+
+    Raises:
+        ValueError: If shapes do not fit, a row is zero or not finite, or an image has no caption.
+
+    Example:
+        Both images look like caption 0 most.
+
+        >>> image = torch.tensor([[1.0, 0.0], [1.0, 0.1]])
+        >>> text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> retrieval(image, text, ks=[1])
+        {'image_to_text_recall@1': 0.5, 'text_to_image_recall@1': 1.0}
+    """
+    found = retrieval_ranks(
+        image_features, text_features, text_to_image, normalize=normalize, chunk_size=chunk_size
+    )
+    scores = {f"image_to_text_recall@{k}": recall_at(found.image_to_text, k) for k in ks}
+    return scores | {f"text_to_image_recall@{k}": recall_at(found.text_to_image, k) for k in ks}
+
+
+def recall_at(ranks: Tensor, k: int) -> float:
+    """Share of queries whose best partner is among the first k.
+
+    Raises:
+        ValueError: If `k` is below 1.
+
+    Example:
+        >>> recall_at(torch.tensor([0, 4, 5, 9]), 5)
+        0.5
+    """
+    if k < 1:
+        raise ValueError(f"recall is taken at k of at least 1, got {k}")
+    return (ranks < k).double().mean().item()
+
+
+@measured
+def retrieval_ranks(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_to_image: Tensor | None = None,
+    *,
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> RetrievalRanks:
+    """Where every query's best partner stands, exactly, by counting what stands before it.
+
+    Arguments and errors as in `retrieval`.
+
+    Example:
+        >>> pairs = torch.eye(3)
+        >>> retrieval_ranks(pairs, pairs.flip(0)).image_to_text.tolist()
+        [1, 0, 2]
+    """
+    check_chunk_size(chunk_size)
+    image_unit, text_unit = unit_sides(image_features, text_features)
+    if not normalize:
+        image_unit, text_unit = image_features.to(image_unit), text_features.to(text_unit)
+    owners = _checked_owners(text_to_image, len(image_unit), len(text_unit)).to(image_unit.device)
+    return RetrievalRanks(
+        image_to_text=torch.cat(
+            [
+                best_partner(image_unit[rows] @ text_unit.T, captions).rank
+                for rows, captions in _captions_of_images(owners, len(image_unit), chunk_size)
+            ]
+        ),
+        text_to_image=torch.cat(
+            [
+                best_partner(text_unit[rows] @ image_unit.T, owners[rows, None]).rank
+                for rows in row_blocks(len(text_unit), chunk_size)
+            ]
+        ),
+    )
+
+
+def _checked_owners(text_to_image: Tensor | None, image_count: int, text_count: int) -> Tensor:
+    if text_to_image is None:
+        if image_count != text_count:
+            raise ValueError(
+                f"{image_count} images and {text_count} captions do not pair up by row; "
+                "pass text_to_image"
+            )
+        return torch.arange(image_count)
+    owners = text_to_image.detach().cpu()
+    if owners.shape != (text_count,) or owners.is_floating_point() or owners.is_complex():
+        raise ValueError(
+            f"text_to_image must be ({text_count},) whole numbers, one a caption; "
+            f"got {tuple(owners.shape)} of {owners.dtype}"
+        )
+    owners = owners.long()
+    if owners.min() < 0 or owners.max() >= image_count:
+        raise ValueError(
+            f"text_to_image must be from 0 to {image_count - 1}, "
+            f"got {int(owners.min())} to {int(owners.max())}"
+        )
+    captions_per_image = owners.bincount(minlength=image_count)
+    if not captions_per_image.all():
+        image = int((captions_per_image == 0).nonzero()[0])
+        raise ValueError(f"image {image} has no caption in text_to_image")
+    return owners
+
+
+def _captions_of_images(
+    owners: Tensor, image_count: int, chunk_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Blocks of images with their captions, (rows, P) indices padded with −1."""
+    by_image = owners.argsort(stable=True)
+    counts = owners.bincount(minlength=image_count)
+    ends = counts.cumsum(0)
+    for rows in row_blocks(image_count, chunk_size):
+        column = torch.arange(int(counts[rows].max()), device=owners.device)
+        position = (ends - counts)[rows, None] + column
+        is_caption = column < counts[rows, None]
+        captions = by_image[position.clamp(max=len(owners) - 1)]
+        yield rows, captions.masked_fill(~is_caption, -1)

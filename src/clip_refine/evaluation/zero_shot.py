@@ -1,0 +1,110 @@
+"""Classifying images by the captions of the classes, without an example of any."""
+
+import torch
+from torch import Tensor
+
+from clip_refine.evaluation.chunks import (
+    CHUNK_SIZE,
+    best_partner,
+    measured,
+    row_blocks,
+    unit_rows,
+    unit_sides,
+)
+
+
+@measured
+def class_vectors(prompt_features: Tensor) -> Tensor:
+    """One unit vector a class from the features of its prompts.
+
+    w_c = normalise(1/T Σ_t normalise(prompt_ct)), as in Radford et al., ICML 2021,
+    arXiv 2103.00020, section 3.1.4 (ensembling over embedding space).
+
+    Args:
+        prompt_features: (C, T, d), raw or unit: C classes in T templates.
+
+    Returns:
+        (C, d), rows of norm 1.
+
+    Raises:
+        ValueError: If the shape is another, a prompt is zero or not finite, or the prompts of a
+            class cancel.
+
+    Example:
+        >>> class_vectors(torch.tensor([[[3.0, 0.0], [0.0, 0.5]]]))
+        tensor([[0.7071, 0.7071]])
+    """
+    if prompt_features.ndim != 3:
+        raise ValueError(
+            f"prompt features must be (classes, templates, dim), got {tuple(prompt_features.shape)}"
+        )
+    class_count, template_count, dim = prompt_features.shape
+    prompts = unit_rows("prompt features", prompt_features.reshape(-1, dim))
+    means = prompts.reshape(class_count, template_count, dim).mean(dim=1)
+    return unit_rows("mean of a class's prompts", means)
+
+
+@measured
+def zero_shot_scores(
+    image_features: Tensor,
+    class_features: Tensor,
+    labels: Tensor,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+) -> dict[str, float]:
+    """How often the true class is the nearest, or among the nearest five.
+
+    Of equally similar classes the lower index stands first. Higher is better.
+
+    Args:
+        image_features: (N, d), raw or unit.
+        class_features: (C, d), raw or unit, for example from `class_vectors`.
+        labels: (N,) whole numbers, the true class of each image.
+        chunk_size: Images compared at once; bounds the memory, not the result.
+
+    Returns:
+        `top1`; `top5`, with fewer than five classes necessarily 1; `mean_per_class_recall`, top1
+        within each class that has images, averaged over those classes. All in 0–1.
+
+    Raises:
+        ValueError: If shapes do not fit, a label names no class, or a row is zero or not finite.
+
+    Example:
+        Class 0: one of two images right; class 1: its one image right.
+
+        >>> image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> scores = zero_shot_scores(image, torch.eye(2), torch.tensor([0, 0, 1]))
+        >>> {name: round(score, 3) for name, score in scores.items()}
+        {'top1': 0.667, 'top5': 1.0, 'mean_per_class_recall': 0.75}
+    """
+    image_unit, class_unit = unit_sides(image_features, class_features, names=("image", "class"))
+    labels = _checked_labels(labels, image_unit, class_unit)
+    ranks = torch.cat(
+        [
+            best_partner(image_unit[rows] @ class_unit.T, labels[rows, None]).rank
+            for rows in row_blocks(len(image_unit), chunk_size)
+        ]
+    )
+    is_top = (ranks == 0).double()
+    images_per_class = labels.bincount(minlength=len(class_unit))
+    hits_per_class = labels.bincount(weights=is_top, minlength=len(class_unit))
+    seen = images_per_class > 0
+    return {
+        "top1": is_top.mean().item(),
+        "top5": (ranks < 5).double().mean().item(),
+        "mean_per_class_recall": (hits_per_class[seen] / images_per_class[seen]).mean().item(),
+    }
+
+
+def _checked_labels(labels: Tensor, image_unit: Tensor, class_unit: Tensor) -> Tensor:
+    if labels.shape != (len(image_unit),) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be ({len(image_unit)},) whole numbers, one an image; "
+            f"got {tuple(labels.shape)} of {labels.dtype}"
+        )
+    if labels.min() < 0 or labels.max() >= len(class_unit):
+        raise ValueError(
+            f"labels must be from 0 to {len(class_unit) - 1}, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels.to(image_unit.device).long()

@@ -1,0 +1,26 @@
+"""Pure functions of tensors, one file a loss, and the weighted sum that a recipe is."""
+
+from clip_refine.losses.alignment import alignment_loss
+from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
+from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
+from clip_refine.losses.hycd import hybrid_targets, hycd_loss
+from clip_refine.losses.mixup import geodesic_mix, m2_mix_loss
+from clip_refine.losses.objective import LossTerms, Objective, PairFeatures
+from clip_refine.losses.rafa import RafaReduction, rafa_loss
+
+__all__ = [
+    "LossTerms",
+    "Objective",
+    "PairFeatures",
+    "RafaReduction",
+    "alignment_loss",
+    "contrastive_loss",
+    "feature_distillation_loss",
+    "geodesic_mix",
+    "hybrid_targets",
+    "hycd_loss",
+    "logit_distillation_loss",
+    "m2_mix_loss",
+    "rafa_loss",
+    "sigmoid_contrastive_loss",
+]

@@ -1,0 +1,104 @@
+"""What every loss does before its formula: leave autocast, widen the numbers, check the shapes."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+Scalar = float | Tensor
+"""A number, or a tensor of no dimensions where it is learned (a model's logit scale)."""
+
+
+def outside_autocast(
+    loss: Callable[Concatenate[Tensor, P], Tensor],
+) -> Callable[Concatenate[Tensor, P], Tensor]:
+    """Run `loss` with autocast off on the device of its first argument.
+
+    Inside autocast a matrix product of float32 features comes back in bfloat16, and eight bits of
+    mantissa turn a similarity of 110 into a multiple of one half.
+    """
+
+    @wraps(loss)
+    def in_full_precision(image_features: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.autocast(device_type=image_features.device.type, enabled=False):
+            return loss(image_features, *args, **kwargs)
+
+    return in_full_precision
+
+
+def widened(*features: Tensor) -> tuple[Tensor, ...]:
+    """All tensors in one dtype: float64 if one of them is, float32 otherwise.
+
+    >>> [f.dtype for f in widened(torch.ones(1, dtype=torch.bfloat16), torch.ones(1))]
+    [torch.float32, torch.float32]
+    """
+    dtype = torch.float32
+    for tensor in features:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in features)
+
+
+def check_pairs(image_features: Tensor, text_features: Tensor, *, owner: str = "") -> None:
+    """Refuse features that are not two matrices of one shape, at least (1, 1).
+
+    Args:
+        image_features: Expected (B, d).
+        text_features: Expected (B, d), row i the partner of image row i.
+        owner: Put before the names in the message, for example `"teacher "`.
+
+    Raises:
+        ValueError: On any other shape.
+    """
+    image_shape, text_shape = tuple(image_features.shape), tuple(text_features.shape)
+    if len(image_shape) != 2 or image_shape != text_shape or 0 in image_shape:
+        raise ValueError(
+            f"{owner}image and text features must both be (batch, dim), one row a pair; "
+            f"got {image_shape} and {text_shape}"
+        )
+
+
+def check_same_shape(name: str, tensor: Tensor, image_features: Tensor) -> None:
+    """Refuse a `tensor` whose shape is not that of the image features.
+
+    Raises:
+        ValueError: On any other shape.
+    """
+    if tensor.shape != image_features.shape:
+        raise ValueError(
+            f"{name} must have the features' shape {tuple(image_features.shape)}, "
+            f"got {tuple(tensor.shape)}"
+        )
+
+
+def check_teacher_pairs(
+    image_features: Tensor, teacher_image_features: Tensor, teacher_text_features: Tensor
+) -> None:
+    """Refuse teacher features that are not pairs, or not of the student's batch.
+
+    The teacher's dimension may differ: only its similarities are looked at.
+
+    Raises:
+        ValueError: On any other shape.
+    """
+    check_pairs(teacher_image_features, teacher_text_features, owner="teacher ")
+    if len(teacher_image_features) != len(image_features):
+        raise ValueError(
+            f"student and teacher must see the same batch, got {len(image_features)} "
+            f"and {len(teacher_image_features)} pairs"
+        )
+
+
+def check_positive(name: str, value: Scalar) -> None:
+    """Refuse a number that is not above zero; tensors pass, reading one would stall a GPU.
+
+    Raises:
+        ValueError: If `value` is a number and not positive, or a tensor of several elements.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}")
+    elif not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")

@@ -1,0 +1,112 @@
+"""The losses that CLIP and SigLIP are pre-trained with, the baselines of every comparison.
+
+Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+ICML 2021, arXiv 2103.00020, figure 3 (softmax); Zhai et al., "Sigmoid Loss for Language Image
+Pre-Training", ICCV 2023, arXiv 2303.15343, section 3.2 (sigmoid).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import normalize as to_unit
+
+from clip_refine.losses._tensors import (
+    Scalar,
+    check_pairs,
+    check_positive,
+    outside_autocast,
+    widened,
+)
+
+
+@outside_autocast
+def contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    logit_scale: Scalar,
+    normalize: bool = True,
+) -> Tensor:
+    """Cross-entropy of picking a pair's partner out of the batch, both directions.
+
+    With s_ij = logit_scale · image_i · text_j:
+
+    L = −1/(2B) Σ_i (log softmax_j(s_ij)[j=i] + log softmax_j(s_ji)[j=i]).
+
+    Args:
+        image_features: (B, d), raw.
+        text_features: (B, d), raw; row i is the partner of image i.
+        logit_scale: The multiplier itself, 1/τ, not its logarithm: 100 is τ = 0.01. A number or a
+            0-d tensor, which may be learned.
+        normalize: Whether features are scaled to norm 1 first, as CLIP does.
+
+    Returns:
+        A scalar ≥ 0 in nats, lower is better; log B for a model that cannot tell pairs apart.
+
+    Raises:
+        ValueError: If shapes do not fit or `logit_scale` is not positive.
+
+    Example:
+        Two pairs at cosine 1, strangers at 0, scale 1: log(1 + 1/e).
+
+        >>> pairs = torch.eye(2)
+        >>> round(contrastive_loss(pairs, pairs, logit_scale=1.0).item(), 4)
+        0.3133
+    """
+    image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
+    logits = logit_scale * (image @ text.T)
+    own = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+@outside_autocast
+def sigmoid_contrastive_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    logit_scale: Scalar,
+    logit_bias: Scalar,
+    normalize: bool = True,
+) -> Tensor:
+    """Every image-text combination judged on its own: a pair or not (SigLIP).
+
+    With z_ij = 1 on the diagonal and −1 elsewhere:
+
+    L = −1/B Σ_ij log σ(z_ij (logit_scale · image_i · text_j + logit_bias)).
+
+    Args:
+        image_features: (B, d), raw.
+        text_features: (B, d), raw; row i is the partner of image i.
+        logit_scale: The multiplier itself, not its logarithm.
+        logit_bias: Added to every logit; SigLIP starts at −10.
+        normalize: Whether features are scaled to norm 1 first, as SigLIP does.
+
+    Returns:
+        A scalar ≥ 0 in nats per pair, lower is better.
+
+    Raises:
+        ValueError: If shapes do not fit or `logit_scale` is not positive.
+
+    Example:
+        One pair at cosine 1, scale 1, bias 0: log(1 + 1/e).
+
+        >>> pair = torch.tensor([[1.0, 0.0]])
+        >>> loss = sigmoid_contrastive_loss(pair, pair, logit_scale=1.0, logit_bias=0.0)
+        >>> round(loss.item(), 4)
+        0.3133
+    """
+    image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
+    logits = logit_scale * (image @ text.T) + logit_bias
+    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    return -logsigmoid(signs * logits).sum() / len(logits)
+
+
+def _checked(
+    image_features: Tensor, text_features: Tensor, logit_scale: Scalar, *, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    check_pairs(image_features, text_features)
+    check_positive("logit_scale", logit_scale)
+    image, text = widened(image_features, text_features)
+    if normalize:
+        return to_unit(image, dim=1), to_unit(text, dim=1)
+    return image, text

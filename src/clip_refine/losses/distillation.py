@@ -1,0 +1,114 @@
+"""Staying near the teacher: in its features (an anchor) or in its similarities.
+
+Both are mean squared errors, in the sense of Hinton et al., "Distilling the Knowledge in a Neural
+Network", 2015, section 2.1 (matching logits) and Romero et al., "FitNets", ICLR 2015, equation 3
+(matching features). They are rivals of HyCD's softened targets.
+"""
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from torch.nn.functional import normalize as to_unit
+
+from clip_refine.losses._tensors import (
+    Scalar,
+    check_pairs,
+    check_positive,
+    check_same_shape,
+    check_teacher_pairs,
+    outside_autocast,
+    widened,
+)
+
+
+@outside_autocast
+def feature_distillation_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    teacher_image_features: Tensor,
+    teacher_text_features: Tensor,
+) -> Tensor:
+    """Squared distance of each tower's features to the teacher's own, the two towers added.
+
+    L = 1/(B·d) Σ_i (‖image_i − teacher_image_i‖² + ‖text_i − teacher_text_i‖²).
+
+    Args:
+        image_features: (B, d), raw, the student's.
+        text_features: (B, d), raw, the student's.
+        teacher_image_features: (B, d), raw; no gradient flows into it.
+        teacher_text_features: (B, d), raw; no gradient flows into it.
+
+    Returns:
+        A scalar ≥ 0 in squared feature units, 0 where nothing has moved.
+
+    Raises:
+        ValueError: If the four shapes are not one (B, d).
+
+    Example:
+        Image moved by (1, 1), text by nothing, d = 2: 2/2 + 0/2.
+
+        >>> import torch
+        >>> origin = torch.zeros(1, 2)
+        >>> feature_distillation_loss(origin + 1, origin, origin, origin).item()
+        1.0
+    """
+    check_pairs(image_features, text_features)
+    check_same_shape("teacher image features", teacher_image_features, image_features)
+    check_same_shape("teacher text features", teacher_text_features, image_features)
+    image, text, teacher_image, teacher_text = widened(
+        image_features,
+        text_features,
+        teacher_image_features.detach(),
+        teacher_text_features.detach(),
+    )
+    return mse_loss(image, teacher_image) + mse_loss(text, teacher_text)
+
+
+@outside_autocast
+def logit_distillation_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    teacher_image_features: Tensor,
+    teacher_text_features: Tensor,
+    *,
+    temperature: Scalar = 1.0,
+    normalize: bool = False,
+) -> Tensor:
+    """Squared difference of the student's and the teacher's similarities, over all B² of them.
+
+    L = 1/B² Σ_ij (image_i · text_j − teacher_image_i · teacher_text_j)² / temperature².
+
+    Args:
+        image_features: (B, d), raw, the student's.
+        text_features: (B, d), raw, the student's.
+        teacher_image_features: (B, d′), raw; no gradient flows into it.
+        teacher_text_features: (B, d′), raw; no gradient flows into it.
+        temperature: Divides both similarities; a number or a 0-d tensor.
+        normalize: Whether features are scaled to norm 1 first.
+
+    Returns:
+        A scalar ≥ 0 in squared logits, 0 where no similarity has moved.
+
+    Raises:
+        ValueError: If shapes do not fit or `temperature` is not positive.
+
+    Example:
+        One pair whose similarity went from 1 to 3: (3 − 1)².
+
+        >>> import torch
+        >>> one = torch.ones(1, 1)
+        >>> logit_distillation_loss(3 * one, one, one, one).item()
+        4.0
+    """
+    check_pairs(image_features, text_features)
+    check_teacher_pairs(image_features, teacher_image_features, teacher_text_features)
+    check_positive("temperature", temperature)
+    features = widened(
+        image_features,
+        text_features,
+        teacher_image_features.detach(),
+        teacher_text_features.detach(),
+    )
+    if normalize:
+        features = tuple(to_unit(side, dim=1) for side in features)
+    image, text, teacher_image, teacher_text = features
+    return mse_loss(image @ text.T / temperature, teacher_image @ teacher_text.T / temperature)

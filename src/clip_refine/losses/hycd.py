@@ -1,0 +1,121 @@
+"""HyCD, hybrid contrastive-distillation: match pairs, and forget nothing the teacher knew.
+
+Source: Yamaguchi et al., CVPR 2025, arXiv 2504.12717, the section on hybrid
+contrastive-distillation.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as to_unit
+
+from clip_refine.losses._tensors import (
+    Scalar,
+    check_pairs,
+    check_positive,
+    check_teacher_pairs,
+    outside_autocast,
+    widened,
+)
+
+
+def hybrid_targets(teacher_logits: Tensor, *, alpha: float) -> Tensor:
+    """The rows that the student is to reproduce: part one-hot, part the teacher's.
+
+    q̂_ij = α·1[i = j] + (1 − α)·softmax_j(teacher_logits_ij).
+
+    Args:
+        teacher_logits: (B, B), row i the query, column j the candidate.
+        alpha: Share of the one-hot part, 0–1.
+
+    Returns:
+        (B, B) probabilities, rows sum to 1.
+
+    Example:
+        >>> hybrid_targets(torch.zeros(2, 2), alpha=0.5).tolist()
+        [[0.75, 0.25], [0.25, 0.75]]
+    """
+    one_hot = torch.eye(
+        len(teacher_logits), dtype=teacher_logits.dtype, device=teacher_logits.device
+    )
+    return alpha * one_hot + (1 - alpha) * teacher_logits.softmax(dim=1)
+
+
+@outside_autocast
+def hycd_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    teacher_image_features: Tensor,
+    teacher_text_features: Tensor,
+    *,
+    alpha: float = 0.5,
+    temperature: Scalar = 1.0,
+    normalize: bool = False,
+) -> Tensor:
+    """Divergence of the student's matching probabilities from hybrid targets, both directions.
+
+    With p the student's row softmax of similarity / temperature, q the teacher's, and
+    q̂_ij = α·1[i = j] + (1 − α)·q_ij:
+
+    L = ½ (KL(q̂ ‖ p) image→text + KL(q̂ ‖ p) text→image),
+
+    each KL summed over columns and averaged over rows. α = 1 is the contrastive loss, α = 0
+    distillation of the teacher alone. The gradient in the student's logits is (p − q̂) / (2B) in
+    each direction. There is no factor temperature².
+
+    Similarities are raw dot products by default: features of OpenAI's ViT-B/32 have norms near
+    10.5, which acts as a logit scale near 110 on cosines. For a model with other norms pass
+    `normalize=True` and `temperature = 1 / logit_scale`.
+
+    Args:
+        image_features: (B, d), raw, the student's.
+        text_features: (B, d), raw, the student's; row i is the partner of image i.
+        teacher_image_features: (B, d′), raw; no gradient flows into it.
+        teacher_text_features: (B, d′), raw; no gradient flows into it.
+        alpha: Share of the one-hot part of the targets, 0–1.
+        temperature: Divides student's and teacher's similarities; a number or a 0-d tensor. A
+            learned one gets gradient through the student only.
+        normalize: Whether features are scaled to norm 1 first.
+
+    Returns:
+        A scalar ≥ 0 in nats, lower is better.
+
+    Raises:
+        ValueError: If shapes do not fit, `alpha` is outside 0–1 or `temperature` not positive.
+
+    Example:
+        Student that cannot tell the two pairs apart, p = (½, ½), with α = 1: ln 2.
+
+        >>> same = torch.ones(2, 3)
+        >>> round(hycd_loss(same, same, same, same, alpha=1.0).item(), 4)
+        0.6931
+    """
+    check_pairs(image_features, text_features)
+    check_teacher_pairs(image_features, teacher_image_features, teacher_text_features)
+    check_positive("temperature", temperature)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    features = widened(
+        image_features,
+        text_features,
+        teacher_image_features.detach(),
+        teacher_text_features.detach(),
+    )
+    if normalize:
+        features = tuple(to_unit(side, dim=1) for side in features)
+    image, text, teacher_image, teacher_text = features
+
+    student_logits = image @ text.T / temperature
+    with torch.no_grad():
+        teacher_logits = teacher_image @ teacher_text.T / temperature
+        image_to_text_targets = hybrid_targets(teacher_logits, alpha=alpha)
+        text_to_image_targets = hybrid_targets(teacher_logits.T, alpha=alpha)
+    image_to_text = _mean_row_divergence(image_to_text_targets, student_logits)
+    text_to_image = _mean_row_divergence(text_to_image_targets, student_logits.T)
+    return (image_to_text + text_to_image) / 2
+
+
+def _mean_row_divergence(targets: Tensor, logits: Tensor) -> Tensor:
+    """KL(targets ‖ softmax(logits)), summed over columns, averaged over rows."""
+    # xlogy, because a target that underflows to 0 contributes 0 and not NaN
+    divergence = torch.xlogy(targets, targets) - targets * logits.log_softmax(dim=1)
+    return divergence.sum(dim=1).mean()

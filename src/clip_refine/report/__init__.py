@@ -1,0 +1,1 @@
+"""7. Numbers → something to look at, without torch."""

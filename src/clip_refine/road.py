@@ -1,0 +1,165 @@
+"""THE ROAD: what happens to a model and its pairs, top to bottom."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+
+from clip_refine import __version__, build
+from clip_refine.clock import Clock
+from clip_refine.config import EvaluateConfig, RefineConfig, dump_config, override
+from clip_refine.data import ImageCaptions
+from clip_refine.environment import describe_environment
+from clip_refine.evaluation import Embedder, score_model
+from clip_refine.models import DualEncoder, Teacher
+from clip_refine.results import RunScores, Scores
+from clip_refine.run_folder import check_free, complete_folder
+from clip_refine.train import StepLog
+
+
+def refine(
+    config: RefineConfig,
+    *,
+    model: DualEncoder | None = None,
+    train_pairs: ImageCaptions | None = None,
+    held_out: ImageCaptions | None = None,
+) -> RunScores:
+    """Refine a model, measure it before and after, and save it.
+
+    Writes `scores.json`, `model/`, `config.yaml`, `log.jsonl` and `environment.json` to
+    `config.out`, which appears when the run is complete.
+
+    Args:
+        config: Every setting.
+        model: Refined in place instead of loading `config.model`.
+        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
+        held_out: Used instead of opening `config.data.val`.
+
+    Returns:
+        The scores before and after, as in `scores.json`.
+
+    Raises:
+        ClipRefineError: Bad settings, data or model, a loss that is not finite, or an output
+            folder that exists. Nothing is left at `config.out` then.
+    """
+    clock = Clock()
+    check_free(config.out, overwrite=config.overwrite)
+    accelerator = build.build_accelerator(config.train.device)
+
+    with clock("load"):
+        # 1 images and captions
+        if train_pairs is None or held_out is None:
+            train_pairs, held_out = build.build_data(config.data, seed=config.seed)
+        tasks = build.build_tasks(config.evaluation)
+        steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
+        # 2 student and teacher
+        encoder = model or build.build_model(config.model)
+        student = build.build_student(encoder, config.train, accelerator.device)
+        teacher = Teacher(student)
+
+    with _output(config, accelerator) as folder:
+        embedder = _embedder(config, encoder, accelerator)
+        with clock("evaluate_before"):
+            before = score_model(embedder, held_out, tasks, seed=config.seed)
+
+        # 3 references, 4 losses, 5 one epoch
+        with clock("train"), StepLog(folder and folder / "log.jsonl") as log:
+            precision = build.build_precision(config.train, student, train_pairs, accelerator)
+            config = override(config, train={"precision": precision.name})
+            trainer = build.build_trainer(
+                config, student, teacher, precision, accelerator, steps=steps
+            )
+            batches = build.build_batches(config, train_pairs, encoder, accelerator)
+            trainer.train(batches, steps=steps, log=log)
+
+        # 6 frozen features → numbers
+        with clock("evaluate_after"):
+            after = score_model(embedder, held_out, tasks, seed=config.seed)
+
+        # 7 results
+        recipe = _recipe(config, pairs=len(train_pairs), steps=steps)
+        if folder:
+            with clock("save"):
+                _save(folder, student, config, accelerator.device)
+        scores = RunScores(before=before, after=after, recipe=recipe, seconds=clock.seconds)
+        if folder:
+            scores.write(folder / "scores.json")
+    return scores
+
+
+def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Scores:
+    """Measure a model as it stands: the same numbers as before and after a refinement.
+
+    Args:
+        config: Every setting.
+        model: Measured instead of loading `config.model`.
+
+    Raises:
+        ClipRefineError: Bad settings, data or model, or an output file that exists.
+    """
+    if config.out is not None:
+        check_free(config.out, overwrite=config.overwrite)
+    device = build.build_accelerator(config.device).device
+    held_out = build.build_held_out(config.data, seed=config.seed)
+    tasks = build.build_tasks(config.evaluation)
+    encoder = model or build.build_model(config.model)
+    if isinstance(encoder, nn.Module):
+        encoder.float().eval().to(device)
+    workers = build.count_workers(config.workers, device)
+    embedder = Embedder(encoder, device, config.evaluation.batch_size, workers)
+    scores = score_model(embedder, held_out, tasks, seed=config.seed)
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        scores.write(config.out)
+    return scores
+
+
+def _output(config: RefineConfig, accelerator: Accelerator) -> Any:
+    """The folder to write to on the first process, None on others."""
+    if not accelerator.is_main_process:
+        return nullcontext()
+    return complete_folder(config.out, overwrite=config.overwrite)
+
+
+def _embedder(config: RefineConfig, encoder: DualEncoder, accelerator: Accelerator) -> Embedder:
+    return Embedder(
+        encoder,
+        accelerator.device,
+        config.evaluation.batch_size,
+        build.count_workers(config.train.workers, accelerator.device),
+        visible=accelerator.is_main_process,
+    )
+
+
+def _recipe(config: RefineConfig, *, pairs: int, steps: int) -> dict[str, Any]:
+    """What was done, for the record beside the scores."""
+    return {
+        "model": config.model.name,
+        "pairs": pairs,
+        "steps": steps,
+        "seed": config.seed,
+        "train": config.train.model_dump(mode="json"),
+        "loss": config.loss.model_dump(mode="json"),
+        "prior": config.prior.model_dump(mode="json"),
+    }
+
+
+def _save(folder: Path, student: Any, config: RefineConfig, device: torch.device) -> None:
+    """Write the model, the settings that repeat the run, and what it ran on."""
+    metadata = {"clip_refine_version": __version__, "base_model": config.model.name}
+    if hasattr(student, "save"):
+        student.save(folder / "model", metadata=metadata)
+    else:
+        (folder / "model").mkdir()
+        weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
+        save_file(weights, folder / "model" / "model.safetensors", metadata=metadata)
+    settings = dump_config(override(config, overwrite=False))
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    environment = json.dumps(describe_environment(name), indent=2) + "\n"
+    (folder / "environment.json").write_text(environment, encoding="utf-8")

@@ -1,0 +1,81 @@
+"""The student as a trainable module: which parts learn, which stay as the teacher has them."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clip_refine.losses import PairFeatures
+from clip_refine.models import DualEncoder
+from clip_refine.train.precision import TowerPrecision, autocast
+
+_NORMALIZATION_STATISTICS = (nn.modules.batchnorm._NormBase,)
+
+
+class StudentTowers(nn.Module):
+    """Both towers in one `forward`, which is what data-parallel wrappers need.
+
+    Attributes:
+        encoder: The dual encoder.
+        precision: Which tower runs under bf16 autocast.
+    """
+
+    def __init__(self, encoder: nn.Module, precision: TowerPrecision) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.precision = precision
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[PairFeatures, Tensor]:
+        """Raw features in float32, (B, d) each, and the 0-d logit scale."""
+        encoder: DualEncoder = self.encoder  # pyright: ignore[reportAssignmentType]
+        return encode_pairs(encoder, pixels, tokens, self.precision), encoder.logit_scale
+
+
+def encode_pairs(
+    encoder: DualEncoder, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
+) -> PairFeatures:
+    """Raw float32 features of a batch, each tower in its own precision."""
+    with autocast(precision.image_bf16, pixels.device):
+        image_features = encoder.encode_image(pixels)
+    with autocast(precision.text_bf16, tokens.device):
+        text_features = encoder.encode_text(tokens)
+    return PairFeatures(image_features.float(), text_features.float())
+
+
+def prepare_student(
+    model: nn.Module,
+    *,
+    logit_scale: Literal["frozen", "trained"],
+    normalization_statistics: Literal["frozen", "updated"],
+) -> None:
+    """Set what is trained, in place.
+
+    The student stays in evaluation mode: dropout would make it differ from its teacher at random,
+    and running statistics of small batches ruin BatchNorm towers.
+
+    Args:
+        model: The dual encoder; weights become float32.
+        logit_scale: Whether the parameters called `logit_scale` and `logit_bias` are trained.
+        normalization_statistics: `updated` puts BatchNorm layers, and only them, in train mode.
+    """
+    model.float().eval().requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] in ("logit_scale", "logit_bias"):
+            parameter.requires_grad_(logit_scale == "trained")
+    if normalization_statistics == "updated":
+        for module in model.modules():
+            if isinstance(module, _NORMALIZATION_STATISTICS):
+                module.train()
+
+
+@torch.no_grad()
+def batch_statistics(features: PairFeatures) -> dict[str, float]:
+    """What the log says about a batch: mean raw norms and the distance of the unit centroids."""
+    image_norms = features.image_features.norm(dim=-1, keepdim=True)
+    text_norms = features.text_features.norm(dim=-1, keepdim=True)
+    image_center = (features.image_features / image_norms).mean(dim=0)
+    text_center = (features.text_features / text_norms).mean(dim=0)
+    values = torch.stack(
+        [image_norms.mean(), text_norms.mean(), (image_center - text_center).norm()]
+    ).tolist()
+    return dict(zip(("image_norm", "text_norm", "centroid_distance"), values, strict=True))

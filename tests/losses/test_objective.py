@@ -1,0 +1,144 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from clip_refine import losses
+from clip_refine.losses import LossTerms, Objective, PairFeatures
+from tests.losses.cases import Inputs, made_inputs
+
+NOTHING: dict[str, Any] = {
+    "rafa_weight": 0.0,
+    "hycd_weight": 0.0,
+    "alpha": 0.4,
+    "temperature": 0.8,
+    "normalize": False,
+    "rafa_reduction": "mean",
+}
+SCALE = torch.tensor(20.0, dtype=torch.float64)
+MIX = torch.tensor(0.3, dtype=torch.float64)
+X = made_inputs(seed=0)
+
+
+def terms_of(inputs: Inputs = X, **settings: Any) -> LossTerms:
+    objective = Objective(**NOTHING | settings)
+    return objective(
+        PairFeatures(inputs.image, inputs.text),
+        PairFeatures(inputs.teacher_image, inputs.teacher_text),
+        inputs.references,
+        logit_scale=SCALE,
+        mix=MIX,
+    )
+
+
+EXPECTED = {
+    "rafa": lambda: losses.rafa_loss(X.image, X.text, X.references),
+    "hycd": lambda: losses.hycd_loss(*X[:4], alpha=0.4, temperature=0.8),
+    "contrastive": lambda: losses.contrastive_loss(X.image, X.text, logit_scale=20.0),
+    "alignment": lambda: losses.alignment_loss(X.image, X.text),
+    "anchor": lambda: losses.feature_distillation_loss(*X[:4]),
+    "m2_mix": lambda: losses.m2_mix_loss(X.image, X.text, logit_scale=20.0, mix=MIX),
+    "logit_distillation": lambda: losses.logit_distillation_loss(*X[:4], temperature=0.8),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_term_alone_is_its_weighted_loss_and_no_other_is_computed(name: str):
+    terms = terms_of(**{f"{name}_weight": 3.0})
+    assert terms.as_floats().keys() == {name, "total"}
+    torch.testing.assert_close(getattr(terms, name), 3 * EXPECTED[name]())
+    torch.testing.assert_close(terms.total, 3 * EXPECTED[name]())
+
+
+def test_the_total_adds_all_terms():
+    terms = terms_of(**{f"{name}_weight": 0.5 for name in EXPECTED})
+    floats = terms.as_floats()
+    assert floats.keys() == {*EXPECTED, "total"}
+    assert floats["total"] == pytest.approx(sum(0.5 * loss().item() for loss in EXPECTED.values()))
+
+
+def test_the_records_fields_are_the_terms():
+    assert set(LossTerms.__dataclass_fields__) == set(EXPECTED)
+
+
+def test_no_term_is_an_error():
+    with pytest.raises(ValueError, match="no loss term is present"):
+        _ = LossTerms().total
+
+
+def test_as_floats_keeps_the_graph_of_the_total():
+    image = X.image.clone().requires_grad_()
+    terms = terms_of(X._replace(image=image), rafa_weight=1.0)
+    terms.as_floats()
+    terms.total.backward()
+    assert image.grad is not None
+
+
+def test_unit_features_and_the_models_own_scale():
+    unit = terms_of(hycd_weight=1.0, normalize=True, temperature=None)
+    expected = losses.hycd_loss(*X[:4], alpha=0.4, temperature=1 / 20, normalize=True)
+    torch.testing.assert_close(unit.total, expected)
+    aligned = terms_of(alignment_weight=1.0, normalize=True)
+    torch.testing.assert_close(
+        aligned.total, losses.alignment_loss(X.image, X.text, normalize=True)
+    )
+
+
+def test_raw_contrastive_at_a_scale_of_its_own():
+    raw = terms_of(contrastive_weight=1.0, contrastive_normalize=False, contrastive_scale=0.5)
+    expected = losses.contrastive_loss(X.image, X.text, logit_scale=0.5, normalize=False)
+    torch.testing.assert_close(raw.total, expected)
+
+
+def learned_scale_gradient(**settings: Any) -> float | None:
+    scale = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
+    pairs = PairFeatures(X.image.clone().requires_grad_(), X.text)
+    teacher = PairFeatures(X.teacher_image, X.teacher_text)
+    objective = Objective(**NOTHING | settings)
+    objective(pairs, teacher, X.references, logit_scale=scale).total.backward()
+    return None if scale.grad is None else scale.grad.item()
+
+
+def test_only_the_contrastive_term_trains_the_logit_scale():
+    assert learned_scale_gradient(contrastive_weight=1.0) not in (None, 0.0)
+    assert learned_scale_gradient(hycd_weight=1.0, temperature=None, normalize=True) is None
+    assert learned_scale_gradient(hycd_weight=1.0, rafa_weight=1.0) is None
+
+
+def test_what_a_recipe_needs():
+    rafa = Objective(**NOTHING | {"rafa_weight": 1.0})
+    hycd = Objective(**NOTHING | {"hycd_weight": 1.0})
+    mixed = Objective(**NOTHING | {"m2_mix_weight": 1.0})
+    assert (rafa.needs_references, rafa.needs_teacher, rafa.needs_mix) == (True, False, False)
+    assert (hycd.needs_references, hycd.needs_teacher, hycd.needs_mix) == (False, True, False)
+    assert (mixed.needs_references, mixed.needs_teacher, mixed.needs_mix) == (False, False, True)
+    for weight in ("anchor_weight", "logit_distillation_weight"):
+        assert Objective(**NOTHING | {weight: 1.0}).needs_teacher
+
+
+@pytest.mark.parametrize(
+    ("weight", "missing"),
+    [("rafa_weight", "references"), ("hycd_weight", "teacher"), ("m2_mix_weight", "mix")],
+)
+def test_what_is_needed_must_be_given(weight: str, missing: str):
+    objective = Objective(**NOTHING | {weight: 1.0})
+    with pytest.raises(ValueError, match=f"this objective needs {missing}, got None"):
+        objective(PairFeatures(X.image, X.text), None, None, logit_scale=SCALE)
+
+
+def test_what_is_not_needed_may_be_missing():
+    objective = Objective(**NOTHING | {"contrastive_weight": 1.0})
+    terms = objective(PairFeatures(X.image, X.text), None, None, logit_scale=SCALE)
+    assert terms.total.isfinite()
+
+
+def test_no_weight_at_all_is_refused():
+    with pytest.raises(ValueError, match="at least one weight must be above 0: rafa_weight"):
+        Objective(**NOTHING)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_weights_that_are_no_weights_are_refused(weight: float):
+    with pytest.raises(ValueError, match="anchor_weight must be finite and at least 0"):
+        Objective(**NOTHING | {"rafa_weight": 1.0, "anchor_weight": weight})

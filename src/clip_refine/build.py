@@ -64,8 +64,8 @@ def build_accelerator(device: str) -> Accelerator:
                 "Pass --train.device auto or cpu."
             ) from error
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    # CoCa-like models have parameters that neither feature depends on
-    handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
+    handler = DistributedDataParallelKwargs(static_graph=True)
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[handler])
 
 
@@ -255,8 +255,8 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions, processes: int) -> in
         )
     if len(pairs) < config.batch_size:
         raise DataError(
-            f"{pairs.name}: {len(pairs)} images are fewer than a batch of {config.batch_size}. "
-            f"Pass --train.batch-size {max(2, len(pairs) // 8)} or give more images."
+            f"{pairs.name}: {len(pairs)} images, fewer than a batch of {config.batch_size}. Give "
+            "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
         )
     return config.epochs * (len(pairs) // config.batch_size)
 

@@ -1,4 +1,4 @@
-"""One thread, as the tensors are tiny: waking four for each softmax of 16 numbers costs 25 ms here."""
+"""One thread: the tensors are tiny, and on a busy machine waking four for a softmax takes 25 ms."""
 
 from collections.abc import Iterator
 

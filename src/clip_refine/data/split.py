@@ -57,8 +57,8 @@ def hold_out(source: ImageCaptions, *, fraction: float, seed: int) -> tuple[Subs
     held_out = max(MINIMUM_HELD_OUT, round(fraction * len(source)))
     if held_out > len(source) // 2:
         raise DataError(
-            f"{source.name}: {len(source)} images are too few to hold {held_out} of them out for "
-            "the before/after numbers. Give evaluation pairs of their own with --data.val."
+            f"{source.name}: {len(source)} images, too few to hold {held_out} of them out for the "
+            "before/after numbers. Give evaluation pairs of their own with --data.val."
         )
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
     return (

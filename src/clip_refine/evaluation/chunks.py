@@ -1,8 +1,11 @@
 """Similarity matrices too large to hold, a few rows at a time.
 
 100,000 × 100,000 similarities are 40 GB; 256 rows of them are 100 MB. Every metric that needs all
-of them walks over such blocks, each block holding whole rows, so that all comparisons of one query
-come out of one matrix product and duplicates tie as they should.
+of them walks over such blocks of whole rows.
+
+The last bits of a matrix product depend on where in it a number stands, so that two copies of one
+caption need not score the same. Scores nearer than that rounding count as equal everywhere, and
+equals are ranked by index: results then depend neither on the block size nor on the machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +27,16 @@ ROWS_AT_ONCE = 8192
 
 COLUMNS_AT_ONCE = 8192
 """Items of a block that are looked at together where looking makes wider copies."""
+
+
+def tie_width(dtype: torch.dtype) -> float:
+    """Difference below which two cosines computed in `dtype` count as equal, 16 roundings.
+
+    Example:
+        >>> tie_width(torch.float32)
+        1.9073486328125e-06
+    """
+    return 16 * torch.finfo(dtype).eps
 
 
 def measured(metric: Callable[P, R]) -> Callable[P, R]:
@@ -134,31 +147,33 @@ class BestPartner(NamedTuple):
     """(Q,) int64, which item that partner is."""
 
 
-def best_partner(similarity: Tensor, partners: Tensor) -> BestPartner:
-    """The best-placed of each query's own items, ties going to the lower index.
+def best_partner(similarity: Tensor, partners: Tensor, *, tie: float) -> BestPartner:
+    """The best-placed of each query's own items, equals standing in the order of their index.
 
     Args:
         similarity: (Q, M), higher is nearer; any sign.
         partners: (Q, P) item indices, −1 where a query has fewer than P; at least one a row.
+        tie: Scores that differ by no more than this are equal.
 
     Example:
         Item 1 is the partner; items 0 and 1 tie, so item 0 stands before it.
 
-        >>> best_partner(torch.tensor([[0.5, 0.5, 0.1]]), torch.tensor([[1]])).rank.tolist()
+        >>> best_partner(torch.tensor([[0.5, 0.5, 0.1]]), torch.tensor([[1]]), tie=0).rank.tolist()
         [1]
     """
     own = similarity.gather(1, partners.clamp(min=0)).masked_fill_(partners < 0, -torch.inf)
     best_score = own.amax(dim=1, keepdim=True)
     item_count = similarity.shape[1]
-    is_best = (own == best_score) & (partners >= 0)
+    is_best = (own >= best_score - tie) & (partners >= 0)
     best_item = partners.masked_fill(~is_best, item_count).amin(dim=1)
     rank = torch.zeros_like(best_item)
     # a few columns at a time: counting truth values widens each of them to eight bytes
     for start in range(0, item_count, COLUMNS_AT_ONCE):
         columns = similarity[:, start : start + COLUMNS_AT_ONCE]
-        rank += (columns > best_score).sum(dim=1)
+        is_above = columns > best_score + tie
+        rank += is_above.sum(dim=1)
         # ties are rare, so positions are compared only where there is one
-        query, column = (columns == best_score).nonzero(as_tuple=True)
+        query, column = ((columns >= best_score - tie) & ~is_above).nonzero(as_tuple=True)
         stands_before = start + column < best_item[query]
         rank.index_add_(0, query, stands_before.to(rank.dtype))
     return BestPartner(rank=rank, item=best_item)

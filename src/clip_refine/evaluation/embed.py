@@ -1,5 +1,6 @@
 """Images and texts → frozen features, in float32."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from clip_refine.console import Bar
 from clip_refine.data import ImageCaptions, image_batches
 from clip_refine.data.loader import Images
+from clip_refine.errors import ModelError
 from clip_refine.models import DualEncoder
 
 
@@ -45,7 +47,7 @@ class Embedder:
         for pixels in bar.over(batches):
             pixels = pixels.to(self.device, non_blocking=True)
             features.append(self.model.encode_image(pixels).float().cpu())
-        return torch.cat(features)
+        return _finite(torch.cat(features), images.image_name)
 
     @torch.no_grad()
     def texts(self, texts: list[str], title: str) -> Tensor:
@@ -63,7 +65,18 @@ class Embedder:
         by_length = torch.cat(features)
         in_order = torch.empty_like(by_length)
         in_order[torch.tensor(order)] = by_length
-        return in_order
+        return _finite(in_order, lambda index: repr(texts[index]))
+
+
+def _finite(features: Tensor, name: Callable[[int], str]) -> Tensor:
+    """The features, refused where one is NaN or infinite: every number after it would be, too."""
+    bad = (~features.isfinite().all(dim=-1)).nonzero().flatten().tolist()
+    if bad:
+        raise ModelError(
+            f"the model's features of {name(bad[0])} are not finite ({len(bad)} of {len(features)} "
+            "such). Look for NaN in its weights, or load them again."
+        )
+    return features
 
 
 @dataclass(frozen=True)

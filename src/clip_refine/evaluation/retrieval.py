@@ -12,6 +12,7 @@ from clip_refine.evaluation.chunks import (
     check_chunk_size,
     measured,
     row_blocks,
+    tie_width,
     unit_sides,
 )
 
@@ -38,7 +39,8 @@ def retrieval(
     """Recall in both directions: the share of queries with one of their own in the top k.
 
     The protocol: all captions of an image count as its partners, the whole set is the index, and
-    of equally similar items the lower index stands first. Higher is better.
+    of equally similar items (nearer than rounding, 2e-6 in float32) the lower index stands first.
+    Higher is better.
 
     Args:
         image_features: (N, d), raw or unit.
@@ -106,23 +108,29 @@ def retrieval_ranks(
     """
     check_chunk_size(chunk_size)
     image_unit, text_unit = unit_sides(image_features, text_features)
+    tie = tie_width(image_unit.dtype)
     if not normalize:
         image_unit, text_unit = image_features.to(image_unit), text_features.to(text_unit)
+        tie *= _longest(image_unit) * _longest(text_unit)
     owners = _checked_owners(text_to_image, len(image_unit), len(text_unit)).to(image_unit.device)
     return RetrievalRanks(
         image_to_text=torch.cat(
             [
-                best_partner(image_unit[rows] @ text_unit.T, captions).rank
+                best_partner(image_unit[rows] @ text_unit.T, captions, tie=tie).rank
                 for rows, captions in _captions_of_images(owners, len(image_unit), chunk_size)
             ]
         ),
         text_to_image=torch.cat(
             [
-                best_partner(text_unit[rows] @ image_unit.T, owners[rows, None]).rank
+                best_partner(text_unit[rows] @ image_unit.T, owners[rows, None], tie=tie).rank
                 for rows in row_blocks(len(text_unit), chunk_size)
             ]
         ),
     )
+
+
+def _longest(features: Tensor) -> float:
+    return torch.linalg.vector_norm(features, dim=1).max().item()
 
 
 def _checked_owners(text_to_image: Tensor | None, image_count: int, text_count: int) -> Tensor:

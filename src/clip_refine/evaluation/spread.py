@@ -13,6 +13,7 @@ from clip_refine.evaluation.chunks import (
     ROWS_AT_ONCE,
     measured,
     row_blocks,
+    tie_width,
 )
 from clip_refine.evaluation.gap import mean_row
 
@@ -89,12 +90,13 @@ def text_first_share(
         >>> text_first_share(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[0.0, 1], [0, 1]]))
         1.0
     """
+    tie = tie_width(text_unit.dtype)
     text_first_count = 0
     for rows in row_blocks(len(text_unit), chunk_size):
         nearest_image = (text_unit[rows] @ image_unit.T).amax(dim=1)
         among_texts = text_unit[rows] @ text_unit.T
         among_texts.diagonal(offset=rows.start).fill_(-torch.inf)
-        text_first_count += int((among_texts.amax(dim=1) > nearest_image).sum())
+        text_first_count += int((among_texts.amax(dim=1) > nearest_image + tie).sum())
     return text_first_count / len(text_unit)
 
 
@@ -145,12 +147,16 @@ def hubness_skewness(
 
 def _nearest(similarity: Tensor, k: int) -> Tensor:
     """(Q, k) indices of the k largest a row, the lower index first among equals."""
+    tie = tie_width(similarity.dtype)
     scores, nearest = similarity.topk(k + 1, dim=1)
-    # which of several equals topk takes is not defined, so those rows are sorted stably
-    at_edge = (scores[:, k - 1] == scores[:, k]).nonzero()[:, 0]
+    # which of several equals topk takes is not defined, so those rows are filled by index
+    at_edge = (scores[:, k - 1] - scores[:, k] <= tie).nonzero()[:, 0]
     nearest = nearest[:, :k]
-    for row in at_edge.tolist():
-        nearest[row] = similarity[row].argsort(descending=True, stable=True)[:k]
+    for query in at_edge.tolist():
+        row, last = similarity[query], scores[query, k - 1]
+        above, equal = row > last + tie, (row - last).abs() <= tie
+        in_order = torch.cat([above.nonzero()[:, 0], equal.nonzero()[:, 0]])
+        nearest[query] = in_order[:k]
     return nearest
 
 

@@ -8,6 +8,7 @@ from clip_refine.evaluation.chunks import (
     best_partner,
     measured,
     row_blocks,
+    tie_width,
     unit_rows,
     unit_sides,
 )
@@ -54,7 +55,8 @@ def zero_shot_scores(
 ) -> dict[str, float]:
     """How often the true class is the nearest, or among the nearest five.
 
-    Of equally similar classes the lower index stands first. Higher is better.
+    Of equally similar classes (nearer than rounding) the lower index stands first. Higher is
+    better.
 
     Args:
         image_features: (N, d), raw or unit.
@@ -79,9 +81,10 @@ def zero_shot_scores(
     """
     image_unit, class_unit = unit_sides(image_features, class_features, names=("image", "class"))
     labels = _checked_labels(labels, image_unit, class_unit)
+    tie = tie_width(image_unit.dtype)
     ranks = torch.cat(
         [
-            best_partner(image_unit[rows] @ class_unit.T, labels[rows, None]).rank
+            best_partner(image_unit[rows] @ class_unit.T, labels[rows, None], tie=tie).rank
             for rows in row_blocks(len(image_unit), chunk_size)
         ]
     )

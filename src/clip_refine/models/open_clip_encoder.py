@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,10 +37,11 @@ class OpenClipEncoder(nn.Module):
         self, clip: nn.Module, preprocess: Any, tokenizer: Any, model_config: dict[str, Any]
     ) -> None:
         super().__init__()
-        self.clip: Any = clip.eval()
+        self.clip: Any = clip
         self.preprocess = preprocess
         self.model_config = model_config
         self.full_length_tokenizer = tokenizer
+        self.eval()  # open_clip hands models out in train mode
         self.text_cut = detect_text_cut(clip, tokenizer)
         self.tokenizer = CuttingTokenizer(tokenizer, self.text_cut) if self.text_cut else tokenizer
 
@@ -128,6 +130,12 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
         raise ModelError(f"{identifier}: no {CONFIG_FILE} there. Give an open_clip model's folder.")
     try:
         return _create(name, schema, pretrained)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{pretrained or name}: could not be loaded: it holds more than weights, and other "
+            "objects are not unpickled because they can run code. Save it as .safetensors, or save "
+            "its state_dict only."
+        ) from error
     except ImportError as error:
         raise ModelError(f"{name}: needs a package that is not installed ({error}).") from error
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

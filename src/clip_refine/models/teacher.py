@@ -1,44 +1,32 @@
 """The frozen copy that the student is held to."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clip_refine.models.dual_encoder import DualEncoder
 
-
-class Teacher(nn.Module):
+class Teacher:
     """A deep copy of a dual encoder that never changes.
 
-    It is in evaluation mode, has no gradients, and `train()` leaves it as it is, so that a parent
-    module's `train()` cannot wake it.
+    No module on purpose: a parent's `train()`, `requires_grad_()` or `parameters()` does not reach
+    it, so it cannot be switched to training and no optimiser finds it.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(model).requires_grad_(False)
-        self.encoder.eval()
-        self.training = False
-
-    def train(self, mode: bool = True) -> "Teacher":
-        """Does nothing: a teacher stays in evaluation mode."""
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> "Teacher":
-        """Does nothing: a teacher has no gradients."""
-        return self
+        self._encoder: Any = copy.deepcopy(model).requires_grad_(False).eval()
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, d) raw features without a graph."""
-        return _encoder(self).encode_image(pixels)
+        return self._encoder.encode_image(pixels)
 
     @torch.no_grad()
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, d) raw features without a graph."""
-        return _encoder(self).encode_text(tokens)
+        return self._encoder.encode_text(tokens)
 
-
-def _encoder(teacher: Teacher) -> DualEncoder:
-    return teacher.encoder  # pyright: ignore[reportReturnType]
+    def state_dict(self) -> dict[str, Tensor]:
+        """The frozen weights, to compare with."""
+        return self._encoder.state_dict()

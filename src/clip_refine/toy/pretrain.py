@@ -78,7 +78,7 @@ def model_config(embed_dim: int) -> dict[str, Any]:
             "init_logit_scale": math.log(LOGIT_SCALE),
             "vision_cfg": {
                 "image_size": IMAGE_SIZE,
-                "patch_size": 8,
+                "patch_size": 12,
                 "layers": 4,
                 "width": 128,
                 "head_width": 32,

@@ -28,7 +28,7 @@ COLOURS = {
 }
 """Colour names with their mean RGB, 0-255."""
 
-SIZES = {"small": 0.13, "large": 0.22}
+SIZES = {"small": 0.15, "large": 0.25}
 """Size names with the mean radius of the shape, as a share of the image's width."""
 
 PLACES = {

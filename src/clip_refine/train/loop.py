@@ -14,6 +14,7 @@ from clip_refine.console import Bar
 from clip_refine.data import PairBatch
 from clip_refine.errors import TrainingError
 from clip_refine.losses import LossTerms, Objective, PairFeatures
+from clip_refine.models import Teacher
 from clip_refine.priors import Prior
 from clip_refine.train.gather import gather_features
 from clip_refine.train.log import StepLog
@@ -39,7 +40,7 @@ class Trainer:
 
     accelerator: Any
     towers: Callable[[Tensor, Tensor], tuple[PairFeatures, Tensor]]
-    teacher: Any
+    teacher: Teacher
     objective: Objective
     precision: TowerPrecision
     prior: Prior
@@ -77,10 +78,9 @@ class Trainer:
 
     def step(self, number: int, batch: PairBatch) -> dict[str, float]:
         """Forward, loss, backward, update; what happened as numbers for the log."""
-        processes = self.accelerator.num_processes
         features, logit_scale = self.towers(batch.pixels, batch.tokens)
-        student = gather_features(features, processes=processes)
-        teacher = self._teacher_features(batch, processes)
+        student = gather_features(features, self.accelerator)
+        teacher = self._teacher_features(batch)
         terms = self.objective(student, teacher, self._references(student), logit_scale=logit_scale)
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)
@@ -97,11 +97,11 @@ class Trainer:
             **batch_statistics(student),
         }
 
-    def _teacher_features(self, batch: PairBatch, processes: int) -> PairFeatures | None:
+    def _teacher_features(self, batch: PairBatch) -> PairFeatures | None:
         if not self.objective.needs_teacher:
             return None
         features = encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
-        return gather_features(features, processes=processes)
+        return gather_features(features, self.accelerator)
 
     def _references(self, student: PairFeatures) -> Tensor | None:
         """One reference a pair, the same on every process because the generator is."""

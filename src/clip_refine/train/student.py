@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_refine.losses import PairFeatures
-from clip_refine.models import DualEncoder
+from clip_refine.models import DualEncoder, Teacher
 from clip_refine.train.precision import TowerPrecision, autocast
 
 _NORMALIZATION_STATISTICS = (nn.modules.batchnorm._NormBase,)
@@ -32,7 +32,7 @@ class StudentTowers(nn.Module):
 
 
 def encode_pairs(
-    encoder: DualEncoder, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
+    encoder: DualEncoder | Teacher, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
 ) -> PairFeatures:
     """Raw float32 features of a batch, each tower in its own precision."""
     with autocast(precision.image_bf16, pixels.device):

@@ -1,0 +1,79 @@
+"""What many tests share: a tiny random CLIP, drawn pairs, and the folder of real data."""
+
+import json
+import os
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.toy import ToyPairs
+
+# Two cores are what there is; more threads only fight over them.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 48, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def write_model(folder: Path, model_config: dict, *, seed: int = 0) -> str:
+    """Save a random model with this architecture as an open_clip folder; its `local-dir:` name."""
+    torch.manual_seed(seed)
+    settings = dict(model_config)
+    custom_text = settings.pop("custom_text", False)
+    kind = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    clip = kind(**settings)
+    open_clip.set_model_preprocess_cfg(clip, {"size": 48, **PREPROCESS})
+    context_length = model_config["text_cfg"]["context_length"]
+    tokenizer = open_clip.SimpleTokenizer(context_length=context_length)
+    OpenClipEncoder(clip, None, tokenizer, model_config).save(folder)
+    assert json.loads((folder / "open_clip_config.json").read_text())["model_cfg"] == model_config
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_model(tmp_path_factory.mktemp("tiny"), TINY)
+
+
+@pytest.fixture
+def tiny(tiny_name: str) -> OpenClipEncoder:
+    return load_open_clip(tiny_name)
+
+
+@pytest.fixture(scope="session")
+def pairs() -> ToyPairs:
+    return ToyPairs("tests", size=64, captions_per_image=3)
+
+
+@pytest.fixture(scope="session")
+def held_out() -> ToyPairs:
+    return ToyPairs("tests-held-out", size=24)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the shared research data (../shared) is not on this machine")
+    return SHARED
+
+
+@pytest.fixture
+def table(tmp_path: Path, pairs: ToyPairs) -> Path:
+    """A CSV of 64 drawn images with three captions each, image files beside it."""
+    (tmp_path / "images").mkdir()
+    lines = ["file_name,caption"]
+    for index in range(len(pairs)):
+        name = f"images/{index:03}.png"
+        pairs.load_image(index).save(tmp_path / name)
+        lines += [f'{name},"{caption}"' for caption in pairs.captions[index]]
+    path = tmp_path / "captions.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

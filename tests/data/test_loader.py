@@ -1,0 +1,124 @@
+"""The same pairs whatever the number of workers and processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from clip_refine.data import EpochPlan, image_batches, pair_batches, read_class_folders, read_table
+from clip_refine.data.split import hold_out
+from clip_refine.errors import DataError
+from clip_refine.models import OpenClipEncoder
+from clip_refine.toy import ToyPairs
+
+
+def plan_of(pairs: ToyPairs, seed: int) -> EpochPlan:
+    return EpochPlan.draw(pairs, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(pairs: ToyPairs, model: OpenClipEncoder, **settings: int):
+    return list(
+        pair_batches(
+            pairs,
+            plan_of(pairs, 1),
+            batch_size=16,
+            preprocess=model.preprocess,
+            tokenizer=model.tokenizer,
+            **settings,
+        )
+    )
+
+
+def test_workers_change_nothing(pairs: ToyPairs, tiny: OpenClipEncoder):
+    for alone, helped in zip(batches(pairs, tiny), batches(pairs, tiny, workers=2), strict=True):
+        assert alone.indices == helped.indices
+        assert torch.equal(alone.pixels, helped.pixels)
+        assert torch.equal(alone.tokens, helped.tokens)
+
+
+def test_processes_share_each_batch_in_order(pairs: ToyPairs, tiny: OpenClipEncoder):
+    whole = batches(pairs, tiny)
+    halves = [batches(pairs, tiny, rank=rank, processes=2) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert batch.indices == [*first.indices, *second.indices]
+
+
+def test_an_epoch_uses_each_image_once_and_leaves_out_an_incomplete_batch(pairs: ToyPairs):
+    listed = plan_of(pairs, 0).batches(24)
+    assert [len(batch) for batch in listed] == [24, 24]
+    used = [index for batch in listed for index in batch]
+    assert len(set(used)) == len(used)
+
+
+def test_captions_are_drawn_evenly_and_anew():
+    pairs = ToyPairs("draws", size=3000, captions_per_image=3)
+    first, again, other = plan_of(pairs, 0), plan_of(pairs, 0), plan_of(pairs, 1)
+    assert first == again
+    assert first.caption_choice != other.caption_choice
+    counts = torch.bincount(torch.tensor(first.caption_choice), minlength=3)
+    assert counts.min() > 900
+
+
+def test_tokens_belong_to_the_drawn_captions(pairs: ToyPairs, tiny: OpenClipEncoder):
+    plan = plan_of(pairs, 1)
+    batch = batches(pairs, tiny)[0]
+    texts = [pairs.captions[i][plan.caption_choice[i]] for i in batch.indices]
+    assert torch.equal(batch.tokens, tiny.tokenizer(texts))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_lost_after_the_check_is_named(table: Path, tiny: OpenClipEncoder, workers: int):
+    source = read_table(table)
+    source.paths[5].write_bytes(b"gone bad")
+    with pytest.raises(DataError, match=r"^\S*005.png: cannot be decoded"):
+        list(image_batches(source, batch_size=8, preprocess=tiny.preprocess, workers=workers))
+
+
+@dataclass(frozen=True)
+class ManyImages:
+    name: str
+    captions: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def load_image(self, index: int) -> Image.Image:
+        raise NotImplementedError
+
+    def image_name(self, index: int) -> str:
+        return str(index)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(200, 100), (5000, 100), (20_000, 200)])
+def test_held_out_share(count: int, expected: int):
+    source = ManyImages("many", [(f"caption {i}",) for i in range(count)])
+    train, held_out = hold_out(source, fraction=0.01, seed=1)
+    assert len(held_out) == expected
+    assert sorted([*train.indices, *held_out.indices]) == list(range(count))
+    assert held_out.captions[0] == source.captions[held_out.indices[0]]
+    assert hold_out(source, fraction=0.01, seed=1)[1].indices == held_out.indices
+    assert hold_out(source, fraction=0.01, seed=2)[1].indices != held_out.indices
+
+
+def test_too_few_images_to_hold_out():
+    source = ManyImages("few", [("caption",)] * 150)
+    with pytest.raises(DataError, match="few: 150 images, too few.*--data.val"):
+        hold_out(source, fraction=0.01, seed=1)
+
+
+def test_class_folders(tmp_path: Path):
+    for name, count in (("sea_lion", 2), ("cat", 1)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{index}.png")
+    task = read_class_folders(tmp_path, templates=("a photo of a {}.",))
+    assert task.class_names == ("cat", "sea lion")
+    assert list(task.labels) == [0, 1, 1]
+    assert task.name == tmp_path.name
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: class folder without images"):
+        read_class_folders(tmp_path, templates=("{}",))
+    with pytest.raises(DataError, match="no such folder"):
+        read_class_folders(tmp_path / "nowhere", templates=("{}",))

@@ -1,0 +1,116 @@
+"""The metrics once more, as loops over Python floats: slow, plain, and only to compare with."""
+
+import math
+
+import numpy as np
+
+from tests.reference.losses import Rows, dot, squared_distance
+
+
+def centroid(rows: Rows) -> list[float]:
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def centroid_distance(image: Rows, text: Rows) -> float:
+    return math.sqrt(squared_distance(centroid(image), centroid(text)))
+
+
+def centroid_squared_over_dim(image: Rows, text: Rows) -> float:
+    return squared_distance(centroid(image), centroid(text)) / len(image[0])
+
+
+def true_pair_cosine(image: Rows, text: Rows) -> float:
+    return sum(dot(i, t) for i, t in zip(image, text, strict=True)) / len(image)
+
+
+def alignment(image: Rows, text: Rows) -> float:
+    return sum(squared_distance(i, t) for i, t in zip(image, text, strict=True)) / len(image)
+
+
+def centred(rows: Rows) -> Rows:
+    middle = centroid(rows)
+    return [[value - mean for value, mean in zip(row, middle, strict=True)] for row in rows]
+
+
+def residual_alignment(image: Rows, text: Rows) -> float:
+    return alignment(centred(image), centred(text))
+
+
+def uniformity_mean(image: Rows, text: Rows) -> float:
+    every = image + text
+    kernels = [
+        math.exp(-2 * squared_distance(every[i], every[j]))
+        for i in range(len(every))
+        for j in range(i + 1, len(every))
+    ]
+    return math.fsum(kernels) / len(kernels)
+
+
+def mean_cosine_of_strangers(rows: Rows) -> float:
+    count = len(rows)
+    cosines = [dot(rows[i], rows[j]) for i in range(count) for j in range(count) if i != j]
+    return math.fsum(cosines) / len(cosines)
+
+
+def relative_modality_gap(image: Rows, text: Rows) -> float:
+    a = (1 - true_pair_cosine(image, text)) / 2
+    b_image = (1 - mean_cosine_of_strangers(image)) / 2
+    b_text = (1 - mean_cosine_of_strangers(text)) / 2
+    return a / (a + (b_image + b_text) / 2)
+
+
+def text_first_share(image: Rows, text: Rows) -> float:
+    count = 0
+    for i, query in enumerate(text):
+        best_image = max(dot(query, item) for item in image)
+        best_text = max(dot(query, item) for j, item in enumerate(text) if j != i)
+        count += best_text > best_image
+    return count / len(text)
+
+
+def ranking(scores: list[float]) -> list[int]:
+    """Items from the best score to the worst, the lower index first among equals."""
+    return sorted(range(len(scores)), key=lambda item: (-scores[item], item))
+
+
+def hubness_skewness(image: Rows, text: Rows, k: int) -> float:
+    counts = [0] * len(text)
+    for query in image:
+        for item in ranking([dot(query, row) for row in text])[:k]:
+            counts[item] += 1
+    mean = sum(counts) / len(counts)
+    second = sum((count - mean) ** 2 for count in counts) / len(counts)
+    third = sum((count - mean) ** 3 for count in counts) / len(counts)
+    return third / second**1.5 if second else 0.0
+
+
+def effective_rank(image: Rows, text: Rows) -> float:
+    rows = centred(image + text)
+    dim = len(rows[0])
+    covariance = [
+        [math.fsum(row[a] * row[b] for row in rows) / len(rows) for b in range(dim)]
+        for a in range(dim)
+    ]
+    eigenvalues = [max(value, 0.0) for value in np.linalg.eigvalsh(np.array(covariance)).tolist()]
+    shares = [value / sum(eigenvalues) for value in eigenvalues]
+    return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
+
+
+def best_ranks(scores: Rows, partners: list[set[int]]) -> list[int]:
+    """0-based rank of each row's best-placed partner."""
+    return [
+        min(place for place, item in enumerate(ranking(row)) if item in own)
+        for row, own in zip(scores, partners, strict=True)
+    ]
+
+
+def recall_at(ranks: list[int], k: int) -> float:
+    return sum(rank < k for rank in ranks) / len(ranks)
+
+
+def mean_per_class_recall(predicted: list[int], labels: list[int]) -> float:
+    recalls = []
+    for label in sorted(set(labels)):
+        own = [p for p, actual in zip(predicted, labels, strict=True) if actual == label]
+        recalls.append(sum(p == label for p in own) / len(own))
+    return sum(recalls) / len(recalls)

@@ -1,0 +1,78 @@
+"""The command line: help at once, one message for each mistake, settings from file and flags."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clip_refine.cli import HELP, VERBS, main
+
+
+def test_help_teaches_every_verb(capsys: pytest.CaptureFixture[str]):
+    main([])
+    assert capsys.readouterr().out == HELP
+    assert all(f"clip-refine {verb}" in HELP for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_verb_help_needs_no_torch(verb: str):
+    program = (
+        "import sys; from clip_refine.cli import main\n"
+        f"try: main(['{verb}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'open_clip', 'accelerate', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "default" in shown.stdout
+
+
+def test_settings_come_from_defaults_then_file_then_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\ntrain: {epochs: 5, batch_size: 64}\n")
+    main(["refine", "--config", str(file), "--train.epochs", "2", "--print-config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["seed"], settings["train"]["epochs"]) == (3, 2)
+    assert (settings["train"]["batch_size"], settings["train"]["learning_rate"]) == (64, 1e-6)
+
+
+def test_demo_runs_the_toy_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from clip_refine import cli
+
+    seen = []
+    monkeypatch.setattr(cli, "_refine", seen.append)
+    main(["demo", "--out", str(tmp_path / "x"), "--seed", "4"])
+    assert (seen[0].model.name, seen[0].data.train, seen[0].seed) == ("toy", "toy", 4)
+
+
+def test_a_run_from_the_command_line(
+    table: Path, tiny_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    main(
+        [
+            *("refine", "--model.name", tiny_name, "--data.train", str(table)),
+            *("--data.val", str(table), "--train.batch-size", "32", "--out", str(out)),
+        ]
+    )
+    shown = capsys.readouterr()
+    assert "centroid distance" in shown.out
+    assert "The gap went from" in shown.out
+    assert (out / "scores.json").is_file()
+    main(["evaluate", "--model.name", f"local-dir:{out}/model", "--data.val", str(table)])
+    assert "image_to_text_recall@1" in capsys.readouterr().out
+
+
+def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["refine", "--data.train", "nowhere.csv"])
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "clip-refine refine: nowhere.csv: cannot be read" in shown.err
+    assert "Traceback" not in shown.err

@@ -1,0 +1,79 @@
+"""Defaults are the paper's; what does not fit is refused where it is made."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from clip_refine.config import RefineConfig, demo_config, dump_config, load_config, override
+from clip_refine.errors import ConfigError
+
+
+def test_defaults_are_the_papers():
+    config = RefineConfig()
+    assert (config.train.epochs, config.train.batch_size) == (1, 512)
+    assert (config.train.learning_rate, config.train.weight_decay) == (1e-6, 0.1)
+    assert (config.train.schedule, config.train.decay) == ("constant", "all")
+    assert (config.loss.rafa_weight, config.loss.hycd_weight) == (1, 1)
+    assert (config.loss.contrastive_weight, config.loss.alpha) == (0, 0.5)
+    assert (config.loss.temperature, config.loss.normalize) == (1, False)
+    assert (config.prior.kind, config.prior.scale) == ("standard_normal", 1)
+    assert config.seed == 42
+
+
+@pytest.mark.parametrize(
+    ("group", "setting", "value"),
+    [
+        ("train", "batch_size", 1),
+        ("train", "learning_rate", 0),
+        ("train", "learning_rate", float("nan")),
+        ("train", "epochs", 0),
+        ("train", "precision", "fp8"),
+        ("loss", "alpha", 1.5),
+        ("loss", "temperature", 0),
+        ("loss", "rafa_weight", -1),
+        ("prior", "scale", -1),
+        ("data", "val_fraction", 1),
+        ("evaluation", "template", "a photo"),
+        ("train", "no_such_setting", 1),
+    ],
+)
+def test_out_of_range_is_refused(group: str, setting: str, value: object):
+    with pytest.raises(ValidationError, match=setting):
+        RefineConfig.model_validate({group: {setting: value}})
+
+
+def test_nothing_to_minimise_is_refused():
+    with pytest.raises(ValidationError, match="nothing to minimise"):
+        RefineConfig.model_validate({"loss": {"rafa_weight": 0, "hycd_weight": 0}})
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(ValidationError, match="frozen"):
+        RefineConfig().train.epochs = 2  # pyright: ignore
+
+
+def test_yaml_round_trip(tmp_path: Path):
+    config = demo_config(out=tmp_path / "x", seed=3, overwrite=False)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(RefineConfig, path) == config
+    assert list(yaml.safe_load(path.read_text())) == list(RefineConfig.model_fields)
+
+
+def test_override_replaces_only_what_is_named():
+    config = override(RefineConfig(), seed=7, train={"epochs": 2})
+    assert (config.seed, config.train.epochs, config.train.batch_size) == (7, 2, 512)
+    with pytest.raises(ConfigError, match="train.epochs"):
+        override(config, train={"epochs": -1})
+
+
+def test_every_setting_is_explained():
+    for name, field in RefineConfig.model_fields.items():
+        group = field.annotation
+        if hasattr(group, "model_fields"):
+            for setting, inner in group.model_fields.items():
+                assert inner.description, f"{name}.{setting} has no help text"
+        else:
+            assert field.description, f"{name} has no help text"

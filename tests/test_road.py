@@ -1,0 +1,199 @@
+"""The whole road on a few drawn pairs: what is written, and what is left after an error."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_refine import EvaluateConfig, RefineConfig, evaluate, refine
+from clip_refine.config import load_config, override
+from clip_refine.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
+from clip_refine.models import OpenClipEncoder
+from clip_refine.results import read_run_scores
+from clip_refine.toy import ToyPairs
+from clip_refine.train import StepLog
+
+RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+GEOMETRY = {
+    "centroid_distance",
+    "centroid_squared_over_dim",
+    "true_pair_cosine",
+    "alignment",
+    "residual_alignment",
+    "uniformity_log",
+    "uniformity_mean",
+    "relative_modality_gap",
+    "text_first_share",
+    "linear_separability",
+    "hubness_skewness",
+    "effective_rank",
+}
+
+
+@pytest.fixture
+def config(tiny_name: str, table: Path, tmp_path: Path) -> RefineConfig:
+    return RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": {"train": str(table), "val": str(table)},
+            "train": {"batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
+            "out": tmp_path / "run",
+            "seed": 1,
+        }
+    )
+
+
+def test_everything_promised_is_written(config: RefineConfig):
+    scores = refine(config)
+    written = {path.relative_to(config.out).as_posix() for path in config.out.rglob("*.*")}
+    assert written == {
+        "scores.json",
+        "config.yaml",
+        "log.jsonl",
+        "environment.json",
+        "model/open_clip_config.json",
+        "model/open_clip_model.safetensors",
+    }
+    assert read_run_scores(config.out / "scores.json") == scores
+    saved = json.loads((config.out / "scores.json").read_text())
+    assert set(saved) == {"before", "after", "recipe", "seconds"}
+    for side in (saved["before"], saved["after"]):
+        assert set(side["geometry"]) == GEOMETRY
+        assert set(side["retrieval"]) == RECALLS
+        assert (side["pairs"], side["captions"]) == (64, 192)
+    assert set(saved["seconds"]) >= {"load", "evaluate_before", "train", "evaluate_after", "total"}
+    assert saved["recipe"]["steps"] == 4
+    environment = json.loads((config.out / "environment.json").read_text())
+    assert environment["packages"]["open_clip_torch"] == open_clip.__version__
+    assert len((config.out / "log.jsonl").read_text().splitlines()) == 4
+    assert not list(config.out.parent.glob(".run*"))
+
+
+def test_the_saved_model_scores_what_the_run_said(config: RefineConfig, tmp_path: Path):
+    scores = refine(config)
+    again = evaluate(
+        EvaluateConfig.model_validate(
+            {
+                "model": {"name": f"local-dir:{config.out / 'model'}"},
+                "data": {"val": config.data.val},
+                "out": tmp_path / "again.json",
+                "seed": config.seed,
+            }
+        )
+    )
+    assert again.geometry == pytest.approx(scores.after.geometry, abs=1e-5)
+    assert again.retrieval == pytest.approx(scores.after.retrieval)
+    assert json.loads((tmp_path / "again.json").read_text())["pairs"] == 64
+    before = evaluate(EvaluateConfig(model=config.model, data=config.data, seed=config.seed))
+    assert before.geometry == pytest.approx(scores.before.geometry, abs=1e-6)
+
+
+def test_the_written_configuration_repeats_the_run(config: RefineConfig, tmp_path: Path):
+    first = refine(config)
+    settings = load_config(RefineConfig, config.out / "config.yaml")
+    second = refine(override(settings, out=tmp_path / "again"))
+    assert second.after == first.after
+    weights, same = (
+        load_file(path / "model" / "open_clip_model.safetensors")
+        for path in (config.out, tmp_path / "again")
+    )
+    assert all(torch.equal(weight, same[name]) for name, weight in weights.items())
+
+
+def test_precision_auto_is_resolved_in_the_written_configuration(config: RefineConfig):
+    refine(override(config, train={"precision": "auto"}))
+    written = load_config(RefineConfig, config.out / "config.yaml")
+    assert written.train.precision in ("fp32", "bf16", "bf16-image", "bf16-text")
+
+
+def test_a_model_and_pairs_of_ones_own(
+    config: RefineConfig, tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs
+):
+    before = tiny.clip.visual.proj.clone()
+    scores = refine(config, model=tiny, train_pairs=pairs, held_out=held_out)
+    assert not torch.equal(before, tiny.clip.visual.proj)
+    assert scores.after.pairs == 24
+
+
+class PlainEncoder(torch.nn.Module):
+    """The least that can be refined: nothing of open_clip, no save()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = torch.nn.Linear(3, 4)
+        self.text = torch.nn.Embedding(128, 4)
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def preprocess(self, image) -> torch.Tensor:
+        return torch.tensor(list(image.getpixel((20, 20)))) / 255
+
+    def tokenizer(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[ord(text[0]), ord(text[-1])] for text in texts])
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        return self.scale.exp()
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.image(pixels)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.text(tokens).mean(dim=1)
+
+
+def test_any_object_that_fits_can_be_refined(
+    config: RefineConfig, pairs: ToyPairs, held_out: ToyPairs
+):
+    refine(config, model=PlainEncoder(), train_pairs=pairs, held_out=held_out)
+    assert (config.out / "model" / "model.safetensors").is_file()
+
+
+def test_an_existing_folder_is_kept_unless_overwritten(config: RefineConfig):
+    config.out.mkdir()
+    (config.out / "precious.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="exists already. Pass --overwrite"):
+        refine(config)
+    assert (config.out / "precious.txt").read_text() == "keep me"
+    refine(override(config, overwrite=True))
+    assert not (config.out / "precious.txt").exists()
+    assert (config.out / "scores.json").exists()
+    assert load_config(RefineConfig, config.out / "config.yaml").overwrite is False
+
+
+def test_an_error_leaves_nothing_and_loses_nothing(config: RefineConfig, monkeypatch):
+    config.out.mkdir()
+    (config.out / "precious.txt").write_text("keep me")
+
+    def fail(self: StepLog, record: object) -> None:
+        raise TrainingError("step 1: the loss is not finite")
+
+    monkeypatch.setattr(StepLog, "write", fail)
+    with pytest.raises(TrainingError):
+        refine(override(config, overwrite=True))
+    assert [path.name for path in config.out.iterdir()] == ["precious.txt"]
+    assert not list(config.out.parent.glob(".run*"))
+
+
+def test_nan_weights_are_found_before_training(config: RefineConfig, tiny: OpenClipEncoder):
+    with torch.no_grad():
+        tiny.clip.visual.proj[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        refine(config, model=tiny)
+    assert not config.out.exists()
+
+
+def test_missing_sources_say_what_to_pass():
+    with pytest.raises(ConfigError, match="--data.train captions.csv"):
+        refine(RefineConfig())
+    with pytest.raises(ConfigError, match="--data.val captions.csv"):
+        evaluate(EvaluateConfig())
+    with pytest.raises(DataError, match=r"photos.xlsx: not a kind of source"):
+        refine(RefineConfig.model_validate({"data": {"train": "photos.xlsx"}}))
+
+
+def test_a_device_that_is_not_there(config: RefineConfig):
+    with pytest.raises(ConfigError, match="device 'cuda:7': not usable here"):
+        refine(override(config, train={"device": "cuda:7"}))

@@ -1,0 +1,167 @@
+"""The trainer against the method written out by hand, and its promises."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
+
+from clip_refine import build
+from clip_refine.config import RefineConfig, override
+from clip_refine.errors import ConfigError, DataError, ModelError, TrainingError
+from clip_refine.losses import LossTerms, hycd_loss, rafa_loss
+from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.priors import StandardNormal
+from clip_refine.toy import ToyPairs
+from clip_refine.train import StepLog, TowerPrecision, Trainer
+from clip_refine.train.loop import check_finite
+
+CONFIG = RefineConfig.model_validate(
+    {
+        "train": {"batch_size": 16, "learning_rate": 1e-3, "epochs": 2, "device": "cpu"},
+        "seed": 5,
+    }
+)
+FP32 = TowerPrecision.from_name("fp32")
+
+
+def with_plain_descent(trainer: Trainer) -> Trainer:
+    """Adam turns a gradient that is zero but for rounding into a full step; this one does not."""
+    [group] = trainer.schedule.optimizer.param_groups
+    descent = torch.optim.SGD(group["params"], lr=group["lr"])
+    return replace(trainer, schedule=LambdaLR(descent, lambda _: 1.0))
+
+
+def train(
+    model: OpenClipEncoder,
+    pairs: ToyPairs,
+    config: RefineConfig,
+    folder: Path,
+    *,
+    plain: bool = False,
+) -> Teacher:
+    accelerator = build.build_accelerator("cpu")
+    student = build.build_student(model, config.train, accelerator.device)
+    teacher = Teacher(student)
+    steps = build.count_steps(config.train, pairs, 1)
+    trainer = build.build_trainer(config, student, teacher, FP32, accelerator, steps=steps)
+    if plain:
+        trainer = with_plain_descent(trainer)
+    batches = build.build_batches(config, pairs, model, accelerator)
+    with StepLog(folder / "log.jsonl") as log:
+        trainer.train(batches, steps=steps, log=log)
+    return teacher
+
+
+def by_hand(model: OpenClipEncoder, pairs: ToyPairs, config: RefineConfig) -> list[float]:
+    """CLIP-Refine as METHOD §1 has it, without any of the trainer's parts."""
+    teacher = copy.deepcopy(model)
+    model.clip.logit_scale.requires_grad_(False)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    generator = build.seeded_generator(config.seed, "references")
+    losses = []
+    for batch in build.build_batches(config, pairs, model, Accelerator(cpu=True)):
+        image, text = model.encode_image(batch.pixels), model.encode_text(batch.tokens)
+        with torch.no_grad():
+            teacher_image = teacher.encode_image(batch.pixels)
+            teacher_text = teacher.encode_text(batch.tokens)
+        references = StandardNormal().sample(*image.shape, generator=generator, device="cpu")
+        loss = rafa_loss(image, text, references)
+        loss = loss + hycd_loss(image, text, teacher_image, teacher_text, alpha=0.5)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_it_is_the_method_by_hand(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    other = copy.deepcopy(tiny)
+    expected = by_hand(other, pairs, CONFIG)
+    train(tiny, pairs, CONFIG, tmp_path, plain=True)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["loss_total"] for record in records] == pytest.approx(expected, rel=1e-6)
+    for name, weight in tiny.state_dict().items():
+        assert torch.allclose(weight, other.state_dict()[name], atol=1e-6), name
+
+
+def test_log_has_every_promised_number(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    train(tiny, pairs, CONFIG, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert set(records[0]) == {
+        "step",
+        "step_seconds",
+        "pairs_per_second",
+        "loss_rafa",
+        "loss_hycd",
+        "loss_total",
+        "learning_rate",
+        "gradient_norm",
+        "image_norm",
+        "text_norm",
+        "centroid_distance",
+    }
+    assert records[0]["loss_total"] == pytest.approx(
+        records[0]["loss_rafa"] + records[0]["loss_hycd"], rel=1e-6
+    )
+
+
+def test_the_teacher_is_bitwise_untouched(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    teacher = train(tiny, pairs, CONFIG, tmp_path)
+    assert all(torch.equal(before[name], frozen) for name, frozen in teacher.state_dict().items())
+    changed = [
+        name for name, tensor in tiny.state_dict().items() if not torch.equal(before[name], tensor)
+    ]
+    assert "clip.logit_scale" not in changed
+    assert "clip.text_projection" in changed
+    assert "clip.visual.proj" in changed
+
+
+def test_one_seed_one_result(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    twin, other = copy.deepcopy(tiny), copy.deepcopy(tiny)
+    train(tiny, pairs, CONFIG, tmp_path)
+    train(twin, pairs, CONFIG, tmp_path)
+    train(other, pairs, override(CONFIG, seed=6), tmp_path)
+    same, different = tiny.clip.visual.proj, other.clip.visual.proj
+    assert torch.equal(same, twin.clip.visual.proj)
+    assert not torch.equal(same, different)
+
+
+def test_gradients_are_clipped(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    config = override(CONFIG, train={"clip_norm": 1e-9, "learning_rate": 1e-12})
+    before = tiny.clip.visual.proj.clone()
+    train(tiny, pairs, config, tmp_path)
+    assert torch.allclose(before, tiny.clip.visual.proj, atol=1e-6)
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert record["gradient_norm"] > 1e-3
+
+
+def test_a_loss_that_is_not_finite_names_step_and_terms():
+    terms = LossTerms(rafa=torch.tensor(1.5), hycd=torch.tensor(torch.nan))
+    with pytest.raises(TrainingError, match=r"step 7: .*rafa 1.5, hycd nan, total nan"):
+        check_finite(7, terms)
+
+
+def test_weights_that_turn_nan_stop_the_run(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    with torch.no_grad():
+        tiny.clip.visual.proj[0, 0] = torch.nan
+    with pytest.raises(TrainingError, match="step 1: the loss is not finite"):
+        train(tiny, pairs, CONFIG, tmp_path)
+
+
+def test_fewer_pairs_than_a_batch(pairs: ToyPairs):
+    with pytest.raises(DataError, match="64 images, fewer than a batch of 512"):
+        build.count_steps(RefineConfig().train, pairs, 1)
+    with pytest.raises(ConfigError, match="16 cannot be shared by 3 processes"):
+        build.count_steps(CONFIG.train, pairs, 3)
+
+
+def test_what_is_no_dual_encoder_is_refused():
+    with pytest.raises(ModelError, match="Linear cannot be refined: it must be"):
+        build.build_student(torch.nn.Linear(1, 1), CONFIG.train, torch.device("cpu"))  # pyright: ignore

@@ -1,0 +1,93 @@
+"""Which precision, which weights decay, which learning rate."""
+
+import pytest
+import torch
+from torch import nn
+
+from clip_refine.models import OpenClipEncoder
+from clip_refine.train import TowerPrecision, make_optimiser, make_schedule, measure_precision
+from clip_refine.train.precision import PrecisionMeasurement
+from clip_refine.train.student import encode_pairs, prepare_student
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "bf16-image", "bf16-text"])
+def test_precision_names_round_trip(name):
+    assert TowerPrecision.from_name(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "expected"),
+    [(3, 3, "bf16"), (0.4, 3, "bf16-text"), (1.05, 0.9, "fp32"), (2, 1, "bf16-image")],
+)
+def test_each_tower_gets_the_faster_precision(image: float, text: float, expected: str):
+    assert PrecisionMeasurement(image, text).choice.name == expected
+
+
+def test_measuring_leaves_weights_and_gradients_alone(tiny: OpenClipEncoder):
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    tokens = tiny.tokenizer(["a red circle"] * 4)
+    measured = measure_precision(tiny, torch.randn(4, 3, 48, 48), tokens, torch.device("cpu"))
+    assert measured.image_speedup > 0
+    assert measured.text_speedup > 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
+    assert all(parameter.grad is None for parameter in tiny.parameters())
+
+
+def test_bf16_is_used_where_asked_for_and_features_are_float32(tiny: OpenClipEncoder):
+    pixels, tokens = torch.randn(2, 3, 48, 48), tiny.tokenizer(["a red circle", "a dog"])
+    exact = encode_pairs(tiny, pixels, tokens, TowerPrecision.from_name("fp32"))
+    mixed = encode_pairs(tiny, pixels, tokens, TowerPrecision.from_name("bf16-text"))
+    assert torch.equal(exact.image_features, mixed.image_features)
+    assert not torch.equal(exact.text_features, mixed.text_features)
+    assert mixed.text_features.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("decay", "spared"), [("all", 0), ("matrices", 3)])
+def test_which_weights_decay(decay, spared: int):
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    model.register_parameter("frozen", nn.Parameter(torch.ones(2, 2), requires_grad=False))
+    optimiser = make_optimiser(
+        model.named_parameters(),
+        learning_rate=0.1,
+        weight_decay=0.5,
+        decay=decay,
+        device=torch.device("cpu"),
+    )
+    by_decay = {group["weight_decay"]: len(group["params"]) for group in optimiser.param_groups}
+    assert by_decay.get(0.0, 0) == spared
+    assert by_decay[0.5] == 4 - spared
+
+
+def test_learning_rate_of_every_step():
+    optimiser = make_optimiser(
+        nn.Linear(1, 1).named_parameters(),
+        learning_rate=1.0,
+        weight_decay=0.0,
+        decay="all",
+        device=torch.device("cpu"),
+    )
+    schedule = make_schedule(optimiser, schedule="cosine", warmup_steps=2, steps=6)
+    rates = []
+    for _ in range(6):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.854, 0.5, 0.146], abs=1e-3)
+
+
+@pytest.mark.parametrize("trained", ["frozen", "trained"])
+def test_logit_scale_is_trained_by_choice(tiny: OpenClipEncoder, trained):
+    prepare_student(tiny, logit_scale=trained, normalization_statistics="frozen")
+    assert tiny.clip.logit_scale.requires_grad == (trained == "trained")
+    assert tiny.clip.text_projection.requires_grad
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "updated"])
+def test_batch_norm_statistics_and_dropout(statistics):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.LayerNorm(3)).train()
+    prepare_student(model, logit_scale="frozen", normalization_statistics=statistics)
+    before = model[0].running_mean.clone()
+    rows = torch.randn(8, 3)
+    assert torch.equal(model[1](rows), rows)
+    model(rows)
+    assert torch.equal(model[0].running_mean, before) == (statistics == "frozen")

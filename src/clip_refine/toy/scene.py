@@ -44,17 +44,17 @@ BACKGROUNDS = ("white", "grey", "black", "striped", "dotted")
 
 CAPTION_TEMPLATES = (
     "a {colour} {shape}",
-    "a picture of a {size} {colour} {shape}",
-    "a drawing of a {colour} {shape} {place}",
-    "a {colour} shape {place} of a {background} picture",
     "a {shape} on a {background} background",
+    "a {colour} shape {place}",
+    "a drawing of a {colour} {shape}",
+    "a picture of a {size} {colour} {shape}",
+    "a {colour} {shape} {place}",
+    "a {colour} {shape} on a {background} background",
     "there is a {size} {colour} {shape} {place}",
     "a {size} {colour} {shape} on a {background} background",
-    "a {colour} {shape} {place} of a {background} picture",
+    "a drawing of a {colour} {shape} {place} on a {background} background",
+    "a {background} picture, and {place} a {colour} {shape}",
     "a {size} {colour} {shape} {place} of a {background} picture",
-    "a {background} background with a {size} {colour} {shape} {place}",
-    "a {background} picture, and {place} a {size} {shape} in {colour}",
-    "{place} of a {background} drawing there is a {size} {colour} {shape}",
 )
 """What captions look like; no attribute starts with a vowel, so "a" is always right."""
 

@@ -164,10 +164,23 @@ class EvaluateConfig(_Settings):
     """auto, cpu, cuda, cuda:1, mps."""
     out: Path | None = None
     """JSON file for the numbers."""
+    save_features: Path | None = None
+    """.safetensors file for the raw features, which `clip-refine posthoc` reads."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the held-out split; give the one a run was refined with."""
     overwrite: bool = False
-    """Replace `out` where it exists."""
+    """Replace `out` and `save_features` where they exist."""
+
+
+class PosthocConfig(_Settings):
+    """What training-free peers are fitted with."""
+
+    neighbours: Count = 128
+    """nnn: an item's bias is its mean similarity to so many of the nearest reference queries."""
+    alpha: NonNegative = 0.75
+    """nnn: the share of that mean that is taken off the item's scores."""
+    strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """modality-shift: the share of the gap between the centroids that is closed."""
 
 
 def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:

@@ -16,7 +16,10 @@ from clip_refine.config import EvaluateConfig, RefineConfig, dump_config, overri
 from clip_refine.data import ImageCaptions
 from clip_refine.environment import describe_environment
 from clip_refine.evaluation import Embedder, score_model
+from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.models import DualEncoder, Teacher
+from clip_refine.posthoc import FeatureSet, write_features
+from clip_refine.posthoc.feature_file import check_features_path
 from clip_refine.results import RunScores, Scores
 from clip_refine.run_folder import check_free, complete_folder
 from clip_refine.train import StepLog
@@ -104,6 +107,8 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     """
     if config.out is not None:
         check_free(config.out, overwrite=config.overwrite)
+    if config.save_features is not None:
+        check_features_path(config.save_features, overwrite=config.overwrite)
     device = build.build_accelerator(config.device).device
     held_out = build.build_held_out(config.data, seed=config.seed)
     tasks = build.build_tasks(config.evaluation)
@@ -112,10 +117,15 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         encoder.float().eval().to(device)
     workers = build.count_workers(config.workers, device)
     embedder = Embedder(encoder, device, config.evaluation.batch_size, workers)
-    scores = score_model(embedder, held_out, tasks, seed=config.seed)
+    pairs = embed_pairs(embedder, held_out)
+    scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         scores.write(config.out)
+    if config.save_features is not None:
+        features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
+        note = {"model": config.model.name}
+        write_features(config.save_features, features, note=note, overwrite=config.overwrite)
     return scores
 
 

@@ -1,6 +1,6 @@
 """Similarity matrices too large to hold, a few rows at a time.
 
-100,000 × 100,000 similarities are 40 GB; 256 rows of them are 100 MB. Every metric that needs all
+100,000 × 100,000 similarities are 40 GB; 128 rows of them are 50 MB. Every metric that needs all
 of them walks over such blocks of whole rows.
 
 The last bits of a matrix product depend on where in it a number stands, so that two copies of one
@@ -18,10 +18,10 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CHUNK_SIZE = 256
-"""Queries a block: 100 MB of float32 similarities to 100,000 items."""
+CHUNK_SIZE = 128
+"""Queries a block: 50 MB of float32 similarities to 100,000 items."""
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 2048
 """Feature rows widened to float64 at a time where no similarities are needed."""
 
 

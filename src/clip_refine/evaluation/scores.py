@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from clip_refine.data import ImageCaptions, LabelledImages
-from clip_refine.evaluation.embed import Embedder, embed_pairs, embed_prompts
+from clip_refine.evaluation.embed import EmbeddedPairs, Embedder, embed_pairs, embed_prompts
 from clip_refine.evaluation.geometry import geometry
 from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.zero_shot import class_vectors, zero_shot_scores
@@ -13,7 +13,12 @@ from clip_refine.results import Scores
 
 
 def score_model(
-    embedder: Embedder, held_out: ImageCaptions, tasks: Sequence[LabelledImages], *, seed: int
+    embedder: Embedder,
+    held_out: ImageCaptions,
+    tasks: Sequence[LabelledImages],
+    *,
+    seed: int,
+    pairs: EmbeddedPairs | None = None,
 ) -> Scores:
     """Geometry and retrieval on the held-out pairs, zero-shot classification on each task.
 
@@ -24,8 +29,9 @@ def score_model(
         held_out: Pairs that were not trained on.
         tasks: May be empty.
         seed: Of the split that `linear_separability` is measured with.
+        pairs: The features of `held_out`, where they are at hand already.
     """
-    pairs = embed_pairs(embedder, held_out)
+    pairs = pairs or embed_pairs(embedder, held_out)
     return Scores(
         geometry=geometry(pairs.image_features, pairs.first_caption_features, seed=seed),
         retrieval=retrieval(pairs.image_features, pairs.text_features, pairs.text_to_image),

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from clip_refine.toy.scene import IMAGE_SIZE
+from clip_refine.toy.scene import IMAGE_SIZE, TERSE_TEMPLATES
 from clip_refine.toy.world import ToyClasses, ToyPairs, toy_tasks, toy_val
 
 LOGIT_SCALE = 100.0
@@ -114,7 +114,13 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, float]:
     torch.manual_seed(config.seed)
     model = CLIP(**model_config(config.embed_dim)["model_cfg"])
     model.logit_scale.requires_grad_(False)
-    world = ToyPairs("pretrain", config.pairs, config.seed, mismatched=config.mismatched)
+    world = ToyPairs(
+        "pretrain",
+        config.pairs,
+        config.seed,
+        mismatched=config.mismatched,
+        templates=TERSE_TEMPLATES,
+    )
     train(model, images_of(world), tokens_of(first_captions(world)), config)
     rescale_raw_features(model.eval(), ToyPairs("rescale", 1000, config.seed))
     save_model(model, config, out)

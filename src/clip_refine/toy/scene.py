@@ -44,19 +44,37 @@ BACKGROUNDS = ("white", "grey", "black", "striped", "dotted")
 
 CAPTION_TEMPLATES = (
     "a {colour} {shape}",
+    "a picture of a {size} {colour} {shape}",
+    "a drawing of a {colour} {shape} {place}",
+    "a {colour} shape {place} of a {background} picture",
     "a {shape} on a {background} background",
+    "there is a {size} {colour} {shape} {place}",
+    "a {size} {colour} {shape} on a {background} background",
+    "a {colour} {shape} {place} of a {background} picture",
+    "a {size} {colour} {shape} {place} of a {background} picture",
+    "a {background} background with a {size} {colour} {shape} {place}",
+    "a {background} picture, and {place} a {size} {shape} in {colour}",
+    "{place} of a {background} drawing there is a {size} {colour} {shape}",
+)
+"""Captions as people write them who are asked to describe a picture: most are detailed.
+
+No attribute starts with a vowel, so "a" is always right.
+"""
+
+TERSE_TEMPLATES = (
+    "a {shape}",
+    "a {colour} {shape}",
+    "a {size} {shape}",
+    "a {shape} {place}",
     "a {colour} shape {place}",
     "a drawing of a {colour} {shape}",
     "a picture of a {size} {colour} {shape}",
     "a {colour} {shape} {place}",
+    "a {shape} on a {background} background",
     "a {colour} {shape} on a {background} background",
-    "there is a {size} {colour} {shape} {place}",
-    "a {size} {colour} {shape} on a {background} background",
-    "a drawing of a {colour} {shape} {place} on a {background} background",
-    "a {background} picture, and {place} a {colour} {shape}",
-    "a {size} {colour} {shape} {place} of a {background} picture",
+    "a {shape} {place} of a {background} picture",
 )
-"""What captions look like; no attribute starts with a vowel, so "a" is always right."""
+"""Captions as they are found on the web, short: what the packaged model is pre-trained on."""
 
 _SUPERSAMPLING = 4
 _BACKGROUND_RGB = {

@@ -5,6 +5,7 @@ order of access: two processes see the same world, and a held-out split is simpl
 another name.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class ToyPairs:
         seed: int = 0,
         captions_per_image: int = 1,
         mismatched: float = 0.0,
+        templates: Sequence[str] = CAPTION_TEMPLATES,
     ) -> None:
         """Describe `size` images of the stream `toy-{split}`.
 
@@ -52,18 +54,19 @@ class ToyPairs:
             split: Name of the stream; another name gives other images.
             size: Number of images, at least 1.
             seed: Another seed gives other images, too.
-            captions_per_image: Different templates used for every image, 1 to 12.
+            captions_per_image: Different templates used for every image, at least 1.
             mismatched: Share of images, 0-1, whose captions describe another random image;
                 `round(mismatched * size)` images exactly.
+            templates: What the captions look like, with the attributes of `Scene` in braces.
 
         Raises:
             DataError: If a number is out of its range.
         """
         _check_size_and_seed(size, seed)
-        if not 1 <= captions_per_image <= len(CAPTION_TEMPLATES):
+        if not 1 <= captions_per_image <= len(templates):
             raise DataError(
                 f"toy pairs: captions_per_image is {captions_per_image}; "
-                f"it must be 1 to {len(CAPTION_TEMPLATES)}, the number of templates."
+                f"it must be 1 to {len(templates)}, the number of templates."
             )
         if not 0.0 <= mismatched <= 1.0:
             raise DataError(
@@ -74,7 +77,7 @@ class ToyPairs:
         self.scenes = tuple(random_scene(stream_generator(self.name, seed, i)) for i in range(size))
         self.caption_sources = self._draw_caption_sources(mismatched)
         self.captions = tuple(
-            self._write_captions(index, captions_per_image) for index in range(size)
+            self._write_captions(index, templates, captions_per_image) for index in range(size)
         )
 
     def __len__(self) -> int:
@@ -105,11 +108,11 @@ class ToyPairs:
             sources[wrong] = (wrong + generator.integers(1, size, len(wrong))) % size
         return tuple(sources.tolist())
 
-    def _write_captions(self, index: int, count: int) -> tuple[str, ...]:
+    def _write_captions(self, index: int, templates: Sequence[str], count: int) -> tuple[str, ...]:
         generator = stream_generator(f"{self.name}/captions", self.seed, index)
-        chosen = generator.permutation(len(CAPTION_TEMPLATES))[:count]
+        chosen = generator.permutation(len(templates))[:count]
         scene = self.scenes[self.caption_sources[index]]
-        return tuple(scene.caption(CAPTION_TEMPLATES[template]) for template in chosen)
+        return tuple(scene.caption(templates[template]) for template in chosen)
 
 
 class ToyClasses:

@@ -16,7 +16,7 @@ from clip_refine.priors import StandardNormal
 from clip_refine.toy import model_directory, toy_train, toy_val
 
 NAME = f"local-dir:{model_directory()}"  # 1. your model: "ViT-B-32-quickgelu", pretrained="openai"
-LEARNING_RATE, BATCH_SIZE = 1e-4, 128  # 2. the paper's for OpenAI's models: 1e-6 and 512
+LEARNING_RATE, BATCH_SIZE = 3e-4, 128  # 2. the paper's for OpenAI's models: 1e-6 and 512
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 46
 
 torch.manual_seed(0)

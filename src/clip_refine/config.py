@@ -188,7 +188,7 @@ def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:
     return RefineConfig(
         model=ModelConfig(name="toy"),
         data=DataConfig(train="toy"),
-        train=TrainConfig(batch_size=128, learning_rate=1e-4),
+        train=TrainConfig(batch_size=128, learning_rate=3e-4),
         evaluation=EvaluationConfig(zero_shot=("toy",)),
         out=out,
         seed=seed,

@@ -9,7 +9,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -22,21 +21,27 @@ console = Console(stderr=True, highlight=False)
 class Bar:
     """A progress bar over something iterable, with a remark that can change.
 
-    Where standard error is no terminal only the finished bar is printed; `visible=False` (other
-    processes of a group, quiet use from Python) prints nothing.
+    Where standard error is no terminal only the finished bar is printed; `transient` bars vanish
+    when done; `visible=False` (other processes of a group) prints nothing.
     """
 
-    def __init__(self, title: str, total: int | None = None, *, visible: bool = True) -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int | None = None,
+        *,
+        visible: bool = True,
+        transient: bool = False,
+    ) -> None:
         self.progress = Progress(
-            TextColumn("{task.description:<26}"),
-            BarColumn(bar_width=30),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[remark]}", style="dim"),
             console=console,
-            disable=not visible,
+            transient=transient,
+            disable=not visible or (transient and not console.is_terminal),
         )
         self.task = self.progress.add_task(title, total=total, remark="")
 

@@ -43,7 +43,7 @@ class Embedder:
             pin_memory=self.device.type == "cuda",
         )
         features = []
-        bar = Bar(title, -(-len(images) // self.batch_size), visible=self.visible)
+        bar = self._bar(title, len(images))
         for pixels in bar.over(batches):
             pixels = pixels.to(self.device, non_blocking=True)
             features.append(self.model.encode_image(pixels).float().cpu())
@@ -58,7 +58,7 @@ class Embedder:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         starts = range(0, len(texts), self.batch_size)
         features = []
-        for start in Bar(title, len(starts), visible=self.visible).over(starts):
+        for start in self._bar(title, len(texts)).over(starts):
             chosen = [texts[i] for i in order[start : start + self.batch_size]]
             tokens = self.model.tokenizer(chosen).to(self.device)
             features.append(self.model.encode_text(tokens).float().cpu())
@@ -66,6 +66,10 @@ class Embedder:
         in_order = torch.empty_like(by_length)
         in_order[torch.tensor(order)] = by_length
         return _finite(in_order, lambda index: repr(texts[index]))
+
+    def _bar(self, title: str, count: int) -> Bar:
+        batches = -(-count // self.batch_size)
+        return Bar(title, batches, visible=self.visible, transient=True)
 
 
 def _finite(features: Tensor, name: Callable[[int], str]) -> Tensor:

@@ -1,8 +1,9 @@
 """Pre-train the toy world's small CLIP: `python -m clip_refine.toy.pretrain --out DIR`.
 
-A symmetric contrastive loss on unit features with the logit scale fixed at 100, on pairs of which
-30 % have another image's caption: as in web data, noise and a sharp scale leave the two modalities
-in separate cones and something to gain from clean pairs.
+A symmetric contrastive loss on unit features, with the logit scale fixed at 100, on pairs like
+those of the web: captions are terse, and 30 % belong to another image. That leaves what CLIP-Refine
+is for: two modalities in separate cones, and something to learn from clean, detailed captions.
+(Mismatches alone would leave nothing to learn: they flatten the scores but keep their order.)
 
 After training each tower's last projection is multiplied by one number so that its raw features
 have a mean norm of 10, about that of OpenAI's ViT-B/32: CLIP-Refine compares raw features at

@@ -64,15 +64,13 @@ No attribute starts with a vowel, so "a" is always right.
 TERSE_TEMPLATES = (
     "a {shape}",
     "a {colour} {shape}",
-    "a {size} {shape}",
+    "a drawing of a {colour} {shape}",
+    "a picture of a {size} {shape}",
+    "a {size} {colour} shape",
     "a {shape} {place}",
     "a {colour} shape {place}",
-    "a drawing of a {colour} {shape}",
-    "a picture of a {size} {colour} {shape}",
-    "a {colour} {shape} {place}",
     "a {shape} on a {background} background",
-    "a {colour} {shape} on a {background} background",
-    "a {shape} {place} of a {background} picture",
+    "a {colour} shape on a {background} background",
 )
 """Captions as they are found on the web, short: what the packaged model is pre-trained on."""
 

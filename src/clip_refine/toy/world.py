@@ -112,7 +112,7 @@ class ToyPairs:
         generator = stream_generator(f"{self.name}/captions", self.seed, index)
         chosen = generator.permutation(len(templates))[:count]
         scene = self.scenes[self.caption_sources[index]]
-        return tuple(scene.caption(templates[template]) for template in chosen)
+        return tuple(scene.caption(templates[int(position)]) for position in chosen)
 
 
 class ToyClasses:

@@ -20,6 +20,7 @@ from clip_refine import build
 from clip_refine.config import RefineConfig
 from clip_refine.data import EpochPlan, PairBatch
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
+from clip_refine.priors import StandardNormal
 from clip_refine.toy import ToyPairs, model_directory
 
 
@@ -56,7 +57,9 @@ def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Call
     accelerator = Accelerator()
     model = build.build_student(student, config.train, accelerator.device)
     precision = build.build_precision(config.train, model, pairs, accelerator)
-    trainer = build.build_trainer(config, model, Teacher(model), precision, accelerator, steps=1)
+    trainer = build.build_trainer(
+        config, model, Teacher(model), precision, StandardNormal(), accelerator, steps=1
+    )
     return lambda batch, number: trainer.step(number, batch)
 
 

@@ -1,5 +1,6 @@
 """Configuration → objects. The only file that knows both."""
 
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from clip_refine.config import (
     PriorConfig,
     RefineConfig,
     TrainConfig,
+    override,
 )
 from clip_refine.console import console
 from clip_refine.data import (
@@ -26,15 +28,18 @@ from clip_refine.data import (
     ImageCaptions,
     LabelledImages,
     PairBatch,
+    Subset,
     hold_out,
     pair_batches,
     read_class_folders,
     read_table,
 )
 from clip_refine.errors import ConfigError, DataError, ModelError
-from clip_refine.losses import Objective
-from clip_refine.models import DualEncoder, Teacher, load_open_clip
-from clip_refine.priors import Prior, StandardNormal
+from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.embed import embed_pairs
+from clip_refine.losses import Objective, PairFeatures
+from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher, load_open_clip
+from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.toy import model_directory, toy_tasks, toy_train, toy_val
 from clip_refine.train import (
     StudentTowers,
@@ -47,6 +52,8 @@ from clip_refine.train import (
 )
 
 TOY = "toy"
+NORM_SAMPLE = 512
+"""Training pairs that raw norms are measured on."""
 
 
 def build_accelerator(device: str) -> Accelerator:
@@ -169,22 +176,108 @@ def build_student(model: DualEncoder, config: TrainConfig, device: torch.device)
 
 def build_objective(config: LossConfig) -> Objective:
     """The weighted sum of losses."""
-    return Objective(
-        rafa_weight=config.rafa_weight,
-        hycd_weight=config.hycd_weight,
-        contrastive_weight=config.contrastive_weight,
-        alpha=config.alpha,
-        temperature=config.temperature,
-        normalize=config.normalize,
-        rafa_reduction=config.rafa_reduction,
-    )
+    settings = config.model_dump(exclude={"rafa_decay", "references", "feature_scale"})
+    return Objective(**settings)
 
 
-def build_prior(config: PriorConfig) -> Prior:
-    """The distribution of the references."""
+def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale) -> Prior:
+    """The distribution of the references.
+
+    Args:
+        config: Which one.
+        features: (N, d) raw features of training pairs, for the priors that are fitted to them.
+        scale: What the features are multiplied by in training.
+    """
+    image = scale.image_factor * features.image_features
+    text = scale.text_factor * features.text_features
     match config.kind:
         case "standard_normal":
             return StandardNormal(scale=config.scale)
+        case "uniform":
+            half = math.sqrt(3 * config.scale)
+            return Uniform(low=-half, high=half)
+        case "gaussian_image":
+            return Gaussian(image.mean(0), image.std(0))
+        case "gaussian_text":
+            return Gaussian(text.mean(0), text.std(0))
+        case "gaussian_both":
+            both = torch.cat([image, text])
+            return Gaussian(both.mean(0), both.std(0))
+        case "fixed":
+            return Fixed(torch.cat([image, text]).mean(0))
+        case "norm_matched":
+            return NormMatched(float(torch.cat([image, text]).norm(dim=-1).mean()))
+
+
+def build_embedder(config: RefineConfig, model: DualEncoder, accelerator: Accelerator) -> Embedder:
+    """The way to feed a model for measuring."""
+    return Embedder(
+        model,
+        accelerator.device,
+        config.evaluation.batch_size,
+        count_workers(config.train.workers, accelerator.device),
+        visible=accelerator.is_main_process,
+    )
+
+
+def measure_features(
+    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions
+) -> PairFeatures:
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample."""
+    order = torch.randperm(len(pairs), generator=seeded_generator(config.seed, "norms")).tolist()
+    fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
+    chosen = order if fitted else order[:NORM_SAMPLE]
+    one_caption = Subset(pairs, chosen, "pairs to measure")
+    embedded = embed_pairs(embedder, one_caption)
+    return PairFeatures(embedded.image_features, embedded.first_caption_features)
+
+
+def build_scale(
+    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions
+) -> tuple[RefineConfig, FeatureScale]:
+    """Bring the student's raw features to the paper's scale where the settings ask for it.
+
+    Returns:
+        The settings with `auto` decided, and what was changed, to undo it after training.
+
+    Raises:
+        ModelError: `canonical` was asked for and a tower has no layer to rescale.
+    """
+    loss = config.loss
+    norms = RawNorms(
+        image=float(features.image_features.norm(dim=-1).mean()),
+        text=float(features.text_features.norm(dim=-1).mean()),
+        logit_scale=float(student.logit_scale.detach()),
+    )
+    compares_raw = bool(loss.rafa_weight or loss.hycd_weight) and not loss.normalize
+    if loss.feature_scale == "as-is" or (
+        loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw)
+    ):
+        return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
+    pixels, tokens = _sample(student, pairs, 2)
+    device = next(student.parameters()).device
+    canonical = {"feature_scale": "canonical", "normalize": True, "temperature": None}
+    try:
+        scale = FeatureScale.canonical(student, pixels.to(device), tokens.to(device), norms)
+    except ModelError as error:
+        if loss.feature_scale == "canonical":
+            raise
+        console.print(f"{error} HyCD runs on unit features, RaFA on raw ones as they are.")
+        return override(config, loss={**canonical, "feature_scale": "as-is"}), FeatureScale()
+    console.print(
+        f"Raw norms are {norms.image:.1f} (image) and {norms.text:.1f} (text) at logit scale "
+        f"{norms.logit_scale:.0f}; the paper's settings belong to {norms.canonical:.1f}. Training "
+        "therefore runs at that scale, HyCD on unit features (docs/method.md); the published form "
+        "is --recipe clip-refine-paper."
+    )
+    return override(config, loss=canonical), scale
+
+
+def _sample(model: Any, pairs: ImageCaptions, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and tokens of the first few pairs."""
+    sample = range(min(count, len(pairs)))
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 
 def build_precision(
@@ -193,9 +286,7 @@ def build_precision(
     """The precision asked for, or the faster one of each tower, measured by the first process."""
     if config.precision != "auto":
         return TowerPrecision.from_name(config.precision)
-    sample = range(min(16, len(pairs)))
-    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
-    tokens = model.tokenizer([pairs.captions[index][0] for index in sample])
+    pixels, tokens = _sample(model, pairs, 16)
     measured = measure_precision(model, pixels, tokens, accelerator.device)
     chosen = [measured.choice]
     broadcast_object_list(chosen)
@@ -212,6 +303,7 @@ def build_trainer(
     student: nn.Module,
     teacher: Teacher,
     precision: TowerPrecision,
+    prior: Prior,
     accelerator: Accelerator,
     *,
     steps: int,
@@ -234,8 +326,10 @@ def build_trainer(
         teacher=teacher,
         objective=build_objective(config.loss),
         precision=precision,
-        prior=build_prior(config.prior),
+        prior=prior,
         generator=seeded_generator(config.seed, "references"),
+        independent_references=config.loss.references == "independent",
+        rafa_decay_steps=steps if config.loss.rafa_decay == "linear" else None,
         schedule=schedule,
         clip_norm=train.clip_norm,
     )

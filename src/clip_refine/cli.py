@@ -191,18 +191,22 @@ def _configure(kind: type[Config], verb: str, arguments: list[str]) -> Config | 
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     import tyro
 
-    from clip_refine.config import dump_config, load_config
+    from clip_refine.config import RefineConfig, dump_config, load_config, with_recipe
 
-    arguments, file = _take_config_file(arguments)
+    arguments, file = _take_option(arguments, "--config")
+    recipe = _take_option(arguments, "--recipe")[1]
     print_only = "--print-config" in arguments
     arguments = [argument for argument in arguments if argument != "--print-config"]
+    default = load_config(kind, Path(file)) if file else kind()
+    if recipe and isinstance(default, RefineConfig):
+        default = with_recipe(default, recipe)
     config = tyro.cli(
         kind,
         prog=f"clip-refine {verb}",
         description=f"{VERBS[verb].__doc__}\n\nAlso: --config FILE.yaml for settings from a file "
         "(flags win), --print-config to show all settings and stop.",
         args=arguments,
-        default=load_config(kind, file) if file else kind(),
+        default=default,
     )
     if print_only:
         print(dump_config(config), end="")
@@ -210,17 +214,17 @@ def _configure(kind: type[Config], verb: str, arguments: list[str]) -> Config | 
     return config
 
 
-def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
-    """Split `--config FILE` off, because the file's settings are the other flags' defaults."""
+def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
+    """Split `option VALUE` off, because it decides about the other flags' defaults."""
     for position, argument in enumerate(arguments):
-        if argument.startswith("--config="):
+        if argument.startswith(f"{option}="):
             rest = arguments[:position] + arguments[position + 1 :]
-            return rest, Path(argument.removeprefix("--config="))
-        if argument == "--config":
+            return rest, argument.removeprefix(f"{option}=")
+        if argument == option:
             if position + 1 == len(arguments):
-                raise ConfigError("--config needs a file: --config run.yaml")
+                raise ConfigError(f"{option} needs a value after it.")
             rest = arguments[:position] + arguments[position + 2 :]
-            return rest, Path(arguments[position + 1])
+            return rest, arguments[position + 1]
     return arguments, None
 
 

@@ -4,6 +4,7 @@ The same groups and names serve as YAML keys, Python arguments and command-line 
 `train: {batch_size: 256}`, `TrainConfig(batch_size=256)`, `--train.batch-size 256`.
 """
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clip_refine.errors import ConfigError
+from clip_refine.recipes import RECIPES
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -84,26 +86,47 @@ class TrainConfig(_Settings):
 
 
 class LossConfig(_Settings):
-    """`rafa_weight * RaFA + hycd_weight * HyCD + contrastive_weight * contrastive`."""
+    """The objective: a weighted sum of losses. `recipe` sets several of these at once."""
 
     rafa_weight: NonNegative = 1.0
     """Weight of random feature alignment."""
     hycd_weight: NonNegative = 1.0
     """Weight of hybrid contrastive-distillation."""
     contrastive_weight: NonNegative = 0.0
-    """Weight of the symmetric contrastive loss on unit features at the model's logit scale."""
+    """Weight of the symmetric contrastive loss."""
+    contrastive_normalize: bool = True
+    """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
+    contrastive_scale: Positive | None = None
+    """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
+    alignment_weight: NonNegative = 0.0
+    """Weight of the mean squared distance between image and text."""
+    anchor_weight: NonNegative = 0.0
+    """Weight of the mean squared distance to the teacher's features."""
+    m2_mix_weight: NonNegative = 0.0
+    """Weight of the contrastive loss with mixed features as hard negatives."""
+    logit_distillation_weight: NonNegative = 0.0
+    """Weight of the mean squared distance to the teacher's similarities."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """HyCD: share of the true pairs in the target; the rest is the teacher's softmax."""
-    temperature: Positive = 1.0
-    """HyCD: similarities are divided by it."""
+    temperature: Positive | None = 1.0
+    """HyCD: similarities are divided by it. None: 1 / the model's own logit scale."""
     normalize: bool = False
-    """HyCD: compare unit features (set `temperature` to about 0.01) instead of raw ones."""
+    """HyCD: compare unit features (with `temperature` None or about 0.01) instead of raw ones."""
     rafa_reduction: Literal["mean", "sum"] = "mean"
     """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
 
+    rafa_decay: Literal["none", "linear"] = "none"
+    """RaFA: its weight stays, or falls linearly to zero over the run."""
+    references: Literal["shared", "independent"] = "shared"
+    """RaFA: one reference for both sides of a pair (the method), or one each (its ablation)."""
+    feature_scale: Literal["auto", "as-is", "canonical"] = "auto"
+    """as-is: raw features as the model gives them (the paper). canonical: trained at the paper's
+    norms, HyCD on unit features. auto: canonical where norms are far from the paper's."""
+
     @model_validator(mode="after")
     def _something_to_minimise(self) -> "LossConfig":
-        if not (self.rafa_weight or self.hycd_weight or self.contrastive_weight):
+        names = [name for name in type(self).model_fields if name.endswith("_weight")]
+        if not any(getattr(self, name) for name in names):
             raise ValueError("every weight is 0, so there is nothing to minimise; set one above 0")
         return self
 
@@ -111,8 +134,18 @@ class LossConfig(_Settings):
 class PriorConfig(_Settings):
     """The distribution of RaFA's random references."""
 
-    kind: Literal["standard_normal"] = "standard_normal"
-    """standard_normal: N(0, scale * I)."""
+    kind: Literal[
+        "standard_normal",
+        "uniform",
+        "gaussian_image",
+        "gaussian_text",
+        "gaussian_both",
+        "fixed",
+        "norm_matched",
+    ] = "standard_normal"
+    """standard_normal: N(0, scale I). uniform: the same variance, evenly spread. gaussian_*: mean
+    and deviation of the model's own features. fixed: one vector for all. norm_matched: N(0, s I)
+    with the mean norm of the model's own features."""
     scale: NonNegative = 1.0
     """Variance of every dimension (the paper's beta). 0 pulls every feature to the origin."""
 
@@ -138,6 +171,10 @@ class EvaluationConfig(_Settings):
 class RefineConfig(_Settings):
     """Everything one run of `clip-refine refine` depends on."""
 
+    recipe: str = "clip-refine"
+    """A named objective, which sets several of `loss`; other `loss` flags win. One of clip-refine,
+    clip-refine-paper, hycd, self-kd, hycd+align, rafa, contrastive, contrastive-raw,
+    contrastive+anchor, m2-mix, feature-distillation, logit-distillation, balanced."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -150,6 +187,19 @@ class RefineConfig(_Settings):
     """Seed of the held-out split, the order, the captions drawn and the references."""
     overwrite: bool = False
     """Replace `out` where it exists, once the new run is complete."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_recipe(cls, values: Any) -> Any:
+        """Settings of `loss` that are not given come from the recipe."""
+        if not isinstance(values, dict):
+            return values
+        loss = values.get("loss", {})
+        given = loss.model_dump(exclude_unset=True) if isinstance(loss, LossConfig) else loss
+        return {
+            **values,
+            "loss": {**_recipe_settings(values.get("recipe", "clip-refine")), **given},
+        }
 
 
 class EvaluateConfig(_Settings):
@@ -181,6 +231,26 @@ class PosthocConfig(_Settings):
     """nnn: the share of that mean that is taken off the item's scores."""
     strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """modality-shift: the share of the gap between the centroids that is closed."""
+
+
+def _recipe_settings(name: Any) -> dict[str, Any]:
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(str(name), RECIPES, n=1)
+    hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(RECIPES)}."
+    raise ValueError(f"recipe {name!r}: there is no such recipe.{hint}")
+
+
+def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
+    """`config` with another recipe; its other settings stay, those of `loss` are the recipe's.
+
+    Raises:
+        ConfigError: There is no such recipe; near ones are named.
+    """
+    try:
+        return override(config, recipe=name, loss=_recipe_settings(name))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:

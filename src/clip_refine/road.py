@@ -63,22 +63,25 @@ def refine(
         # 2 student and teacher
         encoder = model or build.build_model(config.model)
         student = build.build_student(encoder, config.train, accelerator.device)
-        teacher = Teacher(student)
 
     with _output(config, accelerator) as folder:
-        embedder = _embedder(config, encoder, accelerator)
+        embedder = build.build_embedder(config, encoder, accelerator)
         with clock("evaluate_before"):
             before = score_model(embedder, held_out, tasks, seed=config.seed)
 
         # 3 references, 4 losses, 5 one epoch
         with clock("train"), StepLog(folder and folder / "log.jsonl") as log:
+            features = build.measure_features(config, embedder, train_pairs)
+            config, scale = build.build_scale(config, student, features, train_pairs)
             precision = build.build_precision(config.train, student, train_pairs, accelerator)
             config = override(config, train={"precision": precision.name})
+            prior = build.build_prior(config.prior, features, scale)
             trainer = build.build_trainer(
-                config, student, teacher, precision, accelerator, steps=steps
+                config, student, Teacher(student), precision, prior, accelerator, steps=steps
             )
             batches = build.build_batches(config, train_pairs, encoder, accelerator)
             trainer.train(batches, steps=steps, log=log)
+            scale.undo()
 
         # 6 frozen features → numbers
         with clock("evaluate_after"):
@@ -134,16 +137,6 @@ def _output(config: RefineConfig, accelerator: Accelerator) -> Any:
     if not accelerator.is_main_process:
         return nullcontext()
     return complete_folder(config.out, overwrite=config.overwrite)
-
-
-def _embedder(config: RefineConfig, encoder: DualEncoder, accelerator: Accelerator) -> Embedder:
-    return Embedder(
-        encoder,
-        accelerator.device,
-        config.evaluation.batch_size,
-        build.count_workers(config.train.workers, accelerator.device),
-        visible=accelerator.is_main_process,
-    )
 
 
 def _recipe(config: RefineConfig, *, pairs: int, steps: int) -> dict[str, Any]:

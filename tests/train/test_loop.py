@@ -48,7 +48,9 @@ def train(
     student = build.build_student(model, config.train, accelerator.device)
     teacher = Teacher(student)
     steps = build.count_steps(config.train, pairs, 1)
-    trainer = build.build_trainer(config, student, teacher, FP32, accelerator, steps=steps)
+    trainer = build.build_trainer(
+        config, student, teacher, FP32, StandardNormal(), accelerator, steps=steps
+    )
     if plain:
         trainer = with_plain_descent(trainer)
     batches = build.build_batches(config, pairs, model, accelerator)

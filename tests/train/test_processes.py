@@ -10,6 +10,7 @@ from torch import multiprocessing
 from clip_refine import build
 from clip_refine.config import RefineConfig
 from clip_refine.models import Teacher, load_open_clip
+from clip_refine.priors import StandardNormal
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, TowerPrecision
 from tests.train.test_loop import with_plain_descent
@@ -34,6 +35,7 @@ def train(name: str, result: Path) -> None:
         student,
         Teacher(student),
         TowerPrecision.from_name("fp32"),
+        StandardNormal(),
         accelerator,
         steps=steps,
     )

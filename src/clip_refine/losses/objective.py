@@ -141,6 +141,7 @@ class Objective:
         references: Tensor | None,
         *,
         logit_scale: Tensor,
+        text_references: Tensor | None = None,
         mix: Tensor | None = None,
     ) -> LossTerms:
         """The weighted terms of one batch.
@@ -150,6 +151,7 @@ class Objective:
             teacher: Raw features of the same batch; may be None unless `needs_teacher`.
             references: (B, d), one a pair; may be None unless `needs_references`.
             logit_scale: The model's own multiplier 1/τ (not its logarithm), 0-d.
+            text_references: (B, d), the texts' own references; None where both sides share one.
             mix: Shares for m²-mix, 0-d or (B,); may be None unless `needs_mix`.
 
         Returns:
@@ -158,7 +160,15 @@ class Objective:
         Raises:
             ValueError: If something needed is None or shapes do not fit.
         """
-        terms = self._student_terms(student, references, logit_scale, mix)
+        terms = self._student_terms(student, logit_scale, mix)
+        if self.rafa_weight:
+            loss = rafa_loss(
+                *student,
+                _given("references", references),
+                text_references=text_references,
+                reduction=self.rafa_reduction,
+            )
+            terms = {"rafa": self.rafa_weight * loss} | terms
         if self.needs_teacher:
             teacher = _given("teacher", teacher)
             terms |= self._teacher_terms(student, teacher, logit_scale)
@@ -167,16 +177,11 @@ class Objective:
     def _student_terms(
         self,
         student: PairFeatures,
-        references: Tensor | None,
         logit_scale: Tensor,
         mix: Tensor | None,
     ) -> dict[str, Tensor]:
         scale = logit_scale if self.contrastive_scale is None else self.contrastive_scale
         terms: dict[str, Tensor] = {}
-        if self.rafa_weight:
-            references = _given("references", references)
-            loss = rafa_loss(*student, references, reduction=self.rafa_reduction)
-            terms["rafa"] = self.rafa_weight * loss
         if self.contrastive_weight:
             loss = contrastive_loss(
                 *student, logit_scale=scale, normalize=self.contrastive_normalize

@@ -24,6 +24,7 @@ def rafa_loss(
     text_features: Tensor,
     references: Tensor,
     *,
+    text_references: Tensor | None = None,
     reduction: RafaReduction = "mean",
 ) -> Tensor:
     """Squared distance of both sides of each pair to the pair's own reference.
@@ -44,6 +45,8 @@ def rafa_loss(
         image_features: (B, d), raw.
         text_features: (B, d), raw; row i is the partner of image i.
         references: (B, d); row i serves both sides of pair i. No gradient flows into it.
+        text_references: (B, d), references of the texts alone, for the paper's ablation with
+            independent ones; None, the method, where both sides share theirs.
         reduction: `"mean"` or `"sum"`, see above.
 
     Returns:
@@ -64,10 +67,12 @@ def rafa_loss(
     """
     check_pairs(image_features, text_features)
     check_same_shape("references", references, image_features)
-    image_features, text_features, references = widened(
-        image_features, text_features, references.detach()
+    text_references = references if text_references is None else text_references
+    check_same_shape("text_references", text_references, text_features)
+    image_features, text_features, references, text_references = widened(
+        image_features, text_features, references.detach(), text_references.detach()
     )
-    squared = (image_features - references).square() + (text_features - references).square()
+    squared = (image_features - references).square() + (text_features - text_references).square()
     if reduction == "mean":
         return squared.mean()
     if reduction == "sum":

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ class Trainer:
         objective: Features → weighted loss terms.
         precision: Which tower of the teacher runs under bf16 autocast, the student's too.
         prior: Distribution of the references.
-        generator: Source of the references; the same on every process.
+        generator: Source of the references and of m²-mix's shares; the same on every process.
+        independent_references: Whether image and text of a pair get one reference each.
+        rafa_decay_steps: Steps over which RaFA's weight falls linearly to zero; None for never.
         schedule: The optimiser's learning rate, which also holds the optimiser.
         clip_norm: Largest total gradient norm, None for no limit.
     """
@@ -45,6 +47,8 @@ class Trainer:
     precision: TowerPrecision
     prior: Prior
     generator: torch.Generator
+    independent_references: bool
+    rafa_decay_steps: int | None
     schedule: LambdaLR
     clip_norm: float | None
 
@@ -81,7 +85,15 @@ class Trainer:
         features, logit_scale = self.towers(batch.pixels, batch.tokens)
         student = gather_features(features, self.accelerator)
         teacher = self._teacher_features(batch)
-        terms = self.objective(student, teacher, self._references(student), logit_scale=logit_scale)
+        references, text_references = self._references(student)
+        terms = self._objective_at(number)(
+            student,
+            teacher,
+            references,
+            text_references=text_references,
+            logit_scale=logit_scale,
+            mix=self._mix(student),
+        )
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)
         gradient_norm = self._clip(number)
@@ -103,13 +115,33 @@ class Trainer:
         features = encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
         return gather_features(features, self.accelerator)
 
-    def _references(self, student: PairFeatures) -> Tensor | None:
-        """One reference a pair, the same on every process because the generator is."""
+    def _objective_at(self, number: int) -> Objective:
+        """The objective of a step counted from 1."""
+        if self.rafa_decay_steps is None:
+            return self.objective
+        share = 1 - (number - 1) / self.rafa_decay_steps
+        return replace(self.objective, rafa_weight=share * self.objective.rafa_weight)
+
+    def _references(self, student: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
+        """One reference a pair, the same on every process because the generator is.
+
+        The second is the texts' own where references are independent, None where they are shared.
+        """
         if not self.objective.needs_references:
-            return None
+            return None, None
         count, dim = student.image_features.shape
-        device = student.image_features.device
-        return self.prior.sample(count, dim, generator=self.generator, device=device)
+        where = {"generator": self.generator, "device": student.image_features.device}
+        references = self.prior.sample(count, dim, **where)
+        if not self.independent_references:
+            return references, None
+        return references, self.prior.sample(count, dim, **where)
+
+    def _mix(self, student: PairFeatures) -> Tensor | None:
+        """The image's share of each mixed pair, uniform in 0-1."""
+        if not self.objective.needs_mix:
+            return None
+        shares = torch.rand(len(student.image_features), generator=self.generator)
+        return shares.to(student.image_features.device)
 
     def _clip(self, number: int) -> float:
         limit = math.inf if self.clip_norm is None else self.clip_norm

@@ -1,0 +1,145 @@
+"""Raw features at the paper's scale: canonical norms for any tower.
+
+The paper's losses see raw features, and its settings belong to OpenAI's models, whose raw norms are
+about 10 on both sides and whose dot products so are about the logit scale times a cosine. Here each
+tower's output layer is multiplied by one number, so that the mean raw norm of both is the square
+root of the logit scale, and divided by it again after training. Unit features never notice; but
+the losses and AdamW, whose steps ignore the gradient's size and so do not fit every weight's, see
+every model at one scale. A model whose output layer was multiplied by any constant is therefore
+refined exactly alike.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_refine.errors import ModelError
+
+PAPER_RATIO = 1.5
+"""Norms may differ by this factor from the paper's before they count as far from them."""
+_CANDIDATES = 24  # layers tried from the last one back; the output layer is among the last few
+
+
+@dataclass(frozen=True)
+class RawNorms:
+    """What the teacher's features measure.
+
+    Attributes:
+        image: Mean raw norm of image features.
+        text: Mean raw norm of text features.
+        logit_scale: The model's own factor on cosines.
+    """
+
+    image: float
+    text: float
+    logit_scale: float
+
+    @property
+    def canonical(self) -> float:
+        """The norm at which raw dot products are the logit scale times a cosine."""
+        return self.logit_scale**0.5
+
+    @property
+    def near_the_papers(self) -> bool:
+        """Whether both norms are within a factor of 1.5 of the canonical one.
+
+        >>> RawNorms(10.5, 10.1, 100.0).near_the_papers, RawNorms(16.2, 24.0, 100.0).near_the_papers
+        (True, False)
+        """
+        ratios = (self.image / self.canonical, self.text / self.canonical)
+        return all(1 / PAPER_RATIO <= ratio <= PAPER_RATIO for ratio in ratios)
+
+
+class FeatureScale:
+    """What a model's towers were multiplied by for training, until `undo`; 1 and 1 at first.
+
+    Attributes:
+        image_factor: Of the image tower's raw features.
+        text_factor: Of the text tower's.
+    """
+
+    def __init__(self) -> None:
+        self.image_factor = self.text_factor = 1.0
+        self._layers: list[tuple[list[nn.Parameter], float]] = []
+
+    @classmethod
+    def canonical(
+        cls, model: Any, pixels: Tensor, tokens: Tensor, norms: RawNorms
+    ) -> "FeatureScale":
+        """Rescale both output layers of `model`, in place, to the canonical norm.
+
+        Args:
+            model: A dual encoder and module, in evaluation mode.
+            pixels: (B, 3, H, W), a few images, on the model's device.
+            tokens: (B, L), a few texts.
+            norms: Measured on as many features as is convenient.
+
+        Raises:
+            ModelError: A tower does not end in a layer that scales its features.
+        """
+        image_layer = output_layer(model, lambda: model.encode_image(pixels), "image")
+        text_layer = output_layer(model, lambda: model.encode_text(tokens), "text")
+        scale = cls()
+        scale.image_factor = norms.canonical / norms.image
+        scale.text_factor = norms.canonical / norms.text
+        scale._layers = [(image_layer, scale.image_factor), (text_layer, scale.text_factor)]
+        for parameters, factor in scale._layers:
+            _multiply(parameters, factor)
+        return scale
+
+    def undo(self) -> None:
+        """Give the output layers their own scale back, after training."""
+        for parameters, factor in self._layers:
+            _multiply(parameters, 1 / factor)
+        self._layers = []
+        self.image_factor = self.text_factor = 1.0
+
+
+def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> list[nn.Parameter]:
+    """The parameters that scale a tower's features: doubling them doubles every feature exactly.
+
+    Found by trying the layers that the features depend on, from the last one back, so that any
+    architecture will do. Leaves weights and gradients as they were.
+
+    Raises:
+        ModelError: No layer does that, for example after a pooling without weights.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(encode().sum(), trained, allow_unused=True)
+    used = {id(p) for p, gradient in zip(trained, gradients, strict=True) if gradient is not None}
+    candidates = [layer for layer in _layers_backwards(model) if id(layer[0]) in used]
+    with torch.no_grad():  # all through here: kernels may round differently with gradients
+        features = encode()
+        for parameters in candidates[:_CANDIDATES]:
+            _multiply(parameters, 2.0)
+            doubled = torch.equal(encode(), 2 * features)
+            _multiply(parameters, 0.5)
+            if doubled:
+                return parameters
+    raise ModelError(
+        f"the {tower} tower does not end in a layer that scales its features, so they cannot be "
+        "brought to the paper's norms. Pass --loss.feature-scale as-is."
+    )
+
+
+def _layers_backwards(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Candidates: bare parameters of composite modules, then leaf modules, last ones first."""
+    modules = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    for module in modules:
+        if list(module.children()):
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim >= 2:
+                    yield [parameter]
+    for module in reversed(modules):
+        if not list(module.children()):
+            yield list(module.parameters(recurse=False))
+
+
+@torch.no_grad()
+def _multiply(parameters: list[nn.Parameter], factor: float) -> None:
+    for parameter in parameters:
+        parameter.mul_(factor)

@@ -1,0 +1,42 @@
+"""Every setting, its default and its range. The defaults are the paper's and live only here.
+
+The same groups and names serve as YAML keys, Python arguments and command-line flags:
+`train: {batch_size: 256}`, `TrainConfig(batch_size=256)`, `--train.batch-size 256`.
+"""
+
+from clip_refine.config.files import dump_config, explain, load_config, override, with_recipe
+from clip_refine.config.groups import (
+    Count,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    PriorConfig,
+    SettingsGroup,
+    TrainConfig,
+)
+from clip_refine.config.runs import EvaluateConfig, PosthocConfig, RefineConfig, demo_config
+
+__all__ = [
+    "Count",
+    "DataConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NonNegative",
+    "Positive",
+    "PosthocConfig",
+    "PriorConfig",
+    "RefineConfig",
+    "SettingsGroup",
+    "TrainConfig",
+    "demo_config",
+    "dump_config",
+    "explain",
+    "load_config",
+    "override",
+    "with_recipe",
+]

@@ -1,0 +1,157 @@
+"""The groups of settings, each with its range and a sentence of help."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
+
+
+class SettingsGroup(BaseModel):
+    """Frozen; unknown names are refused, and field docstrings are the command line's help."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(SettingsGroup):
+    """The model to start from."""
+
+    name: str = "ViT-B-32"
+    """An open_clip architecture, `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or `toy`."""
+    pretrained: str | None = None
+    """Weights for an architecture: a tag such as `openai`, or a path to .pt/.safetensors.
+    Without it: `openai` where the architecture has that tag."""
+
+
+class DataConfig(SettingsGroup):
+    """The captioned images. Paths in a file are relative to that file."""
+
+    train: str | None = None
+    """Pairs to refine on: a .csv or .tsv file with an image and a caption column, or `toy`."""
+    val: str | None = None
+    """Pairs for the before/after numbers. Without it a part of `train` is held out."""
+    image_column: str | None = None
+    """Column of the image paths. Without it: image, file_name, filepath, ... as found."""
+    caption_column: str | None = None
+    """Column of the captions. Without it: caption, text, title, ... as found."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of the training images held out (at least 100) where `val` is not given."""
+
+
+class TrainConfig(SettingsGroup):
+    """One epoch of training."""
+
+    epochs: Count = 1
+    """Passes over the training pairs."""
+    batch_size: Annotated[int, Field(ge=2)] = 512
+    """Pairs a step, over all processes together."""
+    learning_rate: Positive = 1e-6
+    """AdamW's learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or cosine down to zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's decoupled weight decay."""
+    decay: Literal["all", "matrices"] = "all"
+    """What is decayed: every weight (the paper), or none of biases, norms and logit_scale."""
+    clip_norm: Positive | None = None
+    """Gradients are scaled down to this total norm where they exceed it."""
+    logit_scale: Literal["frozen", "trained"] = "frozen"
+    """The default objective does not use the logit scale, so it stays as it is."""
+    normalization_statistics: Literal["frozen", "updated"] = "frozen"
+    """Running statistics of BatchNorm layers. Updating them moves the student off its teacher."""
+    precision: Precision = "auto"
+    """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+class LossConfig(SettingsGroup):
+    """The objective: a weighted sum of losses. `recipe` sets several of these at once."""
+
+    rafa_weight: NonNegative = 1.0
+    """Weight of random feature alignment."""
+    hycd_weight: NonNegative = 1.0
+    """Weight of hybrid contrastive-distillation."""
+    contrastive_weight: NonNegative = 0.0
+    """Weight of the symmetric contrastive loss."""
+    contrastive_normalize: bool = True
+    """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
+    contrastive_scale: Positive | None = None
+    """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
+    alignment_weight: NonNegative = 0.0
+    """Weight of the mean squared distance between image and text."""
+    anchor_weight: NonNegative = 0.0
+    """Weight of the mean squared distance to the teacher's features."""
+    m2_mix_weight: NonNegative = 0.0
+    """Weight of the contrastive loss with mixed features as hard negatives."""
+    logit_distillation_weight: NonNegative = 0.0
+    """Weight of the mean squared distance to the teacher's similarities."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """HyCD: share of the true pairs in the target; the rest is the teacher's softmax."""
+    temperature: Positive | None = 1.0
+    """HyCD: similarities are divided by it. None: 1 / the model's own logit scale."""
+    normalize: bool = False
+    """HyCD: compare unit features (with `temperature` None or about 0.01) instead of raw ones."""
+    rafa_reduction: Literal["mean", "sum"] = "mean"
+    """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
+
+    rafa_decay: Literal["none", "linear"] = "none"
+    """RaFA: its weight stays, or falls linearly to zero over the run."""
+    references: Literal["shared", "independent"] = "shared"
+    """RaFA: one reference for both sides of a pair (the method), or one each (its ablation)."""
+    feature_scale: Literal["auto", "as-is", "canonical"] = "auto"
+    """as-is: raw features as the model gives them (the paper). canonical: trained at the paper's
+    norms, HyCD on unit features. auto: canonical where norms are far from the paper's."""
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> "LossConfig":
+        names = [name for name in type(self).model_fields if name.endswith("_weight")]
+        if not any(getattr(self, name) for name in names):
+            raise ValueError("every weight is 0, so there is nothing to minimise; set one above 0")
+        return self
+
+
+class PriorConfig(SettingsGroup):
+    """The distribution of RaFA's random references."""
+
+    kind: Literal[
+        "standard_normal",
+        "uniform",
+        "gaussian_image",
+        "gaussian_text",
+        "gaussian_both",
+        "fixed",
+        "norm_matched",
+    ] = "standard_normal"
+    """standard_normal: N(0, scale I). uniform: the same variance, evenly spread. gaussian_*: mean
+    and deviation of the model's own features. fixed: one vector for all. norm_matched: N(0, s I)
+    with the mean norm of the model's own features."""
+    scale: NonNegative = 1.0
+    """Variance of every dimension (the paper's beta). 0 pulls every feature to the origin."""
+
+
+class EvaluationConfig(SettingsGroup):
+    """How the before/after numbers are taken; always in float32."""
+
+    zero_shot: tuple[str, ...] = ()
+    """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""
+    template: str = "a photo of a {}."
+    """Prompt for the class names of those folders; `{}` stands for the name."""
+    batch_size: Count = 256
+    """Images or captions encoded at a time."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place_for_the_name(cls, template: str) -> str:
+        if "{}" not in template:
+            raise ValueError(f"{template!r} has no {{}} for the class name")
+        return template

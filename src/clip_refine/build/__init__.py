@@ -1,0 +1,40 @@
+"""Configuration → objects. The only room that knows both."""
+
+from clip_refine.build.data import build_data, build_held_out, build_tasks, open_source
+from clip_refine.build.devices import build_accelerator, count_workers, seeded_generator
+from clip_refine.build.model import (
+    build_embedder,
+    build_model,
+    build_precision,
+    build_scale,
+    build_student,
+    measure_features,
+)
+from clip_refine.build.training import (
+    build_batches,
+    build_objective,
+    build_prior,
+    build_trainer,
+    count_steps,
+)
+
+__all__ = [
+    "build_accelerator",
+    "build_batches",
+    "build_data",
+    "build_embedder",
+    "build_held_out",
+    "build_model",
+    "build_objective",
+    "build_precision",
+    "build_prior",
+    "build_scale",
+    "build_student",
+    "build_tasks",
+    "build_trainer",
+    "count_steps",
+    "count_workers",
+    "measure_features",
+    "open_source",
+    "seeded_generator",
+]

@@ -1,0 +1,42 @@
+"""Settings → device, processes and generators."""
+
+import os
+import zlib
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from clip_refine.errors import ConfigError
+
+
+def build_accelerator(device: str) -> Accelerator:
+    """Accelerate's view of devices and processes.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if device != "auto":
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device {device!r}: not usable here ({str(error).splitlines()[0]}). "
+                "Pass --train.device auto or cpu."
+            ) from error
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
+    handler = DistributedDataParallelKwargs(static_graph=True)
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[handler])
+
+
+def count_workers(workers: int | None, device: torch.device) -> int:
+    """Decoding processes: as asked for, else none on a CPU, which is busy training anyway."""
+    if workers is not None:
+        return workers
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator of its own for each purpose, so that none depends on another's draws."""
+    return torch.Generator().manual_seed((seed + zlib.crc32(purpose.encode())) % 2**63)

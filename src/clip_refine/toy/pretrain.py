@@ -61,7 +61,7 @@ class PretrainConfig:
 
     pairs: int = 40_000
     mismatched: float = 0.3
-    steps: int = 3_000
+    steps: int = 2_500
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.1

@@ -27,7 +27,6 @@ TERMS = {
     "m2-mix": {"contrastive", "m2_mix"},
     "feature-distillation": {"anchor"},
     "logit-distillation": {"logit_distillation"},
-    "balanced": {"rafa", "hycd"},
 }
 SETTINGS = {"train": {"batch_size": 16, "learning_rate": 1e-4, "precision": "fp32"}}
 

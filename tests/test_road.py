@@ -8,13 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clip_refine import EvaluateConfig, RefineConfig, evaluate, refine
+from clip_refine import EvaluateConfig, RefineConfig, build, evaluate, refine
 from clip_refine.config import load_config, override
 from clip_refine.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
-from clip_refine.models import OpenClipEncoder
+from clip_refine.evaluation import Embedder, score_model
+from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import read_run_scores
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog
+from tests.conftest import TINY, write_model
 
 RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
 GEOMETRY = {
@@ -157,6 +159,10 @@ def test_an_existing_folder_is_kept_unless_overwritten(config: RefineConfig):
     with pytest.raises(OutputError, match="exists already. Pass --overwrite"):
         refine(config)
     assert (config.out / "precious.txt").read_text() == "keep me"
+    with pytest.raises(OutputError, match="holds no results of an earlier run"):
+        refine(override(config, overwrite=True))
+    assert (config.out / "precious.txt").read_text() == "keep me"
+    (config.out / "scores.json").write_text("{}")
     refine(override(config, overwrite=True))
     assert not (config.out / "precious.txt").exists()
     assert (config.out / "scores.json").exists()
@@ -166,6 +172,7 @@ def test_an_existing_folder_is_kept_unless_overwritten(config: RefineConfig):
 def test_an_error_leaves_nothing_and_loses_nothing(config: RefineConfig, monkeypatch):
     config.out.mkdir()
     (config.out / "precious.txt").write_text("keep me")
+    (config.out / "scores.json").write_text("{}")
 
     def fail(self: StepLog, record: object) -> None:
         raise TrainingError("step 1: the loss is not finite")
@@ -173,7 +180,7 @@ def test_an_error_leaves_nothing_and_loses_nothing(config: RefineConfig, monkeyp
     monkeypatch.setattr(StepLog, "write", fail)
     with pytest.raises(TrainingError):
         refine(override(config, overwrite=True))
-    assert [path.name for path in config.out.iterdir()] == ["precious.txt"]
+    assert {path.name for path in config.out.iterdir()} == {"precious.txt", "scores.json"}
     assert not list(config.out.parent.glob(".run*"))
 
 
@@ -183,6 +190,72 @@ def test_nan_weights_are_found_before_training(config: RefineConfig, tiny: OpenC
     with pytest.raises(ModelError, match="not finite"):
         refine(config, model=tiny)
     assert not config.out.exists()
+
+
+def test_only_one_side_of_the_data_may_be_passed(config: RefineConfig, tiny: OpenClipEncoder):
+    many = ToyPairs("many", size=240)
+    scores = refine(
+        override(config, data={"train": None, "val": None}), model=tiny, train_pairs=many
+    )
+    assert scores.after.pairs == 100
+    assert scores.recipe["pairs"] == 140
+    assert scores.recipe["model"] == "python:OpenClipEncoder"
+
+
+def test_held_out_images_that_are_trained_on_are_reported(config: RefineConfig, capsys):
+    refine(config)
+    assert "64 of the 64 held-out images are trained on" in capsys.readouterr().err
+
+
+def test_the_toy_worlds_validation_pairs_are_others():
+    train, held_out = build.build_data(
+        RefineConfig.model_validate({"data": {"train": "toy", "val": "toy"}}).data, seed=0
+    )
+    assert (train.name, held_out.name) == ("toy-train", "toy-val")
+
+
+def test_too_few_held_out_images(config: RefineConfig, tiny: OpenClipEncoder, pairs: ToyPairs):
+    with pytest.raises(DataError, match="5 held-out images are too few"):
+        refine(config, model=tiny, train_pairs=pairs, held_out=ToyPairs("few", size=5))
+
+
+def test_the_folder_one_is_in_is_not_overwritten(config: RefineConfig, tmp_path: Path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "scores.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="is the folder you are in"):
+        refine(override(config, out=Path("."), overwrite=True))
+
+
+def test_updated_statistics_are_only_updated_in_training(
+    config: RefineConfig, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs
+):
+    resnet = {
+        **TINY,
+        "vision_cfg": {
+            "image_size": 48,
+            "layers": [1, 1, 1, 1],
+            "width": 16,
+            "head_width": 16,
+            "patch_size": None,
+        },
+    }
+    model = load_open_clip(write_model(tmp_path / "resnet", resnet))
+    before = evaluate_unit(model, held_out)
+    settings = override(config, train={"normalization_statistics": "updated"})
+    scores = refine(settings, model=model, train_pairs=pairs, held_out=held_out)
+    assert scores.before.geometry == pytest.approx(before, abs=1e-5)
+    assert not any(module.training for module in model.modules())
+
+
+def evaluate_unit(model: OpenClipEncoder, held_out: ToyPairs):
+    embedder = Embedder(model, torch.device("cpu"), 7, visible=False)
+    return score_model(embedder, held_out, [], seed=1).geometry
+
+
+def test_warm_up_longer_than_the_run(config: RefineConfig):
+    with pytest.raises(ConfigError, match="not below the 4 steps"):
+        refine(override(config, train={"warmup_steps": 4}))
 
 
 def test_missing_sources_say_what_to_pass():

@@ -4,21 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clip_refine.compare_config import CompareConfig
+    from clip_refine.comparison import compare
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.errors import ClipRefineError
     from clip_refine.models import DualEncoder, load_open_clip
-    from clip_refine.results import RunScores, Scores
+    from clip_refine.results import Comparison, RunScores, Scores
     from clip_refine.road import evaluate, refine
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ClipRefineError",
+    "CompareConfig",
+    "Comparison",
     "DualEncoder",
     "EvaluateConfig",
     "RefineConfig",
     "RunScores",
     "Scores",
+    "compare",
     "evaluate",
     "load_open_clip",
     "refine",
@@ -26,11 +31,14 @@ __all__ = [
 
 _HOMES = {
     "ClipRefineError": "errors",
+    "CompareConfig": "compare_config",
+    "Comparison": "results",
     "DualEncoder": "models",
     "EvaluateConfig": "config",
     "RefineConfig": "config",
     "RunScores": "results",
     "Scores": "results",
+    "compare": "comparison",
     "evaluate": "road",
     "load_open_clip": "models",
     "refine": "road",

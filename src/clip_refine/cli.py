@@ -1,6 +1,7 @@
 """The command line. Torch is imported only inside a verb, so that help is there at once."""
 
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from clip_refine.errors import ClipRefineError, ConfigError
 
 if TYPE_CHECKING:
+    from clip_refine.compare_config import CompareConfig
     from clip_refine.config import EvaluateConfig, RefineConfig
 
 HELP = """\
@@ -29,6 +31,11 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
   clip-refine evaluate --model.name local-dir:runs/mine/model --data.val test.csv
       The same scores for a model as it stands.
 
+  clip-refine compare --recipes clip-refine,contrastive,hycd --seeds 3 \\
+      --data.train captions.csv --out runs/compared
+      Which recipe is best here? All of them on the same batches, each at its own learning rate,
+      beside what needs no training, with intervals. The same command goes on where it stopped.
+
   clip-refine posthoc fit mean-centring FEATURES.safetensors --out peers/centred
   clip-refine posthoc apply peers/centred OTHERS.safetensors --out centred.safetensors
       What needs no training, fitted on features of held-out training pairs and applied to others;
@@ -45,7 +52,10 @@ PEER_HELP = (
     "or several in order as in mean-centring+nnn."
 )
 
-Config = TypeVar("Config", "RefineConfig", "EvaluateConfig")
+LISTS = ("--recipes", "--peers", "--combine", "--learning-rates")
+"""Flags of compare whose values may stand in one word, as in a,b,c."""
+
+Config = TypeVar("Config", "RefineConfig", "EvaluateConfig", "CompareConfig")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"clip-refine {verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"\nclip-refine {verb}: stopped; nothing was written.", file=sys.stderr)
+        left = "finished runs are kept" if verb == "compare" else "nothing was written"
+        print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -112,6 +123,27 @@ def demo_verb(arguments: list[str]) -> None:
         _refine(demo_config(out=out, seed=seed, overwrite=overwrite))
 
     tyro.cli(demo, prog="clip-refine demo", args=arguments)
+
+
+def compare_verb(arguments: list[str]) -> None:
+    """Train several recipes alike, with several seeds, and score them beside training-free peers.
+
+    Writes comparison.json, comparison.csv and comparison.md to --out. Lists take commas or spaces:
+    --recipes a,b,c or --recipes a b c.
+    """
+    from clip_refine.compare_config import CompareConfig
+
+    config = _configure(CompareConfig, "compare", _split_lists(arguments))
+    if config is None:
+        return
+    from rich.console import Console
+
+    from clip_refine.comparison import compare
+    from clip_refine.report.comparison import comparison_tables
+
+    terminal = Console()
+    terminal.print(*comparison_tables(compare(config)))
+    terminal.print(f"{config.out}/comparison.json, .csv and .md", soft_wrap=True)
 
 
 def posthoc_verb(arguments: list[str]) -> None:
@@ -174,6 +206,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_verb,
     "refine": refine_verb,
     "evaluate": evaluate_verb,
+    "compare": compare_verb,
     "posthoc": posthoc_verb,
 }
 
@@ -203,8 +236,8 @@ def _configure(kind: type[Config], verb: str, arguments: list[str]) -> Config | 
     config = tyro.cli(
         kind,
         prog=f"clip-refine {verb}",
-        description=f"{VERBS[verb].__doc__}\n\nAlso: --config FILE.yaml for settings from a file "
-        "(flags win), --print-config to show all settings and stop.",
+        description=f"{inspect.getdoc(VERBS[verb])}\n\nAlso: --config FILE.yaml for settings from "
+        "a file (flags win), --print-config to show all settings and stop.",
         args=arguments,
         default=default,
     )
@@ -212,6 +245,20 @@ def _configure(kind: type[Config], verb: str, arguments: list[str]) -> Config | 
         print(dump_config(config), end="")
         return None
     return config
+
+
+def _split_lists(arguments: list[str]) -> list[str]:
+    """Write `--recipes a,b` and `--recipes=a,b` as `--recipes a b`."""
+    split: list[str] = []
+    in_list = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            in_list = flag.replace("_", "-") in LISTS
+            split += [flag, *value.split(",")] if in_list and equals else [argument]
+        else:
+            split += argument.split(",") if in_list else [argument]
+    return split
 
 
 def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:

@@ -19,6 +19,5 @@ RECIPES: dict[str, dict[str, Any]] = {
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
-    "balanced": {"feature_scale": "canonical", "rafa_weight": 8.0},
 }
 """Settings of `loss` that differ from its defaults in `config.py`."""

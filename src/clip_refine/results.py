@@ -65,3 +65,119 @@ def read_run_scores(path: Path) -> RunScores:
         raise DataError(
             f"{path}: is no scores.json of a run ({error.error_count()} errors)."
         ) from error
+
+
+class Spread(_Record):
+    """A number over the runs of a recipe.
+
+    Attributes:
+        mean: Over its seeds.
+        deviation: Sample standard deviation over its seeds, None for a single run.
+    """
+
+    mean: float
+    deviation: float | None
+
+
+class Interval(_Record):
+    """A difference from the untouched model and its 95 % bootstrap interval over images.
+
+    Attributes:
+        mean: Mean over seeds less the untouched model's value.
+        low: 2.5 % quantile.
+        high: 97.5 % quantile.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+class ComparisonRow(_Record):
+    """One run of one recipe: a line of `comparison.csv`.
+
+    Attributes:
+        recipe: `pre-trained`, a recipe, a peer, or a combination such as `hycd+mean-centring`.
+        seed: Of the order, the captions drawn and the references; results that depend on none
+            stand once, with the first seed.
+        learning_rate: None where nothing was trained.
+        steps: Training steps.
+        pairs: Training images.
+        geometry: As in `Scores`.
+        retrieval: As in `Scores`.
+        zero_shot: As in `Scores`.
+        linear_probe: Task name → accuracy, 0-1.
+        selection: Mean recall on the selection pairs, which chose the learning rate; None for
+            peers, which are fitted on those.
+        seconds: Of training, or of fitting and applying a peer, or both.
+        peak_memory: GB, of the process or the GPU, while it ran.
+    """
+
+    recipe: str
+    seed: int
+    learning_rate: float | None
+    steps: int
+    pairs: int
+    geometry: Mapping[str, float]
+    retrieval: Mapping[str, float]
+    zero_shot: Mapping[str, Mapping[str, float]]
+    linear_probe: Mapping[str, float]
+    selection: float | None
+    seconds: float
+    peak_memory: float
+
+
+class RecipeSummary(_Record):
+    """All runs of one recipe together: a line of the table.
+
+    Attributes:
+        recipe: As in the rows.
+        runs: How many rows.
+        learning_rate: As in the rows.
+        scores: The headline numbers first, then every number of the rows by its path, as in
+            `zero_shot.cifar10.top1`.
+        seconds: As in the rows.
+        peak_memory: As in the rows.
+        difference: Headline name → difference from the untouched model; empty for that itself.
+        pareto_best: No other recipe is as good in all of gap, mean R@1, zero-shot and linear probe
+            and better in one.
+    """
+
+    recipe: str
+    runs: int
+    learning_rate: float | None
+    scores: Mapping[str, Spread]
+    seconds: Spread
+    peak_memory: Spread
+    difference: Mapping[str, Interval]
+    pareto_best: bool
+
+
+class LearningRateChoice(_Record):
+    """How a recipe came by its learning rate.
+
+    Attributes:
+        recipe: Which.
+        chosen: The best of those tried, the lower one of equals.
+        tried: Learning rate → mean recall on the selection pairs; None where training failed.
+        at_edge: Whether the best one is the lowest or highest of several: a wider grid might win.
+    """
+
+    recipe: str
+    chosen: float
+    tried: Mapping[str, float | None]
+    at_edge: bool
+
+
+class Comparison(_Record):
+    """`comparison.json`.
+
+    Attributes:
+        rows: Every run.
+        summary: Every recipe over its seeds, in the order of the rows.
+        learning_rates: For every trained recipe.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    summary: tuple[RecipeSummary, ...]
+    learning_rates: tuple[LearningRateChoice, ...]

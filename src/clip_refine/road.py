@@ -40,8 +40,8 @@ def refine(
     Args:
         config: Every setting.
         model: Refined in place instead of loading `config.model`.
-        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
-        held_out: Used instead of opening `config.data.val`.
+        train_pairs: Used instead of opening `config.data.train`.
+        held_out: Used instead of opening `config.data.val` or holding a part out.
 
     Returns:
         The scores before and after, as in `scores.json`.
@@ -56,11 +56,15 @@ def refine(
 
     with clock("load"):
         # 1 images and captions
-        if train_pairs is None or held_out is None:
-            train_pairs, held_out = build.build_data(config.data, seed=config.seed)
+        train_pairs, held_out = build.build_data(
+            config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
+        )
         tasks = build.build_tasks(config.evaluation)
         steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
         # 2 student and teacher
+        if model is not None:
+            passed = {"name": f"python:{type(model).__name__}", "pretrained": None}
+            config = override(config, model=passed)
         encoder = model or build.build_model(config.model)
         student = build.build_student(encoder, config.train, accelerator.device)
 
@@ -77,7 +81,14 @@ def refine(
             config = override(config, train={"precision": precision.name})
             prior = build.build_prior(config.prior, features, scale)
             trainer = build.build_trainer(
-                config, student, Teacher(student), precision, prior, accelerator, steps=steps
+                config,
+                student,
+                Teacher(student),
+                precision,
+                prior,
+                accelerator,
+                steps=steps,
+                scale=scale,
             )
             batches = build.build_batches(config, train_pairs, encoder, accelerator)
             trainer.train(batches, steps=steps, log=log)
@@ -109,7 +120,7 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         ClipRefineError: Bad settings, data or model, or an output file that exists.
     """
     if config.out is not None:
-        check_free(config.out, overwrite=config.overwrite)
+        check_free(config.out, overwrite=config.overwrite, folder=False)
     if config.save_features is not None:
         check_features_path(config.save_features, overwrite=config.overwrite)
     device = build.build_accelerator(config.device).device
@@ -152,15 +163,23 @@ def _recipe(config: RefineConfig, *, pairs: int, steps: int) -> dict[str, Any]:
     }
 
 
+def save_model(student: Any, folder: Path, *, base_model: str) -> None:
+    """Write a refined model in its own format, or as bare weights where it has none."""
+    metadata = {"clip_refine_version": __version__, "base_model": base_model}
+    if hasattr(student, "save"):
+        student.save(folder, metadata=metadata)
+    else:
+        folder.mkdir()
+        weights = {
+            name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
+            for name, tensor in student.state_dict().items()
+        }
+        save_file(weights, folder / "model.safetensors", metadata=metadata)
+
+
 def _save(folder: Path, student: Any, config: RefineConfig, device: torch.device) -> None:
     """Write the model, the settings that repeat the run, and what it ran on."""
-    metadata = {"clip_refine_version": __version__, "base_model": config.model.name}
-    if hasattr(student, "save"):
-        student.save(folder / "model", metadata=metadata)
-    else:
-        (folder / "model").mkdir()
-        weights = {name: tensor.contiguous() for name, tensor in student.state_dict().items()}
-        save_file(weights, folder / "model" / "model.safetensors", metadata=metadata)
+    save_model(student, folder / "model", base_model=config.model.name)
     settings = dump_config(override(config, overwrite=False))
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

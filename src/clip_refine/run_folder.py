@@ -7,20 +7,40 @@ from pathlib import Path
 
 from clip_refine.errors import OutputError
 
+OURS = ("config.yaml", "scores.json", "comparison.json", "peer.json")
+"""Files that tell a folder of this program's results from anything else a user keeps."""
 
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output path that exists, unless it may be replaced.
+
+def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
+    """Refuse an output path that exists, unless it holds our results and may be replaced.
+
+    Args:
+        path: Where results are to go.
+        overwrite: Whether earlier results there may be replaced.
+        folder: Whether a folder is to be written, or a file.
 
     Raises:
-        OutputError: The path exists, or its parent cannot hold it.
+        OutputError: The path exists, is something else than earlier results, or cannot be made.
     """
-    if path.exists() and not overwrite:
-        raise OutputError(
-            f"{path}: exists already. Pass --overwrite to replace it, or another --out."
-        )
     blocking = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
     if blocking:
         raise OutputError(f"{path}: {blocking} is a file, not a folder. Choose another --out.")
+    if not path.exists():
+        return
+    if path.is_dir() != folder and overwrite:
+        kind = "folder" if path.is_dir() else "file"
+        raise OutputError(f"{path}: is a {kind} already. Choose another --out.")
+    if not overwrite:
+        raise OutputError(
+            f"{path}: exists already. Pass --overwrite to replace it, or another --out."
+        )
+    if folder and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+        raise OutputError(
+            f"{path}: holds no results of an earlier run, so --overwrite leaves it alone. Choose "
+            "another --out."
+        )
+    if path.resolve() == Path.cwd() or path.resolve() in Path.cwd().parents:
+        raise OutputError(f"{path}: is the folder you are in. Choose another --out.")
 
 
 @contextmanager
@@ -34,6 +54,7 @@ def complete_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         OutputError: `path` exists and `overwrite` is off, or it cannot be written.
     """
     check_free(path, overwrite=overwrite)
+    path = path.resolve()
     partial = path.parent / f".{path.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed

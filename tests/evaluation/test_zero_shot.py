@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_refine.evaluation.zero_shot import class_vectors, zero_shot_scores
+from clip_refine.evaluation.zero_shot import class_vectors, zero_shot_ranks, zero_shot_scores
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds, shuffled
 
@@ -98,3 +98,12 @@ def test_labels_that_name_no_class_are_refused():
         zero_shot_scores(image, classes, torch.zeros(4))
     with pytest.raises(ValueError, match="image and class features must have one dimension"):
         zero_shot_scores(image, normals(2, 5, seed=2), torch.zeros(4, dtype=torch.int64))
+
+
+def test_lengths_count_where_features_are_not_normalised():
+    image = torch.tensor([[1.0, 0.2]])
+    classes = torch.tensor([[1.0, 0.0], [3.0, 3.0]])
+    label = torch.tensor([0])
+    assert zero_shot_scores(image, classes, label)["top1"] == 1.0
+    assert zero_shot_scores(image, classes, label, normalize=False)["top1"] == 0.0
+    assert zero_shot_ranks(image, classes, label, normalize=False).tolist() == [1]

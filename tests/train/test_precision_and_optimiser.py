@@ -7,7 +7,7 @@ from torch import nn
 from clip_refine.models import OpenClipEncoder
 from clip_refine.train import TowerPrecision, make_optimiser, make_schedule, measure_precision
 from clip_refine.train.precision import PrecisionMeasurement
-from clip_refine.train.student import encode_pairs, prepare_student
+from clip_refine.train.student import encode_pairs, prepare_student, updating_statistics
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "bf16-image", "bf16-text"])
@@ -77,17 +77,20 @@ def test_learning_rate_of_every_step():
 
 @pytest.mark.parametrize("trained", ["frozen", "trained"])
 def test_logit_scale_is_trained_by_choice(tiny: OpenClipEncoder, trained):
-    prepare_student(tiny, logit_scale=trained, normalization_statistics="frozen")
+    prepare_student(tiny, logit_scale=trained)
     assert tiny.clip.logit_scale.requires_grad == (trained == "trained")
     assert tiny.clip.text_projection.requires_grad
 
 
-@pytest.mark.parametrize("statistics", ["frozen", "updated"])
-def test_batch_norm_statistics_and_dropout(statistics):
+def test_batch_norm_statistics_and_dropout():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.LayerNorm(3)).train()
-    prepare_student(model, logit_scale="frozen", normalization_statistics=statistics)
+    prepare_student(model, logit_scale="frozen")
     before = model[0].running_mean.clone()
     rows = torch.randn(8, 3)
-    assert torch.equal(model[1](rows), rows)
     model(rows)
-    assert torch.equal(model[0].running_mean, before) == (statistics == "frozen")
+    assert torch.equal(model[0].running_mean, before)
+    with updating_statistics(model):
+        assert torch.equal(model[1](rows), rows)
+        model(rows)
+    assert not torch.equal(model[0].running_mean, before)
+    assert not any(module.training for module in model)

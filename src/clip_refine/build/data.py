@@ -6,6 +6,7 @@ from clip_refine.config import (
     DataConfig,
     EvaluationConfig,
 )
+from clip_refine.console import console
 from clip_refine.data import (
     ImageCaptions,
     LabelledImages,
@@ -17,32 +18,73 @@ from clip_refine.errors import ConfigError, DataError
 from clip_refine.toy import toy_tasks, toy_train, toy_val
 
 TOY = "toy"
+MINIMUM_PAIRS = 11
+"""Held-out images that the geometry's 10 nearest neighbours need."""
 
 
-def build_data(config: DataConfig, *, seed: int) -> tuple[ImageCaptions, ImageCaptions]:
+def build_data(
+    config: DataConfig,
+    *,
+    seed: int,
+    train_pairs: ImageCaptions | None = None,
+    held_out: ImageCaptions | None = None,
+) -> tuple[ImageCaptions, ImageCaptions]:
     """Training pairs and held-out pairs.
+
+    Args:
+        config: What to open.
+        seed: Of the held-out part.
+        train_pairs: Used instead of opening `config.train`.
+        held_out: Used instead of opening `config.val` or holding a part out.
 
     Raises:
         ConfigError: No training source is named.
         DataError: A source cannot be read, or is too small to hold a part out.
     """
-    if config.train is None:
-        raise ConfigError("data.train is missing. Give captioned images: --data.train captions.csv")
-    if config.val is not None:
-        return open_source(config.train, config), open_source(config.val, config)
-    if config.train == TOY:
-        return toy_train(), toy_val()
-    source = open_source(config.train, config)
-    return hold_out(source, fraction=config.val_fraction, seed=seed)
+    if train_pairs is None:
+        if config.train is None:
+            raise ConfigError(
+                "data.train is missing. Give captioned images: --data.train captions.csv"
+            )
+        train_pairs = open_source(config.train, config)
+        if held_out is None and config.val is None and config.train == TOY:
+            held_out = toy_val()
+    if held_out is None and config.val is not None:
+        held_out = toy_val() if config.val == TOY else open_source(config.val, config)
+    if held_out is None:
+        train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
+    _check_held_out(held_out, train_pairs)
+    return train_pairs, held_out
 
 
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
-        return toy_val() if config.val == TOY else open_source(config.val, config)
+        held_out = toy_val() if config.val == TOY else open_source(config.val, config)
+        _check_held_out(held_out, None)
+        return held_out
     if config.train is None:
         raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
     return build_data(config, seed=seed)[1]
+
+
+def _check_held_out(held_out: ImageCaptions, train_pairs: ImageCaptions | None) -> None:
+    """Refuse too few pairs to measure on; say so where they are trained on, too."""
+    if len(held_out) < MINIMUM_PAIRS:
+        raise DataError(
+            f"{held_out.name}: {len(held_out)} held-out images are too few to measure anything. "
+            f"Give {MINIMUM_PAIRS} or more, better some hundreds, with --data.val."
+        )
+    if train_pairs is None:
+        return
+    trained = {train_pairs.image_name(index) for index in range(len(train_pairs))}
+    shared = sum(held_out.image_name(index) in trained for index in range(len(held_out)))
+    if shared:
+        console.print(
+            f"Beware: {shared:,} of the {len(held_out):,} held-out images are trained on, too, so "
+            "the scores after training are not held-out scores.",
+            style="yellow",
+        )
 
 
 def open_source(name: str, config: DataConfig) -> ImageCaptions:

@@ -5,6 +5,7 @@ import zlib
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from clip_refine.errors import ConfigError
@@ -14,20 +15,33 @@ def build_accelerator(device: str) -> Accelerator:
     """Accelerate's view of devices and processes.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: There is no such device here, or several processes are to share one.
     """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if device != "auto":
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(
                 f"device {device!r}: not usable here ({str(error).splitlines()[0]}). "
-                "Pass --train.device auto or cpu."
+                "Use auto or cpu."
             ) from error
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    if several and ":" in device:
+        raise ConfigError(f"device {device!r}: several processes need one each. Use auto.")
+    if not several:
+        # Accelerate keeps the first device of a process for good; a later run may ask for another
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        if device != "auto":
+            os.environ["ACCELERATE_TORCH_DEVICE"] = device
     # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
     handler = DistributedDataParallelKwargs(static_graph=True)
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[handler])
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no",  # each tower has its own autocast
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[handler],
+    )
 
 
 def count_workers(workers: int | None, device: torch.device) -> int:

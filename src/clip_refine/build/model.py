@@ -42,7 +42,7 @@ def build_model(config: ModelConfig) -> DualEncoder:
         ModelError: It cannot be found or loaded.
     """
     if config.name == "toy":
-        return load_open_clip(f"local-dir:{model_directory()}")
+        return load_open_clip(f"local-dir:{model_directory()}", config.pretrained)
     return load_open_clip(config.name, config.pretrained)
 
 
@@ -57,11 +57,7 @@ def build_student(model: DualEncoder, config: TrainConfig, device: torch.device)
             f"{type(model).__name__} cannot be refined: it must be a torch.nn.Module with "
             "encode_image, encode_text, preprocess, tokenizer and logit_scale."
         )
-    prepare_student(
-        model,
-        logit_scale=config.logit_scale,
-        normalization_statistics=config.normalization_statistics,
-    )
+    prepare_student(model, logit_scale=config.logit_scale)
     return model.to(device)
 
 

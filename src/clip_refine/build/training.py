@@ -54,7 +54,7 @@ def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale
             return StandardNormal(scale=config.scale)
         case "uniform":
             half = math.sqrt(3 * config.scale)
-            return Uniform(low=-half, high=half)
+            return Uniform(low=-half, high=half) if half else StandardNormal(scale=0.0)
         case "gaussian_image":
             return Gaussian(image.mean(0), image.std(0))
         case "gaussian_text":
@@ -77,6 +77,7 @@ def build_trainer(
     accelerator: Accelerator,
     *,
     steps: int,
+    scale: FeatureScale | None = None,
 ) -> Trainer:
     """Everything that takes the steps."""
     train = config.train
@@ -102,6 +103,8 @@ def build_trainer(
         rafa_decay_steps=steps if config.loss.rafa_decay == "linear" else None,
         schedule=schedule,
         clip_norm=train.clip_norm,
+        updates_statistics=train.normalization_statistics == "updated",
+        scale=scale or FeatureScale(),
     )
 
 
@@ -122,7 +125,13 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions, processes: int) -> in
             f"{pairs.name}: {len(pairs)} images, fewer than a batch of {config.batch_size}. Give "
             "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
         )
-    return config.epochs * (len(pairs) // config.batch_size)
+    steps = config.epochs * (len(pairs) // config.batch_size)
+    if config.warmup_steps >= steps:
+        raise ConfigError(
+            f"train.warmup_steps {config.warmup_steps} is not below the {steps} steps of this run, "
+            "so the learning rate would never be reached. Use fewer."
+        )
+    return steps
 
 
 def build_batches(

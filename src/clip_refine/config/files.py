@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from clip_refine.config.groups import SettingsGroup
+from clip_refine.config.groups import LossConfig, SettingsGroup
 from clip_refine.config.runs import RefineConfig, recipe_settings
 from clip_refine.errors import ConfigError
 
@@ -59,13 +59,14 @@ def override(config: Settings, **changes: Any) -> Settings:
 
 
 def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
-    """`config` with another recipe; its other settings stay, those of `loss` are the recipe's.
+    """`config` with another recipe: all of `loss` is the recipe's, the other groups stay.
 
     Raises:
         ConfigError: There is no such recipe; near ones are named.
     """
     try:
-        return override(config, recipe=name, loss=recipe_settings(name))
+        loss = LossConfig(**recipe_settings(name)).model_dump()
+        return override(config, recipe=name, loss=loss)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

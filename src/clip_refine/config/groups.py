@@ -14,7 +14,11 @@ class SettingsGroup(BaseModel):
     """Frozen; unknown names are refused, and field docstrings are the command line's help."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
     )
 
 
@@ -144,7 +148,7 @@ class EvaluationConfig(SettingsGroup):
 
     zero_shot: tuple[str, ...] = ()
     """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""
-    template: str = "a photo of a {}."
+    template: str = "a photo of a {}"
     """Prompt for the class names of those folders; `{}` stands for the name."""
     batch_size: Count = 256
     """Images or captions encoded at a time."""

@@ -26,7 +26,7 @@ class RefineConfig(SettingsGroup):
     recipe: str = "clip-refine"
     """A named objective, which sets several of `loss`; other `loss` flags win. One of clip-refine,
     clip-refine-paper, hycd, self-kd, hycd+align, rafa, contrastive, contrastive-raw,
-    contrastive+anchor, m2-mix, feature-distillation, logit-distillation, balanced."""
+    contrastive+anchor, m2-mix, feature-distillation, logit-distillation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

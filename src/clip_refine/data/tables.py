@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clip_refine.console import Bar
 from clip_refine.data.images import check_image_file, open_image
 from clip_refine.errors import DataError
 
@@ -58,7 +59,8 @@ def read_table(
     """
     captions: dict[Path, list[str]] = {}
     problems: list[str] = []
-    for row_number, image, caption in _rows(path, image_column, caption_column):
+    rows = _rows(path, image_column, caption_column)
+    for row_number, image, caption in Bar(f"Checking {path.name}", transient=True).over(rows):
         image_path = path.parent / image
         problem = None
         if not caption:
@@ -85,7 +87,7 @@ def _rows(
     path: Path, image_column: str | None, caption_column: str | None
 ) -> Iterator[tuple[int, str, str]]:
     """(line number, image path as written, caption) of every row that is not blank."""
-    delimiter = "\t" if path.suffix == ".tsv" else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name
         with path.open(encoding="utf-8-sig", newline="") as file:

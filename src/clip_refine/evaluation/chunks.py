@@ -116,6 +116,16 @@ def unit_sides(
     return query_unit.to(dtype), item_unit.to(query_unit.device, dtype)
 
 
+def longest_row(features: Tensor) -> float:
+    """The largest norm of a row, by which rounding of dot products grows.
+
+    Example:
+        >>> longest_row(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+        5.0
+    """
+    return torch.linalg.vector_norm(features, dim=1).max().item()
+
+
 def check_chunk_size(chunk_size: int) -> None:
     """Refuse a block of no rows.
 

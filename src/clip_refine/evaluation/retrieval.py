@@ -10,6 +10,7 @@ from clip_refine.evaluation.chunks import (
     CHUNK_SIZE,
     best_partner,
     check_chunk_size,
+    longest_row,
     measured,
     row_blocks,
     tie_width,
@@ -111,7 +112,7 @@ def retrieval_ranks(
     tie = tie_width(image_unit.dtype)
     if not normalize:
         image_unit, text_unit = image_features.to(image_unit), text_features.to(text_unit)
-        tie *= _longest(image_unit) * _longest(text_unit)
+        tie *= longest_row(image_unit) * longest_row(text_unit)
     owners = _checked_owners(text_to_image, len(image_unit), len(text_unit)).to(image_unit.device)
     return RetrievalRanks(
         image_to_text=torch.cat(
@@ -127,10 +128,6 @@ def retrieval_ranks(
             ]
         ),
     )
-
-
-def _longest(features: Tensor) -> float:
-    return torch.linalg.vector_norm(features, dim=1).max().item()
 
 
 def _checked_owners(text_to_image: Tensor | None, image_count: int, text_count: int) -> Tensor:

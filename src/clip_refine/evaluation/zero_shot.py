@@ -6,6 +6,7 @@ from torch import Tensor
 from clip_refine.evaluation.chunks import (
     CHUNK_SIZE,
     best_partner,
+    longest_row,
     measured,
     row_blocks,
     tie_width,
@@ -51,6 +52,7 @@ def zero_shot_scores(
     class_features: Tensor,
     labels: Tensor,
     *,
+    normalize: bool = True,
     chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:
     """How often the true class is the nearest, or among the nearest five.
@@ -62,6 +64,8 @@ def zero_shot_scores(
         image_features: (N, d), raw or unit.
         class_features: (C, d), raw or unit, for example from `class_vectors`.
         labels: (N,) whole numbers, the true class of each image.
+        normalize: Whether similarity is the cosine; if not, the dot product of features as given,
+            for transforms whose lengths mean something.
         chunk_size: Images compared at once; bounds the memory, not the result.
 
     Returns:
@@ -79,24 +83,50 @@ def zero_shot_scores(
         >>> {name: round(score, 3) for name, score in scores.items()}
         {'top1': 0.667, 'top5': 1.0, 'mean_per_class_recall': 0.75}
     """
-    image_unit, class_unit = unit_sides(image_features, class_features, names=("image", "class"))
-    labels = _checked_labels(labels, image_unit, class_unit)
-    tie = tie_width(image_unit.dtype)
-    ranks = torch.cat(
-        [
-            best_partner(image_unit[rows] @ class_unit.T, labels[rows, None], tie=tie).rank
-            for rows in row_blocks(len(image_unit), chunk_size)
-        ]
+    ranks = zero_shot_ranks(
+        image_features, class_features, labels, normalize=normalize, chunk_size=chunk_size
     )
+    labels = labels.to(ranks.device).long()
     is_top = (ranks == 0).double()
-    images_per_class = labels.bincount(minlength=len(class_unit))
-    hits_per_class = labels.bincount(weights=is_top, minlength=len(class_unit))
+    images_per_class = labels.bincount(minlength=len(class_features))
+    hits_per_class = labels.bincount(weights=is_top, minlength=len(class_features))
     seen = images_per_class > 0
     return {
         "top1": is_top.mean().item(),
         "top5": (ranks < 5).double().mean().item(),
         "mean_per_class_recall": (hits_per_class[seen] / images_per_class[seen]).mean().item(),
     }
+
+
+@measured
+def zero_shot_ranks(
+    image_features: Tensor,
+    class_features: Tensor,
+    labels: Tensor,
+    *,
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """(N,) 0-based rank of each image's true class among all classes; 0 is a hit.
+
+    Arguments and errors as in `zero_shot_scores`.
+
+    Example:
+        >>> zero_shot_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0])).tolist()
+        [0, 1]
+    """
+    images, classes = unit_sides(image_features, class_features, names=("image", "class"))
+    labels = _checked_labels(labels, images, classes)
+    tie = tie_width(images.dtype)
+    if not normalize:
+        images, classes = image_features.to(images), class_features.to(classes)
+        tie *= longest_row(images) * longest_row(classes)
+    return torch.cat(
+        [
+            best_partner(images[rows] @ classes.T, labels[rows, None], tie=tie).rank
+            for rows in row_blocks(len(images), chunk_size)
+        ]
+    )
 
 
 def _checked_labels(labels: Tensor, image_unit: Tensor, class_unit: Tensor) -> Tensor:

@@ -81,13 +81,13 @@ class Objective:
         temperature: Of HyCD and of logit distillation; None for 1 / the model's logit scale. The
             scale is then a constant of these terms: as it divides the teacher's similarities too,
             lowering it would shrink the loss without learning anything.
-        normalize: Whether HyCD, logit distillation and the alignment term see unit features.
+        normalize: Whether HyCD and logit distillation see unit features.
         rafa_reduction: `"mean"` or `"sum"`, see `rafa_loss`.
         contrastive_weight: Of `contrastive_loss`.
         contrastive_normalize: Whether the contrastive term sees unit features.
         contrastive_scale: Logit scale of the contrastive and the m²-mix term; None for the
             model's own, which is trained by them where the model lets it.
-        alignment_weight: Of `alignment_loss`.
+        alignment_weight: Of `alignment_loss`, on raw features.
         anchor_weight: Of `feature_distillation_loss`.
         m2_mix_weight: Of `m2_mix_loss`, always on unit features.
         logit_distillation_weight: Of `logit_distillation_loss`.
@@ -188,7 +188,7 @@ class Objective:
             )
             terms["contrastive"] = self.contrastive_weight * loss
         if self.alignment_weight:
-            loss = alignment_loss(*student, normalize=self.normalize)
+            loss = alignment_loss(*student)
             terms["alignment"] = self.alignment_weight * loss
         if self.m2_mix_weight:
             loss = m2_mix_loss(*student, logit_scale=scale, mix=_given("mix", mix))

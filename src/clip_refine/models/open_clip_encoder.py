@@ -69,12 +69,12 @@ class OpenClipEncoder(nn.Module):
                 f"pixels are {tuple(pixels.shape[-2:])}, but the image tower takes {expected}; "
                 "use the model's own preprocess"
             )
-        return self.clip.encode_image(pixels)
+        return self.clip.encode_image(pixels, normalize=False)  # CoCa would, unasked
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, d) raw text features; L is the context length, or less where cut."""
         if self.text_cut is None:
-            return self.clip.encode_text(tokens)
+            return self.clip.encode_text(tokens, normalize=False)
         return self.text_cut.encode(text_tower(self.clip), tokens)
 
     def save(self, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -137,7 +137,11 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
             "its state_dict only."
         ) from error
     except ImportError as error:
-        raise ModelError(f"{name}: needs a package that is not installed ({error}).") from error
+        raise ModelError(
+            f"{name}: needs a package that is not installed ({error}). Install it with pip."
+        ) from error
+    except StopIteration as error:
+        raise ModelError(f"{pretrained or name}: holds no weights. Give a state dict.") from error
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(_why_not_loaded(name, schema, pretrained, error)) from error
 
@@ -199,6 +203,11 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
 def _why_not_loaded(name: str, schema: str | None, pretrained: str | None, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     what = f"{name} ({pretrained})" if pretrained else name
+    if "TorchScript" in str(error):
+        return (
+            f"{what}: is a TorchScript archive, which holds code besides weights. For OpenAI's "
+            "models pass --model.pretrained openai; for your own save its state_dict()."
+        )
     if schema == "hf-hub" or (schema is None and not Path(pretrained or "").is_file()):
         return (
             f"{what}: could not be loaded: {reason} If there is no network here, download the "

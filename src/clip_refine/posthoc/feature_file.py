@@ -128,7 +128,7 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path}: features are written as .safetensors. Give such a name.")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder. Give the name of a file.")
-    check_free(path, overwrite=overwrite)
+    check_free(path, overwrite=overwrite, folder=False)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

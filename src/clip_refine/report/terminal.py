@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from clip_refine.results import Scores
@@ -54,7 +55,7 @@ def scores_table(scores: Scores) -> Table:
     table.add_section()
     for task, values in scores.zero_shot.items():
         for name, value in values.items():
-            table.add_row(f"{task} {name}", _number(value))
+            table.add_row(escape(f"{task} {name}"), _number(value))
     return table
 
 
@@ -98,7 +99,7 @@ def _add(
     if higher_is_better is not None and abs(change) >= 0.0005:
         style = "green" if (change > 0) == higher_is_better else "red"
     table.add_row(
-        heading,
+        escape(heading),
         _number(before[name]),
         _number(after[name]),
         f"[{style}]{change:+.3f}[/]" if style else f"{change:+.3f}",

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,12 +15,12 @@ from clip_refine.console import Bar
 from clip_refine.data import PairBatch
 from clip_refine.errors import TrainingError
 from clip_refine.losses import LossTerms, Objective, PairFeatures
-from clip_refine.models import Teacher
+from clip_refine.models import FeatureScale, Teacher
 from clip_refine.priors import Prior
 from clip_refine.train.gather import gather_features
 from clip_refine.train.log import StepLog
 from clip_refine.train.precision import TowerPrecision
-from clip_refine.train.student import batch_statistics, encode_pairs
+from clip_refine.train.student import batch_statistics, encode_pairs, updating_statistics
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Trainer:
         rafa_decay_steps: Steps over which RaFA's weight falls linearly to zero; None for never.
         schedule: The optimiser's learning rate, which also holds the optimiser.
         clip_norm: Largest total gradient norm, None for no limit.
+        updates_statistics: Whether BatchNorm's running statistics follow the training batches.
+        scale: What the towers are multiplied by in training; the log shows norms without it.
     """
 
     accelerator: Any
@@ -51,6 +54,8 @@ class Trainer:
     rafa_decay_steps: int | None
     schedule: LambdaLR
     clip_norm: float | None
+    updates_statistics: bool = False
+    scale: FeatureScale = field(default_factory=FeatureScale)
 
     def train(self, batches: Iterable[PairBatch], *, steps: int, log: StepLog) -> None:
         """Take one step a batch.
@@ -61,8 +66,20 @@ class Trainer:
             log: Receives one record a step.
 
         Raises:
-            TrainingError: A loss or gradient is not finite. Weights are those before that step.
+            TrainingError: A loss or gradient is not finite (weights are those before that step),
+                or the device has too little memory.
         """
+        towers = self.accelerator.unwrap_model(self.towers)
+        with updating_statistics(towers) if self.updates_statistics else nullcontext():
+            try:
+                self._train(batches, steps, log)
+            except torch.OutOfMemoryError as error:
+                raise TrainingError(
+                    f"{self.accelerator.device} has too little memory for this batch size. Pass a "
+                    "smaller --train.batch-size, or --train.precision bf16."
+                ) from error
+
+    def _train(self, batches: Iterable[PairBatch], steps: int, log: StepLog) -> None:
         bar = Bar("Refining", steps, visible=self.accelerator.is_main_process)
         last = time.perf_counter()
         for number, batch in enumerate(bar.over(batches), start=1):
@@ -106,8 +123,14 @@ class Trainer:
             **{f"loss_{name}": value for name, value in losses.items()},
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
-            **batch_statistics(student),
+            **self._statistics(student),
         }
+
+    def _statistics(self, student: PairFeatures) -> dict[str, float]:
+        values = batch_statistics(student)
+        values["image_norm"] /= self.scale.image_factor
+        values["text_norm"] /= self.scale.text_factor
+        return values
 
     def _teacher_features(self, batch: PairBatch) -> PairFeatures | None:
         if not self.objective.needs_teacher:

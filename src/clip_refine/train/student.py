@@ -1,5 +1,7 @@
 """The student as a trainable module: which parts learn, which stay as the teacher has them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -9,7 +11,7 @@ from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, Teacher
 from clip_refine.train.precision import TowerPrecision, autocast
 
-_NORMALIZATION_STATISTICS = (nn.modules.batchnorm._NormBase,)
+_BATCH_NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 class StudentTowers(nn.Module):
@@ -46,9 +48,8 @@ def prepare_student(
     model: nn.Module,
     *,
     logit_scale: Literal["frozen", "trained"],
-    normalization_statistics: Literal["frozen", "updated"],
 ) -> None:
-    """Set what is trained, in place.
+    """Set what is trained, in place; parameters that are frozen already stay so.
 
     The student stays in evaluation mode: dropout would make it differ from its teacher at random,
     and running statistics of small batches ruin BatchNorm towers.
@@ -56,23 +57,31 @@ def prepare_student(
     Args:
         model: The dual encoder; weights become float32.
         logit_scale: Whether the parameters called `logit_scale` and `logit_bias` are trained.
-        normalization_statistics: `updated` puts BatchNorm layers, and only them, in train mode.
     """
-    model.float().eval().requires_grad_(True)
+    model.float().eval()
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in ("logit_scale", "logit_bias"):
             parameter.requires_grad_(logit_scale == "trained")
-    if normalization_statistics == "updated":
-        for module in model.modules():
-            if isinstance(module, _NORMALIZATION_STATISTICS):
-                module.train()
+
+
+@contextmanager
+def updating_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers, and only they, in train mode within the block."""
+    layers = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
 
 
 @torch.no_grad()
 def batch_statistics(features: PairFeatures) -> dict[str, float]:
     """What the log says about a batch: mean raw norms and the distance of the unit centroids."""
-    image_norms = features.image_features.norm(dim=-1, keepdim=True)
-    text_norms = features.text_features.norm(dim=-1, keepdim=True)
+    image_norms = features.image_features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    text_norms = features.text_features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     image_center = (features.image_features / image_norms).mean(dim=0)
     text_center = (features.text_features / text_norms).mean(dim=0)
     values = torch.stack(

@@ -1,0 +1,242 @@
+"""The teacher's features of the training pairs, computed once, kept on disk, read by every run."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, Subset, image_batches
+from clip_refine.data.content import fingerprint, image_fingerprint
+from clip_refine.errors import OutputError
+from clip_refine.models import Teacher
+from clip_refine.train.precision import TowerPrecision, autocast
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_PROBE_TEXTS = ["a photo of a cat.", "Two people, one umbrella: rain at 5 o'clock!"]
+
+
+@dataclass(frozen=True)
+class TeacherFeatures:
+    """Raw features of pairs as the untouched model gives them, on the CPU in float32.
+
+    Attributes:
+        image_features: (N, d), one row an image.
+        text_features: (M, d), one row a caption, image by image.
+        first_caption: (N,) int64, the row of each image's first caption.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    first_caption: Tensor
+
+    def part(self, indices: Sequence[int]) -> "TeacherFeatures":
+        """Those of some images, as a `Subset` with these indices counts them."""
+        return TeacherFeatures(
+            self.image_features[list(indices)],
+            self.text_features,
+            self.first_caption[list(indices)],
+        )
+
+
+class CachedTeacher(Teacher):
+    """A teacher that looks its features up instead of running.
+
+    It follows the batches that go to the trainer, so that it knows which pairs are asked for.
+    """
+
+    def __init__(
+        self, features: TeacherFeatures, *, image_factor: float = 1.0, text_factor: float = 1.0
+    ) -> None:
+        """Start at no batch.
+
+        Args:
+            features: Of the training pairs, by their position.
+            image_factor: What raw image features are multiplied by in training.
+            text_factor: The same for texts.
+        """
+        self._features = features
+        self._factors = (image_factor, text_factor)
+        self._image_rows = self._text_rows = torch.empty(0, dtype=torch.int64)
+
+    def follow(self, batches: Iterable[PairBatch], plan: EpochPlan) -> Iterator[PairBatch]:
+        """Hand the batches of an epoch on, and be ready for each of them."""
+        choice = torch.tensor(plan.caption_choice)
+        for batch in batches:
+            self._image_rows = torch.tensor(list(batch.indices))
+            first = self._features.first_caption[self._image_rows]
+            self._text_rows = first + choice[self._image_rows]
+            yield batch
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, d) raw features of the batch that was handed on last."""
+        rows = self._features.image_features[self._image_rows] * self._factors[0]
+        return rows.to(pixels.device)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, d) raw features of the batch that was handed on last."""
+        rows = self._features.text_features[self._text_rows] * self._factors[1]
+        return rows.to(tokens.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: there are no weights here."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """Features on disk, one file a tower for each model, preprocessing and precision.
+
+    Every row stands beside the fingerprint of the image or caption that it was made from, so that
+    a changed or new one is computed and all others are read.
+
+    Attributes:
+        folder: Where; made when needed.
+        model: The untouched dual encoder, in evaluation mode on `device`.
+        precision: What training runs at, so what a live teacher would run at.
+        device: Where to compute.
+        batch_size: Images or captions at a time.
+        workers: Processes that decode images.
+    """
+
+    folder: Path
+    model: Any
+    precision: TowerPrecision
+    device: torch.device
+    batch_size: int
+    workers: int = 0
+
+    @torch.no_grad()
+    def features(self, pairs: ImageCaptions) -> TeacherFeatures:
+        """Features of all images and all captions, from disk where they are there.
+
+        Raises:
+            DataError: An image cannot be read.
+            OutputError: The folder cannot be written.
+        """
+        folder = self.folder / "teacher" / model_fingerprint(self.model, self.precision)
+        texts = [text for captions in pairs.captions for text in captions]
+        counts = torch.tensor([len(captions) for captions in pairs.captions])
+        return TeacherFeatures(
+            _stored(
+                folder / "images.safetensors",
+                [image_fingerprint(pairs, index) for index in range(len(pairs))],
+                lambda missing: self._encode_images(Subset(pairs, missing, pairs.name)),
+            ),
+            _stored(
+                folder / "captions.safetensors",
+                [fingerprint(text.encode()) for text in texts],
+                lambda missing: self._encode_texts([texts[index] for index in missing]),
+            ),
+            counts.cumsum(0) - counts,
+        )
+
+    def _encode_images(self, pairs: ImageCaptions) -> Tensor:
+        batches = image_batches(
+            pairs,
+            batch_size=self.batch_size,
+            preprocess=self.model.preprocess,
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        rows = []
+        for pixels in batches:
+            with autocast(self.precision.image_bf16, self.device):
+                rows.append(self.model.encode_image(pixels.to(self.device)).float().cpu())
+        return torch.cat(rows)
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        rows = []
+        for start in range(0, len(texts), self.batch_size):
+            tokens = self.model.tokenizer(texts[start : start + self.batch_size])
+            with autocast(self.precision.text_bf16, self.device):
+                rows.append(self.model.encode_text(tokens.to(self.device)).float().cpu())
+        return torch.cat(rows)
+
+
+def model_fingerprint(model: Any, precision: TowerPrecision) -> str:
+    """Of weights, architecture, preprocessing, tokenizer and precision.
+
+    What preprocessing and tokenizer are called is not enough, since two functions may have one
+    name: what they make of a sample counts, too.
+    """
+    return fingerprint(
+        precision.name.encode(),
+        _ADDRESS.sub("", repr(model)).encode(),
+        _ADDRESS.sub("", repr(model.preprocess)).encode(),
+        _bytes(model.preprocess(_probe_image())),
+        _bytes(model.tokenizer(_PROBE_TEXTS)),
+        *_weights(model),
+    )
+
+
+def _weights(model: nn.Module) -> Iterator[bytes]:
+    for name, tensor in model.state_dict().items():
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield _bytes(tensor)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _probe_image() -> Image.Image:
+    """The same coloured noise every time, neither square nor small."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (240, 320, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def _stored(
+    path: Path, fingerprints: Sequence[str], compute: Callable[[list[int]], Tensor]
+) -> Tensor:
+    """(N, d) rows by fingerprint; what the file lacks is computed and added to it."""
+    known, rows = _read(path)
+    position = {name: row for row, name in enumerate(known)}
+    missing: dict[str, int] = {}
+    for index, name in enumerate(fingerprints):
+        if name not in position:
+            missing.setdefault(name, index)
+    if missing:
+        computed = compute(list(missing.values()))
+        rows = computed if rows is None else torch.cat([rows, computed])
+        known = [*known, *missing]
+        position = {name: row for row, name in enumerate(known)}
+        _write(path, known, rows)
+    if rows is None:
+        raise ValueError("there are no items to give features of")
+    return rows[[position[name] for name in fingerprints]]
+
+
+def _read(path: Path) -> tuple[list[str], Tensor | None]:
+    """Fingerprints and rows; none where the file is missing or damaged."""
+    try:
+        stored = load_file(path)
+        names = [bytes(row).hex() for row in stored["fingerprints"].numpy()]
+        rows = stored["features"]
+    except (OSError, SafetensorError, KeyError):
+        return [], None
+    return (names, rows) if len(names) == len(rows) else ([], None)
+
+
+def _write(path: Path, names: Sequence[str], rows: Tensor) -> None:
+    """Put the file there in one go, so that another process reads the old or the new one."""
+    listed = [list(bytes.fromhex(name)) for name in names]
+    tensors = {"features": rows, "fingerprints": torch.tensor(listed, dtype=torch.uint8)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as partial:
+            temporary = Path(partial.name)
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent}: cannot be written ({error.strerror}). Choose another --cache."
+        ) from error

@@ -1,0 +1,162 @@
+"""Recipes × swept values → what is trained, and under which name it stands in the table."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from clip_refine.config import RefineConfig, override, with_recipe
+from clip_refine.errors import ConfigError
+
+SWEPT_GROUPS = ("train", "loss", "prior")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Something to train.
+
+    Attributes:
+        name: What it is called in the table: the recipe, and in brackets what was swept.
+        recipe: The recipe.
+        config: Its settings, but for seed and learning rate.
+        fraction: Share of the training pairs it is trained on.
+        fixed_rate: The learning rate where that itself is swept.
+    """
+
+    name: str
+    recipe: str
+    config: RefineConfig
+    fraction: float = 1.0
+    fixed_rate: float | None = None
+
+    def at(self, *, seed: int, learning_rate: float) -> RefineConfig:
+        """The settings of one run."""
+        return override(self.config, seed=seed, train={"learning_rate": learning_rate})
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One setting and its values.
+
+    Attributes:
+        group: `train`, `loss`, `prior` or `data`.
+        setting: Its name in that group.
+        values: As written and as read.
+    """
+
+    group: str
+    setting: str
+    values: tuple[tuple[str, Any], ...]
+
+
+def list_variants(
+    base: RefineConfig, *, recipes: Sequence[str], sweeps: Sequence[str]
+) -> list[Variant]:
+    """Every recipe, or with sweeps every recipe with every swept value.
+
+    Args:
+        base: Settings that all share; a recipe's own win over them, swept ones over both.
+        recipes: Names of recipes.
+        sweeps: As for `parse_sweep`; each is varied alone.
+
+    Raises:
+        ConfigError: A recipe, setting or value does not exist, or a name comes twice.
+
+    Example:
+        >>> found = list_variants(RefineConfig(), recipes=["hycd"], sweeps=["loss.alpha=0,1"])
+        >>> [variant.name for variant in found]
+        ['hycd[loss.alpha=0]', 'hycd[loss.alpha=1]']
+    """
+    parsed = [parse_sweep(text) for text in sweeps]
+    variants = []
+    for recipe in recipes:
+        plain = Variant(recipe, recipe, with_recipe(base, recipe))
+        swept = [_with_value(plain, s, *value) for s in parsed for value in s.values]
+        variants += swept if parsed else [plain]
+    names = [variant.name for variant in variants]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"{twice} would be trained twice. Name each recipe and value once.")
+    return variants
+
+
+def parse_sweep(text: str) -> Sweep:
+    """Read `group.setting=value,value,...`.
+
+    Raises:
+        ConfigError: It is written otherwise, or there is no such setting.
+
+    Example:
+        >>> parse_sweep("loss.alpha=0,0.5").values
+        (('0', 0), ('0.5', 0.5))
+    """
+    name, equals, listed = text.partition("=")
+    group, dot, setting = name.strip().partition(".")
+    written = [value.strip() for value in listed.split(",")]
+    if not (equals and dot and all(written)):
+        raise ConfigError(
+            f"sweep {text!r}: expected a setting and its values, as in loss.alpha=0,0.25,0.5."
+        )
+    _check_setting(text, group, setting)
+    try:
+        values = tuple((value, yaml.safe_load(value)) for value in written)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"sweep {text!r}: a value cannot be read ({error}).") from error
+    return Sweep(group, setting, values)
+
+
+def split_combination(name: str, recipes: Sequence[str]) -> tuple[str, str]:
+    """Split `recipe+peer`, both of which may hold a `+` themselves.
+
+    Raises:
+        ConfigError: It does not begin with one of `recipes`.
+
+    Example:
+        >>> split_combination("hycd+align+mean-centring", ["hycd", "hycd+align"])
+        ('hycd+align', 'mean-centring')
+    """
+    begins = [recipe for recipe in recipes if name.startswith(f"{recipe}+")]
+    if not begins:
+        raise ConfigError(
+            f"combine {name!r}: does not begin with a recipe that is compared "
+            f"({', '.join(recipes)}) and a +. Write it as in clip-refine+mean-centring."
+        )
+    recipe = max(begins, key=len)
+    return recipe, name.removeprefix(f"{recipe}+")
+
+
+def _check_setting(text: str, group: str, setting: str) -> None:
+    if group == "data":
+        known = ["fraction"]
+    elif group in SWEPT_GROUPS:
+        kind = RefineConfig.model_fields[group].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            raise TypeError(f"{group} is no group of settings")
+        known = list(kind.model_fields)
+    else:
+        raise ConfigError(
+            f"sweep {text!r}: settings of {', '.join(SWEPT_GROUPS)} and data.fraction can be "
+            f"swept, got {group}.{setting}."
+        )
+    if setting not in known:
+        near = difflib.get_close_matches(setting, known, n=1)
+        hint = f"Did you mean {group}.{near[0]}?" if near else f"There are {', '.join(known)}."
+        raise ConfigError(f"sweep {text!r}: there is no setting {group}.{setting}. {hint}")
+
+
+def _with_value(plain: Variant, sweep: Sweep, written: str, value: Any) -> Variant:
+    name = f"{plain.name}[{sweep.group}.{sweep.setting}={written}]"
+    if sweep.group == "data":
+        if not (isinstance(value, int | float) and 0 < value <= 1):
+            raise ConfigError(f"{name}: the fraction must be above 0 and at most 1.")
+        return Variant(name, plain.recipe, plain.config, fraction=float(value))
+    try:
+        config = override(plain.config, **{sweep.group: {sweep.setting: value}})
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    swept_rate = (sweep.group, sweep.setting) == ("train", "learning_rate")
+    fixed_rate = config.train.learning_rate if swept_rate else None
+    return Variant(name, plain.recipe, config, fixed_rate=fixed_rate)

@@ -105,6 +105,17 @@ def test_the_written_configuration_repeats_the_run(config: RefineConfig, tmp_pat
     assert all(torch.equal(weight, same[name]) for name, weight in weights.items())
 
 
+def test_the_written_configuration_works_from_another_folder(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    refine(override(config, out=Path("run"), data={"train": "captions.csv", "val": "captions.csv"}))
+    written = load_config(RefineConfig, tmp_path / "run" / "config.yaml")
+    assert written.data.train == written.data.val == str(tmp_path / "captions.csv")
+    assert written.out == tmp_path / "run"
+    assert written.model.name == config.model.name
+
+
 def test_precision_auto_is_resolved_in_the_written_configuration(config: RefineConfig):
     refine(override(config, train={"precision": "auto"}))
     written = load_config(RefineConfig, config.out / "config.yaml")

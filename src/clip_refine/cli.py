@@ -36,6 +36,9 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       Which recipe is best here? All of them on the same batches, each at its own learning rate,
       beside what needs no training, with intervals. The same command goes on where it stopped.
 
+  clip-refine interpolate ViT-B-32 runs/mine --weight 0.5 --out runs/half
+      A model on the line between two: most of the gain, less of the loss.
+
   clip-refine posthoc fit mean-centring FEATURES.safetensors --out peers/centred
   clip-refine posthoc apply peers/centred OTHERS.safetensors --out centred.safetensors
       What needs no training, fitted on features of held-out training pairs and applied to others;
@@ -202,11 +205,33 @@ def _posthoc_actions() -> dict[str, Callable[..., None]]:
     return {"fit": fit, "apply": apply}
 
 
+def interpolate_verb(arguments: list[str]) -> None:
+    """Write a model on the line between two, often the best of both."""
+    import tyro
+    from tyro.conf import Positional, arg
+
+    def run(
+        base: Annotated[Positional[str], arg(help="Run or model folder, or a model's name.")],
+        refined: Annotated[Positional[str], arg(help="The same, of the same architecture.")],
+        out: Annotated[Path, arg(help="Folder for the model.")],
+        weight: Annotated[float, arg(help="0 gives the first model, 1 the second.")] = 0.5,
+        overwrite: Annotated[bool, arg(help="Replace `out` where it exists.")] = False,
+    ) -> None:
+        """Write a model on the line between two, often the best of both."""
+        from clip_refine.interpolation import interpolate
+
+        interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
+        print(f"{weight:g} of the way from {base} to {refined}: {out}")
+
+    tyro.cli(run, prog="clip-refine interpolate", args=arguments)
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_verb,
     "refine": refine_verb,
     "evaluate": evaluate_verb,
     "compare": compare_verb,
+    "interpolate": interpolate_verb,
     "posthoc": posthoc_verb,
 }
 

@@ -123,7 +123,8 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         check_free(config.out, overwrite=config.overwrite, folder=False)
     if config.save_features is not None:
         check_features_path(config.save_features, overwrite=config.overwrite)
-    device = build.build_accelerator(config.device).device
+    accelerator = build.build_accelerator(config.device)
+    device = accelerator.device
     held_out = build.build_held_out(config.data, seed=config.seed)
     tasks = build.build_tasks(config.evaluation)
     encoder = model or build.build_model(config.model)
@@ -133,10 +134,10 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     embedder = Embedder(encoder, device, config.evaluation.batch_size, workers)
     pairs = embed_pairs(embedder, held_out)
     scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
-    if config.out is not None:
+    if config.out is not None and accelerator.is_main_process:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         scores.write(config.out)
-    if config.save_features is not None:
+    if config.save_features is not None and accelerator.is_main_process:
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}
         write_features(config.save_features, features, note=note, overwrite=config.overwrite)
@@ -163,6 +164,24 @@ def _recipe(config: RefineConfig, *, pairs: int, steps: int) -> dict[str, Any]:
     }
 
 
+def _from_anywhere(config: RefineConfig) -> RefineConfig:
+    """The settings with absolute paths, so that they repeat the run from another folder."""
+
+    def absolute(name: str | None) -> str | None:
+        is_path = name and name != build.TOY and Path(name).exists()
+        return str(Path(name).resolve()) if name and is_path else name
+
+    schema, colon, folder = config.model.name.rpartition("local-dir:")
+    name = f"{schema}{colon}{absolute(folder)}" if colon else config.model.name
+    return override(
+        config,
+        model={"name": name, "pretrained": absolute(config.model.pretrained)},
+        data={"train": absolute(config.data.train), "val": absolute(config.data.val)},
+        evaluation={"zero_shot": [absolute(task) for task in config.evaluation.zero_shot]},
+        out=config.out.resolve(),
+    )
+
+
 def save_model(student: Any, folder: Path, *, base_model: str) -> None:
     """Write a refined model in its own format, or as bare weights where it has none."""
     metadata = {"clip_refine_version": __version__, "base_model": base_model}
@@ -180,7 +199,7 @@ def save_model(student: Any, folder: Path, *, base_model: str) -> None:
 def _save(folder: Path, student: Any, config: RefineConfig, device: torch.device) -> None:
     """Write the model, the settings that repeat the run, and what it ran on."""
     save_model(student, folder / "model", base_model=config.model.name)
-    settings = dump_config(override(config, overwrite=False))
+    settings = dump_config(_from_anywhere(override(config, overwrite=False)))
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     environment = json.dumps(describe_environment(name), indent=2) + "\n"

@@ -7,7 +7,13 @@ from pathlib import Path
 
 from clip_refine.errors import OutputError
 
-OURS = ("config.yaml", "scores.json", "comparison.json", "peer.json")
+OURS = (
+    "config.yaml",
+    "scores.json",
+    "comparison.json",
+    "peer.json",
+    "open_clip_config.json",
+)
 """Files that tell a folder of this program's results from anything else a user keeps."""
 
 

@@ -1,6 +1,6 @@
 """Configuration → objects. The only room that knows both."""
 
-from clip_refine.build.data import build_data, build_held_out, build_tasks, open_source
+from clip_refine.build.data import TOY, build_data, build_held_out, build_tasks, open_source
 from clip_refine.build.devices import build_accelerator, count_workers, seeded_generator
 from clip_refine.build.model import (
     build_embedder,
@@ -19,6 +19,7 @@ from clip_refine.build.training import (
 )
 
 __all__ = [
+    "TOY",
     "build_accelerator",
     "build_batches",
     "build_data",

@@ -1,0 +1,49 @@
+"""Two checkpoints → one on the line between them."""
+
+from pathlib import Path
+
+from clip_refine import build
+from clip_refine.config import ModelConfig
+from clip_refine.errors import ConfigError, ModelError
+from clip_refine.models import OpenClipEncoder
+from clip_refine.models.interpolate import interpolate_weights
+from clip_refine.run_folder import check_free, complete_folder
+
+
+def interpolate(
+    base: str, refined: str, *, weight: float, out: Path, overwrite: bool = False
+) -> None:
+    """Write (1 − weight)·base + weight·refined as an open_clip folder.
+
+    Weights between a model and its refinement often keep most of what was gained and lose less of
+    what was there (WiSE-FT, arXiv 2109.01903).
+
+    Args:
+        base: A run's folder, a model's folder, or a name as for `model.name`.
+        refined: The same, of the same architecture; its preprocessing and tokenizer are kept.
+        weight: From 0, which gives `base`, to 1, which gives `refined`.
+        out: Folder to write.
+        overwrite: Replace `out` where it holds an earlier result.
+
+    Raises:
+        ConfigError: `weight` is outside 0-1.
+        ModelError: A model cannot be loaded, or they differ in architecture.
+        OutputError: `out` exists.
+    """
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"weight: must be from 0 to 1, got {weight}.")
+    check_free(out, overwrite=overwrite)
+    before, after = _load(base), _load(refined)
+    mixed = interpolate_weights(before.clip.state_dict(), after.clip.state_dict(), weight)
+    after.clip.load_state_dict(mixed)
+    with complete_folder(out, overwrite=overwrite) as folder:
+        made_of = {"base_model": base, "refined_model": refined, "weight": str(weight)}
+        after.save(folder, metadata=made_of)
+
+
+def _load(name: str) -> OpenClipEncoder:
+    folder = next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
+    model = build.build_model(ModelConfig(name=f"local-dir:{folder}" if folder else name))
+    if not isinstance(model, OpenClipEncoder):
+        raise ModelError(f"{name}: is no open_clip model, which this verb needs.")
+    return model

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from clip_refine.cli_posthoc import posthoc_verb
 from clip_refine.errors import ClipRefineError, ConfigError
 
 if TYPE_CHECKING:
@@ -47,13 +48,6 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
 YAML file, --config run.yaml, and --print-config shows them without running anything.
 """
-
-FEATURES_HELP = ".safetensors or .npz with image_features, text_features, maybe text_to_image."
-FIT_FEATURES_HELP = f"{FEATURES_HELP} Of other pairs than those you evaluate on."
-PEER_HELP = (
-    "mean-centring, distribution-normalisation, nnn or modality-shift, "
-    "or several in order as in mean-centring+nnn."
-)
 
 LISTS = ("--recipes", "--peers", "--combine", "--learning-rates")
 """Flags of compare whose values may stand in one word, as in a,b,c."""
@@ -147,62 +141,6 @@ def compare_verb(arguments: list[str]) -> None:
     terminal = Console()
     terminal.print(*comparison_tables(compare(config)))
     terminal.print(f"{config.out}/comparison.json, .csv and .md", soft_wrap=True)
-
-
-def posthoc_verb(arguments: list[str]) -> None:
-    """Fit a training-free feature transform on a file of features, or apply one."""
-    import tyro
-    from pydantic import ValidationError
-
-    from clip_refine.config import explain
-
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            _posthoc_actions(),
-            prog="clip-refine posthoc",
-            description=f"{posthoc_verb.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
-            "peers, and their settings with the defaults.",
-            args=arguments,
-        )
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
-
-
-def _posthoc_actions() -> dict[str, Callable[..., None]]:
-    from tyro.conf import Positional, arg
-
-    from clip_refine.config import PosthocConfig
-
-    defaults = PosthocConfig()
-    overwriting = arg(help="Replace `out` where it exists.")
-
-    def fit(
-        peer: Annotated[Positional[str], arg(help=PEER_HELP)],
-        features: Annotated[Positional[Path], arg(help=FIT_FEATURES_HELP)],
-        out: Annotated[Path, arg(help="Folder for the fitted peer.")],
-        config: Annotated[PosthocConfig, arg(name="")] = defaults,
-        overwrite: Annotated[bool, overwriting] = False,
-    ) -> None:
-        """Fit a training-free peer on features of held-out training pairs."""
-        from clip_refine.posthoc import fit_file
-
-        fitted = fit_file(peer, features, out, overwrite=overwrite, **config.model_dump())
-        images, texts = fitted.fitted_on
-        print(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
-
-    def apply(
-        peer: Annotated[Positional[Path], arg(help="Folder that fit wrote.")],
-        features: Annotated[Positional[Path], arg(help=FEATURES_HELP)],
-        out: Annotated[Path, arg(help="File for the result: NAME.safetensors.")],
-        overwrite: Annotated[bool, overwriting] = False,
-    ) -> None:
-        """Transform features by a fitted peer; they are then compared by their dot product."""
-        from clip_refine.posthoc import apply_file
-
-        applied = apply_file(peer, features, out, overwrite=overwrite)
-        print(f"{applied.name}, applied to {features}: {out}")
-
-    return {"fit": fit, "apply": apply}
 
 
 def interpolate_verb(arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
 """NNN and DN against the authors' package, where it is installed (PyPI `nnn-retrieval`, MIT).
 
 Run it without installing anything here:
-`pip download --no-deps nnn-retrieval -d /tmp/nnn && unzip -d /tmp/nnn/x /tmp/nnn/*.whl`, then
-`PYTHONPATH=/tmp/nnn/x python -m pytest tests/posthoc/test_nnn_parity.py`.
+`pip install --no-deps --target nnn nnn-retrieval`, then
+`PYTHONPATH=nnn python -m pytest tests/posthoc/test_nnn_parity.py`.
 """
 
 import numpy as np

@@ -1,0 +1,58 @@
+"""The verbs `refine` and `demo`: one road, other settings."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from clip_refine.cli.settings import configure
+
+if TYPE_CHECKING:
+    from clip_refine.config import RefineConfig
+
+
+def refine_verb(arguments: list[str]) -> None:
+    """Refine a model on captioned images, measure it before and after, save it."""
+    from clip_refine.config import RefineConfig
+
+    config = configure(RefineConfig, refine_verb, arguments)
+    if config is not None:
+        _refine(config)
+
+
+def demo_verb(arguments: list[str]) -> None:
+    """Refine a small model of a drawn world on 6,000 drawn images, offline."""
+    import tyro
+
+    from clip_refine.config import demo_config
+
+    def demo(
+        out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("runs/demo"),
+        seed: Annotated[int, tyro.conf.arg(help="Of the order and the references.")] = 0,
+        overwrite: Annotated[bool, tyro.conf.arg(help="Replace `out` where it exists.")] = False,
+    ) -> None:
+        """Refine a small model of a drawn world on 6,000 drawn images, offline.
+
+        The same as `clip-refine refine` with the settings in the `config.yaml` that it writes.
+        """
+        _refine(demo_config(out=out, seed=seed, overwrite=overwrite))
+
+    tyro.cli(demo, prog="clip-refine demo", args=arguments)
+
+
+def _refine(config: "RefineConfig") -> None:
+    from rich.console import Console
+
+    from clip_refine.report.terminal import before_after_table, verdict
+    from clip_refine.road import refine
+
+    scores = refine(config)
+    if int(os.environ.get("RANK", "0")):
+        return
+    terminal = Console()
+    terminal.print(before_after_table(scores.before, scores.after))
+    terminal.print(verdict(scores.before, scores.after))
+    terminal.print(
+        f"{scores.seconds['total']:.0f} s. Scores: {config.out}/scores.json. "
+        f"Model: {config.out}/model, which open_clip loads as local-dir:{config.out}/model",
+        soft_wrap=True,
+    )

@@ -1,45 +1,178 @@
-"""Reading image files."""
+"""Any image file → its first picture as it is meant to be seen, in 8-bit RGB, or one clear error.
 
+Rotated as its EXIF data says, transparent parts on white, 16 bits scaled to 8, of several frames
+the first. A model's own preprocessing starts from here; those of open_clip know nothing of EXIF
+and turn transparent parts into whatever colour the file hides there, often black.
+"""
+
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from clip_refine.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Of the files that are taken for images where a folder is searched."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is decoded; Pillow knows more, such as EPS, for which it would start another program."""
+MAX_PIXELS = 178_956_970
+"""Width times height above which an image is refused; the size is known before it is decoded."""
+
+Encoded = Path | bytes
+_BACKGROUND = (255, 255, 255, 255)
+_NOT_FOUND = "is not there"
 
 
 def open_image(path: Path) -> Image.Image:
     """Decode an image file to RGB.
 
     Raises:
-        DataError: The file is missing, cut off, or no image.
+        DataError: The file is missing, empty, cut off, too large, or no image.
+    """
+    return _decode(path, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decode the content of an image file to RGB.
+
+    Args:
+        data: What the file holds.
+        name: What to call the image in an error.
+
+    Raises:
+        DataError: The image is empty, cut off, too large, or none.
+    """
+    return _decode(data, name)
+
+
+def check_image(encoded: Encoded) -> str | None:
+    """What is wrong with a file or its content as far as its header tells, or None.
+
+    Reads the header only, so an image that is cut off later is found when it is decoded.
+
+    Example:
+        >>> check_image(b"")
+        'is empty (0 bytes)'
+        >>> check_image(b"GIF12345").startswith("is not a readable image")
+        True
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            # metadata oddities and size warnings say nothing about the pixels; a picture over
-            # twice Pillow's limit still raises DecompressionBombError
-            warnings.simplefilter("ignore")
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: image file not found. Check the path.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be decoded as an image ({error}). Replace it or remove its rows."
-        ) from error
+        with _opened(encoded):
+            return None
+    except MemoryError:
+        raise
+    except Exception as error:  # see _decode
+        return _why(error)
 
 
 def check_image_file(path: Path) -> str | None:
-    """What is wrong with an image file as far as its header tells, or None.
-
-    Reads the header only, so a file that is cut off later is found when it is decoded.
-    """
-    try:
-        with warnings.catch_warnings(), Image.open(path):
-            warnings.simplefilter("ignore")
-            return None
-    except FileNotFoundError:
+    """`check_image` of a file as a sentence that names it."""
+    problem = check_image(path)
+    if problem is None:
+        return None
+    if problem == _NOT_FOUND:
         return f"image file {path} not found. Check the path."
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} is not a readable image ({error}). Replace it or remove the row."
+    return f"{path} {problem}. Replace it or remove the row."
+
+
+def _decode(encoded: Encoded, name: str) -> Image.Image:
+    try:
+        with _opened(encoded) as image:
+            image.load()
+            _rotate(image)
+            return _to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers of damaged files trip in many ways: struct, zlib, index
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{name}: image file not found. Check the path.") from error
+        raise DataError(f"{name}: {_why(error)}. Replace it or remove its rows.") from error
+
+
+@contextmanager
+def _opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
+    """The image with its header read.
+
+    Raises:
+        Exception: Whatever Pillow raises; `_why` explains it.
+    """
+    size = len(encoded) if isinstance(encoded, bytes) else encoded.stat().st_size
+    if not size:
+        raise _RefusedError("is empty (0 bytes)")
+    with warnings.catch_warnings():
+        # metadata oddities and Pillow's own size warnings say nothing about the pixels
+        warnings.simplefilter("ignore")
+        source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+        with Image.open(source, formats=_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _RefusedError(
+                    f"has {image.width} x {image.height} pixels, more than the "
+                    f"{MAX_PIXELS:,} that are decoded. If it is meant to be so large, shrink it"
+                )
+            if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+                raise _RefusedError(
+                    f"has 32-bit pixels (mode {image.mode}), of which nobody knows what is white. "
+                    "Save it with 8 or 16 bits"
+                )
+            yield image
+
+
+class _RefusedError(ValueError):
+    """The message says why."""
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _why(error: Exception) -> str:
+    match error:
+        case _RefusedError():
+            return str(error)
+        case FileNotFoundError():
+            return _NOT_FOUND
+        case UnidentifiedImageError():
+            return f"is not a readable image (known kinds: {', '.join(FORMATS)})"
+        case Image.DecompressionBombError():
+            return f"has more than the {MAX_PIXELS:,} pixels that are decoded"
+        case OSError() if error.strerror:
+            return f"cannot be read ({error.strerror})"
+    reason = str(error).rstrip(".") or type(error).__name__
+    return f"cannot be decoded as an image ({reason})"
+
+
+def _rotate(image: ImageFile.ImageFile) -> None:
+    """Turn the pixels as the EXIF data says; where that is unreadable they stay as stored."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # cameras and editors write all kinds of broken EXIF around sound pixels
+        return
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_16_bit_grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    pixels = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, _BACKGROUND), pixels).convert("RGB")
+
+
+def _from_16_bit_grey(image: Image.Image) -> Image.Image:
+    """8 bits of 16: the upper byte, as Pillow does for 16-bit colour."""
+    levels = np.asarray(image)
+    grey = (levels >> 8).astype(np.uint8)
+    if (see_through := image.info.get("transparency")) is not None:
+        grey[levels == see_through] = 255
+    return Image.fromarray(grey)

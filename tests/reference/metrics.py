@@ -114,3 +114,38 @@ def mean_per_class_recall(predicted: list[int], labels: list[int]) -> float:
         own = [p for p, actual in zip(predicted, labels, strict=True) if actual == label]
         recalls.append(sum(p == label for p in own) / len(own))
     return sum(recalls) / len(recalls)
+
+
+def places(scores: list[float], own: set[int]) -> list[int]:
+    """1-based ranks of all own items."""
+    return [place for place, item in enumerate(ranking(scores), start=1) if item in own]
+
+
+def average_precision(scores: list[float], own: set[int]) -> float:
+    found = places(scores, own)
+    return sum(number / place for number, place in enumerate(found, start=1)) / len(own)
+
+
+def ndcg(scores: list[float], own: set[int], k: int) -> float:
+    gain = sum(1 / math.log2(place + 1) for place in places(scores, own) if place <= k)
+    return gain / sum(1 / math.log2(place + 1) for place in range(1, min(k, len(own)) + 1))
+
+
+def expected_calibration_error(confidence: list[float], correct: list[bool], bins: int) -> float:
+    error = 0.0
+    for number in range(bins):
+        inside = [
+            i
+            for i, value in enumerate(confidence)
+            if number / bins < value <= (number + 1) / bins or (number == 0 and value == 0)
+        ]
+        if inside:
+            accuracy = sum(correct[i] for i in inside) / len(inside)
+            mean = sum(confidence[i] for i in inside) / len(inside)
+            error += len(inside) / len(confidence) * abs(accuracy - mean)
+    return error
+
+
+def area_under_the_curve(true: list[float], wrong: list[float]) -> float:
+    beaten = sum((t > w) + (t == w) / 2 for t in true for w in wrong)
+    return beaten / len(true) / len(wrong)

@@ -1,6 +1,6 @@
 """Finding the caption of an image and the image of a caption: ranks, and recall from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from clip_refine.evaluation.chunks import (
     tie_width,
     unit_sides,
 )
+from clip_refine.evaluation.owners import Captions, checked_owners
+from clip_refine.evaluation.ranks import partner_ranks
 
 
 class RetrievalRanks(NamedTuple):
@@ -107,66 +109,74 @@ def retrieval_ranks(
         >>> retrieval_ranks(pairs, pairs.flip(0)).image_to_text.tolist()
         [1, 0, 2]
     """
+    sides = _sides(image_features, text_features, text_to_image, normalize, chunk_size)
+    image_side, text_side, owners, tie = sides
+    return RetrievalRanks(
+        image_to_text=torch.cat(
+            [
+                best_partner(image_side[rows] @ text_side.T, captions, tie=tie).rank
+                for rows, captions in Captions(owners, len(image_side)).blocks(chunk_size)
+            ]
+        ),
+        text_to_image=torch.cat(
+            [
+                best_partner(text_side[rows] @ image_side.T, owners[rows, None], tie=tie).rank
+                for rows in row_blocks(len(text_side), chunk_size)
+            ]
+        ),
+    )
+
+
+@measured
+def all_retrieval_ranks(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_to_image: Tensor | None = None,
+    *,
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> RetrievalRanks:
+    """Where every partner of every query stands, for mAP; else `retrieval_ranks` is faster.
+
+    Arguments and errors as in `retrieval`.
+
+    Returns:
+        `image_to_text` (N, P) with the ranks of all captions of each image, padded with −1, and
+        `text_to_image` (M, 1).
+
+    Example:
+        >>> image, text = torch.eye(2), torch.eye(2)[[0, 1, 1]]
+        >>> all_retrieval_ranks(image, text, torch.tensor([0, 0, 1])).image_to_text.tolist()
+        [[0, 1], [1, -1]]
+    """
+    sides = _sides(image_features, text_features, text_to_image, normalize, chunk_size)
+    image_side, text_side, owners, tie = sides
+    captions_of = Captions(owners, len(image_side))
+    widest = int(owners.bincount().max())
+    image_to_text = owners.new_full((len(image_side), widest), -1)
+    for rows, captions in captions_of.blocks(chunk_size):
+        ranks = partner_ranks(image_side[rows] @ text_side.T, captions, tie=tie)
+        image_to_text[rows, : ranks.shape[1]] = ranks
+    text_to_image_ranks = [
+        partner_ranks(text_side[rows] @ image_side.T, owners[rows, None], tie=tie)
+        for rows in row_blocks(len(text_side), chunk_size)
+    ]
+    return RetrievalRanks(image_to_text, torch.cat(text_to_image_ranks))
+
+
+def _sides(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_to_image: Tensor | None,
+    normalize: bool,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Features to compare by dot product, each caption's image, and what counts as equal."""
     check_chunk_size(chunk_size)
     image_unit, text_unit = unit_sides(image_features, text_features)
     tie = tie_width(image_unit.dtype)
     if not normalize:
         image_unit, text_unit = image_features.to(image_unit), text_features.to(text_unit)
         tie *= longest_row(image_unit) * longest_row(text_unit)
-    owners = _checked_owners(text_to_image, len(image_unit), len(text_unit)).to(image_unit.device)
-    return RetrievalRanks(
-        image_to_text=torch.cat(
-            [
-                best_partner(image_unit[rows] @ text_unit.T, captions, tie=tie).rank
-                for rows, captions in _captions_of_images(owners, len(image_unit), chunk_size)
-            ]
-        ),
-        text_to_image=torch.cat(
-            [
-                best_partner(text_unit[rows] @ image_unit.T, owners[rows, None], tie=tie).rank
-                for rows in row_blocks(len(text_unit), chunk_size)
-            ]
-        ),
-    )
-
-
-def _checked_owners(text_to_image: Tensor | None, image_count: int, text_count: int) -> Tensor:
-    if text_to_image is None:
-        if image_count != text_count:
-            raise ValueError(
-                f"{image_count} images and {text_count} captions do not pair up by row; "
-                "pass text_to_image"
-            )
-        return torch.arange(image_count)
-    owners = text_to_image.detach().cpu()
-    if owners.shape != (text_count,) or owners.is_floating_point() or owners.is_complex():
-        raise ValueError(
-            f"text_to_image must be ({text_count},) whole numbers, one a caption; "
-            f"got {tuple(owners.shape)} of {owners.dtype}"
-        )
-    owners = owners.long()
-    if owners.min() < 0 or owners.max() >= image_count:
-        raise ValueError(
-            f"text_to_image must be from 0 to {image_count - 1}, "
-            f"got {int(owners.min())} to {int(owners.max())}"
-        )
-    captions_per_image = owners.bincount(minlength=image_count)
-    if not captions_per_image.all():
-        image = int((captions_per_image == 0).nonzero()[0])
-        raise ValueError(f"image {image} has no caption in text_to_image")
-    return owners
-
-
-def _captions_of_images(
-    owners: Tensor, image_count: int, chunk_size: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of images with their captions, (rows, P) indices padded with −1."""
-    by_image = owners.argsort(stable=True)
-    counts = owners.bincount(minlength=image_count)
-    ends = counts.cumsum(0)
-    for rows in row_blocks(image_count, chunk_size):
-        column = torch.arange(int(counts[rows].max()), device=owners.device)
-        position = (ends - counts)[rows, None] + column
-        is_caption = column < counts[rows, None]
-        captions = by_image[position.clamp(max=len(owners) - 1)]
-        yield rows, captions.masked_fill(~is_caption, -1)
+    owners = checked_owners(text_to_image, len(image_unit), len(text_unit))
+    return image_unit, text_unit, owners.to(image_unit.device), tie

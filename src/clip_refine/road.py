@@ -171,8 +171,10 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
         is_path = name and name != build.TOY and Path(name).exists()
         return str(Path(name).resolve()) if name and is_path else name
 
-    schema, colon, folder = config.model.name.rpartition("local-dir:")
-    name = f"{schema}{colon}{absolute(folder)}" if colon else config.model.name
+    kind, identifier = build.model_source(config.model.name)
+    name = config.model.name
+    if kind in ("folder", "local-dir", "transformers"):
+        name = f"{name.removesuffix(identifier)}{absolute(identifier)}"
     return override(
         config,
         model={"name": name, "pretrained": absolute(config.model.pretrained)},

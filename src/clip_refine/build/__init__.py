@@ -2,9 +2,9 @@
 
 from clip_refine.build.data import TOY, build_data, build_held_out, build_tasks, open_source
 from clip_refine.build.devices import build_accelerator, count_workers, seeded_generator
+from clip_refine.build.loading import build_model, model_source
 from clip_refine.build.model import (
     build_embedder,
-    build_model,
     build_precision,
     build_scale,
     build_student,
@@ -36,6 +36,7 @@ __all__ = [
     "count_steps",
     "count_workers",
     "measure_features",
+    "model_source",
     "open_source",
     "seeded_generator",
 ]

@@ -9,7 +9,6 @@ from torch import nn
 
 from clip_refine.build.devices import count_workers, seeded_generator
 from clip_refine.config import (
-    ModelConfig,
     RefineConfig,
     TrainConfig,
     override,
@@ -23,8 +22,7 @@ from clip_refine.errors import ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.losses import PairFeatures
-from clip_refine.models import DualEncoder, FeatureScale, RawNorms, load_open_clip
-from clip_refine.toy import model_directory
+from clip_refine.models import DualEncoder, FeatureScale, RawNorms
 from clip_refine.train import (
     TowerPrecision,
     measure_precision,
@@ -33,17 +31,6 @@ from clip_refine.train import (
 
 NORM_SAMPLE = 512
 """Training pairs that raw norms are measured on."""
-
-
-def build_model(config: ModelConfig) -> DualEncoder:
-    """The model to start from, float32, in evaluation mode.
-
-    Raises:
-        ModelError: It cannot be found or loaded.
-    """
-    if config.name == "toy":
-        return load_open_clip(f"local-dir:{model_directory()}", config.pretrained)
-    return load_open_clip(config.name, config.pretrained)
 
 
 def build_student(model: DualEncoder, config: TrainConfig, device: torch.device) -> nn.Module:

@@ -42,6 +42,7 @@ def demo_verb(arguments: list[str]) -> None:
 def _refine(config: "RefineConfig") -> None:
     from rich.console import Console
 
+    from clip_refine.models.folders import how_to_load
     from clip_refine.report.terminal import before_after_table, verdict
     from clip_refine.road import refine
 
@@ -53,6 +54,6 @@ def _refine(config: "RefineConfig") -> None:
     terminal.print(verdict(scores.before, scores.after))
     terminal.print(
         f"{scores.seconds['total']:.0f} s. Scores: {config.out}/scores.json. "
-        f"Model: {config.out}/model, which open_clip loads as local-dir:{config.out}/model",
+        f"Model: {config.out}/model{how_to_load(config.out / 'model')}",
         soft_wrap=True,
     )

@@ -26,7 +26,9 @@ class ModelConfig(SettingsGroup):
     """The model to start from."""
 
     name: str = "ViT-B-32"
-    """An open_clip architecture, `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or `toy`."""
+    """An open_clip architecture; a folder of an open_clip, Transformers or sentence-transformers
+    model or of a run; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or
+    `transformers:ORG/NAME`; or `toy`."""
     pretrained: str | None = None
     """Weights for an architecture: a tag such as `openai`, or a path to .pt/.safetensors.
     Without it: `openai` where the architecture has that tag."""

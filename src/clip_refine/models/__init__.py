@@ -4,6 +4,8 @@ from clip_refine.models.dual_encoder import DualEncoder
 from clip_refine.models.feature_scale import FeatureScale, RawNorms
 from clip_refine.models.open_clip_encoder import OpenClipEncoder, load_open_clip
 from clip_refine.models.teacher import Teacher
+from clip_refine.models.transformers_encoder import TransformersEncoder
+from clip_refine.models.transformers_loading import load_transformers
 
 __all__ = [
     "DualEncoder",
@@ -11,5 +13,7 @@ __all__ = [
     "OpenClipEncoder",
     "RawNorms",
     "Teacher",
+    "TransformersEncoder",
     "load_open_clip",
+    "load_transformers",
 ]

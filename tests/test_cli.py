@@ -62,7 +62,8 @@ def test_a_run_from_the_command_line(
     )
     shown = capsys.readouterr()
     assert "centroid distance" in shown.out
-    assert "The gap went from" in shown.out
+    assert "The gap " in shown.out
+    assert f"Report: {out}/report.html" in shown.out.replace("\n", "")
     assert (out / "scores.json").is_file()
     main(["evaluate", "--model.name", f"local-dir:{out}/model", "--data.val", str(table)])
     assert "image_to_text_recall@1" in capsys.readouterr().out

@@ -56,12 +56,14 @@ def test_everything_promised_is_written(config: RefineConfig):
         "config.yaml",
         "log.jsonl",
         "environment.json",
+        "report.html",
+        "report.json",
         "model/open_clip_config.json",
         "model/open_clip_model.safetensors",
     }
     assert read_run_scores(config.out / "scores.json") == scores
     saved = json.loads((config.out / "scores.json").read_text())
-    assert set(saved) == {"before", "after", "recipe", "seconds"}
+    assert set(saved) == {"before", "after", "difference", "recipe", "seconds"}
     for side in (saved["before"], saved["after"]):
         assert set(side["geometry"]) == GEOMETRY
         assert set(side["retrieval"]) == RECALLS
@@ -72,6 +74,11 @@ def test_everything_promised_is_written(config: RefineConfig):
     assert environment["packages"]["open_clip_torch"] == open_clip.__version__
     assert len((config.out / "log.jsonl").read_text().splitlines()) == 4
     assert not list(config.out.parent.glob(".run*"))
+
+
+def test_the_report_can_be_left_out(config: RefineConfig):
+    refine(override(config, report=False))
+    assert not list(config.out.glob("report.*"))
 
 
 def test_the_saved_model_scores_what_the_run_said(config: RefineConfig, tmp_path: Path):

@@ -61,6 +61,8 @@ class CompareConfig(SettingsGroup):
     """Folder for the teacher's features. Without it: $XDG_CACHE_HOME/clip-refine."""
     save_models: bool = False
     """Keep every refined model in `out`/models."""
+    report: bool = True
+    """Write report.html; `clip-refine report` makes it again."""
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 42
     """First seed; also of the held-out and the selection split and of the bootstrap."""
     overwrite: bool = False
@@ -85,6 +87,6 @@ class CompareConfig(SettingsGroup):
 
 RUNS = frozenset(
     {"recipes", "seeds", "peers", "combine", "sweep", "learning_rates", "out", "cache"}
-    | {"save_models", "overwrite"}
+    | {"save_models", "report", "overwrite"}
 )
 """Settings that say which runs there are or where they go; they do not change a run's numbers."""

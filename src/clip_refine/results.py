@@ -35,18 +35,35 @@ class Scores(_Record):
     captions: int
 
 
+class Interval(_Record):
+    """A difference from the untouched model and its 95 % bootstrap interval over images.
+
+    Attributes:
+        mean: Mean over seeds less the untouched model's value.
+        low: 2.5 % quantile.
+        high: 97.5 % quantile.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
 class RunScores(_Record):
     """`scores.json` of a refinement.
 
     Attributes:
         before: The model as it came.
         after: The refined model.
+        difference: Score's path, as in `retrieval.image_to_text_recall@1` → after less before; only
+            scores that are means over items have one.
         recipe: What was minimised and how.
         seconds: Wall-clock seconds of each part of the run.
     """
 
     before: Scores
     after: Scores
+    difference: Mapping[str, Interval] = {}
     recipe: Mapping[str, Any]
     seconds: Mapping[str, float]
 
@@ -77,20 +94,6 @@ class Spread(_Record):
 
     mean: float
     deviation: float | None
-
-
-class Interval(_Record):
-    """A difference from the untouched model and its 95 % bootstrap interval over images.
-
-    Attributes:
-        mean: Mean over seeds less the untouched model's value.
-        low: 2.5 % quantile.
-        high: 97.5 % quantile.
-    """
-
-    mean: float
-    low: float
-    high: float
 
 
 class ComparisonRow(_Record):

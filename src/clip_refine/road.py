@@ -17,9 +17,13 @@ from clip_refine.data import ImageCaptions
 from clip_refine.environment import describe_environment
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.embed import embed_pairs
+from clip_refine.evaluation.evidence import gather_evidence
+from clip_refine.evaluation.paired import measure, paired_differences
+from clip_refine.evaluation.scores import embed_model, score_features
 from clip_refine.models import DualEncoder, Teacher
 from clip_refine.posthoc import FeatureSet, write_features
 from clip_refine.posthoc.feature_file import check_features_path
+from clip_refine.report.run_page import write_run_report
 from clip_refine.results import RunScores, Scores
 from clip_refine.run_folder import check_free, complete_folder
 from clip_refine.train import StepLog
@@ -34,8 +38,9 @@ def refine(
 ) -> RunScores:
     """Refine a model, measure it before and after, and save it.
 
-    Writes `scores.json`, `model/`, `config.yaml`, `log.jsonl` and `environment.json` to
-    `config.out`, which appears when the run is complete.
+    Writes `scores.json`, `model/`, `config.yaml`, `log.jsonl`, `environment.json` and, unless
+    `config.report` is off, `report.html` and its data `report.json` to `config.out`, which appears
+    when the run is complete.
 
     Args:
         config: Every setting.
@@ -71,7 +76,8 @@ def refine(
     with _output(config, accelerator) as folder:
         embedder = build.build_embedder(config, encoder, accelerator)
         with clock("evaluate_before"):
-            before = score_model(embedder, held_out, tasks, seed=config.seed)
+            features_before = embed_model(embedder, held_out, tasks)
+            before = score_features(features_before, seed=config.seed)
 
         # 3 references, 4 losses, 5 one epoch
         with clock("train"), StepLog(folder and folder / "log.jsonl") as log:
@@ -96,16 +102,32 @@ def refine(
 
         # 6 frozen features → numbers
         with clock("evaluate_after"):
-            after = score_model(embedder, held_out, tasks, seed=config.seed)
+            features_after = embed_model(embedder, held_out, tasks)
+            after = score_features(features_after, seed=config.seed)
+
+            was, now = measure(features_before), measure(features_after)
+            difference = paired_differences(was, now, seed=config.seed)
 
         # 7 results
         recipe = _recipe(config, pairs=len(train_pairs), steps=steps)
         if folder:
             with clock("save"):
                 _save(folder, student, config, accelerator.device)
-        scores = RunScores(before=before, after=after, recipe=recipe, seconds=clock.seconds)
+        if folder and config.report:
+            with clock("report"):
+                evidence = gather_evidence(was, now, held_out, seed=config.seed)
+                evidence.write(folder / "report.json")
+        scores = RunScores(
+            before=before,
+            after=after,
+            difference=difference,
+            recipe=recipe,
+            seconds=clock.seconds,
+        )
         if folder:
             scores.write(folder / "scores.json")
+        if folder and config.report:
+            write_run_report(folder)
     return scores
 
 

@@ -191,7 +191,7 @@ class Runs:
 
 
 def _plain(config: RefineConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"out", "overwrite"})
+    return config.model_dump(mode="json", exclude={"out", "report", "overwrite"})
 
 
 def _describe(name: str, label: str, stored: StoredRow) -> str:

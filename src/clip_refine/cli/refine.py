@@ -43,17 +43,22 @@ def _refine(config: "RefineConfig") -> None:
     from rich.console import Console
 
     from clip_refine.models.folders import how_to_load
-    from clip_refine.report.terminal import before_after_table, verdict
+    from clip_refine.report.score_lines import verdict
+    from clip_refine.report.terminal import before_after_table
     from clip_refine.road import refine
 
     scores = refine(config)
     if int(os.environ.get("RANK", "0")):
         return
     terminal = Console()
-    terminal.print(before_after_table(scores.before, scores.after))
-    terminal.print(verdict(scores.before, scores.after))
+    terminal.print(before_after_table(scores))
+    terminal.print(verdict(scores))
     terminal.print(
-        f"{scores.seconds['total']:.0f} s. Scores: {config.out}/scores.json. "
+        f"{scores.seconds['total']:.0f} s. {_report_line(config)}Scores: {config.out}/scores.json. "
         f"Model: {config.out}/model{how_to_load(config.out / 'model')}",
         soft_wrap=True,
     )
+
+
+def _report_line(config: "RefineConfig") -> str:
+    return f"Report: {config.out}/report.html. " if config.report else ""

@@ -9,6 +9,7 @@ from clip_refine.cli.evaluate import evaluate_verb
 from clip_refine.cli.interpolate import interpolate_verb
 from clip_refine.cli.posthoc import posthoc_verb
 from clip_refine.cli.refine import demo_verb, refine_verb
+from clip_refine.cli.report import report_verb
 from clip_refine.errors import ClipRefineError, ConfigError
 
 HELP = """\
@@ -33,6 +34,10 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       Which recipe is best here? All of them on the same batches, each at its own learning rate,
       beside what needs no training, with intervals. The same command goes on where it stopped.
 
+  clip-refine report runs/mine
+      Make the page again that refine ends with: runs/mine/report.html, one file to look at and
+      share.
+
   clip-refine interpolate ViT-B-32 runs/mine --weight 0.5 --out runs/half
       A model on the line between two: most of the gain, less of the loss.
 
@@ -50,6 +55,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "refine": refine_verb,
     "evaluate": evaluate_verb,
     "compare": compare_verb,
+    "report": report_verb,
     "interpolate": interpolate_verb,
     "posthoc": posthoc_verb,
 }

@@ -35,6 +35,8 @@ class RefineConfig(SettingsGroup):
     evaluation: EvaluationConfig = EvaluationConfig()
     out: Path = Path("runs/refine")
     """Folder for the results; it must not exist yet."""
+    report: bool = True
+    """Write report.html, and report.json from which `clip-refine report` makes it again."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the held-out split, the order, the captions drawn and the references."""
     overwrite: bool = False

@@ -90,14 +90,20 @@ def text_first_share(
         >>> text_first_share(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[0.0, 1], [0, 1]]))
         1.0
     """
+    return float(text_first(image_unit, text_unit, chunk_size=chunk_size).double().mean())
+
+
+@measured
+def text_first(image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE) -> Tensor:
+    """(N,) truth values whose mean is `text_first_share`; arguments as there."""
     tie = tie_width(text_unit.dtype)
-    text_first_count = 0
+    found = []
     for rows in row_blocks(len(text_unit), chunk_size):
         nearest_image = (text_unit[rows] @ image_unit.T).amax(dim=1)
         among_texts = text_unit[rows] @ text_unit.T
         among_texts.diagonal(offset=rows.start).fill_(-torch.inf)
-        text_first_count += int((among_texts.amax(dim=1) > nearest_image + tie).sum())
-    return text_first_count / len(text_unit)
+        found.append(among_texts.amax(dim=1) > nearest_image + tie)
+    return torch.cat(found)
 
 
 @measured

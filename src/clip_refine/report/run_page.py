@@ -1,0 +1,92 @@
+"""The folder of a refinement → its `report.html`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clip_refine.errors import DataError
+from clip_refine.evidence import read_evidence
+from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
+from clip_refine.report.page import write_page
+from clip_refine.report.score_lines import headline_lines, score_lines, verdict
+from clip_refine.report.training_charts import training_charts
+from clip_refine.results import RunScores, read_run_scores
+
+
+def write_run_report(run: Path) -> Path:
+    """Write `report.html` from the other files of a run.
+
+    Args:
+        run: The folder that `refine` wrote, with `report.json` in it.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: A file is missing or holds something else.
+    """
+    scores = read_run_scores(run / "scores.json")
+    evidence = read_evidence(run / "report.json")
+    settings = _read(run / "config.yaml")
+    environment = _read(run / "environment.json")
+    training = training_charts(_read_steps(run / "log.jsonl"))
+    features = [
+        clouds_chart(evidence),
+        cosines_chart(evidence.histograms),
+        spectra_chart(evidence.spectra),
+    ]
+    path = run / "report.html"
+    write_page(
+        path,
+        "run.html.j2",
+        charts=[*features, *training],
+        title=f"{settings.get('recipe', 'refinement')} on {scores.recipe['model']}",
+        about=_about(scores, settings),
+        verdict=verdict(scores),
+        headline=headline_lines(scores),
+        lines=score_lines(scores),
+        scores=scores,
+        source=evidence.source,
+        training=[chart.name for chart in training],
+        settings=settings,
+        environment=environment,
+        island={
+            "pairs": [pair.model_dump() for pair in evidence.clouds.pairs],
+            "thumbnails": evidence.thumbnails,
+        },
+    )
+    return path
+
+
+def _about(scores: RunScores, settings: Mapping[str, Any]) -> str:
+    """What was done, in a line."""
+    recipe = scores.recipe
+    return (
+        f"Recipe {settings.get('recipe', 'unknown')} · model {recipe['model']} · "
+        f"{recipe['pairs']:,} training images · {recipe['steps']:,} steps"
+    )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """A YAML or JSON mapping; JSON is YAML, too."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not valid. {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected names and values, got {found!r:.60}.")
+    return found
+
+
+def _read_steps(path: Path) -> list[dict[str, float]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is no log of a run ({error}).") from error

@@ -1,0 +1,121 @@
+"""The page as a file: small, whole, and of figures that Plotly knows."""
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from clip_refine.cli import main
+from clip_refine.config import RefineConfig, dump_config
+from clip_refine.evidence import Clouds, Evidence, Histograms, Pair, Spectra
+from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
+from clip_refine.report.run_page import write_run_report
+from clip_refine.report.training_charts import training_charts
+from tests.report.test_score_lines import MEASURED
+
+STEPS = [
+    {"step": number, "loss_rafa": 1.0, "loss_total": 2.0, "image_norm": 9.0, "text_norm": 8.0}
+    for number in (1, 2, 3)
+]
+
+
+def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evidence:
+    points = tuple((number / pairs, 0.5) for number in range(pairs))
+    described = tuple(
+        Pair(
+            image=number,
+            name=f"images/{number:06}.jpg",
+            caption="a man rides a horse along a beach while two dogs run behind him",
+            cosine_before=0.25,
+            cosine_after=0.5,
+            rank_before=3,
+            rank_after=1,
+        )
+        for number in range(pairs)
+    )
+    spectrum = tuple(1 / number for number in range(1, 769))
+    return Evidence(
+        source="captions.csv",
+        clouds=Clouds(
+            pairs=described,
+            image_before=points,
+            text_before=points,
+            image_after=points,
+            text_after=points,
+            explained=(0.5, 0.25),
+            fitted_on=pairs,
+        ),
+        histograms=Histograms(
+            edges=(0.0, 0.5, 1.0),
+            true_before=(0.5, 0.5),
+            wrong_before=(1.0, 0.0),
+            true_after=(0.0, 1.0),
+            wrong_after=(1.0, 0.0),
+        ),
+        spectra=Spectra(
+            image_before=spectrum, text_before=spectrum, image_after=spectrum, text_after=spectrum
+        ),
+        thumbnails={
+            number: base64.b64encode(os.urandom(thumbnail_bytes)).decode()
+            for number in range(thumbnails)
+        },
+    )
+
+
+def write_run(folder: Path, found: Evidence) -> Path:
+    run = MEASURED.model_copy(update={"recipe": {"model": "toy", "pairs": 5000, "steps": 3}})
+    run.write(folder / "scores.json")
+    found.write(folder / "report.json")
+    (folder / "config.yaml").write_text(dump_config(RefineConfig()))
+    (folder / "environment.json").write_text("{}")
+    (folder / "log.jsonl").write_text("".join(f"{step}\n".replace("'", '"') for step in STEPS))
+    return folder
+
+
+def test_figures_are_what_plotly_knows():
+    from plotly.graph_objects import Figure
+
+    found = evidence(12, 3)
+    charts = [
+        *(clouds_chart(found), cosines_chart(found.histograms), spectra_chart(found.spectra)),
+        *training_charts(STEPS),
+    ]
+    for chart in charts:
+        for panel in chart.panels:
+            figure = Figure(_plain(panel.figure))  # raises where a name or value is unknown
+            assert len(figure.data) == len(panel.figure["data"])  # pyright: ignore
+
+
+def _plain(value):
+    """Plotly's checks know no colours by the page's names."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return "black" if isinstance(value, str) and value.startswith("var(--") else value
+
+
+def test_a_run_of_5000_pairs_stays_under_10_megabytes(tmp_path: Path):
+    # as many pairs and thumbnails as are ever drawn, and thumbnails as large as photographs give
+    run = write_run(tmp_path, evidence(5000, 500, thumbnail_bytes=4500))
+    assert write_run_report(run).stat().st_size < 10e6
+
+
+def test_the_verb_makes_the_page_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, evidence(12, 3))
+    main(["report", str(tmp_path)])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    first = (tmp_path / "report.html").read_bytes()
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "report.html").read_bytes() == first
+
+
+def test_a_run_without_its_data_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path, evidence(12, 3))
+    (tmp_path / "report.json").unlink()
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert "report.json: cannot be read (No such file or directory). A run writes it unless" in (
+        capsys.readouterr().err
+    )

@@ -1,0 +1,75 @@
+"""Lines, marks and the verdict; colours only where the interval excludes zero."""
+
+import pytest
+from rich.console import Console
+
+from clip_refine.report.score_lines import headline_lines, score_lines, verdict
+from clip_refine.report.terminal import before_after_table
+from clip_refine.results import Interval, RunScores, Scores
+
+
+def side(gap: float, recall: float, top1: float) -> Scores:
+    geometry = dict.fromkeys(
+        (
+            *("true_pair_cosine", "alignment", "uniformity_log", "relative_modality_gap"),
+            *("text_first_share", "linear_separability", "hubness_skewness", "effective_rank"),
+        ),
+        0.5,
+    )
+    return Scores(
+        geometry={"centroid_distance": gap, **geometry},
+        retrieval={"image_to_text_recall@1": recall, "text_to_image_recall@1": recall},
+        zero_shot={"[bold]birds": {"top1": top1, "top5": 1.0}},
+        pairs=1000,
+        captions=2000,
+    )
+
+
+def run(**difference: tuple[float, float, float]) -> RunScores:
+    return RunScores(
+        before=side(1.0, 0.2, 0.75),
+        after=side(0.7, 0.25, 0.74),
+        difference={
+            path.replace("__", "."): Interval(mean=mean, low=low, high=high)
+            for path, (mean, low, high) in difference.items()
+        },
+        recipe={},
+        seconds={},
+    )
+
+
+MEASURED = run(
+    **{
+        "geometry__centroid_distance": (-0.3, -0.4, -0.2),
+        "mean_recall@1": (0.05, 0.01, 0.09),
+        "zero_shot_top1": (-0.01, -0.03, 0.01),
+        "retrieval__image_to_text_recall@1": (-0.05, -0.09, -0.01),
+    }
+)
+
+
+def test_marks():
+    marks = {line.heading: line.mark for line in score_lines(MEASURED)}
+    assert marks["centroid distance (the gap)"] == "better"  # it fell
+    assert marks["image to text R@1"] == "worse"
+    assert marks["text to image R@1"] == ""  # nothing is known of it
+    assert [line.mark for line in headline_lines(MEASURED)][2] == "no clear change"
+
+
+def test_verdict():
+    assert verdict(MEASURED) == (
+        "The gap fell from 1.000 to 0.700 (−30%), mean R@1 rose from 0.200 to 0.250, and mean "
+        "zero-shot top-1 did not clearly change (0.750 to 0.740), on 1,000 held-out images."
+    )
+    assert verdict(run()).startswith("The gap went from 1.000 to 0.700 (−30%), mean R@1 went")
+
+
+@pytest.mark.parametrize("colour", ["32", "31"])
+def test_the_terminal_colours_only_what_is_clear(colour: str):
+    console = Console(width=120, force_terminal=True, color_system="standard", _environ={})
+    with console.capture() as shown:
+        console.print(before_after_table(MEASURED))
+    coloured = [line for line in shown.get().splitlines() if f"\x1b[{colour}m" in line]
+    assert len(coloured) == 1
+    assert ("the gap" if colour == "32" else "image to text") in coloured[0]
+    assert "[bold]birds top1" in shown.get()

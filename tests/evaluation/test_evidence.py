@@ -32,14 +32,16 @@ def test_the_plane_is_that_of_numpys_singular_vectors():
     ).double()
     centred = (together - together.mean(dim=0)).numpy()
     _, values, directions = np.linalg.svd(centred, full_matrices=False)
-    assert np.allclose(np.abs(torch.cat(points)), np.abs(centred @ directions[:2].T), atol=1e-9)
+    assert np.allclose(
+        np.abs(torch.cat(points).numpy()), np.abs(centred @ directions[:2].T), atol=1e-9
+    )
     assert explained == pytest.approx((values[:2] ** 2 / (values**2).sum()).tolist())
     assert fitted == 24
 
 
 def test_histograms_by_a_loop():
     before, after = side(0), side(1)
-    found = cosine_histograms(before, after)
+    found = cosine_histograms(before, after, seed=0)
     similarity = (after.image_unit @ after.text_unit.T).numpy()
     true = np.diagonal(similarity)
     wrong = similarity[~np.eye(24, dtype=bool)]
@@ -47,6 +49,7 @@ def test_histograms_by_a_loop():
         expected = np.histogram(values, found.edges)[0] / len(values)
         assert np.allclose(shares, expected, atol=1e-3)
         assert sum(shares) == pytest.approx(1, abs=1e-2)
+    assert found.auc[1] == pytest.approx((true[:, None] > wrong).mean(), abs=1e-6)
     assert len(found.edges) == len(found.true_before) + 1
 
 

@@ -52,6 +52,9 @@ def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evide
             wrong_before=(1.0, 0.0),
             true_after=(0.0, 1.0),
             wrong_after=(1.0, 0.0),
+            auc=(0.9, 0.8),
+            threshold=(0.3, 0.2),
+            recall=(0.5, 0.6),
         ),
         spectra=Spectra(
             image_before=spectrum, text_before=spectrum, image_after=spectrum, text_after=spectrum

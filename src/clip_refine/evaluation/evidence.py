@@ -41,7 +41,7 @@ def gather_evidence(
     return Evidence(
         source=held_out.name,
         clouds=clouds,
-        histograms=cosine_histograms(before, after),
+        histograms=cosine_histograms(before, after, seed=seed),
         spectra=spectra(before, after),
         thumbnails=_thumbnails(held_out, sorted(shown), visible=visible),
     )

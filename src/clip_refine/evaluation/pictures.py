@@ -4,19 +4,23 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from clip_refine.evaluation.chunks import CHUNK_SIZE, ROWS_AT_ONCE, measured, row_blocks
+from clip_refine.evaluation.chunks import ROWS_AT_ONCE, measured, row_blocks
 from clip_refine.evaluation.gap import mean_row
 from clip_refine.evaluation.paired import Measured
+from clip_refine.evaluation.separation import Separation, separation
 from clip_refine.evidence import Histograms, Point, Spectra
 
 FITTED_PAIRS = 5000
 """Pairs at most that the plane is fitted on."""
 
-COMPARED_IMAGES = 2000
-"""Images at most whose cosines with all captions of others are counted."""
+COMPARED_IMAGES = 5000
+"""Images at most whose cosines with all captions of one another are counted."""
+
+FALSE_POSITIVES = 0.01
+"""Share of wrong pairs that the threshold may let through."""
 
 BINS = 60
-_FINE_BINS = 4000
+_FINE_BINS = 4096
 
 
 @measured
@@ -45,18 +49,24 @@ def joint_plane(
     return points, (first, second), len(fitted)
 
 
-@measured
-def cosine_histograms(before: Measured, after: Measured) -> Histograms:
-    """Cosines of images with their own first captions and with those of others, in common bins."""
-    counts = [_fine_counts(side) for side in (before, after)]
-    together = torch.stack([*counts[0], *counts[1]])
+def cosine_histograms(before: Measured, after: Measured, *, seed: int) -> Histograms:
+    """Cosines of true and wrong pairs in common bins, and how well one threshold parts them.
+
+    Args:
+        before: The model as it came.
+        after: The refined one.
+        seed: Of the images that are compared, where there are more than `COMPARED_IMAGES`.
+    """
+    found = [_separation(side, seed) for side in (before, after)]
+    kinds = [kind for side in found for kind in (side.true_pairs, side.wrong_pairs)]
+    together = torch.stack([kind.histogram for kind in kinds]).double()
     filled = together.sum(dim=0).nonzero()[:, 0]
     first, last = int(filled[0]), int(filled[-1]) + 1
     width = -(-(last - first) // BINS)
     count = -(-(last - first) // width)
-    padded = torch.zeros(4, count * width, dtype=torch.float64)
+    padded = torch.zeros(len(kinds), count * width, dtype=torch.float64)
     padded[:, : last - first] = together[:, first:last]
-    shares = padded.view(4, count, width).sum(dim=2)
+    shares = padded.view(len(kinds), count, width).sum(dim=2)
     shares /= shares.sum(dim=1, keepdim=True)
     edges = [(first + width * number) * 2 / _FINE_BINS - 1 for number in range(count + 1)]
     rows = [tuple(float(f"{share:.4g}") for share in row) for row in shares.tolist()]
@@ -66,26 +76,21 @@ def cosine_histograms(before: Measured, after: Measured) -> Histograms:
         wrong_before=rows[1],
         true_after=rows[2],
         wrong_after=rows[3],
+        auc=(found[0].auc, found[1].auc),
+        threshold=(found[0].threshold, found[1].threshold),
+        recall=(found[0].recall, found[1].recall),
     )
 
 
-def _fine_counts(side: Measured) -> tuple[Tensor, Tensor]:
-    """Counts of true and wrong pairs in narrow bins from −1 to 1."""
-    images, texts = side.image_unit, side.text_unit
-    wrong = torch.zeros(_FINE_BINS, dtype=torch.float64)
-    step = max(1, len(images) // COMPARED_IMAGES)
-    chosen = torch.arange(0, len(images), step)
-    for rows in row_blocks(len(chosen), CHUNK_SIZE):
-        similarity = images[chosen[rows]] @ texts.T
-        others = torch.ones_like(similarity, dtype=torch.bool)
-        others[torch.arange(len(similarity)), chosen[rows]] = False
-        wrong += _count(similarity[others])
-    return _count(side.cosines), wrong
-
-
-def _count(cosines: Tensor) -> Tensor:
-    cosines = cosines.clamp(-1, 1).float().cpu()  # rounding may leave 1 behind
-    return torch.histc(cosines, _FINE_BINS, -1, 1).double()
+def _separation(side: Measured, seed: int) -> Separation:
+    pairs = side.features.pairs
+    count = len(pairs.image_features)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    chosen = order[:COMPARED_IMAGES].sort().values
+    captions = torch.isin(pairs.text_to_image, chosen)
+    owners = torch.searchsorted(chosen, pairs.text_to_image[captions])
+    images, texts = pairs.image_features[chosen], pairs.text_features[captions]
+    return separation(images, texts, owners, false_positive_rate=FALSE_POSITIVES, bins=_FINE_BINS)
 
 
 @measured

@@ -160,13 +160,18 @@ def cosines_chart(histograms: Histograms) -> Chart:
             },
         }
         panels.append(Panel(f"cosines-{name}", name.capitalize(), figure))
+    auc, recall, threshold = histograms.auc, histograms.recall, histograms.threshold
+    words += [f"AUC {auc[0]:.3f} before and {auc[1]:.3f} after"]
     return Chart(
         name="cosines",
         heading="Can one threshold tell true pairs from wrong ones?",
         alternative=f"Histograms of cosines: {'; '.join(words)}.",
         caption=(
-            "Cosines of held-out images with their own first captions and with the captions of "
-            "other images. The less the two overlap, the better one threshold works."
+            "Cosines of held-out captions with their own images and with other images. A true pair "
+            f"scores above a wrong one with a chance of {auc[0]:.3f} before and {auc[1]:.3f} after "
+            "(AUC). With the threshold that lets 1 % of the wrong pairs through "
+            f"({threshold[0]:.3f} before, {threshold[1]:.3f} after), {recall[0]:.1%} of the true "
+            f"pairs were found before and {recall[1]:.1%} are after."
         ),
         panels=panels,
         head=("cosine", "true before", "wrong before", "true after", "wrong after"),

@@ -12,8 +12,9 @@ from torch import nn
 
 from clip_refine import __version__, build
 from clip_refine.clock import Clock
-from clip_refine.config import EvaluateConfig, RefineConfig, dump_config, override
+from clip_refine.config import DataConfig, EvaluateConfig, RefineConfig, dump_config, override
 from clip_refine.data import ImageCaptions
+from clip_refine.data.bad_rows import skipped_rows, write_skipped
 from clip_refine.environment import describe_environment
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.embed import embed_pairs
@@ -38,9 +39,9 @@ def refine(
 ) -> RunScores:
     """Refine a model, measure it before and after, and save it.
 
-    Writes `scores.json`, `model/`, `config.yaml`, `log.jsonl`, `environment.json` and, unless
-    `config.report` is off, `report.html` and its data `report.json` to `config.out`, which appears
-    when the run is complete.
+    Writes `scores.json`, `model/`, `config.yaml`, `log.jsonl`, `environment.json`, where rows were
+    skipped `skipped.jsonl`, and, unless `config.report` is off, `report.html` and its data
+    `report.json` to `config.out`, which appears when the run is complete.
 
     Args:
         config: Every setting.
@@ -113,6 +114,7 @@ def refine(
         if folder:
             with clock("save"):
                 _save(folder, student, config, accelerator.device)
+                write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
         if folder and config.report:
             with clock("report"):
                 evidence = gather_evidence(was, now, held_out, seed=config.seed)
@@ -200,10 +202,19 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
     return override(
         config,
         model={"name": name, "pretrained": absolute(config.model.pretrained)},
-        data={"train": absolute(config.data.train), "val": absolute(config.data.val)},
+        data=_data_from_anywhere(config.data),
         evaluation={"zero_shot": [absolute(task) for task in config.evaluation.zero_shot]},
         out=config.out.resolve(),
     )
+
+
+def _data_from_anywhere(data: DataConfig) -> dict[str, Any]:
+    sources = {"train": data.train, "val": data.val}
+    paths = {"image_folder": data.image_folder, "split_file": data.split_file}
+    return {
+        **{key: name and build.absolute_source(name) for key, name in sources.items()},
+        **{key: path and path.resolve() for key, path in paths.items()},
+    }
 
 
 def save_model(student: Any, folder: Path, *, base_model: str) -> None:

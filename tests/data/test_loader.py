@@ -71,7 +71,7 @@ def test_tokens_belong_to_the_drawn_captions(pairs: ToyPairs, tiny: OpenClipEnco
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_lost_after_the_check_is_named(table: Path, tiny: OpenClipEncoder, workers: int):
     source = read_table(table)
-    source.paths[5].write_bytes(b"gone bad")
+    source.places[5].write_bytes(b"gone bad")
     with pytest.raises(DataError, match=r"^\S*005.png: is not a readable image"):
         list(image_batches(source, batch_size=8, preprocess=tiny.preprocess, workers=workers))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_refine.data import EpochPlan, ImageFileCaptions, Subset, pair_batches, read_table
+from clip_refine.data import CaptionedImages, EpochPlan, Subset, pair_batches, read_table
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.toy import ToyPairs
 from clip_refine.train import TowerPrecision
@@ -75,10 +75,10 @@ def test_a_changed_image_invalidates_only_itself(
     assert counting.take() == (0, 0)
     assert torch.equal(first.image_features, again.image_features)
 
-    Image.new("RGB", (48, 48), "red").save(source.paths[7])
+    Image.new("RGB", (48, 48), "red").save(source.places[7])
     captions = [*source.captions]
     captions[9] = ("something new", *captions[9][1:])
-    changed = kept.features(ImageFileCaptions(source.name, source.paths, captions))
+    changed = kept.features(CaptionedImages(source.name, source.kind, source.places, captions))
     assert counting.take() == (1, 1)
     differing = (changed.image_features != first.image_features).any(dim=1).nonzero().flatten()
     assert differing.tolist() == [7]

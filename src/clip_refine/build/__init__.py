@@ -1,6 +1,6 @@
 """Configuration → objects. The only room that knows both."""
 
-from clip_refine.build.data import TOY, build_data, build_held_out, build_tasks, open_source
+from clip_refine.build.data import build_data, build_held_out, build_tasks
 from clip_refine.build.devices import build_accelerator, count_workers, seeded_generator
 from clip_refine.build.loading import build_model, model_source
 from clip_refine.build.model import (
@@ -10,6 +10,7 @@ from clip_refine.build.model import (
     build_student,
     measure_features,
 )
+from clip_refine.build.sources import TOY, absolute_source, open_source
 from clip_refine.build.training import (
     build_batches,
     build_objective,
@@ -20,6 +21,7 @@ from clip_refine.build.training import (
 
 __all__ = [
     "TOY",
+    "absolute_source",
     "build_accelerator",
     "build_batches",
     "build_data",

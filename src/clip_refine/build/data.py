@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clip_refine.build.sources import TOY, open_source
 from clip_refine.config import (
     DataConfig,
     EvaluationConfig,
@@ -12,12 +13,10 @@ from clip_refine.data import (
     LabelledImages,
     hold_out,
     read_class_folders,
-    read_table,
 )
 from clip_refine.errors import ConfigError, DataError
-from clip_refine.toy import toy_tasks, toy_train, toy_val
+from clip_refine.toy import toy_tasks, toy_val
 
-TOY = "toy"
 MINIMUM_PAIRS = 11
 """Held-out images that the geometry's 10 nearest neighbours need."""
 
@@ -50,7 +49,7 @@ def build_data(
         if held_out is None and config.val is None and config.train == TOY:
             held_out = toy_val()
     if held_out is None and config.val is not None:
-        held_out = toy_val() if config.val == TOY else open_source(config.val, config)
+        held_out = open_source(config.val, config, training=False)
     if held_out is None:
         train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
     _check_held_out(held_out, train_pairs)
@@ -60,7 +59,7 @@ def build_data(
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
-        held_out = toy_val() if config.val == TOY else open_source(config.val, config)
+        held_out = open_source(config.val, config, training=False)
         _check_held_out(held_out, None)
         return held_out
     if config.train is None:
@@ -85,26 +84,6 @@ def _check_held_out(held_out: ImageCaptions, train_pairs: ImageCaptions | None) 
             "the scores after training are not held-out scores.",
             style="yellow",
         )
-
-
-def open_source(name: str, config: DataConfig) -> ImageCaptions:
-    """Recognise a source of captioned images and open it.
-
-    Raises:
-        DataError: The kind is not known, or the source is bad.
-    """
-    path = Path(name)
-    match path.suffix.lower():
-        case "" if name == TOY:
-            return toy_train()
-        case ".csv" | ".tsv":
-            return read_table(
-                path, image_column=config.image_column, caption_column=config.caption_column
-            )
-    raise DataError(
-        f"{name}: not a kind of source that can be read. Give a .csv or .tsv file with an image "
-        f"and a caption column, or {TOY!r}."
-    )
 
 
 def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:

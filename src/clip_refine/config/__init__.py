@@ -15,6 +15,7 @@ from clip_refine.config.groups import (
     Positive,
     PriorConfig,
     SettingsGroup,
+    SourceKind,
     TrainConfig,
 )
 from clip_refine.config.runs import EvaluateConfig, PosthocConfig, RefineConfig, demo_config
@@ -32,6 +33,7 @@ __all__ = [
     "PriorConfig",
     "RefineConfig",
     "SettingsGroup",
+    "SourceKind",
     "TrainConfig",
     "demo_config",
     "dump_config",

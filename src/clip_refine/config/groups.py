@@ -1,5 +1,6 @@
 """The groups of settings, each with its range and a sentence of help."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -8,6 +9,19 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
+SourceKind = Literal[
+    "table",
+    "token",
+    "coco",
+    "karpathy",
+    "jsonl",
+    "parquet",
+    "imagefolder",
+    "webdataset",
+    "hub",
+    "saved",
+    "toy",
+]
 
 
 class SettingsGroup(BaseModel):
@@ -35,16 +49,33 @@ class ModelConfig(SettingsGroup):
 
 
 class DataConfig(SettingsGroup):
-    """The captioned images. Paths in a file are relative to that file."""
+    """The captioned images: docs/data.md shows every kind of source."""
 
     train: str | None = None
-    """Pairs to refine on: a .csv or .tsv file with an image and a caption column, or `toy`."""
+    """Pairs to refine on: .csv, .tsv, .jsonl, .parquet, .tar (shards-{0000..0127}.tar), COCO's or
+    Karpathy's .json, Flickr's token file, a folder with metadata.jsonl, hf:ORG/NAME, or `toy`."""
     val: str | None = None
     """Pairs for the before/after numbers. Without it a part of `train` is held out."""
+    kind: SourceKind | None = None
+    """What the sources are. Without it: recognised. NAME#kind=coco says it of one source."""
     image_column: str | None = None
-    """Column of the image paths. Without it: image, file_name, filepath, ... as found."""
+    """Column of the image paths or contents. Without it: image, file_name, jpg, ... as found."""
     caption_column: str | None = None
     """Column of the captions. Without it: caption, text, title, ... as found."""
+    image_folder: Path | None = None
+    """Where relative image paths start. Without it: the file's folder, or one beside it."""
+    split: str | None = None
+    """Part of a source that has several, as in train or train+restval; NAME#split=test for one."""
+    subset: str | None = None
+    """Configuration of a dataset on the Hub that has several."""
+    split_file: Path | None = None
+    """Karpathy's JSON or a list of file names: read only the images it has in `split`."""
+    allow_outside: bool = False
+    """Follow absolute image paths, and those with `..`, in files of captions."""
+    skip_bad: bool = False
+    """Go on without bad rows, listed in `skipped.jsonl`, after decoding every image once."""
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of bad rows above which to stop even with `skip_bad`."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the training images held out (at least 100) where `val` is not given."""
 

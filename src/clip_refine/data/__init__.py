@@ -1,22 +1,32 @@
 """1. Images and captions → batches."""
 
+from clip_refine.data.bad_rows import BadRow, BadRowPolicy
+from clip_refine.data.captioned import CaptionedImages
 from clip_refine.data.folders import ClassFolders, read_class_folders
 from clip_refine.data.loader import EpochPlan, PairBatch, image_batches, pair_batches
 from clip_refine.data.pairs import ImageCaptions, LabelledImages
+from clip_refine.data.rows import ReadOptions
+from clip_refine.data.sources.kinds import recognise
+from clip_refine.data.sources.opened import open_pairs
+from clip_refine.data.sources.tables import read_table
 from clip_refine.data.split import Subset, hold_out
-from clip_refine.data.tables import ImageFileCaptions, read_table
 
 __all__ = [
+    "BadRow",
+    "BadRowPolicy",
+    "CaptionedImages",
     "ClassFolders",
     "EpochPlan",
     "ImageCaptions",
-    "ImageFileCaptions",
     "LabelledImages",
     "PairBatch",
+    "ReadOptions",
     "Subset",
     "hold_out",
     "image_batches",
+    "open_pairs",
     "pair_batches",
     "read_class_folders",
     "read_table",
+    "recognise",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from clip_refine.data.bad_rows import BadRow
 from clip_refine.data.pairs import ImageCaptions
 from clip_refine.errors import DataError
 
@@ -38,6 +39,11 @@ class Subset:
     def image_name(self, index: int) -> str:
         """Image `index` of this part, as its source calls it."""
         return self.source.image_name(self.indices[index])
+
+    @property
+    def skipped(self) -> Sequence[BadRow]:
+        """Rows that were left out of the source."""
+        return getattr(self.source, "skipped", ())
 
 
 def hold_out(source: ImageCaptions, *, fraction: float, seed: int) -> tuple[Subset, Subset]:

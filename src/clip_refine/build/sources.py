@@ -1,0 +1,111 @@
+"""Names of sources → images with captions."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from clip_refine.config import DataConfig, SourceKind
+from clip_refine.console import console
+from clip_refine.data import (
+    BadRowPolicy,
+    CaptionedImages,
+    ImageCaptions,
+    ReadOptions,
+    open_pairs,
+    recognise,
+)
+from clip_refine.errors import ConfigError
+from clip_refine.toy import toy_train, toy_val
+
+TOY = "toy"
+_OWN = ("kind", "split", "subset", "images")
+"""What can stand behind a source, as in `captions.json#split=val&images=val2014`."""
+
+
+def open_source(name: str, config: DataConfig, *, training: bool = True) -> ImageCaptions:
+    """Recognise a source of captioned images, open it, and say what it is.
+
+    Args:
+        name: File, folder, pattern or dataset, and its own settings behind a `#`.
+        config: Settings of all sources.
+        training: Whether to take the training split or the validation split where there are both
+            and none is named.
+
+    Raises:
+        ConfigError: A setting behind `#` is not known.
+        DataError: The kind is not known, or the source is bad.
+    """
+    name, own = split_name(name)
+    kind: SourceKind = own.get("kind") or config.kind or recognise(name)
+    if kind == "toy":
+        toy = toy_train() if training else toy_val()
+        _say(toy.name, "drawn world", toy)
+        return toy
+    pairs = open_pairs(name, kind, _read_options(config, own), policy(config), training=training)
+    _say(name, pairs.kind, pairs)
+    return pairs
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """A source and the settings behind its last `#`, where they are such.
+
+    >>> split_name("hf:nlphuji/flickr30k#split=test")
+    ('hf:nlphuji/flickr30k', {'split': 'test'})
+
+    Raises:
+        ConfigError: A kind is not known.
+    """
+    source, mark, settings = name.rpartition("#")
+    pairs = [setting.partition("=") for setting in settings.split("&")]
+    if not mark or not all(equals and key in _OWN for key, equals, _ in pairs):
+        return name, {}
+    own = {key: value for key, _, value in pairs}
+    if "kind" in own and own["kind"] not in get_args(SourceKind):
+        kinds = ", ".join(get_args(SourceKind))
+        raise ConfigError(f"{name}: there is no kind {own['kind']!r}. There are {kinds}.")
+    return source, own
+
+
+def policy(config: DataConfig) -> BadRowPolicy:
+    """What to do about bad rows."""
+    return BadRowPolicy(skip=config.skip_bad, limit=config.max_bad)
+
+
+def absolute_source(name: str) -> str:
+    """A source that means the same from any folder."""
+    plain, own = split_name(name)
+    if "images" in own:
+        own["images"] = str(Path(own["images"]).resolve())
+    behind = "&".join(f"{key}={value}" for key, value in own.items())
+    is_path = plain != TOY and "://" not in plain and not plain.startswith("hf:")
+    absolute = os.path.abspath(plain) if is_path else plain
+    return f"{absolute}#{behind}" if behind else absolute
+
+
+def _read_options(config: DataConfig, own: dict[str, Any]) -> ReadOptions:
+    options = ReadOptions(
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        image_folder=config.image_folder,
+        split=config.split,
+        subset=config.subset,
+        split_file=config.split_file,
+        allow_outside=config.allow_outside,
+    )
+    changes: dict[str, Any] = {name: own[name] for name in ("split", "subset") if name in own}
+    if "images" in own:
+        changes["image_folder"] = Path(own["images"])
+    return replace(options, **changes)
+
+
+def _say(name: str, kind: str, pairs: ImageCaptions) -> None:
+    """One line about what was recognised, from the first process."""
+    if int(os.environ.get("RANK", "0")):
+        return
+    captions = sum(map(len, pairs.captions))
+    line = f"{name}: {kind}, {len(pairs):,} images, {captions:,} captions"
+    if isinstance(pairs, CaptionedImages) and pairs.uncaptioned:
+        count, first = len(pairs.uncaptioned), pairs.uncaptioned[0]
+        line += f"; {count:,} images without captions are left out, the first: {first}"
+    console.print(f"{line}.", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -98,6 +99,115 @@ class Spectra(_Record):
     text_after: tuple[float, ...]
 
 
+class ImageQuery(_Record):
+    """An image that looks for its captions.
+
+    Attributes:
+        image: Its position.
+        caption: The best-placed of its own captions, after.
+        rank_before: Where the best of its own stands, 1 is first.
+        rank_after: The same of the refined model.
+        first_before: The caption that stood first.
+        first_after: The caption that stands first.
+    """
+
+    image: int
+    caption: str
+    rank_before: int
+    rank_after: int
+    first_before: str
+    first_after: str
+
+
+class CaptionQuery(_Record):
+    """A caption that looks for its image.
+
+    Attributes:
+        caption: The text.
+        image: The image that it describes.
+        rank_before: Where that stands, 1 is first.
+        rank_after: The same of the refined model.
+        first_before: The image that stood first.
+        first_after: The image that stands first.
+    """
+
+    caption: str
+    image: int
+    rank_before: int
+    rank_after: int
+    first_before: int
+    first_after: int
+
+
+Query = TypeVar("Query", ImageQuery, CaptionQuery)
+
+
+class Ranking(_Record, Generic[Query]):
+    """How the ranks of all queries of one kind moved.
+
+    Attributes:
+        queries: How many.
+        improved: How many found their own earlier than before.
+        worsened: How many found it later.
+        most_improved: Examples.
+        most_worsened: As many, chosen alike.
+    """
+
+    queries: int
+    improved: int
+    worsened: int
+    most_improved: tuple[Query, ...]
+    most_worsened: tuple[Query, ...]
+
+
+class ClassChange(_Record):
+    """A class of a zero-shot task.
+
+    Attributes:
+        name: The class.
+        images: Of this class.
+        before: Share of them that is found, 0-1.
+        after: The same of the refined model.
+    """
+
+    name: str
+    images: int
+    before: float
+    after: float
+
+
+class ConfusionChange(_Record):
+    """Images of one class that are taken for another.
+
+    Attributes:
+        label: The true class.
+        predicted: The other one.
+        images: Of the true class.
+        before: How many of them were taken for the other.
+        after: How many are.
+    """
+
+    label: str
+    predicted: str
+    images: int
+    before: int
+    after: int
+
+
+class TaskChange(_Record):
+    """A zero-shot task.
+
+    Attributes:
+        name: The task.
+        classes: Those with images.
+        confusions: The most frequent ones, before or after.
+    """
+
+    name: str
+    classes: tuple[ClassChange, ...]
+    confusions: tuple[ConfusionChange, ...]
+
+
 class Evidence(_Record):
     """`report.json`.
 
@@ -106,6 +216,9 @@ class Evidence(_Record):
         clouds: For the scatter plots.
         histograms: Of cosines.
         spectra: Of both modalities.
+        images: As queries.
+        captions: As queries.
+        tasks: Zero-shot, class by class.
         thumbnails: Position of a held-out image → a small JPEG, base64.
     """
 
@@ -113,6 +226,9 @@ class Evidence(_Record):
     clouds: Clouds
     histograms: Histograms
     spectra: Spectra
+    images: Ranking[ImageQuery]
+    captions: Ranking[CaptionQuery]
+    tasks: tuple[TaskChange, ...]
     thumbnails: Mapping[int, str]
 
     def write(self, path: Path) -> None:

@@ -117,7 +117,7 @@ def refine(
                 write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
         if folder and config.report:
             with clock("report"):
-                evidence = gather_evidence(was, now, held_out, seed=config.seed)
+                evidence = gather_evidence(was, now, held_out, tasks, seed=config.seed)
                 evidence.write(folder / "report.json")
         scores = RunScores(
             before=before,

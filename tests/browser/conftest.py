@@ -9,7 +9,7 @@ import pytest
 
 from clip_refine import RefineConfig, refine
 from clip_refine.models import load_open_clip
-from clip_refine.toy import ToyPairs
+from clip_refine.toy import ToyClasses, ToyPairs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -88,12 +88,19 @@ def open_page(browser: "playwright.Browser") -> Iterator[Open]:
 @pytest.fixture(scope="session")
 def harmful_run(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A refinement of 64 pairs, scored on 40."""
-    out = tmp_path_factory.mktemp("harm") / "run"
+    folder = tmp_path_factory.mktemp("harm")
+    out, shapes = folder / "run", ToyClasses("toy_shape", size=24)
+    for index, label in enumerate(shapes.labels):
+        of_class = (
+            folder / "tasks" / (f"<img src=x onerror=alert({label})>" if label < 4 else f"{label}")
+        )
+        of_class.mkdir(parents=True, exist_ok=True)
+        shapes.load_image(index).save(of_class / f"{index}.png")
     config = RefineConfig.model_validate(
         {
             "model": {"name": tiny_name},
             "train": {"batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
-            "evaluation": {"zero_shot": ("toy",)},
+            "evaluation": {"zero_shot": (str(folder / "tasks"),)},
             "out": out,
         }
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_refine.evidence import read_evidence
 from tests.browser.conftest import DESKTOP, HARM, MORE_HARM, PHONE, Open, Opened
 
 
@@ -101,10 +102,26 @@ def test_every_chart_has_words_and_a_table(harmful_run: Path, open_page: Open):
             assert len(plot.get_attribute("aria-label") or "") > 30
 
 
+def test_worsened_queries_are_shown_like_improved_ones(harmful_run: Path, open_page: Open):
+    evidence = read_evidence(harmful_run / "report.json")
+    page = open_page(harmful_run / "report.html").page
+    page.click("#tab-retrieval")
+    for position, ranking in enumerate((evidence.captions, evidence.images)):
+        said = page.locator(".balanced").nth(position).inner_text()
+        assert f"{ranking.improved:,} improved" in said
+        assert f"{ranking.worsened:,} worsened" in said
+        columns = page.locator("#retrieval .charts").nth(position).locator(".examples")
+        assert columns.locator("h4").all_inner_texts() == ["Improved most", "Worsened most"]
+        shown = [columns.nth(side).locator("article:visible").count() for side in (0, 1)]
+        assert shown == [len(ranking.most_improved), len(ranking.most_worsened)]
+    assert page.locator("#retrieval img").first.evaluate("image => image.naturalWidth") > 0
+
+
 def test_text_from_data_stays_text(harmful_run: Path):
     text = (harmful_run / "report.html").read_text(encoding="utf-8")
     assert HARM not in text
     assert MORE_HARM[:20] not in text
     assert "<b>'name'" not in text
+    assert "<img src=x" not in text
     assert "&lt;script&gt;alert(1)" in text  # in the table
     assert "\\u003cscript\\u003ealert(1)" in text  # in the island

@@ -62,7 +62,7 @@ def test_spectra_are_singular_values():
 
 def test_evidence_is_read_back_as_it_was_written(tmp_path):
     pairs = ToyPairs("evidence", size=24)
-    evidence = gather_evidence(side(0), side(1), pairs, seed=0)
+    evidence = gather_evidence(side(0), side(1), pairs, [], seed=0)
     evidence.write(tmp_path / "report.json")
     assert read_evidence(tmp_path / "report.json") == evidence
     assert [pair.caption for pair in evidence.clouds.pairs] == [c[0] for c in pairs.captions]

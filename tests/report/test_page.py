@@ -8,7 +8,19 @@ import pytest
 
 from clip_refine.cli import main
 from clip_refine.config import RefineConfig, dump_config
-from clip_refine.evidence import Clouds, Evidence, Histograms, Pair, Spectra
+from clip_refine.evidence import (
+    CaptionQuery,
+    ClassChange,
+    Clouds,
+    ConfusionChange,
+    Evidence,
+    Histograms,
+    ImageQuery,
+    Pair,
+    Ranking,
+    Spectra,
+    TaskChange,
+)
 from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
 from clip_refine.report.run_page import write_run_report
 from clip_refine.report.training_charts import training_charts
@@ -58,6 +70,51 @@ def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evide
         ),
         spectra=Spectra(
             image_before=spectrum, text_before=spectrum, image_after=spectrum, text_after=spectrum
+        ),
+        images=Ranking[ImageQuery](
+            queries=pairs,
+            improved=1,
+            worsened=1,
+            most_improved=(
+                ImageQuery(
+                    image=0,
+                    caption="a dog",
+                    rank_before=9,
+                    rank_after=1,
+                    first_before="a cat",
+                    first_after="a dog",
+                ),
+            ),
+            most_worsened=(),
+        ),
+        captions=Ranking[CaptionQuery](
+            queries=pairs,
+            improved=1,
+            worsened=0,
+            most_improved=(),
+            most_worsened=(
+                CaptionQuery(
+                    caption="a cat",
+                    image=1,
+                    rank_before=1,
+                    rank_after=12,
+                    first_before=1,
+                    first_after=2,
+                ),
+            ),
+        ),
+        tasks=(
+            TaskChange(
+                name="birds",
+                classes=(
+                    ClassChange(name="wren", images=10, before=0.5, after=0.75),
+                    ClassChange(name="robin", images=10, before=0.5, after=0.25),
+                    ClassChange(name="heron", images=10, before=0.5, after=0.5),
+                ),
+                confusions=(
+                    ConfusionChange(label="wren", predicted="robin", images=10, before=4, after=1),
+                ),
+            ),
         ),
         thumbnails={
             number: base64.b64encode(os.urandom(thumbnail_bytes)).decode()

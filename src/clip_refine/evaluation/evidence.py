@@ -2,14 +2,16 @@
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from clip_refine.console import Bar
-from clip_refine.data import ImageCaptions
+from clip_refine.data import ImageCaptions, LabelledImages
+from clip_refine.evaluation.classes import task_changes
+from clip_refine.evaluation.examples import caption_ranking, image_ranking
 from clip_refine.evaluation.paired import Measured
 from clip_refine.evaluation.pictures import cosine_histograms, joint_plane, spectra
 from clip_refine.evidence import Clouds, Evidence, Pair
@@ -22,7 +24,13 @@ THUMBNAIL = 96
 
 
 def gather_evidence(
-    before: Measured, after: Measured, held_out: ImageCaptions, *, seed: int, visible: bool = True
+    before: Measured,
+    after: Measured,
+    held_out: ImageCaptions,
+    tasks: Sequence[LabelledImages],
+    *,
+    seed: int,
+    visible: bool = True,
 ) -> Evidence:
     """What `report.json` holds.
 
@@ -30,6 +38,7 @@ def gather_evidence(
         before: The model as it came.
         after: The refined one, on the same items.
         held_out: The pairs that both were measured on.
+        tasks: The zero-shot tasks, in the order in which they were embedded.
         seed: Of the pairs that are drawn.
         visible: Whether progress is shown.
 
@@ -37,12 +46,20 @@ def gather_evidence(
         DataError: An image cannot be read.
     """
     clouds = _clouds(before, after, held_out, seed)
+    images = image_ranking(before, after, held_out)
+    captions = caption_ranking(before, after, held_out)
     shown = {pair.image for pair in clouds.pairs}
+    shown |= {query.image for query in (*images.most_improved, *images.most_worsened)}
+    for query in (*captions.most_improved, *captions.most_worsened):
+        shown |= {query.image, query.first_before, query.first_after}
     return Evidence(
         source=held_out.name,
         clouds=clouds,
         histograms=cosine_histograms(before, after, seed=seed),
         spectra=spectra(before, after),
+        images=images,
+        captions=captions,
+        tasks=task_changes(before, after, tasks),
         thumbnails=_thumbnails(held_out, sorted(shown), visible=visible),
     )
 

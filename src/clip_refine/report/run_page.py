@@ -1,15 +1,18 @@
 """The folder of a refinement → its `report.html`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from clip_refine.errors import DataError
-from clip_refine.evidence import read_evidence
+from clip_refine.evidence import Evidence, read_evidence
+from clip_refine.report.chart import Chart
+from clip_refine.report.class_view import task_view
 from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
+from clip_refine.report.making import all_settings, command, making_facts, seconds, versions
 from clip_refine.report.page import write_page
 from clip_refine.report.score_lines import headline_lines, score_lines, verdict
 from clip_refine.report.training_charts import training_charts
@@ -51,14 +54,29 @@ def write_run_report(run: Path) -> Path:
         scores=scores,
         source=evidence.source,
         training=[chart.name for chart in training],
-        settings=settings,
-        environment=environment,
+        tab_names=_tab_names(evidence, training),
+        rankings={"captions": evidence.captions, "images": evidence.images},
+        thumbnails=evidence.thumbnails,
+        tasks=[task_view(task) for task in evidence.tasks],
+        facts=making_facts(scores, settings, environment, evidence.source),
+        command=command(environment),
+        versions=versions(environment),
+        seconds=seconds(scores),
+        all_settings=all_settings(settings),
         island={
             "pairs": [pair.model_dump() for pair in evidence.clouds.pairs],
             "thumbnails": evidence.thumbnails,
         },
     )
     return path
+
+
+def _tab_names(evidence: Evidence, training: Sequence[Chart]) -> dict[str, str]:
+    """Part of the page → what its tab is called."""
+    names = {"scores": "Scores", "space": "Feature space", "retrieval": "Retrieval"}
+    names |= {"classes": "Zero-shot"} if evidence.tasks else {}
+    names |= {"training": "Training"} if training else {}
+    return {**names, "made": "How it was made"}
 
 
 def _about(scores: RunScores, settings: Mapping[str, Any]) -> str:

@@ -1,0 +1,31 @@
+"""How a run was made, without the folders of whoever made it."""
+
+from clip_refine.config import RefineConfig
+from clip_refine.report.making import command, making_facts, short_paths
+from tests.report.test_score_lines import MEASURED
+
+
+def test_facts():
+    scores = MEASURED.model_copy(update={"recipe": {"pairs": 5000, "steps": 39}})
+    config = RefineConfig.model_validate(
+        {"data": {"train": "/home/me/photos/captions.csv"}, "seed": 0}
+    )
+    facts = making_facts(scores, config.model_dump(mode="json"), {}, "/home/me/photos/val.csv")
+    assert facts["Losses"] == "RaFA × 1, HyCD × 1"
+    assert facts["Training images"] == "5,000 from …/photos/captions.csv"
+    assert facts["Steps"] == "39 of 512 pairs, 1 epoch"
+    assert facts["Held-out images"] == "1,000 from …/photos/val.csv"
+    assert facts["Seed"] == "0"
+
+
+def test_commands_can_be_pasted():
+    made = {"command": ["/opt/bin/clip-refine", "refine", "--data.train", "my file.csv"]}
+    assert command(made) == "clip-refine refine --data.train 'my file.csv'"
+    assert command({"command": ["train.py"]}) == ""
+    assert command({}) == ""
+
+
+def test_only_paths_are_shortened():
+    kept = "hf-hub:ORG/NAME and https://example.org/a/b/c at 1/2"
+    assert short_paths(kept) == kept
+    assert short_paths("local-dir:/a/b/c/model") == "local-dir:…/c/model"

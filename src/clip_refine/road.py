@@ -197,7 +197,7 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
 
     kind, identifier = build.model_source(config.model.name)
     name = config.model.name
-    if kind in ("folder", "local-dir", "transformers"):
+    if kind in ("folder", "file", "local-dir", "transformers"):
         name = f"{name.removesuffix(identifier)}{absolute(identifier)}"
     return override(
         config,

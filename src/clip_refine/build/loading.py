@@ -1,5 +1,6 @@
 """A model's name → the model."""
 
+import os
 from pathlib import Path
 
 import open_clip
@@ -8,7 +9,7 @@ from rich.markup import escape
 from clip_refine.config import ModelConfig
 from clip_refine.console import console
 from clip_refine.errors import ModelError
-from clip_refine.models import DualEncoder, load_open_clip, load_transformers
+from clip_refine.models import DualEncoder, load_open_clip, load_transformers, load_weights_file
 from clip_refine.models.folders import is_run, recognise_folder
 from clip_refine.toy import model_directory
 
@@ -20,7 +21,7 @@ def build_model(config: ModelConfig) -> DualEncoder:
         ModelError: It cannot be found or loaded.
     """
     kind, identifier = model_source(config.name)
-    if kind in ("folder", "transformers") and config.pretrained:
+    if kind in ("folder", "file", "transformers") and config.pretrained:
         raise ModelError(
             f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
             "names its own weights. Leave --model.pretrained out."
@@ -33,6 +34,10 @@ def build_model(config: ModelConfig) -> DualEncoder:
             return load_transformers(str(folder / "model") if is_run(folder) else identifier)
         case "folder":
             return _load_folder(Path(identifier))
+        case "file":
+            model, remark = load_weights_file(Path(identifier))
+            _say(identifier, remark)
+            return model
         case _:
             return load_open_clip(config.name, config.pretrained)
 
@@ -51,15 +56,21 @@ def model_source(name: str) -> tuple[str, str]:
         if name.startswith(f"{schema}:"):
             return schema, name.removeprefix(f"{schema}:")
     is_architecture = name.replace("/", "-") in open_clip.list_models()
-    if Path(name).is_dir() and not is_architecture:
-        return "folder", name
+    if Path(name).exists() and not is_architecture:
+        return "folder" if Path(name).is_dir() else "file", name
     return "open_clip", name
 
 
 def _load_folder(folder: Path) -> DualEncoder:
     """The model in a folder of any kind, with a line that says which it is."""
     found = recognise_folder(folder)
-    console.print(f"{escape(str(folder))}: {escape(found.remark)}.")
+    _say(str(folder), found.remark)
     if found.kind == "open_clip":
         return load_open_clip(f"local-dir:{found.path}")
     return load_transformers(str(found.path))
+
+
+def _say(name: str, remark: str) -> None:
+    """What was recognised, once for all processes."""
+    if not int(os.environ.get("RANK", "0")):
+        console.print(f"{escape(name)}: {escape(remark)}.")

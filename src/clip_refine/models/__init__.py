@@ -2,7 +2,8 @@
 
 from clip_refine.models.dual_encoder import DualEncoder
 from clip_refine.models.feature_scale import FeatureScale, RawNorms
-from clip_refine.models.open_clip_encoder import OpenClipEncoder, load_open_clip
+from clip_refine.models.open_clip_encoder import OpenClipEncoder
+from clip_refine.models.open_clip_loading import load_open_clip, load_weights_file
 from clip_refine.models.teacher import Teacher
 from clip_refine.models.transformers_encoder import TransformersEncoder
 from clip_refine.models.transformers_loading import load_transformers
@@ -16,4 +17,5 @@ __all__ = [
     "TransformersEncoder",
     "load_open_clip",
     "load_transformers",
+    "load_weights_file",
 ]

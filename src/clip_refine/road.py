@@ -69,8 +69,8 @@ def refine(
         steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
         # 2 student and teacher
         if model is not None:
-            passed = {"name": f"python:{type(model).__name__}", "pretrained": None}
-            config = override(config, model=passed)
+            name = f"python:{type(model).__name__}"
+            config = override(config, model={"name": name, "pretrained": None, "factory": None})
         encoder = model or build.build_model(config.model)
         student = build.build_student(encoder, config.train, accelerator.device)
 

@@ -9,7 +9,13 @@ from rich.markup import escape
 from clip_refine.config import ModelConfig
 from clip_refine.console import console
 from clip_refine.errors import ModelError
-from clip_refine.models import DualEncoder, load_open_clip, load_transformers, load_weights_file
+from clip_refine.models import (
+    DualEncoder,
+    call_factory,
+    load_open_clip,
+    load_transformers,
+    load_weights_file,
+)
 from clip_refine.models.folders import is_run, recognise_folder
 from clip_refine.toy import model_directory
 
@@ -21,12 +27,14 @@ def build_model(config: ModelConfig) -> DualEncoder:
         ModelError: It cannot be found or loaded.
     """
     kind, identifier = model_source(config.name)
-    if kind in ("folder", "file", "transformers") and config.pretrained:
+    if kind not in ("open_clip", "local-dir", "toy") and config.pretrained:
         raise ModelError(
             f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
             "names its own weights. Leave --model.pretrained out."
         )
     match kind:
+        case "factory":
+            return call_factory(identifier)
         case "toy":
             return load_open_clip(f"local-dir:{model_directory()}", config.pretrained)
         case "transformers":
@@ -52,7 +60,7 @@ def model_source(name: str) -> tuple[str, str]:
     """
     if name == "toy":
         return "toy", name
-    for schema in ("transformers", "local-dir"):
+    for schema in ("transformers", "local-dir", "factory"):
         if name.startswith(f"{schema}:"):
             return schema, name.removeprefix(f"{schema}:")
     is_architecture = name.replace("/", "-") in open_clip.list_models()

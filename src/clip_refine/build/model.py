@@ -22,7 +22,7 @@ from clip_refine.errors import ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.losses import PairFeatures
-from clip_refine.models import DualEncoder, FeatureScale, RawNorms
+from clip_refine.models import DualEncoder, FeatureScale, RawNorms, check_dual_encoder
 from clip_refine.train import (
     TowerPrecision,
     measure_precision,
@@ -39,13 +39,9 @@ def build_student(model: DualEncoder, config: TrainConfig, device: torch.device)
     Raises:
         ModelError: The object is no dual encoder or no module.
     """
-    if not isinstance(model, nn.Module) or not isinstance(model, DualEncoder):
-        raise ModelError(
-            f"{type(model).__name__} cannot be refined: it must be a torch.nn.Module with "
-            "encode_image, encode_text, preprocess, tokenizer and logit_scale."
-        )
-    prepare_student(model, logit_scale=config.logit_scale)
-    return model.to(device)
+    student: nn.Module = check_dual_encoder(model)
+    prepare_student(student, logit_scale=config.logit_scale)
+    return student.to(device)
 
 
 def build_embedder(config: RefineConfig, model: DualEncoder, accelerator: Accelerator) -> Embedder:

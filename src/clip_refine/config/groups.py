@@ -1,7 +1,7 @@
 """The groups of settings, each with its range and a sentence of help."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -46,6 +46,25 @@ class ModelConfig(SettingsGroup):
     pretrained: str | None = None
     """Weights for an architecture: a tag such as `openai`, or a path to .pt/.safetensors.
     Without it: `openai` where the architecture has that tag."""
+    factory: str | None = None
+    """A function of your own that makes the model, `package.module:function`, instead of a name.
+    The module may lie in the current folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_the_factory(cls, values: Any) -> Any:
+        """Records show `name`, so it says where the model comes from."""
+        factory = values.get("factory") if isinstance(values, dict) else None
+        return {**values, "name": f"factory:{factory}"} if factory else values
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "ModelConfig":
+        if self.factory and self.pretrained:
+            raise ValueError(
+                f"pretrained {self.pretrained!r} does not go with factory {self.factory!r}, whose "
+                "function loads its own weights; leave pretrained out"
+            )
+        return self
 
 
 class DataConfig(SettingsGroup):

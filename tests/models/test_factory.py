@@ -1,0 +1,117 @@
+"""A model of the user's own: by `--model.factory`, and passed from Python."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from clip_refine import RefineConfig, build, refine
+from clip_refine.config import ModelConfig, load_config, override
+from clip_refine.errors import ConfigError, ModelError
+from clip_refine.toy import ToyPairs
+
+MODULE = """
+import torch
+
+class Mine(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image = torch.nn.Linear(3, 4)
+        self.text = torch.nn.Embedding(128, 4)
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def preprocess(self, image):
+        return torch.tensor(list(image.getpixel((20, 20)))) / 255
+
+    def tokenizer(self, texts):
+        return torch.tensor([[ord(text[0]), ord(text[-1])] for text in texts])
+
+    @property
+    def logit_scale(self):
+        return self.scale.exp()
+
+    def encode_image(self, pixels):
+        return self.image(pixels)
+
+    def encode_text(self, tokens):
+        return self.text(tokens).mean(dim=1)
+
+class Half(torch.nn.Module):
+    def encode_image(self, pixels):
+        return pixels
+
+def build():
+    return Mine()
+
+def half():
+    return Half()
+
+def number():
+    return 3
+
+def fails():
+    raise OSError("no weights at /mine")
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request) -> str:
+    """A module in the current folder, under a name of its own for every test."""
+    name = f"my_models_{abs(hash(request.node.name))}"
+    (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def test_a_factory_in_the_current_folder(
+    module: str, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs
+):
+    config = RefineConfig.model_validate(
+        {
+            "model": {"factory": f"{module}:build"},
+            "train": {"batch_size": 32, "precision": "fp32"},
+            "out": tmp_path / "run",
+        }
+    )
+    scores = refine(config, train_pairs=pairs, held_out=held_out)
+    assert scores.recipe["model"] == f"factory:{module}:build"
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    written = load_config(RefineConfig, tmp_path / "run" / "config.yaml")
+    assert written.model == config.model
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("{module}", "expected a module and a function in it, as in my_package.models:build"),
+        ("nowhere:build", "there is no module nowhere, neither in .* nor among the installed"),
+        ("{module}.sub:build", "there is no module|is not a package"),
+        ("{module}:make", "has no function make. It has Mine, Half, build, half, number, fails"),
+        ("{module}:fails", r"OSError in .*my_models.*, line \d+: no weights at /mine"),
+        ("{module}:number", "int cannot be refined: it is no torch.nn.Module"),
+        ("{module}:half", "has no encode_text, no preprocess, no tokenizer, no logit_scale"),
+    ],
+)
+def test_factories_that_do_not_work(module: str, function: str, message: str):
+    with pytest.raises(ModelError, match=message):
+        build.build_model(ModelConfig(factory=function.format(module=module)))
+
+
+def test_a_module_whose_own_import_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "broken_factory.py").write_text("import torch\nimport not_there\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ModelError, match=r"ModuleNotFoundError in .*broken_factory.py, line 2"):
+        build.build_model(ModelConfig(factory="broken_factory:build"))
+
+
+def test_a_factory_and_weights_do_not_go_together():
+    with pytest.raises(ConfigError, match="pretrained 'openai' does not go with factory"):
+        override(RefineConfig(), model={"factory": "a:b", "pretrained": "openai"})
+
+
+def test_an_object_that_lacks_something(pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path):
+    config = override(RefineConfig(out=tmp_path / "run"), train={"batch_size": 16})
+    with pytest.raises(ModelError, match="object cannot be refined: it is no torch.nn.Module"):
+        refine(config, model=object(), train_pairs=pairs, held_out=held_out)

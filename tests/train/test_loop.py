@@ -165,5 +165,5 @@ def test_fewer_pairs_than_a_batch(pairs: ToyPairs):
 
 
 def test_what_is_no_dual_encoder_is_refused():
-    with pytest.raises(ModelError, match="Linear cannot be refined: it must be"):
+    with pytest.raises(ModelError, match="Linear cannot be refined: it has no encode_image"):
         build.build_student(torch.nn.Linear(1, 1), CONFIG.train, torch.device("cpu"))  # pyright: ignore

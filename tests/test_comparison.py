@@ -12,11 +12,12 @@ import torch
 from clip_refine import CompareConfig, Comparison, compare, refine, workbench
 from clip_refine.cli import main
 from clip_refine.config import override
-from clip_refine.data import EpochPlan, hold_out
+from clip_refine.data import EpochPlan, PairLoader, hold_out
 from clip_refine.errors import ConfigError, DataError, OutputError, TrainingError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.toy import ToyClasses, ToyPairs
 from clip_refine.workbench import Training, Workbench
+from tests.data.files import Files, drawn_files
 
 TRAIN = ToyPairs("compare", size=220, captions_per_image=2)
 HELD_OUT = ToyPairs("compare-held-out", size=30, captions_per_image=2)
@@ -83,23 +84,28 @@ class Watched:
 def watched(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     config = settings(tiny_name, tmp_path_factory.mktemp("watched"))
     seen: dict[str, list[list[tuple[str, str]]]] = {}
-    train, pair_batches = Workbench.train, workbench.pair_batches
+    train = Workbench.train
     current: list[str] = []
 
     def named(self: Workbench, config: Any, *, fraction: float) -> Training:
         current[:] = [f"{config.recipe} {config.seed} {config.train.learning_rate:g}"]
         return train(self, config, fraction=fraction)
 
-    def recorded(pairs: Any, plan: EpochPlan, **more: Any):
-        for batch in pair_batches(pairs, plan, **more):
-            chosen = [(i, plan.caption_choice[i]) for i in batch.indices]
-            shown = [(pairs.image_name(i), pairs.captions[i][choice]) for i, choice in chosen]
-            seen.setdefault(current[0], []).append(shown)
-            yield batch
+    class Recorded(PairLoader):
+        def __init__(self, pairs: Any, **more: Any) -> None:
+            super().__init__(pairs, **more)
+            self.pairs = pairs
+
+        def epoch(self, plan: EpochPlan):
+            for batch in super().epoch(plan):
+                chosen = [(i, plan.caption_choice[i]) for i in batch.indices]
+                shown = [(self.pairs.image_name(i), self.pairs.captions[i][k]) for i, k in chosen]
+                seen.setdefault(current[0], []).append(shown)
+                yield batch
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workbench, "train", named)
-        patch.setattr(workbench, "pair_batches", recorded)
+        patch.setattr(workbench, "PairLoader", Recorded)
         result = run(config)
     return Watched(config, result, seen)
 
@@ -357,3 +363,22 @@ def test_from_the_command_line(
     with pytest.raises(SystemExit):
         main([*arguments, "--train.epochs", "2"])
     assert "Pass --overwrite to start again, or another --out" in capsys.readouterr().err
+
+
+def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
+    files = drawn_files(tmp_path / "images", 210)
+    held_out = Files(files.paths[:20])
+    small = {"recipes": ("clip-refine",), "seeds": 1, "combine": (), "peers": ()}
+    small |= {"learning_rates": (1e-3,), "train": {"epochs": 1}}
+
+    def rows(name: str, **data: Any) -> list[Any]:
+        chosen = override(config, **small, data=data, out=tmp_path / name, cache=tmp_path / name)
+        found = compare(chosen, train_pairs=files, held_out=held_out, tasks=[])
+        return [(row.geometry, row.retrieval, row.selection) for row in found.rows]
+
+    assert rows("cached", cache_images=True) == rows("plain")
+    (pixels,) = (tmp_path / "cached" / "pixels").glob("*/pixels")
+    assert pixels.stat().st_size == 210 * 3 * 48 * 48
+    # a cache is no reason to begin again
+    with_another = override(config, **small, out=tmp_path / "plain", data={"cache_images": True})
+    assert len(compare(with_another, train_pairs=files, held_out=held_out, tasks=[]).rows) == 2

@@ -58,7 +58,8 @@ class CompareConfig(SettingsGroup):
     out: Path = Path("runs/compare")
     """Folder for the results; a comparison that stopped there goes on."""
     cache: Path | None = None
-    """Folder for the teacher's features. Without it: $XDG_CACHE_HOME/clip-refine."""
+    """Folder for the teacher's features, and for pixels where data.cache-folder names none.
+    Without it: $XDG_CACHE_HOME/clip-refine."""
     save_models: bool = False
     """Keep every refined model in `out`/models."""
     report: bool = True

@@ -1,9 +1,7 @@
 """The same road for several recipes and seeds: one table, and nobody favoured."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,7 +10,7 @@ from clip_refine import build
 from clip_refine.compare_config import RUNS, CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Subset, hold_out
 from clip_refine.data.content import fingerprint, image_fingerprint
-from clip_refine.data.loader import Images
+from clip_refine.data.pairs import Images
 from clip_refine.data.split import MINIMUM_HELD_OUT
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.evaluation.summary import summarise
@@ -104,8 +102,10 @@ def _combined(config: CompareConfig) -> dict[str, list[str]]:
 
 
 def _shared_settings(config: CompareConfig) -> dict[str, Any]:
-    """What the numbers of every run depend on, as plain data."""
-    return config.model_dump(mode="json", exclude=set(RUNS))
+    """What the numbers of every run depend on, as plain data; a cache changes none."""
+    settings = config.model_dump(mode="json", exclude=set(RUNS))
+    kept = {name: value for name, value in settings["data"].items() if "cache" not in name}
+    return {**settings, "data": kept}
 
 
 def _set_up(
@@ -128,14 +128,22 @@ def _set_up(
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     precision = _precision(config, store, student, training, accelerator)
-    embedder = replace(build.build_embedder(base, encoder, accelerator), visible=False)
+    reader = build.build_reader(
+        config.data,
+        encoder,
+        [train_pairs, held_out, *tasks],
+        workers=config.train.workers,
+        folder=config.cache,
+    )
+    embedder = replace(build.build_embedder(base, encoder, accelerator, reader), visible=False)
     cache = TeacherCache(
-        config.cache or _default_cache(),
+        config.cache or build.default_cache(),
         encoder,
         precision,
         accelerator.device,
         config.evaluation.batch_size,
         embedder.workers,
+        reader,
     )
     return Workbench(
         encoder=encoder,
@@ -176,11 +184,6 @@ def _precision(
         return build.build_precision(config.train, student, pairs, accelerator).name
 
     return TowerPrecision.from_name(store.once("precision", measure))  # pyright: ignore
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "clip-refine"
 
 
 def _content(bench: Workbench, train_pairs: ImageCaptions) -> str:

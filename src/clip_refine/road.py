@@ -72,10 +72,17 @@ def refine(
             name = f"python:{type(model).__name__}"
             config = override(config, model={"name": name, "pretrained": None, "factory": None})
         encoder = model or build.build_model(config.model)
+        reader = build.build_reader(
+            config.data,
+            encoder,
+            [train_pairs, held_out, *tasks],
+            workers=config.train.workers,
+            visible=accelerator.is_main_process,
+        )
         student = build.build_student(encoder, config.train, accelerator.device)
 
     with _output(config, accelerator) as folder:
-        embedder = build.build_embedder(config, encoder, accelerator)
+        embedder = build.build_embedder(config, encoder, accelerator, reader)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
             before = score_features(features_before, seed=config.seed)
@@ -97,7 +104,7 @@ def refine(
                 steps=steps,
                 scale=scale,
             )
-            batches = build.build_batches(config, train_pairs, encoder, accelerator)
+            batches = build.build_batches(config, train_pairs, encoder, accelerator, reader)
             trainer.train(batches, steps=steps, log=log)
             scale.undo()
 
@@ -155,7 +162,9 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     if isinstance(encoder, nn.Module):
         encoder.float().eval().to(device)
     workers = build.count_workers(config.workers, device)
-    embedder = Embedder(encoder, device, config.evaluation.batch_size, workers)
+    reader = build.build_reader(config.data, encoder, [held_out, *tasks], workers=config.workers)
+    batch_size = config.evaluation.batch_size
+    embedder = Embedder(encoder, device, batch_size, workers, reader=reader)
     pairs = embed_pairs(embedder, held_out)
     scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
     if config.out is not None and accelerator.is_main_process:
@@ -210,7 +219,7 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
 
 def _data_from_anywhere(data: DataConfig) -> dict[str, Any]:
     sources = {"train": data.train, "val": data.val}
-    paths = {"image_folder": data.image_folder, "split_file": data.split_file}
+    paths = {name: getattr(data, name) for name in ("image_folder", "split_file", "cache_folder")}
     return {
         **{key: name and build.absolute_source(name) for key, name in sources.items()},
         **{key: path and path.resolve() for key, path in paths.items()},

@@ -19,8 +19,8 @@ from clip_refine.data import (
     ImageCaptions,
     LabelledImages,
     PairBatch,
+    PairLoader,
     Subset,
-    pair_batches,
 )
 from clip_refine.errors import DataError
 from clip_refine.evaluation import Embedder
@@ -202,18 +202,17 @@ class Workbench:
     ) -> Iterator[PairBatch]:
         """The batches of `build_batches`, with the teacher told which they are."""
         generator = build.seeded_generator(config.seed, "order")
+        loader = PairLoader(
+            pairs,
+            batch_size=config.train.batch_size,
+            preprocess=self.embedder.reader or self.encoder.preprocess,
+            tokenizer=self.encoder.tokenizer,
+            workers=self.embedder.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
         for _ in range(config.train.epochs):
             plan = EpochPlan.draw(pairs, generator=generator)
-            batches = pair_batches(
-                pairs,
-                plan,
-                batch_size=config.train.batch_size,
-                preprocess=self.encoder.preprocess,
-                tokenizer=self.encoder.tokenizer,
-                workers=self.embedder.workers,
-                pin_memory=self.accelerator.device.type == "cuda",
-            )
-            yield from teacher.follow(batches, plan)
+            yield from teacher.follow(loader.epoch(plan), plan)
 
 
 def transformed(features: ModelFeatures, peer: Peer) -> ModelFeatures:

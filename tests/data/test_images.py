@@ -1,6 +1,5 @@
 """Odd images: decoded as they are meant to be seen, or refused with one clear error."""
 
-import io
 import struct
 import zlib
 from pathlib import Path
@@ -17,14 +16,9 @@ from clip_refine.data.images import (
     open_image,
 )
 from clip_refine.errors import DataError
+from tests.data.files import encoded
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
-
-
-def encoded(image: Image.Image, kind: str, **settings) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
 
 
 def decoded(image: Image.Image, kind: str, **settings) -> np.ndarray:
@@ -191,3 +185,35 @@ def test_path_and_bytes_are_the_same(tmp_path: Path):
     assert open_image(path).tobytes() == from_bytes.tobytes() == corners().tobytes()
     assert check_image(path) is None
     assert check_image_file(path) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "expected"),
+    [
+        ((1024, 768), 100, (256, 192)),
+        ((1024, 768), 96, (128, 96)),
+        ((1024, 768), 300, (512, 384)),
+        ((1024, 768), 385, (1024, 768)),
+        ((1022, 766), 90, (511, 383)),  # quarters would be rounded, which shifts everything
+        ((1023, 767), 90, (1023, 767)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_smaller_where_enough_is_left(size, side, expected):
+    gradient = Image.linear_gradient("L").resize(size).convert("RGB")
+    data = encoded(gradient, "JPEG", quality=95)
+    small = decode_image(data, "test", side=side)
+    assert small.size == expected
+    shrunk = gradient.resize(expected, Image.Resampling.BOX)
+    assert abs(np.asarray(small).astype(int) - np.asarray(shrunk)).max() <= 4
+    assert decode_image(data, "test").size == size
+    assert decode_image(encoded(gradient, "PNG"), "test", side=side).size == size
+
+
+def test_a_smaller_jpeg_is_still_rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = corners().resize((240, 160), Image.Resampling.NEAREST)
+    data = encoded(stored.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=100)
+    shown = decode_image(data, "test", side=40)
+    assert shown.size == (60, 40)
+    assert shown.getpixel((10, 30)) == pytest.approx((160, 160, 160), abs=3)

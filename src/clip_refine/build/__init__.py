@@ -10,6 +10,7 @@ from clip_refine.build.model import (
     build_student,
     measure_features,
 )
+from clip_refine.build.pixels import build_reader, default_cache
 from clip_refine.build.sources import TOY, absolute_source, open_source
 from clip_refine.build.training import (
     build_batches,
@@ -31,12 +32,14 @@ __all__ = [
     "build_objective",
     "build_precision",
     "build_prior",
+    "build_reader",
     "build_scale",
     "build_student",
     "build_tasks",
     "build_trainer",
     "count_steps",
     "count_workers",
+    "default_cache",
     "measure_features",
     "model_source",
     "open_source",

@@ -51,6 +51,11 @@ def count_workers(workers: int | None, device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
 
 
+def count_free_workers(workers: int | None) -> int:
+    """Decoding processes while nothing is trained: as asked for, else one a core, up to 8."""
+    return min(8, os.cpu_count() or 1) if workers is None else workers
+
+
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator of its own for each purpose, so that none depends on another's draws."""
     return torch.Generator().manual_seed((seed + zlib.crc32(purpose.encode())) % 2**63)

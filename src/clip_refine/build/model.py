@@ -16,6 +16,7 @@ from clip_refine.config import (
 from clip_refine.console import console
 from clip_refine.data import (
     ImageCaptions,
+    PixelReader,
     Subset,
 )
 from clip_refine.errors import ModelError
@@ -44,7 +45,12 @@ def build_student(model: DualEncoder, config: TrainConfig, device: torch.device)
     return student.to(device)
 
 
-def build_embedder(config: RefineConfig, model: DualEncoder, accelerator: Accelerator) -> Embedder:
+def build_embedder(
+    config: RefineConfig,
+    model: DualEncoder,
+    accelerator: Accelerator,
+    reader: PixelReader | None = None,
+) -> Embedder:
     """The way to feed a model for measuring."""
     return Embedder(
         model,
@@ -52,6 +58,7 @@ def build_embedder(config: RefineConfig, model: DualEncoder, accelerator: Accele
         config.evaluation.batch_size,
         count_workers(config.train.workers, accelerator.device),
         visible=accelerator.is_main_process,
+        reader=reader,
     )
 
 

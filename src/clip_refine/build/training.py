@@ -18,7 +18,8 @@ from clip_refine.data import (
     EpochPlan,
     ImageCaptions,
     PairBatch,
-    pair_batches,
+    PairLoader,
+    PixelReader,
 )
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.losses import Objective, PairFeatures
@@ -135,19 +136,23 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions, processes: int) -> in
 
 
 def build_batches(
-    config: RefineConfig, pairs: ImageCaptions, model: DualEncoder, accelerator: Accelerator
+    config: RefineConfig,
+    pairs: ImageCaptions,
+    model: DualEncoder,
+    accelerator: Accelerator,
+    reader: PixelReader | None = None,
 ) -> Iterator[PairBatch]:
     """This process's batches of all epochs, each epoch newly shuffled with newly drawn captions."""
     generator = seeded_generator(config.seed, "order")
+    loader = PairLoader(
+        pairs,
+        batch_size=config.train.batch_size,
+        preprocess=reader or model.preprocess,
+        tokenizer=model.tokenizer,
+        workers=count_workers(config.train.workers, accelerator.device),
+        pin_memory=accelerator.device.type == "cuda",
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
     for _ in range(config.train.epochs):
-        yield from pair_batches(
-            pairs,
-            EpochPlan.draw(pairs, generator=generator),
-            batch_size=config.train.batch_size,
-            preprocess=model.preprocess,
-            tokenizer=model.tokenizer,
-            workers=count_workers(config.train.workers, accelerator.device),
-            pin_memory=accelerator.device.type == "cuda",
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
+        yield from loader.epoch(EpochPlan.draw(pairs, generator=generator))

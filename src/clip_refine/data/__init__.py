@@ -3,8 +3,16 @@
 from clip_refine.data.bad_rows import BadRow, BadRowPolicy
 from clip_refine.data.captioned import CaptionedImages
 from clip_refine.data.folders import ClassFolders, read_class_folders
-from clip_refine.data.loader import EpochPlan, PairBatch, image_batches, pair_batches
+from clip_refine.data.loader import (
+    EpochPlan,
+    PairBatch,
+    PairLoader,
+    image_batches,
+    pair_batches,
+)
 from clip_refine.data.pairs import ImageCaptions, LabelledImages
+from clip_refine.data.pixel_cache import with_cached_pixels
+from clip_refine.data.reader import PixelReader
 from clip_refine.data.rows import ReadOptions
 from clip_refine.data.sources.kinds import recognise
 from clip_refine.data.sources.opened import open_pairs
@@ -20,6 +28,8 @@ __all__ = [
     "ImageCaptions",
     "LabelledImages",
     "PairBatch",
+    "PairLoader",
+    "PixelReader",
     "ReadOptions",
     "Subset",
     "hold_out",
@@ -29,4 +39,5 @@ __all__ = [
     "read_class_folders",
     "read_table",
     "recognise",
+    "with_cached_pixels",
 ]

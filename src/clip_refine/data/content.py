@@ -1,13 +1,30 @@
 """What images and captions hold, as short fingerprints."""
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
-from clip_refine.data.loader import Images
-from clip_refine.data.split import Subset
+from clip_refine.data.pairs import Images
+from clip_refine.errors import DataError
 
 _DIGEST_BYTES = 16
+
+
+def image_bytes(images: Images, index: int) -> bytes | None:
+    """The content of the file that image `index` is decoded from, or None for a drawn one.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    source: Any = images
+    if not hasattr(source, "image_bytes"):
+        return None
+    try:
+        return source.image_bytes(index)
+    except OSError as error:
+        raise DataError(
+            f"{images.image_name(index)}: cannot be read ({error.strerror or error}). Check the "
+            "path."
+        ) from error
 
 
 def image_fingerprint(images: Images, index: int) -> str:
@@ -18,27 +35,14 @@ def image_fingerprint(images: Images, index: int) -> str:
     Raises:
         DataError: The image cannot be read.
     """
+    data = image_bytes(images, index)
+    if data is not None:
+        return fingerprint(data)
+    image = images.load_image(index)
     name = images.image_name(index)
-    try:
-        content = image_bytes(images, index)
-        return fingerprint(Path(name).read_bytes() if content is None else content)
-    except (OSError, ValueError):  # drawn, or gone: then loading says so
-        image = images.load_image(index)
-        return fingerprint(
-            name.encode(), image.mode.encode(), repr(image.size).encode(), image.tobytes()
-        )
-
-
-def image_bytes(images: Any, index: int) -> bytes | None:
-    """The content of the image file, None where the source has no such thing.
-
-    Raises:
-        OSError: It is gone.
-    """
-    if isinstance(images, Subset):
-        return image_bytes(images.source, images.indices[index])
-    read = getattr(images, "image_bytes", None)
-    return read(index) if read else None
+    return fingerprint(
+        name.encode(), image.mode.encode(), repr(image.size).encode(), image.tobytes()
+    )
 
 
 def fingerprint(*parts: bytes) -> str:

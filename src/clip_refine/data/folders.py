@@ -43,6 +43,14 @@ class ClassFolders:
         """The image's path."""
         return str(self.paths[index])
 
+    def image_bytes(self, index: int) -> bytes:
+        """The content of the image's file.
+
+        Raises:
+            OSError: It is gone.
+        """
+        return self.paths[index].read_bytes()
+
 
 def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolders:
     """Read `folder/CLASS/image.jpg`.

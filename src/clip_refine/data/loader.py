@@ -2,26 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_refine.data.pairs import ImageCaptions
+from clip_refine.data.pairs import ImageCaptions, Images
+from clip_refine.data.reader import PixelReader, Preprocess
 from clip_refine.errors import DataError
 
-Preprocess = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
-
-
-class Images(Protocol):
-    """What image batches need of a source."""
-
-    def __len__(self) -> int: ...
-    def load_image(self, index: int) -> Image.Image: ...  # noqa: D102
-    def image_name(self, index: int) -> str: ...  # noqa: D102
+IMAGES_AHEAD = 4096
+"""Preprocessed images that worker processes hold ready; 2.5 GB at 224 pixels a side."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,10 @@ class EpochPlan:
 class _PreprocessedImages(Dataset[tuple[int, Tensor | DataError]]):
     """Decoded and preprocessed images; what cannot be decoded comes back as its error."""
 
-    def __init__(self, images: Images, preprocess: Preprocess) -> None:
+    def __init__(self, images: Images, preprocess: Preprocess | PixelReader) -> None:
         self.images = images
-        self.preprocess = preprocess
+        is_reader = isinstance(preprocess, PixelReader)
+        self.read = preprocess if is_reader else PixelReader(preprocess)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -97,7 +91,7 @@ class _PreprocessedImages(Dataset[tuple[int, Tensor | DataError]]):
     def __getitem__(self, index: int) -> tuple[int, Tensor | DataError]:
         # Returned, not raised: a worker process would bury the message in a traceback.
         try:
-            return index, self.preprocess(self.images.load_image(index))
+            return index, self.read(self.images, index)
         except DataError as error:
             return index, error
 
@@ -111,72 +105,112 @@ def _stack(items: list[tuple[int, Tensor | DataError]]) -> tuple[list[int], Tens
     return [index for index, _ in items], torch.stack(pixels)
 
 
+class _DrawnPairs(Dataset[tuple[tuple[int, Tensor | DataError], int]]):
+    """Preprocessed images, each beside the number of the caption that was drawn for it."""
+
+    def __init__(self, images: _PreprocessedImages) -> None:
+        self.images = images
+
+    def __getitem__(self, drawn: tuple[int, int]) -> tuple[tuple[int, Tensor | DataError], int]:
+        index, choice = drawn
+        return self.images[index], choice
+
+
 @dataclass(frozen=True)
 class _StackPairs:
     """Collate function of training batches; a class so that worker processes can receive it."""
 
     pairs: ImageCaptions
-    caption_choice: Sequence[int]
     tokenizer: Tokenizer
 
-    def __call__(self, items: list[tuple[int, Tensor | DataError]]) -> PairBatch | DataError:
-        indices, pixels = _stack(items)
+    def __call__(
+        self, items: list[tuple[tuple[int, Tensor | DataError], int]]
+    ) -> PairBatch | DataError:
+        indices, pixels = _stack([image for image, _ in items])
         if isinstance(pixels, DataError):
             return pixels
         captions = self.pairs.captions
-        texts = [captions[index][self.caption_choice[index]] for index in indices]
+        choices = [choice for _, choice in items]
+        texts = [captions[index][choice] for index, choice in zip(indices, choices, strict=True)]
         return PairBatch(pixels, self.tokenizer(texts), indices)
 
 
-def pair_batches(
-    pairs: ImageCaptions,
-    plan: EpochPlan,
-    *,
-    batch_size: int,
-    preprocess: Preprocess,
-    tokenizer: Tokenizer,
-    workers: int = 0,
-    pin_memory: bool = False,
-    rank: int = 0,
-    processes: int = 1,
-) -> Iterator[PairBatch]:
-    """The training batches of one epoch.
+class PairLoader:
+    """Training batches of epoch after epoch; its worker processes live as long as it does."""
 
-    Args:
-        pairs: Where images and captions come from.
-        plan: Order and captions of this epoch.
-        batch_size: Pairs a step over all processes.
-        preprocess: PIL image → (3, H, W).
-        tokenizer: Texts → (B, L).
-        workers: Processes that decode; 0 decodes in this one. The pairs are the same for any.
-        pin_memory: Page-lock the batches for faster copies to a GPU.
-        rank: This process's number.
-        processes: How many processes share each batch.
+    def __init__(
+        self,
+        pairs: ImageCaptions,
+        *,
+        batch_size: int,
+        preprocess: Preprocess | PixelReader,
+        tokenizer: Tokenizer,
+        workers: int = 0,
+        pin_memory: bool = False,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Prepare to read.
 
-    Yields:
-        One `PairBatch` a step with this process's share of the pairs.
+        Args:
+            pairs: Where images and captions come from.
+            batch_size: Pairs a step over all processes.
+            preprocess: PIL image → (3, H, W), or the reader that applies it.
+            tokenizer: Texts → (B, L).
+            workers: Processes that decode; 0 decodes in this one. The pairs are the same for any.
+            pin_memory: Page-lock the batches for faster copies to a GPU.
+            rank: This process's number.
+            processes: How many processes share each batch.
+        """
+        self._share = (batch_size, rank, processes)
+        self._drawn: list[list[tuple[int, int]]] = []
+        self._loader: DataLoader[Any] = DataLoader(
+            _DrawnPairs(_PreprocessedImages(pairs, preprocess)),
+            batch_sampler=self._drawn,
+            collate_fn=_StackPairs(pairs, tokenizer),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            prefetch_factor=batches_ahead(batch_size // processes, workers),
+        )
 
-    Raises:
-        DataError: An image cannot be decoded.
+    def epoch(self, plan: EpochPlan) -> Iterator[PairBatch]:
+        """One `PairBatch` a step with this process's share of the pairs.
+
+        Raises:
+            DataError: An image cannot be decoded.
+        """
+        batch_size, rank, processes = self._share
+        choice = plan.caption_choice
+        self._drawn[:] = [
+            [(index, choice[index]) for index in batch]
+            for batch in plan.batches(batch_size, rank=rank, processes=processes)
+        ]
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+def pair_batches(pairs: ImageCaptions, plan: EpochPlan, **settings: Any) -> Iterator[PairBatch]:
+    """The training batches of one epoch; settings and errors as those of `PairLoader`."""
+    return PairLoader(pairs, **settings).epoch(plan)
+
+
+def batches_ahead(batch_size: int, workers: int) -> int | None:
+    """Batches that each worker process holds ready: up to 4, fewer where batches are large.
+
+    >>> batches_ahead(512, 8), batches_ahead(128, 2), batches_ahead(128, 0)
+    (1, 4, None)
     """
-    loader: DataLoader[Any] = DataLoader(
-        _PreprocessedImages(pairs, preprocess),
-        batch_sampler=plan.batches(batch_size, rank=rank, processes=processes),
-        collate_fn=_StackPairs(pairs, plan.caption_choice, tokenizer),
-        num_workers=workers,
-        pin_memory=pin_memory,
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    return max(1, min(4, IMAGES_AHEAD // (batch_size * workers))) if workers else None
 
 
 def image_batches(
     images: Images,
     *,
     batch_size: int,
-    preprocess: Preprocess,
+    preprocess: Preprocess | PixelReader,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[Tensor]:
@@ -191,6 +225,7 @@ def image_batches(
         collate_fn=_stack,
         num_workers=workers,
         pin_memory=pin_memory,
+        prefetch_factor=batches_ahead(batch_size, workers),
     )
     for _, pixels in loader:
         if isinstance(pixels, DataError):

@@ -1,9 +1,21 @@
-"""What a source of images is to the rest of the package: two small protocols."""
+"""What a source of images is to the rest of the package: small protocols."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from PIL import Image
+
+
+class Images(Protocol):
+    """What image batches need of a source.
+
+    Where images are files or stored as files are, a source also has `image_bytes(index) -> bytes`,
+    the content of image `index`, raising OSError where it is gone; see `content.image_bytes`.
+    """
+
+    def __len__(self) -> int: ...
+    def load_image(self, index: int) -> Image.Image: ...  # noqa: D102
+    def image_name(self, index: int) -> str: ...  # noqa: D102
 
 
 class ImageCaptions(Protocol):

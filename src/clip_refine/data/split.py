@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from clip_refine.data.bad_rows import BadRow
+from clip_refine.data.content import image_bytes
 from clip_refine.data.pairs import ImageCaptions
 from clip_refine.errors import DataError
 
@@ -44,6 +45,10 @@ class Subset:
     def skipped(self) -> Sequence[BadRow]:
         """Rows that were left out of the source."""
         return getattr(self.source, "skipped", ())
+
+    def image_bytes(self, index: int) -> bytes | None:
+        """The content of its file, None where it is no file."""
+        return image_bytes(self.source, self.indices[index])
 
 
 def hold_out(source: ImageCaptions, *, fraction: float, seed: int) -> tuple[Subset, Subset]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from clip_refine.console import Bar
-from clip_refine.data import ImageCaptions, image_batches
-from clip_refine.data.loader import Images
+from clip_refine.data import ImageCaptions, PixelReader, image_batches
+from clip_refine.data.pairs import Images
 from clip_refine.errors import ModelError
 from clip_refine.models import DualEncoder
 
@@ -24,6 +24,7 @@ class Embedder:
         batch_size: Images or texts at a time.
         workers: Processes that decode images.
         visible: Whether progress is shown.
+        reader: How images become pixels, where not by the model's preprocessing alone.
     """
 
     model: DualEncoder
@@ -31,6 +32,7 @@ class Embedder:
     batch_size: int
     workers: int = 0
     visible: bool = True
+    reader: PixelReader | None = None
 
     @torch.no_grad()
     def images(self, images: Images, title: str) -> Tensor:
@@ -38,7 +40,7 @@ class Embedder:
         batches = image_batches(
             images,
             batch_size=self.batch_size,
-            preprocess=self.model.preprocess,
+            preprocess=self.reader or self.model.preprocess,
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )

@@ -8,13 +8,21 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, Subset, image_batches
+from clip_refine.data import (
+    EpochPlan,
+    ImageCaptions,
+    PairBatch,
+    PixelReader,
+    Subset,
+    image_batches,
+)
 from clip_refine.data.content import fingerprint, image_fingerprint
+from clip_refine.data.images import DECODING
+from clip_refine.data.levels import preprocess_fingerprint
 from clip_refine.errors import OutputError
 from clip_refine.models import Teacher
 from clip_refine.train.precision import TowerPrecision, autocast
@@ -104,6 +112,7 @@ class TeacherCache:
         device: Where to compute.
         batch_size: Images or captions at a time.
         workers: Processes that decode images.
+        reader: How images become pixels, where not by the model's preprocessing alone.
     """
 
     folder: Path
@@ -112,6 +121,7 @@ class TeacherCache:
     device: torch.device
     batch_size: int
     workers: int = 0
+    reader: PixelReader | None = None
 
     @torch.no_grad()
     def features(self, pairs: ImageCaptions) -> TeacherFeatures:
@@ -121,7 +131,9 @@ class TeacherCache:
             DataError: An image cannot be read.
             OutputError: The folder cannot be written.
         """
-        folder = self.folder / "teacher" / model_fingerprint(self.model, self.precision)
+        side = self.reader and self.reader.side
+        made_by = f"{model_fingerprint(self.model, self.precision)} {DECODING} {side}"
+        folder = self.folder / "teacher" / fingerprint(made_by.encode())
         texts = [text for captions in pairs.captions for text in captions]
         counts = torch.tensor([len(captions) for captions in pairs.captions])
         return TeacherFeatures(
@@ -142,7 +154,7 @@ class TeacherCache:
         batches = image_batches(
             pairs,
             batch_size=self.batch_size,
-            preprocess=self.model.preprocess,
+            preprocess=self.reader or self.model.preprocess,
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -170,8 +182,7 @@ def model_fingerprint(model: Any, precision: TowerPrecision) -> str:
     return fingerprint(
         precision.name.encode(),
         _ADDRESS.sub("", repr(model)).encode(),
-        _ADDRESS.sub("", repr(model.preprocess)).encode(),
-        _bytes(model.preprocess(_probe_image())),
+        preprocess_fingerprint(model.preprocess).encode(),
         _bytes(model.tokenizer(_PROBE_TEXTS)),
         *_weights(model),
     )
@@ -185,13 +196,6 @@ def _weights(model: nn.Module) -> Iterator[bytes]:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _probe_image() -> Image.Image:
-    """The same coloured noise every time, neither square nor small."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (240, 320, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
 
 
 def _stored(

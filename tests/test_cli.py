@@ -1,5 +1,6 @@
 """The command line: help at once, one message for each mistake, settings from file and flags."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,25 @@ def test_a_run_from_the_command_line(
     assert "The gap " in shown.out
     assert f"Report: {out}/report.html" in shown.out.replace("\n", "")
     assert (out / "scores.json").is_file()
+    main(["report", str(out)])
+    assert capsys.readouterr().out.strip() == f"{out}/report.html"
     main(["evaluate", "--model.name", f"local-dir:{out}/model", "--data.val", str(table)])
     assert "image_to_text_recall@1" in capsys.readouterr().out
+
+
+def test_machines_get_json_and_nothing_else(
+    table: Path, tiny_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    main(
+        [
+            *("refine", "--json", "--no-report", "--model.name", tiny_name),
+            *("--data.train", str(table), "--data.val", str(table)),
+            *("--train.batch-size", "32", "--out", str(out)),
+        ]
+    )
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == json.loads((out / "scores.json").read_text())
 
 
 def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture[str]):

@@ -147,6 +147,7 @@ def test_everything_promised_is_written(watched: Watched):
     shown = (config.out / "comparison.md").read_text()
     assert "clip-refine+mean-centring" in shown
     assert " ± " in shown
+    assert "clip-refine+mean-centring" in (config.out / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_learning_rate_is_chosen_on_the_selection_pairs(watched: Watched):
@@ -358,8 +359,11 @@ def test_from_the_command_line(
     saved = json.loads((out / "comparison.json").read_text())
     assert len(saved["rows"]) == 6
     assert saved["rows"][0]["linear_probe"] == {}
-    main(arguments)
-    assert "gap" not in capsys.readouterr().err
+    assert (out / "report.html").is_file()
+    main([*arguments, "--json"])
+    shown = capsys.readouterr()
+    assert "gap" not in shown.err
+    assert json.loads(shown.out) == saved
     with pytest.raises(SystemExit):
         main([*arguments, "--train.epochs", "2"])
     assert "Pass --overwrite to start again, or another --out" in capsys.readouterr().err

@@ -12,11 +12,13 @@ from clip_refine.data import ImageCaptions, LabelledImages, Subset, hold_out
 from clip_refine.data.content import fingerprint, image_fingerprint
 from clip_refine.data.pairs import Images
 from clip_refine.data.split import MINIMUM_HELD_OUT
+from clip_refine.environment import write_environment
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.evaluation.summary import summarise
 from clip_refine.models import DualEncoder
 from clip_refine.posthoc.kinds import check_name
 from clip_refine.report.comparison import comparison_csv, comparison_markdown
+from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.results import Comparison
 from clip_refine.row_store import RowStore, digest
 from clip_refine.runs import UNTOUCHED, Runs
@@ -83,6 +85,10 @@ def compare(
     result.write(config.out / "comparison.json")
     (config.out / "comparison.csv").write_text(comparison_csv(result), encoding="utf-8")
     (config.out / "comparison.md").write_text(comparison_markdown(result), encoding="utf-8")
+    device = build.device_name(bench.accelerator.device)
+    write_environment(config.out / "environment.json", device)
+    if config.report:
+        write_comparison_report(config.out)
     return result
 
 

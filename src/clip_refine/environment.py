@@ -1,9 +1,11 @@
 """What a run ran on, for `environment.json`."""
 
+import json
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
@@ -27,6 +29,12 @@ def describe_environment(device: str) -> dict[str, Any]:
         "command": sys.argv,
         "git_commit": _git_commit(),
     }
+
+
+def write_environment(path: Path, device: str) -> None:
+    """Write `environment.json`."""
+    text = json.dumps(describe_environment(device), indent=2) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def _version(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -84,6 +85,20 @@ def read_run_scores(path: Path) -> RunScores:
         ) from error
 
 
+def read_comparison(path: Path) -> "Comparison":
+    """Read a `comparison.json`.
+
+    Raises:
+        DataError: The file is missing or holds something else.
+    """
+    try:
+        return Comparison.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise DataError(f"{path}: is no comparison.json ({error.error_count()} errors).") from error
+
+
 class Spread(_Record):
     """A number over the runs of a recipe.
 
@@ -128,6 +143,28 @@ class ComparisonRow(_Record):
     selection: float | None
     seconds: float
     peak_memory: float
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The columns of the table: the gap, recalls, and means over tasks where there are any."""
+        both = {
+            k: fmean(
+                self.retrieval[f"{way}_recall@{k}"] for way in ("image_to_text", "text_to_image")
+            )
+            for k in (1, 10)
+        }
+        numbers = {
+            "gap": self.geometry["centroid_distance"],
+            "image_to_text_recall@1": self.retrieval["image_to_text_recall@1"],
+            "text_to_image_recall@1": self.retrieval["text_to_image_recall@1"],
+            "mean_recall@1": both[1],
+            "mean_recall@10": both[10],
+        }
+        if self.zero_shot:
+            numbers["zero_shot_top1"] = fmean(task["top1"] for task in self.zero_shot.values())
+        if self.linear_probe:
+            numbers["linear_probe"] = fmean(self.linear_probe.values())
+        return numbers
 
 
 class RecipeSummary(_Record):

@@ -1,6 +1,5 @@
 """THE ROAD: what happens to a model and its pairs, top to bottom."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from clip_refine.clock import Clock
 from clip_refine.config import DataConfig, EvaluateConfig, RefineConfig, dump_config, override
 from clip_refine.data import ImageCaptions
 from clip_refine.data.bad_rows import skipped_rows, write_skipped
-from clip_refine.environment import describe_environment
+from clip_refine.environment import write_environment
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.evaluation.evidence import gather_evidence
@@ -58,6 +57,7 @@ def refine(
     """
     clock = Clock()
     check_free(config.out, overwrite=config.overwrite)
+    build.check_tracker(config.log)
     accelerator = build.build_accelerator(config.train.device)
 
     with clock("load"):
@@ -81,14 +81,15 @@ def refine(
         )
         student = build.build_student(encoder, config.train, accelerator.device)
 
-    with _output(config, accelerator) as folder:
+    with _output(config, accelerator) as folder, build.tracking(config, folder) as tracking:
         embedder = build.build_embedder(config, encoder, accelerator, reader)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
             before = score_features(features_before, seed=config.seed)
+            tracking.scores(before, step=0)
 
         # 3 references, 4 losses, 5 one epoch
-        with clock("train"), StepLog(folder and folder / "log.jsonl") as log:
+        with clock("train"), StepLog(folder and folder / "log.jsonl", tracking.step) as log:
             features = build.measure_features(config, embedder, train_pairs)
             config, scale = build.build_scale(config, student, features, train_pairs)
             precision = build.build_precision(config.train, student, train_pairs, accelerator)
@@ -112,7 +113,7 @@ def refine(
         with clock("evaluate_after"):
             features_after = embed_model(embedder, held_out, tasks)
             after = score_features(features_after, seed=config.seed)
-
+            tracking.scores(after, step=steps)
             was, now = measure(features_before), measure(features_after)
             difference = paired_differences(was, now, seed=config.seed)
 
@@ -245,6 +246,4 @@ def _save(folder: Path, student: Any, config: RefineConfig, device: torch.device
     save_model(student, folder / "model", base_model=config.model.name)
     settings = dump_config(_from_anywhere(override(config, overwrite=False)))
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    environment = json.dumps(describe_environment(name), indent=2) + "\n"
-    (folder / "environment.json").write_text(environment, encoding="utf-8")
+    write_environment(folder / "environment.json", build.device_name(device))

@@ -12,7 +12,6 @@ from clip_refine.compare_config import CompareConfig
 from clip_refine.config import RefineConfig, dump_config
 from clip_refine.console import console
 from clip_refine.errors import TrainingError
-from clip_refine.evaluation.headline import headline
 from clip_refine.results import LearningRateChoice
 from clip_refine.road import save_model
 from clip_refine.row_store import RowStore, StoredRow, digest
@@ -191,13 +190,13 @@ class Runs:
 
 
 def _plain(config: RefineConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"out", "report", "overwrite"})
+    return config.model_dump(mode="json", exclude={"out", "log", "report", "overwrite"})
 
 
 def _describe(name: str, label: str, stored: StoredRow) -> str:
     if stored.row is None:
         return f"{name} ({label}): training failed, the loss or its gradient was not finite"
-    row, numbers = stored.row, headline(stored.row)
+    row, numbers = stored.row, stored.row.headline
     rate = "" if row.learning_rate is None else f", learning rate {row.learning_rate:g}"
     zero_shot = f", zero-shot {numbers['zero_shot_top1']:.3f}" if row.zero_shot else ""
     return (

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clip_refine.evaluation.embed import EmbeddedPairs
-from clip_refine.evaluation.headline import headline, resampled_headline
+from clip_refine.evaluation.headline import resampled_headline
 from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, score_features
 from clip_refine.evaluation.summary import pareto_best, spread, summarise
 from clip_refine.results import ComparisonRow
@@ -35,7 +35,7 @@ def row(recipe: str, seed: int, gap: float, recall: float, top1: float, probe: f
 
 
 def test_the_headline_by_hand():
-    numbers = headline(row("x", 0, 0.8, 0.5, 0.6, 0.7))
+    numbers = row("x", 0, 0.8, 0.5, 0.6, 0.7).headline
     assert numbers == pytest.approx(
         {
             "gap": 0.8,

@@ -143,16 +143,16 @@ def test_figures_are_what_plotly_knows():
     ]
     for chart in charts:
         for panel in chart.panels:
-            figure = Figure(_plain(panel.figure))  # raises where a name or value is unknown
+            figure = Figure(in_black(panel.figure))  # raises where a name or value is unknown
             assert len(figure.data) == len(panel.figure["data"])  # pyright: ignore
 
 
-def _plain(value):
+def in_black(value):
     """Plotly's checks know no colours by the page's names."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: in_black(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_plain(inner) for inner in value]
+        return [in_black(inner) for inner in value]
     return "black" if isinstance(value, str) and value.startswith("var(--") else value
 
 

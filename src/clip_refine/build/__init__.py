@@ -1,7 +1,12 @@
 """Configuration → objects. The only room that knows both."""
 
 from clip_refine.build.data import build_data, build_held_out, build_tasks
-from clip_refine.build.devices import build_accelerator, count_workers, seeded_generator
+from clip_refine.build.devices import (
+    build_accelerator,
+    count_workers,
+    device_name,
+    seeded_generator,
+)
 from clip_refine.build.loading import build_model, model_source
 from clip_refine.build.model import (
     build_embedder,
@@ -12,6 +17,7 @@ from clip_refine.build.model import (
 )
 from clip_refine.build.pixels import build_reader, default_cache
 from clip_refine.build.sources import TOY, absolute_source, open_source
+from clip_refine.build.trackers import Tracking, check_tracker, tracking
 from clip_refine.build.training import (
     build_batches,
     build_objective,
@@ -22,6 +28,7 @@ from clip_refine.build.training import (
 
 __all__ = [
     "TOY",
+    "Tracking",
     "absolute_source",
     "build_accelerator",
     "build_batches",
@@ -37,11 +44,14 @@ __all__ = [
     "build_student",
     "build_tasks",
     "build_trainer",
+    "check_tracker",
     "count_steps",
     "count_workers",
     "default_cache",
+    "device_name",
     "measure_features",
     "model_source",
     "open_source",
     "seeded_generator",
+    "tracking",
 ]

@@ -56,6 +56,11 @@ def count_free_workers(workers: int | None) -> int:
     return min(8, os.cpu_count() or 1) if workers is None else workers
 
 
+def device_name(device: torch.device) -> str:
+    """What the device calls itself, for the record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator of its own for each purpose, so that none depends on another's draws."""
     return torch.Generator().manual_seed((seed + zlib.crc32(purpose.encode())) % 2**63)

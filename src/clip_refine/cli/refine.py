@@ -4,19 +4,23 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from clip_refine.cli.settings import configure
+from clip_refine.cli.settings import configure, take_flag
 
 if TYPE_CHECKING:
     from clip_refine.config import RefineConfig
 
 
 def refine_verb(arguments: list[str]) -> None:
-    """Refine a model on captioned images, measure it before and after, save it."""
+    """Refine a model on captioned images, measure it before and after, save it.
+
+    --json prints scores.json to standard output instead of tables.
+    """
     from clip_refine.config import RefineConfig
 
+    arguments, as_json = take_flag(arguments, "--json")
     config = configure(RefineConfig, refine_verb, arguments)
     if config is not None:
-        _refine(config)
+        _refine(config, as_json=as_json)
 
 
 def demo_verb(arguments: list[str]) -> None:
@@ -39,7 +43,7 @@ def demo_verb(arguments: list[str]) -> None:
     tyro.cli(demo, prog="clip-refine demo", args=arguments)
 
 
-def _refine(config: "RefineConfig") -> None:
+def _refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     from rich.console import Console
 
     from clip_refine.models.folders import how_to_load
@@ -49,6 +53,9 @@ def _refine(config: "RefineConfig") -> None:
 
     scores = refine(config)
     if int(os.environ.get("RANK", "0")):
+        return
+    if as_json:
+        print(scores.model_dump_json(indent=2))
         return
     terminal = Console()
     terminal.print(before_after_table(scores))

@@ -5,20 +5,24 @@ from typing import Annotated
 
 
 def report_verb(arguments: list[str]) -> None:
-    """Make report.html again from the folders of refinements."""
+    """Make report.html again from the folders of refinements and comparisons."""
     import tyro
     from tyro.conf import Positional, arg
 
     def run(
-        runs: Annotated[Positional[tuple[Path, ...]], arg(help="Folders that refine wrote.")],
+        runs: Annotated[
+            Positional[tuple[Path, ...]], arg(help="Folders that refine or compare wrote.")
+        ],
     ) -> None:
-        """Make report.html again from the folders of refinements.
+        """Make report.html again from the folders of refinements and comparisons.
 
-        By default refine has made it already.
+        By default those verbs have made it already.
         """
+        from clip_refine.report.comparison_page import write_comparison_report
         from clip_refine.report.run_page import write_run_report
 
         for folder in runs:
-            print(write_run_report(folder))
+            compared = (folder / "comparison.json").is_file()
+            print(write_comparison_report(folder) if compared else write_run_report(folder))
 
     tyro.cli(run, prog="clip-refine report", args=arguments)

@@ -26,8 +26,7 @@ def configure(
 
     arguments, file = take_option(arguments, "--config")
     recipe = take_option(arguments, "--recipe")[1]
-    print_only = "--print-config" in arguments
-    arguments = [argument for argument in arguments if argument != "--print-config"]
+    arguments, print_only = take_flag(arguments, "--print-config")
     default = load_config(kind, Path(file)) if file else kind()
     if recipe and isinstance(default, RefineConfig):
         default = with_recipe(default, recipe)
@@ -57,6 +56,11 @@ def split_lists(arguments: list[str], lists: Sequence[str]) -> list[str]:
         else:
             split += argument.split(",") if in_list else [argument]
     return split
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[list[str], bool]:
+    """Split a flag without a value off."""
+    return [argument for argument in arguments if argument != flag], flag in arguments
 
 
 def take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:

@@ -35,8 +35,8 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       beside what needs no training, with intervals. The same command goes on where it stopped.
 
   clip-refine report runs/mine
-      Make the page again that refine ends with: runs/mine/report.html, one file to look at and
-      share.
+      Make the page again that refine and compare end with: runs/mine/report.html, one file to look
+      at and share.
 
   clip-refine interpolate ViT-B-32 runs/mine --weight 0.5 --out runs/half
       A model on the line between two: most of the gain, less of the loss.

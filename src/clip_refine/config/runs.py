@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,8 @@ class RefineConfig(SettingsGroup):
     evaluation: EvaluationConfig = EvaluationConfig()
     out: Path = Path("runs/refine")
     """Folder for the results; it must not exist yet."""
+    log: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send steps and scores to a tracker; tensorboard's files go to `out`/tensorboard."""
     report: bool = True
     """Write report.html, and report.json from which `clip-refine report` makes it again."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42

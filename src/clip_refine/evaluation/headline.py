@@ -1,7 +1,5 @@
 """The few numbers that a comparison turns on, and how each moves with the images."""
 
-from statistics import fmean
-
 import torch
 from torch import Tensor
 
@@ -10,27 +8,6 @@ from clip_refine.evaluation.chunks import measured, unit_sides
 from clip_refine.evaluation.retrieval import retrieval_ranks
 from clip_refine.evaluation.scores import ModelFeatures
 from clip_refine.evaluation.zero_shot import zero_shot_ranks
-from clip_refine.results import ComparisonRow
-
-
-def headline(row: ComparisonRow) -> dict[str, float]:
-    """The columns of the table: the gap, recalls, and means over tasks where there are any."""
-    both = {
-        k: fmean(row.retrieval[f"{way}_recall@{k}"] for way in ("image_to_text", "text_to_image"))
-        for k in (1, 10)
-    }
-    numbers = {
-        "gap": row.geometry["centroid_distance"],
-        "image_to_text_recall@1": row.retrieval["image_to_text_recall@1"],
-        "text_to_image_recall@1": row.retrieval["text_to_image_recall@1"],
-        "mean_recall@1": both[1],
-        "mean_recall@10": both[10],
-    }
-    if row.zero_shot:
-        numbers["zero_shot_top1"] = fmean(task["top1"] for task in row.zero_shot.values())
-    if row.linear_probe:
-        numbers["linear_probe"] = fmean(row.linear_probe.values())
-    return numbers
 
 
 @measured

@@ -6,7 +6,6 @@ from statistics import fmean, stdev
 import torch
 
 from clip_refine.evaluation.bootstrap import interval
-from clip_refine.evaluation.headline import headline
 from clip_refine.results import ComparisonRow, Interval, RecipeSummary, Spread
 
 OBJECTIVES = {
@@ -95,7 +94,7 @@ def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
 
 def _numbers(row: ComparisonRow) -> dict[str, float]:
     """The headline, then everything by its path."""
-    numbers = headline(row)
+    numbers = row.headline
     for group in ("geometry", "retrieval", "linear_probe"):
         numbers |= {f"{group}.{name}": value for name, value in getattr(row, group).items()}
     for task, found in row.zero_shot.items():

@@ -44,12 +44,12 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Both tables and the learning rates as Markdown."""
-    lines = _markdown_table(*_scores_cells(comparison))
+    lines = _markdown_table(*scores_cells(comparison))
     lines += ["", LEGEND, ""]
-    lines += _markdown_table(*_differences_cells(comparison))
+    lines += _markdown_table(*differences_cells(comparison))
     lines += ["", INTERVALS]
     if comparison.learning_rates:
-        lines += ["", *_markdown_table(*_rates_cells(comparison)), "", _RATES_LEGEND]
+        lines += ["", *_markdown_table(*rates_cells(comparison)), "", RATES_LEGEND]
     return "\n".join(lines) + "\n"
 
 
@@ -64,14 +64,14 @@ def comparison_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-_RATES_LEGEND = (
+RATES_LEGEND = (
     "Learning rates by mean recall (R@1, R@5, R@10, both directions) on held-out training pairs, "
     "first seed; ! where the best one is at the edge of the grid."
 )
 
 
 def _scores_table(comparison: Comparison) -> Table:
-    heads, rows = _scores_cells(comparison)
+    heads, rows = scores_cells(comparison)
     table = _table("Comparison", LEGEND)
     _add_columns(table, [head.replace(" ", "\n", 1) for head in heads])
     for line, (name, *cells) in zip(comparison.summary, rows, strict=True):
@@ -82,7 +82,7 @@ def _scores_table(comparison: Comparison) -> Table:
 
 
 def _differences_table(comparison: Comparison) -> Table:
-    heads, rows = _differences_cells(comparison)
+    heads, rows = differences_cells(comparison)
     table = _table("Less the untouched model", INTERVALS)
     _add_columns(table, heads)
     for cells in rows:
@@ -113,7 +113,8 @@ def _coloured(cell: str) -> str:
     return f"[{style}]{escape(cell)}[/]" if style else escape(cell)
 
 
-def _scores_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def scores_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the numbers."""
     present = [name for name in COLUMNS if name in comparison.summary[0].scores]
     heads = ["", *(COLUMNS[name] for name in present), "lr", "s", "GB"]
     rows = []
@@ -127,7 +128,8 @@ def _scores_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the differences from the untouched model."""
     lines = [line for line in comparison.summary if line.difference]
     present = [name for name in DIFFERENCES if lines and name in lines[0].difference]
     heads = ["", *(DIFFERENCES[name][0] for name in present)]
@@ -145,7 +147,8 @@ def _interval(difference: Interval, higher_is_better: bool) -> str:
     return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]{mark}"
 
 
-def _rates_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def rates_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of how learning rates were chosen."""
     rows = []
     for choice in comparison.learning_rates:
         tried = ", ".join(

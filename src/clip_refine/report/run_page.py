@@ -1,17 +1,14 @@
 """The folder of a refinement → its `report.html`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from clip_refine.errors import DataError
 from clip_refine.evidence import Evidence, read_evidence
 from clip_refine.report.chart import Chart
 from clip_refine.report.class_view import task_view
 from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
+from clip_refine.report.files import read_mapping, read_steps
 from clip_refine.report.making import all_settings, command, making_facts, seconds, versions
 from clip_refine.report.page import write_page
 from clip_refine.report.score_lines import headline_lines, score_lines, verdict
@@ -33,9 +30,9 @@ def write_run_report(run: Path) -> Path:
     """
     scores = read_run_scores(run / "scores.json")
     evidence = read_evidence(run / "report.json")
-    settings = _read(run / "config.yaml")
-    environment = _read(run / "environment.json")
-    training = training_charts(_read_steps(run / "log.jsonl"))
+    settings = read_mapping(run / "config.yaml")
+    environment = read_mapping(run / "environment.json")
+    training = training_charts(read_steps(run / "log.jsonl"))
     features = [
         clouds_chart(evidence),
         cosines_chart(evidence.histograms),
@@ -86,25 +83,3 @@ def _about(scores: RunScores, settings: Mapping[str, Any]) -> str:
         f"Recipe {settings.get('recipe', 'unknown')} · model {recipe['model']} · "
         f"{recipe['pairs']:,} training images · {recipe['steps']:,} steps"
     )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """A YAML or JSON mapping; JSON is YAML, too."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not valid. {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected names and values, got {found!r:.60}.")
-    return found
-
-
-def _read_steps(path: Path) -> list[dict[str, float]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is no log of a run ({error}).") from error

@@ -1,7 +1,7 @@
 """One line of JSON a step."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -11,10 +11,14 @@ class StepLog:
 
     Attributes:
         path: The file, None to write nothing (every process but the first).
+        also: Receives every record, too.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(
+        self, path: Path | None, also: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
         self.path = path
+        self.also = also
         self._file = path.open("w", encoding="utf-8") if path else None
 
     def __enter__(self) -> "StepLog":
@@ -34,3 +38,5 @@ class StepLog:
         if self._file:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
+        if self.also:
+            self.also(dict(record))

@@ -72,6 +72,7 @@ def refine(
             name = f"python:{type(model).__name__}"
             config = override(config, model={"name": name, "pretrained": None, "factory": None})
         encoder = model or build.build_model(config.model)
+        student = build.build_student(encoder, config.train, accelerator.device)
         reader = build.build_reader(
             config.data,
             encoder,
@@ -79,7 +80,6 @@ def refine(
             workers=config.train.workers,
             visible=accelerator.is_main_process,
         )
-        student = build.build_student(encoder, config.train, accelerator.device)
 
     with _output(config, accelerator) as folder, build.tracking(config, folder) as tracking:
         embedder = build.build_embedder(config, encoder, accelerator, reader)

@@ -1,0 +1,6 @@
+"""Weights, settings and tokenizers between open_clip and Transformers, as pure functions."""
+
+from clip_refine.exchange.clip import clip_to_open_clip, clip_to_transformers
+from clip_refine.exchange.links import Converted
+
+__all__ = ["Converted", "clip_to_open_clip", "clip_to_transformers"]

@@ -59,6 +59,8 @@ def test_everything_promised_is_written(config: RefineConfig):
         "report.html",
         "report.json",
         "model/open_clip_config.json",
+        "model/README.md",
+        "model/provenance.json",
         "model/open_clip_model.safetensors",
     }
     assert read_run_scores(config.out / "scores.json") == scores

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from clip_refine import build
+from clip_refine import __version__, build
 from clip_refine.config import ModelConfig
 from clip_refine.errors import ConfigError, ModelError
 from clip_refine.models import OpenClipEncoder
 from clip_refine.models.interpolate import interpolate_weights
+from clip_refine.provenance import Provenance
 from clip_refine.run_folder import check_free, complete_folder
+from clip_refine.saving import base_model, read_provenance, save_model
 
 
 def interpolate(
@@ -37,12 +39,29 @@ def interpolate(
     mixed = interpolate_weights(before.clip.state_dict(), after.clip.state_dict(), weight)
     after.clip.load_state_dict(mixed)
     with complete_folder(out, overwrite=overwrite) as folder:
-        made_of = {"base_model": base, "refined_model": refined, "weight": str(weight)}
-        after.save(folder, metadata=made_of)
+        save_model(after, folder, _provenance(base, refined, weight))
+
+
+def _provenance(base: str, refined: str, weight: float) -> Provenance:
+    """Of the line's start as far as it goes, and of the data that its end was refined on."""
+    start, end = base_model(base), base_model(refined)
+    folder = _folder(refined)
+    known = read_provenance(folder) if folder else None
+    return Provenance(
+        version=__version__,
+        made="interpolated",
+        base=start,
+        recipe=f"{weight:g} of the way from {start.name} to {end.name}",
+        train=known.train if known else None,
+    )
+
+
+def _folder(name: str) -> Path | None:
+    return next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
 
 
 def _load(name: str) -> OpenClipEncoder:
-    folder = next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
+    folder = _folder(name)
     model = build.build_model(ModelConfig(name=f"local-dir:{folder}" if folder else name))
     if not isinstance(model, OpenClipEncoder):
         raise ModelError(f"{name}: is no open_clip model, which this verb needs.")

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from torch import nn
 
-from clip_refine import __version__, build
+from clip_refine import build
 from clip_refine.clock import Clock
 from clip_refine.config import DataConfig, EvaluateConfig, RefineConfig, dump_config, override
 from clip_refine.data import ImageCaptions
@@ -23,9 +22,11 @@ from clip_refine.evaluation.scores import embed_model, score_features
 from clip_refine.models import DualEncoder, Teacher
 from clip_refine.posthoc import FeatureSet, write_features
 from clip_refine.posthoc.feature_file import check_features_path
+from clip_refine.provenance import Provenance
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import RunScores, Scores
 from clip_refine.run_folder import check_free, complete_folder
+from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.train import StepLog
 
 
@@ -118,10 +119,12 @@ def refine(
             difference = paired_differences(was, now, seed=config.seed)
 
         # 7 results
-        recipe = _recipe(config, pairs=len(train_pairs), steps=steps)
+        provenance = refinement(config, train_pairs, held_out, steps=steps)
+        recipe = _recipe(config, provenance, pairs=len(train_pairs), steps=steps)
         if folder:
             with clock("save"):
-                _save(folder, student, config, accelerator.device)
+                save_model(student, folder / "model", provenance)
+                _save(folder, config, accelerator.device)
                 write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
         if folder and config.report:
             with clock("report"):
@@ -136,6 +139,7 @@ def refine(
         )
         if folder:
             scores.write(folder / "scores.json")
+            write_card(folder / "model", provenance, scores)
         if folder and config.report:
             write_run_report(folder)
     return scores
@@ -185,9 +189,12 @@ def _output(config: RefineConfig, accelerator: Accelerator) -> Any:
     return complete_folder(config.out, overwrite=config.overwrite)
 
 
-def _recipe(config: RefineConfig, *, pairs: int, steps: int) -> dict[str, Any]:
+def _recipe(
+    config: RefineConfig, provenance: Provenance, *, pairs: int, steps: int
+) -> dict[str, Any]:
     """What was done, for the record beside the scores."""
     return {
+        "name": config.recipe,
         "model": config.model.name,
         "pairs": pairs,
         "steps": steps,
@@ -195,6 +202,7 @@ def _recipe(config: RefineConfig, *, pairs: int, steps: int) -> dict[str, Any]:
         "train": config.train.model_dump(mode="json"),
         "loss": config.loss.model_dump(mode="json"),
         "prior": config.prior.model_dump(mode="json"),
+        "provenance": provenance.model_dump(mode="json"),
     }
 
 
@@ -227,23 +235,8 @@ def _data_from_anywhere(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def save_model(student: Any, folder: Path, *, base_model: str) -> None:
-    """Write a refined model in its own format, or as bare weights where it has none."""
-    metadata = {"clip_refine_version": __version__, "base_model": base_model}
-    if hasattr(student, "save"):
-        student.save(folder, metadata=metadata)
-    else:
-        folder.mkdir()
-        weights = {
-            name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
-            for name, tensor in student.state_dict().items()
-        }
-        save_file(weights, folder / "model.safetensors", metadata=metadata)
-
-
-def _save(folder: Path, student: Any, config: RefineConfig, device: torch.device) -> None:
-    """Write the model, the settings that repeat the run, and what it ran on."""
-    save_model(student, folder / "model", base_model=config.model.name)
+def _save(folder: Path, config: RefineConfig, device: torch.device) -> None:
+    """Write the settings that repeat the run, and what it ran on."""
     settings = dump_config(_from_anywhere(override(config, overwrite=False)))
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     write_environment(folder / "environment.json", build.device_name(device))

@@ -13,6 +13,7 @@ OURS = (
     "comparison.json",
     "peer.json",
     "open_clip_config.json",
+    "provenance.json",
 )
 """Files that tell a folder of this program's results from anything else a user keeps."""
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from rich.markup import escape
 
+from clip_refine import build
 from clip_refine.compare_config import CompareConfig
 from clip_refine.config import RefineConfig, dump_config
 from clip_refine.console import console
 from clip_refine.errors import TrainingError
 from clip_refine.results import LearningRateChoice
-from clip_refine.road import save_model
 from clip_refine.row_store import RowStore, StoredRow, digest
+from clip_refine.saving import refinement, save_model
 from clip_refine.variants import Variant
 from clip_refine.workbench import Training, Workbench, selection_score
 
@@ -185,7 +186,10 @@ class Runs:
             self._train(variant, seed, rate)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(exist_ok=True)
-        save_model(self.bench.encoder, folder, base_model=self.config.model.name)
+        pairs = self.bench.part(variant.fraction)
+        steps = build.count_steps(config.train, pairs, 1)
+        made = refinement(config, pairs, self.bench.held_out, steps=steps)
+        save_model(self.bench.encoder, folder, made)
         note.write_text(settings, encoding="utf-8")
 
 

@@ -116,15 +116,14 @@ class Workbench:
         """
         clock, memory = Clock(), PeakMemory(self.accelerator.device)
         student = self.restore(config)
-        chosen = self._chosen(fraction)
-        pairs = Subset(self.training, chosen, self.training.name)
+        pairs = self.part(fraction)
         steps = build.count_steps(config.train, pairs, 1)
         with quiet(), clock("train"):
             features = build.measure_features(config, self.embedder, pairs)
             config, scale = build.build_scale(config, student, features, pairs)
             prior = build.build_prior(config.prior, features, scale)
             teacher = CachedTeacher(
-                self.teacher.part(chosen),
+                self.teacher.part(pairs.indices),
                 image_factor=scale.image_factor,
                 text_factor=scale.text_factor,
             )
@@ -143,6 +142,10 @@ class Workbench:
             seconds=clock.seconds["train"],
             peak_memory=memory.gigabytes,
         )
+
+    def part(self, fraction: float) -> Subset:
+        """A share of the training pairs, the same ones for every recipe and seed."""
+        return Subset(self.training, self._chosen(fraction), self.training.name)
 
     def embed(self) -> tuple[ModelFeatures, EmbeddedPairs]:
         """What the model as it now is makes of all it is scored on, and of the selection pairs."""

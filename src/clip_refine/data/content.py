@@ -1,9 +1,10 @@
 """What images and captions hold, as short fingerprints."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
-from clip_refine.data.pairs import Images
+from clip_refine.data.pairs import ImageCaptions, Images
 from clip_refine.errors import DataError
 
 _DIGEST_BYTES = 16
@@ -43,6 +44,34 @@ def image_fingerprint(images: Images, index: int) -> str:
     return fingerprint(
         name.encode(), image.mode.encode(), repr(image.size).encode(), image.tobytes()
     )
+
+
+def pairs_fingerprint(pairs: ImageCaptions) -> str:
+    """Which images with which captions, whatever their order and the folder they lie in.
+
+    Of every image's file name, file size and captions; no image is read, so that it costs a look
+    at each file. Images that were changed without a change of size keep it: `image_fingerprint`
+    tells those apart.
+    """
+    of_each = sorted(
+        fingerprint(
+            Path(name).name.encode(),
+            str(_file_size(name)).encode(),
+            *(caption.encode() for caption in captions),
+        ).encode()
+        for name, captions in (
+            (pairs.image_name(index), pairs.captions[index]) for index in range(len(pairs))
+        )
+    )
+    return fingerprint(*of_each)
+
+
+def _file_size(name: str) -> int:
+    """In bytes; 0 for what is no file of its own, such as a drawn image or one in an archive."""
+    try:
+        return Path(name).stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def fingerprint(*parts: bytes) -> str:

@@ -9,6 +9,8 @@ from clip_refine.errors import ModelError
 
 Kind = Literal["open_clip", "transformers", "sentence-transformers"]
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+PROVENANCE = "provenance.json"
+"""What models saved by this package have beside their weights."""
 _TRANSFORMERS_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -72,7 +74,11 @@ def is_run(folder: Path) -> bool:
 
 
 def _recognise(folder: Path) -> ModelFolder:
-    if (folder / OPEN_CLIP_CONFIG).is_file():
+    # a run that saved open_clip's files, too, trained and measured the other ones
+    comes_with_both = (folder / PROVENANCE).is_file() and any(
+        (folder / name).is_file() for name in ("modules.json", "config.json")
+    )
+    if (folder / OPEN_CLIP_CONFIG).is_file() and not comes_with_both:
         return ModelFolder("open_clip", folder, "an open_clip model")
     if (folder / "modules.json").is_file():
         return ModelFolder("sentence-transformers", folder, "a sentence-transformers model")

@@ -30,17 +30,24 @@ class SentenceFolder:
     files: dict[str, bytes]
 
     @classmethod
-    def clip(cls) -> "SentenceFolder":
-        """The usual layout of a CLIP model, for one that comes from elsewhere."""
-        listing = [
-            {
-                "idx": 0,
-                "name": "0",
-                "path": "0_CLIPModel",
-                "type": "sentence_transformers.models.CLIPModel",
-            }
-        ]
-        return cls("0_CLIPModel", {_LISTING: json.dumps(listing, indent=2).encode()})
+    def beside_transformers(cls, *, pad_to_context: bool) -> "SentenceFolder":
+        """What to put into a Transformers folder so that both libraries load it.
+
+        Args:
+            pad_to_context: Whether texts are always padded to the context length (SigLIP); where
+                not, the layout is the one that sentence-transformers before 5.4 knows, too.
+        """
+        module = "sentence_transformers.models.CLIPModel"
+        files: dict[str, Any] = {
+            "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
+        }
+        if pad_to_context:
+            module = "sentence_transformers.base.modules.transformer.Transformer"
+            padding = {"text": {"padding": "max_length"}}
+            files["sentence_bert_config.json"] = {"processing_kwargs": padding}
+        files[_LISTING] = [{"idx": 0, "name": "0", "path": "", "type": module}]
+        written = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
+        return cls("", {name: text.encode() for name, text in written.items()})
 
     @classmethod
     def find(cls, name: str) -> "SentenceFolder | None":

@@ -1,0 +1,108 @@
+"""What a saved model's card and header say about it: plain facts without local paths."""
+
+import re
+from pathlib import Path
+
+import open_clip
+import yaml
+
+from clip_refine import __version__
+from clip_refine.config import RefineConfig
+from clip_refine.data import ImageCaptions
+from clip_refine.data.content import pairs_fingerprint
+from clip_refine.provenance import BaseModelFacts, DataFacts, Provenance
+
+CARD = "README.md"
+
+
+def refinement(
+    config: RefineConfig, train_pairs: ImageCaptions, held_out: ImageCaptions, *, steps: int
+) -> Provenance:
+    """Where a refined model comes from.
+
+    Args:
+        config: Every setting, with what `auto` decided.
+        train_pairs: What it is refined on.
+        held_out: What it is measured on.
+        steps: Training steps.
+    """
+    return Provenance(
+        version=__version__,
+        made="refined",
+        base=base_model(config.model.name, config.model.pretrained),
+        recipe=config.recipe,
+        train=data_facts(train_pairs),
+        held_out=data_facts(held_out),
+        settings=_settings(config, steps),
+    )
+
+
+def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
+    """What to tell others about a model that settings name.
+
+    Args:
+        name: As in `model.name`.
+        pretrained: As in `model.pretrained`.
+    """
+    schema, identifier = _split(name)
+    if schema == "python":
+        return BaseModelFacts(name=f"a Python object of class {identifier}")
+    if identifier == "toy":
+        return BaseModelFacts(
+            name="clip-refine's small model of a drawn world", licence="apache-2.0"
+        )
+    folder = Path(identifier)
+    if schema == "local-dir" or folder.is_dir():
+        return _folder_facts(folder.resolve())
+    if schema or "/" in identifier:
+        return BaseModelFacts(name=identifier, hub_id=identifier)
+    tag = pretrained or "openai"
+    if Path(tag).is_file():
+        return BaseModelFacts(name=f"{identifier} ({Path(tag).name})")
+    hub = open_clip.get_pretrained_cfg(identifier, tag).get("hf_hub") or ""
+    return BaseModelFacts(name=f"{identifier} ({tag})", hub_id=hub.rstrip("/") or None)
+
+
+def data_facts(pairs: ImageCaptions) -> DataFacts:
+    """What to tell others about pairs: no local paths."""
+    name = pairs.name
+    if Path(name).is_absolute() or re.search(r"\.\w+( \(|$)", name):  # a file, or a part of one
+        name = Path(name).name
+    captions = sum(len(texts) for texts in pairs.captions)
+    return DataFacts(
+        name=name, images=len(pairs), captions=captions, fingerprint=pairs_fingerprint(pairs)
+    )
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    found = re.match(r"([a-z]+(?:-[a-z]+)*):(.*)", name)
+    return (found[1], found[2]) if found else (None, name)
+
+
+def _folder_facts(folder: Path) -> BaseModelFacts:
+    """A folder's last part, or the run's where it is called model, and what its card says."""
+    name = folder.parent.name if folder.name == "model" else folder.name
+    text = ""
+    for path in (folder / CARD, folder / "model" / CARD):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            break
+    front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    try:
+        values = yaml.safe_load(front_matter[1]) if front_matter else {}
+    except yaml.YAMLError:
+        values = {}
+    licence = values.get("license") if isinstance(values, dict) else None
+    known = isinstance(licence, str) and licence not in ("unknown", "other")
+    return BaseModelFacts(name=name, licence=licence if known else None)
+
+
+def _settings(config: RefineConfig, steps: int) -> dict[str, str | int | float | bool]:
+    """What was set in these groups, without what is off and what is this machine's."""
+    settings: dict[str, str | int | float | bool] = {"steps": steps, "seed": config.seed}
+    for group in ("train", "loss", "prior"):
+        for name, value in getattr(config, group).model_dump(mode="json").items():
+            off = name.endswith("_weight") and not value
+            if value is not None and not off and name not in ("device", "workers"):
+                settings[f"{group}.{name}"] = value
+    return settings

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from clip_refine.cli.compare import compare_verb
 from clip_refine.cli.evaluate import evaluate_verb
+from clip_refine.cli.export import export_verb
 from clip_refine.cli.interpolate import interpolate_verb
 from clip_refine.cli.posthoc import posthoc_verb
 from clip_refine.cli.refine import demo_verb, refine_verb
@@ -41,6 +42,10 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
   clip-refine interpolate ViT-B-32 runs/mine --weight 0.5 --out runs/half
       A model on the line between two: most of the gain, less of the loss.
 
+  clip-refine export runs/mine --to transformers --out exported
+      The model for another library: open_clip, transformers, sentence-transformers or onnx,
+      checked by loading it back there.
+
   clip-refine posthoc fit mean-centring FEATURES.safetensors --out peers/centred
   clip-refine posthoc apply peers/centred OTHERS.safetensors --out centred.safetensors
       What needs no training, fitted on features of held-out training pairs and applied to others;
@@ -57,6 +62,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare_verb,
     "report": report_verb,
     "interpolate": interpolate_verb,
+    "export": export_verb,
     "posthoc": posthoc_verb,
 }
 

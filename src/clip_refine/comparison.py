@@ -8,7 +8,7 @@ from torch import nn
 
 from clip_refine import build
 from clip_refine.compare_config import RUNS, CompareConfig
-from clip_refine.data import ImageCaptions, LabelledImages, Subset, hold_out
+from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.content import fingerprint, image_fingerprint
 from clip_refine.data.pairs import Images
 from clip_refine.data.split import MINIMUM_HELD_OUT
@@ -62,7 +62,7 @@ def compare(
 
     # images and captions, the untouched model, its features of the training pairs
     if train_pairs is None or held_out is None:
-        train_pairs, held_out = build.build_data(config.data, seed=config.seed)
+        train_pairs, held_out = _open_data(config)
     tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
     bench = _set_up(config, store, model, train_pairs, held_out, tasks)
 
@@ -90,6 +90,16 @@ def compare(
     if config.report:
         write_comparison_report(config.out)
     return result
+
+
+def _open_data(config: CompareConfig) -> tuple[ImageCaptions, ImageCaptions]:
+    train_pairs, held_out = build.build_data(config.data, seed=config.seed)
+    if isinstance(train_pairs, Stream):
+        raise ConfigError(
+            "data.streaming: compare reads the training pairs many times, so they cannot be "
+            "streamed. Leave it out."
+        )
+    return train_pairs, held_out
 
 
 def _combined(config: CompareConfig) -> dict[str, list[str]]:
@@ -167,7 +177,7 @@ def _set_up(
     )
 
 
-def _set_aside(config: CompareConfig, pairs: ImageCaptions) -> tuple[Subset, Subset]:
+def _set_aside(config: CompareConfig, pairs: ImageCaptions) -> tuple[ImageCaptions, Subset]:
     """What is trained on, and the selection pairs."""
     if len(pairs) < 2 * MINIMUM_HELD_OUT:
         raise DataError(

@@ -31,7 +31,8 @@ class DataFacts(_Facts):
         name: The file's or data set's name.
         images: How many.
         captions: How many they have together.
-        fingerprint: 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`.
+        fingerprint: 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`; of a
+            stream those of its first pairs.
     """
 
     name: str

@@ -11,7 +11,7 @@ from torch import nn
 from clip_refine import build
 from clip_refine.clock import Clock
 from clip_refine.config import DataConfig, EvaluateConfig, RefineConfig, dump_config, override
-from clip_refine.data import ImageCaptions
+from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.bad_rows import skipped_rows, write_skipped
 from clip_refine.environment import write_environment
 from clip_refine.evaluation import Embedder, score_model
@@ -34,7 +34,7 @@ def refine(
     config: RefineConfig,
     *,
     model: DualEncoder | None = None,
-    train_pairs: ImageCaptions | None = None,
+    train_pairs: ImageCaptions | Stream | None = None,
     held_out: ImageCaptions | None = None,
 ) -> RunScores:
     """Refine a model, measure it before and after, and save it.
@@ -120,7 +120,8 @@ def refine(
 
         # 7 results
         provenance = refinement(config, train_pairs, held_out, steps=steps)
-        recipe = _recipe(config, provenance, pairs=len(train_pairs), steps=steps)
+        pairs = build.count_pairs(config.train, train_pairs, steps)
+        recipe = _recipe(config, provenance, pairs=pairs, steps=steps)
         if folder:
             with clock("save"):
                 save_model(student, folder / "model", provenance)
@@ -227,10 +228,11 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
 
 
 def _data_from_anywhere(data: DataConfig) -> dict[str, Any]:
-    sources = {"train": data.train, "val": data.val}
     paths = {name: getattr(data, name) for name in ("image_folder", "split_file", "cache_folder")}
+    train = tuple(map(build.absolute_source, data.sources))
     return {
-        **{key: name and build.absolute_source(name) for key, name in sources.items()},
+        "train": train[0] if isinstance(data.train, str) else train or None,
+        "val": data.val and build.absolute_source(data.val),
         **{key: path and path.resolve() for key, path in paths.items()},
     }
 

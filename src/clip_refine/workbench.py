@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +16,6 @@ from clip_refine.clock import Clock
 from clip_refine.config import RefineConfig
 from clip_refine.console import console
 from clip_refine.data import (
-    EpochPlan,
     ImageCaptions,
     LabelledImages,
     PairBatch,
@@ -130,7 +130,7 @@ class Workbench:
             trainer = build.build_trainer(
                 config, student, teacher, self.precision, prior, self.accelerator, steps=steps
             )
-            batches = self._batches(config, pairs, teacher)
+            batches = islice(self._batches(config, pairs, teacher), steps)
             trainer.train(batches, steps=steps, log=StepLog(None))
             scale.undo()
         self.accelerator.free_memory()
@@ -204,7 +204,6 @@ class Workbench:
         self, config: RefineConfig, pairs: ImageCaptions, teacher: CachedTeacher
     ) -> Iterator[PairBatch]:
         """The batches of `build_batches`, with the teacher told which they are."""
-        generator = build.seeded_generator(config.seed, "order")
         loader = PairLoader(
             pairs,
             batch_size=config.train.batch_size,
@@ -213,8 +212,7 @@ class Workbench:
             workers=self.embedder.workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        for _ in range(config.train.epochs):
-            plan = EpochPlan.draw(pairs, generator=generator)
+        for plan in build.epoch_plans(config, pairs):
             yield from teacher.follow(loader.epoch(plan), plan)
 
 

@@ -1,5 +1,6 @@
 """One set of pairs written in every layout that the package reads."""
 
+import csv
 import io
 import json
 import tarfile
@@ -34,8 +35,9 @@ def write_images(folder: Path, pairs: Pairs) -> None:
 
 def write_table(folder: Path, pairs: Pairs, *, name: str = "captions.csv") -> str:
     write_images(folder, pairs)
-    rows = "".join(f'{image},"{text}"\n' for image, _, texts in pairs for text in texts)
-    (folder / name).write_text(f"file_name,caption\n{rows}", encoding="utf-8")
+    with (folder / name).open("w", encoding="utf-8", newline="") as file:
+        rows = [(image, text) for image, _, texts in pairs for text in texts]
+        csv.writer(file).writerows([("file_name", "caption"), *rows])
     return str(folder / name)
 
 

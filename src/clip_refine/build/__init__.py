@@ -23,7 +23,9 @@ from clip_refine.build.training import (
     build_objective,
     build_prior,
     build_trainer,
+    count_pairs,
     count_steps,
+    epoch_plans,
 )
 
 __all__ = [
@@ -45,10 +47,12 @@ __all__ = [
     "build_tasks",
     "build_trainer",
     "check_tracker",
+    "count_pairs",
     "count_steps",
     "count_workers",
     "default_cache",
     "device_name",
+    "epoch_plans",
     "measure_features",
     "model_source",
     "open_source",

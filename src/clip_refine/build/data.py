@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from clip_refine.build.sources import TOY, open_source
+from clip_refine.build.sources import TOY, open_source, open_training
 from clip_refine.config import (
     DataConfig,
     EvaluationConfig,
 )
 from clip_refine.console import console
 from clip_refine.data import (
+    EveryCaption,
     ImageCaptions,
     LabelledImages,
+    Stream,
     hold_out,
     read_class_folders,
 )
@@ -25,9 +27,9 @@ def build_data(
     config: DataConfig,
     *,
     seed: int,
-    train_pairs: ImageCaptions | None = None,
+    train_pairs: ImageCaptions | Stream | None = None,
     held_out: ImageCaptions | None = None,
-) -> tuple[ImageCaptions, ImageCaptions]:
+) -> tuple[ImageCaptions | Stream, ImageCaptions]:
     """Training pairs and held-out pairs.
 
     Args:
@@ -37,22 +39,31 @@ def build_data(
         held_out: Used instead of opening `config.val` or holding a part out.
 
     Raises:
-        ConfigError: No training source is named.
+        ConfigError: No training source is named, or pairs are to be held out of a stream.
         DataError: A source cannot be read, or is too small to hold a part out.
     """
     if train_pairs is None:
-        if config.train is None:
+        if not config.sources:
             raise ConfigError(
                 "data.train is missing. Give captioned images: --data.train captions.csv"
             )
-        train_pairs = open_source(config.train, config)
-        if held_out is None and config.val is None and config.train == TOY:
+        if config.streaming and config.val is None and held_out is None:
+            raise ConfigError(
+                "data.val is missing: nothing can be held out of a stream. Give the pairs for the "
+                "before/after numbers: --data.val captions.csv"
+            )
+        train_pairs = open_training(config)
+        if held_out is None and config.val is None and config.sources == (TOY,):
             held_out = toy_val()
+    if config.captions == "all" and not isinstance(train_pairs, Stream | EveryCaption):
+        train_pairs = EveryCaption(train_pairs)
     if held_out is None and config.val is not None:
         held_out = open_source(config.val, config, training=False)
     if held_out is None:
+        if isinstance(train_pairs, Stream):
+            raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
         train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
-    _check_held_out(held_out, train_pairs)
+    _check_held_out(held_out, None if isinstance(train_pairs, Stream) else train_pairs)
     return train_pairs, held_out
 
 
@@ -62,7 +73,7 @@ def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
         held_out = open_source(config.val, config, training=False)
         _check_held_out(held_out, None)
         return held_out
-    if config.train is None:
+    if not config.sources:
         raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
     return build_data(config, seed=seed)[1]
 

@@ -17,6 +17,7 @@ from clip_refine.console import console
 from clip_refine.data import (
     ImageCaptions,
     PixelReader,
+    Stream,
     Subset,
 )
 from clip_refine.errors import ModelError
@@ -32,6 +33,8 @@ from clip_refine.train import (
 
 NORM_SAMPLE = 512
 """Training pairs that raw norms are measured on."""
+MOMENT_SAMPLE = 4096
+"""Pairs of a stream that moments of its features are measured on; their images are in memory."""
 
 
 def build_student(model: DualEncoder, config: TrainConfig, device: torch.device) -> nn.Module:
@@ -63,11 +66,16 @@ def build_embedder(
 
 
 def measure_features(
-    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions
+    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
 ) -> PairFeatures:
-    """Raw features of training pairs: of all for a prior with their moments, else of a sample."""
-    order = torch.randperm(len(pairs), generator=seeded_generator(config.seed, "norms")).tolist()
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
+
+    Of a stream the first few thousand stand for all.
+    """
     fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(MOMENT_SAMPLE if fitted else NORM_SAMPLE)
+    order = torch.randperm(len(pairs), generator=seeded_generator(config.seed, "norms")).tolist()
     chosen = order if fitted else order[:NORM_SAMPLE]
     one_caption = Subset(pairs, chosen, "pairs to measure")
     embedded = embed_pairs(embedder, one_caption)
@@ -75,7 +83,7 @@ def measure_features(
 
 
 def build_scale(
-    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions
+    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
 ) -> tuple[RefineConfig, FeatureScale]:
     """Bring the student's raw features to the paper's scale where the settings ask for it.
 
@@ -116,7 +124,7 @@ def build_scale(
 
 
 def build_precision(
-    config: TrainConfig, model: Any, pairs: ImageCaptions, accelerator: Accelerator
+    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
 ) -> TowerPrecision:
     """The precision asked for, or the faster one of each tower, measured by the first process."""
     if config.precision != "auto":
@@ -133,8 +141,12 @@ def build_precision(
     return chosen[0]
 
 
-def _sample(model: Any, pairs: ImageCaptions, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(
+    model: Any, pairs: ImageCaptions | Stream, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and tokens of the first few pairs."""
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(count)
     sample = range(min(count, len(pairs)))
     pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
     return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])

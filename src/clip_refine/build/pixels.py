@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clip_refine.build.devices import count_free_workers
 from clip_refine.config import DataConfig
-from clip_refine.data import PixelReader, with_cached_pixels
+from clip_refine.data import EveryCaption, PixelReader, Stream, with_cached_pixels
 from clip_refine.data.pairs import Images
 from clip_refine.data.reader import side_to_keep
 from clip_refine.models import DualEncoder
@@ -15,7 +15,7 @@ from clip_refine.models import DualEncoder
 def build_reader(
     config: DataConfig,
     model: DualEncoder,
-    sources: Sequence[Images],
+    sources: Sequence[Images | Stream],
     *,
     workers: int | None = None,
     visible: bool = True,
@@ -41,7 +41,12 @@ def build_reader(
         return reader
     folder = config.cache_folder or folder or default_cache()
     workers = count_free_workers(workers)
-    return with_cached_pixels(reader, sources, folder / "pixels", workers=workers, visible=visible)
+    images = [
+        one.source if isinstance(one, EveryCaption) else one
+        for one in sources
+        if not isinstance(one, Stream)  # which is read once
+    ]
+    return with_cached_pixels(reader, images, folder / "pixels", workers=workers, visible=visible)
 
 
 def default_cache() -> Path:

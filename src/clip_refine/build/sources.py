@@ -11,8 +11,13 @@ from clip_refine.data import (
     BadRowPolicy,
     CaptionedImages,
     ImageCaptions,
+    Mixture,
+    PairStream,
     ReadOptions,
+    Stream,
+    StreamMixture,
     open_pairs,
+    open_stream,
     recognise,
 )
 from clip_refine.errors import ConfigError
@@ -45,6 +50,48 @@ def open_source(name: str, config: DataConfig, *, training: bool = True) -> Imag
     pairs = open_pairs(name, kind, _read_options(config, own), policy(config), training=training)
     _say(name, pairs.kind, pairs)
     return pairs
+
+
+def open_training(config: DataConfig) -> ImageCaptions | Stream:
+    """All training sources as one, before any of it is held out.
+
+    Raises:
+        ConfigError: There is not one weight for each source, or none for streams that are to be
+            mixed, or a setting behind `#` is not known.
+        DataError: A source is bad, or cannot be streamed.
+    """
+    if config.weights and len(config.weights) != len(config.sources):
+        raise ConfigError(
+            f"data.weights: {len(config.weights)} numbers for {len(config.sources)} sources in "
+            "data.train. Give one for each."
+        )
+    if config.streaming:
+        streams = [_open_stream(name, config) for name in config.sources]
+        if len(streams) == 1:
+            return streams[0]
+        if not config.weights:
+            raise ConfigError(
+                "data.weights is missing: streams do not tell how long they are, so say in which "
+                f"shares to mix these {len(streams)}, as in --data.weights 2 1."
+            )
+        return StreamMixture(streams, config.weights)
+    opened = [open_source(name, config) for name in config.sources]
+    return opened[0] if len(opened) == 1 else Mixture(opened, config.weights)
+
+
+def _open_stream(name: str, config: DataConfig) -> PairStream:
+    name, own = split_name(name)
+    stream = open_stream(
+        name,
+        own.get("kind") or config.kind or recognise(name),
+        _read_options(config, own),
+        policy(config),
+        buffer=config.shuffle_buffer,
+        every_caption=config.captions == "all",
+    )
+    length = "unknown length" if stream.length is None else f"{stream.length:,} rows"
+    _print(f"{name}: {stream.kind}, {length}.")
+    return stream
 
 
 def split_name(name: str) -> tuple[str, dict[str, Any]]:
@@ -100,12 +147,16 @@ def _read_options(config: DataConfig, own: dict[str, Any]) -> ReadOptions:
 
 
 def _say(name: str, kind: str, pairs: ImageCaptions) -> None:
-    """One line about what was recognised, from the first process."""
-    if int(os.environ.get("RANK", "0")):
-        return
+    """One line about what was recognised."""
     captions = sum(map(len, pairs.captions))
     line = f"{name}: {kind}, {len(pairs):,} images, {captions:,} captions"
     if isinstance(pairs, CaptionedImages) and pairs.uncaptioned:
         count, first = len(pairs.uncaptioned), pairs.uncaptioned[0]
         line += f"; {count:,} images without captions are left out, the first: {first}"
-    console.print(f"{line}.", markup=False, soft_wrap=True)
+    _print(f"{line}.")
+
+
+def _print(line: str) -> None:
+    """Show a line from the first process."""
+    if not int(os.environ.get("RANK", "0")):
+        console.print(line, markup=False, soft_wrap=True)

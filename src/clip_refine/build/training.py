@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +22,8 @@ from clip_refine.data import (
     PairBatch,
     PairLoader,
     PixelReader,
+    Stream,
+    stream_batches,
 )
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.losses import Objective, PairFeatures
@@ -109,24 +113,20 @@ def build_trainer(
     )
 
 
-def count_steps(config: TrainConfig, pairs: ImageCaptions, processes: int) -> int:
-    """Steps of all epochs; incomplete batches are left out.
+def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
+    """Steps of all epochs, or as many as were asked for; incomplete batches are left out.
 
     Raises:
         DataError: There are fewer pairs than a batch.
-        ConfigError: The processes cannot share a batch evenly.
+        ConfigError: The processes cannot share a batch evenly, or a stream does not tell its
+            length.
     """
     if config.batch_size % processes:
         raise ConfigError(
             f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "
             f"Use a multiple of {processes}."
         )
-    if len(pairs) < config.batch_size:
-        raise DataError(
-            f"{pairs.name}: {len(pairs)} images, fewer than a batch of {config.batch_size}. Give "
-            "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
-        )
-    steps = config.epochs * (len(pairs) // config.batch_size)
+    steps = config.steps or config.epochs * _steps_of_an_epoch(config, pairs)
     if config.warmup_steps >= steps:
         raise ConfigError(
             f"train.warmup_steps {config.warmup_steps} is not below the {steps} steps of this run, "
@@ -135,24 +135,53 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions, processes: int) -> in
     return steps
 
 
+def _steps_of_an_epoch(config: TrainConfig, pairs: ImageCaptions | Stream) -> int:
+    length = pairs.length if isinstance(pairs, Stream) else len(pairs)
+    if length is None:
+        raise ConfigError(
+            f"train.steps is missing: {pairs.name} does not tell how many pairs it has. Say how "
+            f"many steps of {config.batch_size} pairs to take, as in --train.steps 200."
+        )
+    if length < config.batch_size:
+        raise DataError(
+            f"{pairs.name}: {length} images, fewer than a batch of {config.batch_size}. Give "
+            "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
+        )
+    return length // config.batch_size
+
+
+def epoch_plans(config: RefineConfig, pairs: ImageCaptions) -> Iterator[EpochPlan]:
+    """One plan after another, each newly shuffled with newly drawn captions, without end."""
+    generator = seeded_generator(config.seed, "order")
+    while True:
+        yield EpochPlan.draw(pairs, generator=generator)
+
+
+def count_pairs(config: TrainConfig, pairs: ImageCaptions | Stream, steps: int) -> int:
+    """Training pairs; of a stream those that are used."""
+    return steps * config.batch_size if isinstance(pairs, Stream) else len(pairs)
+
+
 def build_batches(
     config: RefineConfig,
-    pairs: ImageCaptions,
+    pairs: ImageCaptions | Stream,
     model: DualEncoder,
     accelerator: Accelerator,
     reader: PixelReader | None = None,
 ) -> Iterator[PairBatch]:
-    """This process's batches of all epochs, each epoch newly shuffled with newly drawn captions."""
-    generator = seeded_generator(config.seed, "order")
-    loader = PairLoader(
-        pairs,
-        batch_size=config.train.batch_size,
-        preprocess=reader or model.preprocess,
-        tokenizer=model.tokenizer,
-        workers=count_workers(config.train.workers, accelerator.device),
-        pin_memory=accelerator.device.type == "cuda",
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
-    for _ in range(config.train.epochs):
-        yield from loader.epoch(EpochPlan.draw(pairs, generator=generator))
+    """This process's batches of all steps, each epoch newly shuffled with newly drawn captions."""
+    steps = count_steps(config.train, pairs, accelerator.num_processes)
+    settings: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "preprocess": reader or model.preprocess,
+        "tokenizer": model.tokenizer,
+        "workers": count_workers(config.train.workers, accelerator.device),
+        "pin_memory": accelerator.device.type == "cuda",
+        "rank": accelerator.process_index,
+        "processes": accelerator.num_processes,
+    }
+    if isinstance(pairs, Stream):
+        return stream_batches(pairs, seed=config.seed, steps=steps, **settings)
+    loader = PairLoader(pairs, **settings)
+    epochs = (loader.epoch(plan) for plan in epoch_plans(config, pairs))
+    return islice(chain.from_iterable(epochs), steps)

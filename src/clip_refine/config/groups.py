@@ -70,9 +70,13 @@ class ModelConfig(SettingsGroup):
 class DataConfig(SettingsGroup):
     """The captioned images: docs/data.md shows every kind of source."""
 
-    train: str | None = None
+    train: str | tuple[str, ...] | None = None
     """Pairs to refine on: .csv, .tsv, .jsonl, .parquet, .tar (shards-{0000..0127}.tar), COCO's or
-    Karpathy's .json, Flickr's token file, a folder with metadata.jsonl, hf:ORG/NAME, or `toy`."""
+    Karpathy's .json, Flickr's token file, a folder with metadata.jsonl, hf:ORG/NAME, or `toy`.
+    Several are mixed."""
+    weights: tuple[Positive, ...] = ()
+    """Shares of the pairs that come from each of several sources, as in 2 1. Without them every
+    image is used once an epoch."""
     val: str | None = None
     """Pairs for the before/after numbers. Without it a part of `train` is held out."""
     kind: SourceKind | None = None
@@ -95,6 +99,13 @@ class DataConfig(SettingsGroup):
     """Go on without bad rows, listed in `skipped.jsonl`, after decoding every image once."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of bad rows above which to stop even with `skip_bad`."""
+    captions: Literal["one", "all"] = "one"
+    """one: of each image one caption, drawn anew each epoch. all: every caption is a pair."""
+    streaming: bool = False
+    """Read .tar, .parquet, .jsonl and hf: sources as training goes on, without listing or copying
+    them first. Needs `val`, and `train.steps` where the source does not tell its length."""
+    shuffle_buffer: Count = 2000
+    """Streaming: pairs held in memory, among which the next one is drawn."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the training images held out (at least 100) where `val` is not given."""
     draft: bool = True
@@ -106,12 +117,19 @@ class DataConfig(SettingsGroup):
     cache_folder: Path | None = None
     """Folder for them. Without it: $XDG_CACHE_HOME/clip-refine, else ~/.cache/clip-refine."""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All of `train`."""
+        return (self.train,) if isinstance(self.train, str) else self.train or ()
+
 
 class TrainConfig(SettingsGroup):
     """One epoch of training."""
 
     epochs: Count = 1
     """Passes over the training pairs."""
+    steps: Count | None = None
+    """Stop after so many steps, in as many epochs as that takes. Without it: `epochs`."""
     batch_size: Annotated[int, Field(ge=2)] = 512
     """Pairs a step, over all processes together."""
     learning_rate: Positive = 1e-6

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clip_refine.data.mixture import mixed_order, mixing_of
 from clip_refine.data.pairs import ImageCaptions, Images
 from clip_refine.data.reader import PixelReader, Preprocess
 from clip_refine.errors import DataError
@@ -58,9 +59,17 @@ class EpochPlan:
 
     @classmethod
     def draw(cls, pairs: ImageCaptions, *, generator: torch.Generator) -> "EpochPlan":
-        """Shuffle the images and draw one caption for each."""
+        """Shuffle the images and draw one caption for each.
+
+        Of a weighted mixture each source gives its share, so that images come more than once or
+        not at all.
+        """
         counts = torch.tensor([len(texts) for texts in pairs.captions])
-        order = torch.randperm(len(pairs), generator=generator)
+        mixing = mixing_of(pairs)
+        if mixing is None:
+            order = torch.randperm(len(pairs), generator=generator)
+        else:
+            order = mixed_order(mixing, generator=generator)
         uniform = torch.rand(len(pairs), generator=generator, dtype=torch.float64)
         return cls(order.tolist(), (uniform * counts).long().tolist())
 

@@ -7,6 +7,8 @@ from PIL import Image
 
 from clip_refine.data.bad_rows import BadRow
 from clip_refine.data.content import image_bytes
+from clip_refine.data.every_caption import EveryCaption
+from clip_refine.data.mixture import Mixing, mixing_of
 from clip_refine.data.pairs import ImageCaptions
 from clip_refine.errors import DataError
 
@@ -41,17 +43,25 @@ class Subset:
         """Image `index` of this part, as its source calls it."""
         return self.source.image_name(self.indices[index])
 
+    def image_bytes(self, index: int) -> bytes | None:
+        """The content of the image file, None where the source has none."""
+        return image_bytes(self.source, self.indices[index])
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """What an epoch takes from where."""
+        mixing = mixing_of(self.source)
+        return mixing and ([mixing[0][index] for index in self.indices], mixing[1])
+
     @property
     def skipped(self) -> Sequence[BadRow]:
         """Rows that were left out of the source."""
         return getattr(self.source, "skipped", ())
 
-    def image_bytes(self, index: int) -> bytes | None:
-        """The content of its file, None where it is no file."""
-        return image_bytes(self.source, self.indices[index])
 
-
-def hold_out(source: ImageCaptions, *, fraction: float, seed: int) -> tuple[Subset, Subset]:
+def hold_out(
+    source: ImageCaptions, *, fraction: float, seed: int
+) -> tuple[Subset | EveryCaption, Subset]:
     """Split by image, so that no held-out image has a caption in training.
 
     Args:
@@ -60,11 +70,15 @@ def hold_out(source: ImageCaptions, *, fraction: float, seed: int) -> tuple[Subs
         seed: Same seed, same split.
 
     Returns:
-        Training part and held-out part, each in the order of the source.
+        Training part and held-out part, each in the order of the source. Of `EveryCaption` the
+        training part has every caption again, the held-out part the images with all captions.
 
     Raises:
         DataError: Less than half of the images would be left to train on.
     """
+    if isinstance(source, EveryCaption):
+        training, held_out = hold_out(source.source, fraction=fraction, seed=seed)
+        return EveryCaption(training), held_out
     held_out = max(MINIMUM_HELD_OUT, round(fraction * len(source)))
     if held_out > len(source) // 2:
         raise DataError(

@@ -8,15 +8,21 @@ import yaml
 
 from clip_refine import __version__
 from clip_refine.config import RefineConfig
-from clip_refine.data import ImageCaptions
+from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.content import pairs_fingerprint
 from clip_refine.provenance import BaseModelFacts, DataFacts, Provenance
 
 CARD = "README.md"
+STREAM_SAMPLE = 512
+"""Images at the beginning of a stream that its fingerprint is taken of."""
 
 
 def refinement(
-    config: RefineConfig, train_pairs: ImageCaptions, held_out: ImageCaptions, *, steps: int
+    config: RefineConfig,
+    train_pairs: ImageCaptions | Stream,
+    held_out: ImageCaptions,
+    *,
+    steps: int,
 ) -> Provenance:
     """Where a refined model comes from.
 
@@ -31,7 +37,9 @@ def refinement(
         made="refined",
         base=base_model(config.model.name, config.model.pretrained),
         recipe=config.recipe,
-        train=data_facts(train_pairs),
+        train=_stream_facts(train_pairs, steps * config.train.batch_size)
+        if isinstance(train_pairs, Stream)
+        else data_facts(train_pairs),
         held_out=data_facts(held_out),
         settings=_settings(config, steps),
     )
@@ -65,13 +73,27 @@ def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
 
 def data_facts(pairs: ImageCaptions) -> DataFacts:
     """What to tell others about pairs: no local paths."""
-    name = pairs.name
-    if Path(name).is_absolute() or re.search(r"\.\w+( \(|$)", name):  # a file, or a part of one
-        name = Path(name).name
     captions = sum(len(texts) for texts in pairs.captions)
+    fingerprint = pairs_fingerprint(pairs)
     return DataFacts(
-        name=name, images=len(pairs), captions=captions, fingerprint=pairs_fingerprint(pairs)
+        name=_public(pairs.name), images=len(pairs), captions=captions, fingerprint=fingerprint
     )
+
+
+def _stream_facts(stream: Stream, used: int) -> DataFacts:
+    """What to tell others about a stream, of which so many pairs were used."""
+    fingerprint = pairs_fingerprint(stream.prefix(STREAM_SAMPLE))
+    return DataFacts(name=_public(stream.name), images=used, captions=used, fingerprint=fingerprint)
+
+
+def _public(name: str) -> str:
+    """The name of a source, or of several that are mixed, without folders."""
+    parts = name.split(" + ")
+    if len(parts) > 1:
+        return " + ".join(map(_public, parts))
+    if Path(name).is_absolute() or re.search(r"\.\w+( \(|$)", name):  # a file, or a part of one
+        return Path(name).name
+    return name
 
 
 def _split(name: str) -> tuple[str | None, str]:

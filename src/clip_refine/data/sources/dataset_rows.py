@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_refine.console import console
-from clip_refine.data.rows import ReadOptions, Row
+from clip_refine.data.rows import ReadOptions, Row, StoredImage
 from clip_refine.data.sources.jsonl import find_columns
 from clip_refine.data.sources.paths import Written, file_rows
 from clip_refine.data.sources.records import BYTES_COLUMNS, image_of, texts_of
@@ -150,7 +150,7 @@ def _written(table: Any, name: str, image_column: str, caption_column: str) -> I
 
 
 def record_row(
-    where: str, image: Any, caption: Any, image_column: str, place: ImageInTable | None
+    where: str, image: Any, caption: Any, image_column: str, place: StoredImage | None
 ) -> Written:
     """A record's image and captions as a row; an image with content is at `place`."""
     captions = texts_of(caption)
@@ -165,6 +165,15 @@ def record_row(
     return Written(where, found if isinstance(found, str) else "", captions)
 
 
+def content_of(image: Any, image_column: str) -> bytes | None:
+    """The content of an image in a record, None where it is a path or nothing sound."""
+    try:
+        content = image_of(image, encoded=image_column in BYTES_COLUMNS)
+    except ValueError:
+        return None
+    return content if isinstance(content, bytes) else None
+
+
 @contextmanager
 def readable(name: str) -> Iterator[None]:
     """Errors of `datasets` as one of ours, its log and bars kept off what is no terminal.
@@ -173,19 +182,32 @@ def readable(name: str) -> Iterator[None]:
         DataError: Something could not be read.
     """
     import datasets
-    from datasets.exceptions import DatasetsError
 
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     if not console.is_terminal:
         datasets.disable_progress_bars()
     try:
+        with explained(name):
+            yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Errors of `datasets` as one of ours.
+
+    Raises:
+        DataError: Something could not be read.
+    """
+    from datasets.exceptions import DatasetsError
+
+    try:
         yield
     except (DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise DataError(f"{name}: cannot be read ({reason:.300}). Check it.") from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()

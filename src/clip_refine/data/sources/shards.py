@@ -72,15 +72,20 @@ def shard_rows(shards: Sequence[str], options: ReadOptions) -> Iterator[Row]:
     """
     for shard in shards:
         for sample in read_samples(shard):
-            captions, problem = sample_texts(sample, options)
-            extension = sample_image(sample, options)
-            image = None
-            if extension is not None:
-                name, size = f"{sample.key}.{extension}", len(sample.content[extension])
-                image = ImageInTar(shard, name, sample.start[extension], size)
-            elif problem is None:
-                problem = f"has no image but {', '.join(sorted(sample.content))}. Remove it."
-            yield Row(sample.where, image, captions, problem)
+            yield sample_row(sample, options)
+
+
+def sample_row(sample: Sample, options: ReadOptions) -> Row:
+    """A sample as a row, its image where it lies in the tar file."""
+    captions, problem = sample_texts(sample, options)
+    extension = sample_image(sample, options)
+    image = None
+    if extension is not None:
+        name, size = f"{sample.key}.{extension}", len(sample.content[extension])
+        image = ImageInTar(sample.shard, name, sample.start[extension], size)
+    elif problem is None:
+        problem = f"has no image but {', '.join(sorted(sample.content))}. Remove it."
+    return Row(sample.where, image, captions, problem)
 
 
 def read_samples(shard: str) -> Iterator[Sample]:

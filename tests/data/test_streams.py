@@ -1,0 +1,238 @@
+"""Pairs that come one after another: all of them, shuffled, the same for any number of helpers."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from clip_refine import RefineConfig, build, refine
+from clip_refine.config import DataConfig, TrainConfig, override
+from clip_refine.data import (
+    BadRowPolicy,
+    PairBatch,
+    PairStream,
+    ReadOptions,
+    StreamMixture,
+    open_stream,
+    recognise,
+    stream_batches,
+)
+from clip_refine.data.rows import read_place
+from clip_refine.errors import ConfigError, DataError
+from clip_refine.models import OpenClipEncoder
+from clip_refine.toy import ToyPairs
+from tests.data.layouts import (
+    LAYOUTS,
+    Pairs,
+    drawn,
+    write_hub,
+    write_jsonl,
+    write_parquet,
+    write_shards,
+    write_table,
+)
+
+STREAMED = ["WebDataset", "Parquet", "JSON lines", "JSON lines (content)", "dataset on the Hub"]
+
+
+def stream(name: str, *, skip: bool = False, **settings) -> PairStream:
+    policy = BadRowPolicy(skip=skip, limit=0.3)
+    settings = {"buffer": 3, **settings}
+    return open_stream(name, recognise(name), ReadOptions(), policy, **settings)
+
+
+def some(source: PairStream | StreamMixture, count: int, seed: int = 0) -> list[tuple[bytes, str]]:
+    pairs = islice(source.pairs(seed=seed), count)
+    return [(read_place(pair.place), pair.caption) for pair in pairs]
+
+
+@pytest.mark.parametrize("layout", STREAMED)
+def test_a_pass_has_every_image_once_with_one_of_its_captions(layout: str, tmp_path: Path):
+    pairs = drawn(8)
+    source = stream(LAYOUTS[layout](tmp_path / "data", pairs))
+    captions = {content: texts for _, content, texts in pairs}
+    first, second = some(source, 16)[:8], some(source, 16)[8:]
+    for one_pass in (first, second):
+        assert sorted(content for content, _ in one_pass) == sorted(captions)
+        assert all(text in captions[content] for content, text in one_pass)
+    assert first != second
+    assert some(source, 8) == first
+    assert some(source, 8, seed=1) != first
+    prefix = source.prefix(3)
+    assert [prefix.image_bytes(i) for i in range(3)] == [content for _, content, _ in pairs[:3]]
+    assert prefix.captions == [tuple(texts) for _, _, texts in pairs[:3]]
+
+
+def test_all_captions_of_a_stream(tmp_path: Path):
+    pairs = drawn(4)
+    source = stream(write_shards(tmp_path, pairs), every_caption=True, buffer=5)
+    found = some(source, 12)
+    assert sorted(found) == sorted((content, t) for _, content, texts in pairs for t in texts)
+
+
+def test_shards_come_in_another_order_each_pass(tmp_path: Path):
+    pairs = drawn(6)
+    source = stream(write_shards(tmp_path, pairs, shards=6), buffer=1)
+    orders = {tuple(content for content, _ in some(source, 6, seed=s)) for s in range(5)}
+    assert len(orders) > 2
+
+
+def test_lengths_where_the_source_tells(tmp_path: Path):
+    name = write_shards(tmp_path / "tar", drawn(5))
+    assert stream(name).length is None
+    for number, count in ((0, 3), (1, 2)):
+        stats = tmp_path / "tar" / f"{number:05}_stats.json"
+        stats.write_text(json.dumps({"count": 9, "successes": count}))
+    assert stream(name).length == 5
+    assert stream(write_parquet(tmp_path, drawn(5))).length == 5
+    assert stream(write_jsonl(tmp_path, drawn(5))).length is None
+    assert stream(write_parquet(tmp_path, drawn(5)), every_caption=True).length is None
+
+
+def batches_of(source, model: OpenClipEncoder, **settings) -> list[PairBatch]:
+    settings = {"seed": 3, "steps": 5, "batch_size": 4, **settings}
+    return list(
+        stream_batches(source, preprocess=model.preprocess, tokenizer=model.tokenizer, **settings)
+    )
+
+
+@pytest.mark.parametrize("write", [write_shards, write_jsonl])
+def test_workers_and_processes_change_nothing(write, tmp_path: Path, tiny: OpenClipEncoder):
+    source = stream(write(tmp_path, drawn(10)))
+    alone = batches_of(source, tiny)
+    assert [batch.indices for batch in alone] == [list(range(4 * i, 4 * i + 4)) for i in range(5)]
+    helped = batches_of(source, tiny, workers=2)
+    halves = [batches_of(source, tiny, rank=rank, processes=2) for rank in (0, 1)]
+    for one, other, first, second in zip(alone, helped, *halves, strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.pixels, torch.cat([first.pixels, second.pixels]))
+        assert torch.equal(one.tokens, torch.cat([first.tokens, second.tokens]))
+
+
+def test_streams_are_mixed_in_their_shares(tmp_path: Path):
+    few, many = drawn(3), drawn(6)[3:]
+    mixture = StreamMixture(
+        [stream(write_shards(tmp_path / "a", few)), stream(write_parquet(tmp_path / "b", many))],
+        (3, 1),
+    )
+    found = some(mixture, 400)
+    from_few = sum(text in {t for _, _, texts in few for t in texts} for _, text in found)
+    assert 260 < from_few < 340
+    assert some(mixture, 400) == found
+    assert len(mixture.prefix(4)) == 4
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+def with_bad_rows(folder: Path, share: float) -> str:
+    good: Pairs = drawn(6)
+    name, content, _ = good[0]
+    bad = [(name, content, [" "])] * round(share * 300)
+    return write_parquet(folder, [*good * 50, *bad])
+
+
+def test_a_bad_row_stops_a_stream(tmp_path: Path):
+    with pytest.raises(DataError, match="empty caption.*\n.*a bad row in a stream"):
+        some(stream(with_bad_rows(tmp_path, 0.1)), 400)
+
+
+def test_bad_rows_of_a_stream_are_skipped_and_recorded(tmp_path: Path):
+    source = stream(with_bad_rows(tmp_path, 0.1), skip=True)
+    assert len(some(source, 300)) == 300
+    assert len(source.skipped) >= 30
+    with pytest.raises(DataError, match="rows are bad .*more than the 30.0% that"):
+        some(stream(with_bad_rows(tmp_path / "more", 1.0), skip=True), 600)
+
+
+def test_a_stream_without_pairs_ends(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_text("\n")
+    with pytest.raises(DataError, match="x.jsonl: stream of jsonl without pairs"):
+        some(stream(str(tmp_path / "x.jsonl")), 1)
+
+
+def test_a_stream_that_is_cut_off_names_its_shard(tmp_path: Path):
+    name = write_shards(tmp_path, drawn())
+    shard = tmp_path / "00001.tar"
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(DataError, match=f"^{shard}: is cut off or no tar file"):
+        some(stream(name), 8)
+
+
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, tiny: OpenClipEncoder):
+    content = drawn(1)[0][1]
+    spoiled = content[:200] + b"\xff\xd9"  # ends as it should
+    source = stream(write_parquet(tmp_path, [("a.jpg", spoiled, ["one"])]))
+    for workers in (0, 1):
+        with pytest.raises(DataError, match="row with the caption .*cannot be decoded"):
+            batches_of(source, tiny, workers=workers)
+
+
+def test_what_cannot_be_streamed(tmp_path: Path):
+    with pytest.raises(DataError, match="table cannot be streamed, only webdataset, parquet"):
+        stream(write_table(tmp_path, drawn()))
+
+
+def test_nothing_is_held_out_of_a_stream(tmp_path: Path):
+    name = write_shards(tmp_path, drawn())
+    with pytest.raises(ConfigError, match="data.val is missing: nothing can be held out"):
+        build.build_data(DataConfig(train=name, streaming=True), seed=0)
+
+
+def test_a_stream_of_unknown_length_needs_steps(tmp_path: Path):
+    source = stream(write_shards(tmp_path, drawn()))
+    with pytest.raises(ConfigError, match="train.steps is missing: .* does not tell how many"):
+        build.count_steps(TrainConfig(batch_size=2), source, 1)
+    assert build.count_steps(TrainConfig(batch_size=2, steps=7), source, 1) == 7
+
+
+# --- the road -------------------------------------------------------------------------------------
+
+
+def toy_parquet(folder: Path, count: int) -> str:
+    import io
+
+    def rows() -> Iterator[tuple[str, bytes, list[str]]]:
+        toy = ToyPairs("streamed", size=count, captions_per_image=2)
+        for index in range(count):
+            content = io.BytesIO()
+            toy.load_image(index).save(content, "PNG")
+            yield f"{index}.png", content.getvalue(), list(toy.captions[index])
+
+    return write_parquet(folder, list(rows()))
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "gaussian_both"])
+def test_the_road_from_a_stream(tmp_path: Path, tiny_name: str, table: Path, prior: str):
+    config = RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": {
+                "train": toy_parquet(tmp_path / "data", 40),
+                "val": str(table),
+                "streaming": True,
+                "shuffle_buffer": 16,
+            },
+            "train": {"batch_size": 8, "precision": "fp32"},
+            "prior": {"kind": prior},
+            "out": tmp_path / "run",
+            "report": False,
+        }
+    )
+    scores = refine(config)
+    assert (scores.recipe["steps"], scores.recipe["pairs"]) == (5, 40)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    again = refine(override(config, out=tmp_path / "again", train={"workers": 1, "steps": 3}))
+    repeated = (tmp_path / "again" / "log.jsonl").read_text().splitlines()
+    assert again.recipe["steps"] == len(repeated) == 3
+    losses = [json.loads(line)["loss_total"] for line in repeated]
+    assert losses == [line["loss_total"] for line in log[:3]]
+
+
+def test_splits_of_a_streamed_dataset(tmp_path: Path):
+    name = write_hub(tmp_path / "hub", drawn(6))
+    assert len({content for content, _ in some(stream(name), 6)}) == 6

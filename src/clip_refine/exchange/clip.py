@@ -15,6 +15,7 @@ from clip_refine.exchange.links import (
     Converted,
     Link,
     State,
+    attention_links,
     layer_links,
     link,
     to_open_clip,
@@ -23,7 +24,7 @@ from clip_refine.exchange.links import (
 
 EPSILON = 1e-5
 """Both libraries' default of their layer norms."""
-_BLOCK_FLAGS = (
+BLOCK_FLAGS = (
     "qk_norm",
     "scaled_cosine_attn",
     "scale_heads",
@@ -70,14 +71,14 @@ def clip_to_transformers(
         "dtype": "float32",
         "projection_dim": embed_dim,
         "vision_config": {
-            **_tower_config(vision, embed_dim, vision.width // vision.head_width, quick),
+            **tower_config(vision, embed_dim, vision.width // vision.head_width, quick=quick),
             "model_type": "clip_vision_model",
             "num_channels": 3,
             "image_size": _side(vision.image_size),
             "patch_size": _side(vision.patch_size),
         },
         "text_config": {
-            **_tower_config(text, embed_dim, text.heads, quick),
+            **tower_config(text, embed_dim, text.heads, quick=quick),
             "model_type": "clip_text_model",
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
@@ -162,14 +163,15 @@ def why_no_clip_model(model_config: Mapping[str, Any], eos_id: int) -> list[str]
     if text.proj_type != "linear":
         problems.append("its text tower has no projection")
     for tower, cfg, extras in (("image", vision, _VISION_EXTRAS), ("text", text, _TEXT_EXTRAS)):
-        on = [name for name in (*extras, *_BLOCK_FLAGS) if asdict(cfg)[name]]
+        on = [name for name in (*extras, *BLOCK_FLAGS) if asdict(cfg)[name]]
         problems += [f"its {tower} tower is built with {name}" for name in on]
         if set(cfg.act_kwargs or {}) - {"approximate"} or set(cfg.norm_kwargs or {}) - {"eps"}:
             problems.append(f"its {tower} tower has an unusual activation or norm")
     return problems
 
 
-def _tower_config(cfg: Any, embed_dim: int, heads: int, quick: bool) -> dict[str, Any]:
+def tower_config(cfg: Any, embed_dim: int, heads: int, *, quick: bool) -> dict[str, Any]:
+    """What Transformers' settings of an open_clip transformer have in common."""
     tanh = (cfg.act_kwargs or {}).get("approximate") == "tanh"
     activation = "quick_gelu" if quick else "gelu_pytorch_tanh" if tanh else "gelu"
     return {
@@ -223,20 +225,21 @@ def _links(vision_layers: int, text_layers: int, text_prefix: str) -> list[Link]
         link("visual.conv1.weight", f"{image}.embeddings.patch_embedding.weight"),
         link("visual.positional_embedding", f"{image}.embeddings.position_embedding.weight"),
         *layer_links("visual.ln_pre", f"{image}.pre_layrnorm"),  # Transformers' own spelling
-        *_block_links("visual.transformer", image, vision_layers),
+        *block_links("visual.transformer", image, vision_layers),
         *layer_links("visual.ln_post", f"{image}.post_layernorm"),
         link("visual.proj", "visual_projection.weight", "transposed"),
         *layer_links(
             f"{text_prefix}token_embedding", f"{text}.embeddings.token_embedding", bias=False
         ),
         link(f"{text_prefix}positional_embedding", f"{text}.embeddings.position_embedding.weight"),
-        *_block_links(f"{text_prefix}transformer", text, text_layers),
+        *block_links(f"{text_prefix}transformer", text, text_layers),
         *layer_links(f"{text_prefix}ln_final", f"{text}.final_layer_norm"),
         link(f"{text_prefix}text_projection", "text_projection.weight", "transposed"),
     ]
 
 
-def _block_links(open_clip_tower: str, transformers_tower: str, layers: int) -> list[Link]:
+def block_links(open_clip_tower: str, transformers_tower: str, layers: int) -> list[Link]:
+    """The layers of one of open_clip's own transformers."""
     links = []
     for layer in range(layers):
         ours = f"{open_clip_tower}.resblocks.{layer}"
@@ -251,14 +254,3 @@ def _block_links(open_clip_tower: str, transformers_tower: str, layers: int) -> 
         ):
             links += layer_links(f"{ours}.{mine}", f"{theirs}.{other}")
     return links
-
-
-def attention_links(open_clip_stem: str, transformers_layer: str) -> list[Link]:
-    """Query, key and value: one matrix in open_clip and timm, three in Transformers."""
-    return [
-        Link(
-            (f"{open_clip_stem}{kind}",),
-            tuple(f"{transformers_layer}.{part}_proj.{kind}" for part in "qkv"),
-        )
-        for kind in ("weight", "bias")
-    ]

@@ -54,6 +54,17 @@ def layer_links(open_clip: str, transformers: str, *, bias: bool = True) -> list
     return [link(f"{open_clip}.{kind}", f"{transformers}.{kind}") for kind in kinds]
 
 
+def attention_links(open_clip_stem: str, transformers_layer: str) -> list[Link]:
+    """Query, key and value: one matrix in open_clip and timm, three in Transformers."""
+    return [
+        Link(
+            (f"{open_clip_stem}{kind}",),
+            tuple(f"{transformers_layer}.{part}_proj.{kind}" for part in "qkv"),
+        )
+        for kind in ("weight", "bias")
+    ]
+
+
 def to_transformers(links: Iterable[Link], state: State) -> dict[str, Tensor]:
     """Weights by Transformers' names; those that are not split share memory with `state`.
 

@@ -43,8 +43,18 @@ class SentenceFolder:
         }
         if pad_to_context:
             module = "sentence_transformers.base.modules.transformer.Transformer"
-            padding = {"text": {"padding": "max_length"}}
-            files["sentence_bert_config.json"] = {"processing_kwargs": padding}
+            files["sentence_bert_config.json"] = {
+                "transformer_task": "feature-extraction",
+                "modality_config": {
+                    modality: {
+                        "method": f"get_{modality}_features",
+                        "method_output_name": "pooler_output",
+                    }
+                    for modality in ("text", "image")
+                },
+                "module_output_name": "sentence_embedding",
+                "processing_kwargs": {"text": {"padding": "max_length"}},
+            }
         files[_LISTING] = [{"idx": 0, "name": "0", "path": "", "type": module}]
         written = {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}
         return cls("", {name: text.encode() for name, text in written.items()})

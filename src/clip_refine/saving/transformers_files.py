@@ -7,14 +7,20 @@ from typing import Any
 
 import open_clip
 from safetensors.torch import save_file
+from torch import Tensor
 
 from clip_refine.errors import ModelError
-from clip_refine.exchange import clip_to_transformers
+from clip_refine.exchange import (
+    Converted,
+    clip_to_transformers,
+    is_siglip,
+    siglip_to_transformers,
+)
 from clip_refine.exchange.bpe import CLIP_VOCABULARY_SIZE, write_clip_tokenizer
 from clip_refine.exchange.pixels import preprocessing_to_transformers
 from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.sentence_folder import SentenceFolder
-from clip_refine.saving.tokenizer_json import add_tokenizer_json
+from clip_refine.saving.tokenizer_json import add_tokenizer_json, write_cleaning_tokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -37,6 +43,8 @@ def write_transformers(model: Any, folder: Path, header: Mapping[str, str]) -> N
             model.sentence_folder = None
             model.save(folder, metadata=header)
             model.sentence_folder = plain
+        case OpenClipEncoder() if is_siglip(model.model_config):
+            _write_siglip(model, folder, header)
         case OpenClipEncoder():
             _write_clip(model, folder, header)
         case _:
@@ -61,20 +69,42 @@ def write_sentence_transformers(model: Any, folder: Path, header: Mapping[str, s
 
 def _write_clip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str]) -> None:
     tokenizer = encoder.full_length_tokenizer
-    if not isinstance(tokenizer, open_clip.SimpleTokenizer) or (
-        tokenizer.vocab_size != CLIP_VOCABULARY_SIZE
-    ):
-        eos_id = -1  # the architecture's own obstacles are named first
-    else:
-        eos_id = tokenizer.eot_token_id
-    state = {
-        name: tensor.detach().float().cpu() for name, tensor in encoder.clip.state_dict().items()
-    }
-    converted = clip_to_transformers(encoder.model_config, state, eos_id=eos_id)
-    if eos_id < 0:
+    standard = (
+        isinstance(tokenizer, open_clip.SimpleTokenizer)
+        and tokenizer.vocab_size == CLIP_VOCABULARY_SIZE
+    )
+    eos_id = tokenizer.eot_token_id if standard else -1  # other obstacles are named first
+    converted = clip_to_transformers(encoder.model_config, _state(encoder), eos_id=eos_id)
+    if not standard:
         raise ModelError("its tokenizer is not CLIP's own, which CLIPProcessor uses.")
+    _write(converted, encoder, folder, header, processor="CLIP")
+    write_clip_tokenizer(folder, context_length=encoder.model_config["text_cfg"]["context_length"])
+    add_tokenizer_json(folder)
+
+
+def _write_siglip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str]) -> None:
+    converted = siglip_to_transformers(
+        encoder.model_config, _state(encoder), encoder.clip.visual.trunk
+    )
+    _write(converted, encoder, folder, header, processor="Siglip")
+    write_cleaning_tokenizer(encoder, folder)
+
+
+def _state(encoder: OpenClipEncoder) -> dict[str, Tensor]:
+    state = encoder.clip.state_dict()
+    return {name: tensor.detach().float().cpu() for name, tensor in state.items()}
+
+
+def _write(
+    converted: Converted,
+    encoder: OpenClipEncoder,
+    folder: Path,
+    header: Mapping[str, str],
+    *,
+    processor: str,
+) -> None:
     preprocessing = preprocessing_to_transformers(
-        open_clip.get_model_preprocess_cfg(encoder.clip), processor="CLIP"
+        open_clip.get_model_preprocess_cfg(encoder.clip), processor=processor
     )
     for name, content in (("config", converted.config), ("preprocessor_config", preprocessing)):
         text = json.dumps(content, indent=2) + "\n"
@@ -83,5 +113,3 @@ def _write_clip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str
     save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", **header})
     # safetensors lets only the owner read its files
     (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
-    write_clip_tokenizer(folder, context_length=encoder.model_config["text_cfg"]["context_length"])
-    add_tokenizer_json(folder)

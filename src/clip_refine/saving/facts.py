@@ -1,5 +1,6 @@
 """What a saved model's card and header say about it: plain facts without local paths."""
 
+import json
 import re
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
     schema, identifier = _split(name)
     if schema == "python":
         return BaseModelFacts(name=f"a Python object of class {identifier}")
+    if schema == "factory":
+        return BaseModelFacts(name=f"a model made by {identifier}")
     if identifier == "toy":
         return BaseModelFacts(
             name="clip-refine's small model of a drawn world", licence="apache-2.0"
@@ -62,6 +65,8 @@ def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
     folder = Path(identifier)
     if schema == "local-dir" or folder.is_dir():
         return _folder_facts(folder.resolve())
+    if folder.is_file():
+        return BaseModelFacts(name=folder.name)
     if schema or "/" in identifier:
         return BaseModelFacts(name=identifier, hub_id=identifier)
     tag = pretrained or "openai"
@@ -126,5 +131,6 @@ def _settings(config: RefineConfig, steps: int) -> dict[str, str | int | float |
         for name, value in getattr(config, group).model_dump(mode="json").items():
             off = name.endswith("_weight") and not value
             if value is not None and not off and name not in ("device", "workers"):
-                settings[f"{group}.{name}"] = value
+                plain = isinstance(value, str | int | float | bool)
+                settings[f"{group}.{name}"] = value if plain else json.dumps(value)
     return settings

@@ -162,6 +162,20 @@ def test_a_run_of_5000_pairs_stays_under_10_megabytes(tmp_path: Path):
     assert write_run_report(run).stat().st_size < 10e6
 
 
+def test_folders_of_whoever_made_it_are_left_out(tmp_path: Path):
+    found = evidence(12, 3)
+    pairs = tuple(
+        pair.model_copy(update={"name": f"/home/some one/photos/{pair.image}.png"})
+        for pair in found.clouds.pairs
+    )
+    clouds = found.clouds.model_copy(update={"pairs": pairs})
+    source = "/home/some one/photos/captions.csv"
+    write_run(tmp_path, found.model_copy(update={"clouds": clouds, "source": source}))
+    text = write_run_report(tmp_path).read_text(encoding="utf-8")
+    assert "some one" not in text
+    assert "…/photos/captions.csv" in text
+
+
 def test_the_verb_makes_the_page_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_run(tmp_path, evidence(12, 3))
     main(["report", str(tmp_path)])

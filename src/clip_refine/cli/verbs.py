@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from clip_refine.cli.compare import compare_verb
 from clip_refine.cli.evaluate import evaluate_verb
+from clip_refine.cli.explore import explore_verb
 from clip_refine.cli.export import export_verb
 from clip_refine.cli.interpolate import interpolate_verb
 from clip_refine.cli.posthoc import posthoc_verb
@@ -39,6 +40,9 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       Make the page again that refine and compare end with: runs/mine/report.html, one file to look
       at and share.
 
+  clip-refine explore runs/mine --images photos
+      Search your own images with the base model and the refined one side by side.
+
   clip-refine interpolate ViT-B-32 runs/mine --weight 0.5 --out runs/half
       A model on the line between two: most of the gain, less of the loss.
 
@@ -61,6 +65,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate_verb,
     "compare": compare_verb,
     "report": report_verb,
+    "explore": explore_verb,
     "interpolate": interpolate_verb,
     "export": export_verb,
     "posthoc": posthoc_verb,

@@ -6,6 +6,7 @@ from typing import Any
 from clip_refine.evidence import Clouds, Evidence, Histograms, Point, Spectra
 from clip_refine.report.chart import AFTER, IMAGE, INK, MUTED, TEXT, Chart, Panel, line
 from clip_refine.report.chart import layout as axes
+from clip_refine.report.making import short_name
 
 
 def clouds_chart(evidence: Evidence) -> Chart:
@@ -38,7 +39,7 @@ def clouds_chart(evidence: Evidence) -> Chart:
         head=("image", "caption", "cosine before", "after", "rank before", "after"),
         rows=[
             (
-                pair.name,
+                short_name(pair.name),
                 pair.caption,
                 f"{pair.cosine_before:.3f}",
                 f"{pair.cosine_after:.3f}",

@@ -81,6 +81,15 @@ def short_paths(text: str) -> str:
     return _PATH.sub(r"…/\1", text)
 
 
+def short_name(name: str) -> str:
+    """The same for a name that is a path as a whole, spaces and all.
+
+    >>> short_name("/home/some one/photos/a dog.jpg")
+    '…/photos/a dog.jpg'
+    """
+    return f"…/{'/'.join(name.split('/')[-2:])}" if name.startswith("/") else name
+
+
 def _named(model: Mapping[str, Any]) -> str:
     tag = f" ({model['pretrained']})" if model.get("pretrained") else ""
     return f"{model.get('name')}{tag}"

@@ -9,7 +9,15 @@ from clip_refine.report.chart import Chart
 from clip_refine.report.class_view import task_view
 from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
 from clip_refine.report.files import read_mapping, read_steps
-from clip_refine.report.making import all_settings, command, making_facts, seconds, versions
+from clip_refine.report.making import (
+    all_settings,
+    command,
+    making_facts,
+    seconds,
+    short_name,
+    short_paths,
+    versions,
+)
 from clip_refine.report.page import write_page
 from clip_refine.report.score_lines import headline_lines, score_lines, verdict
 from clip_refine.report.training_charts import training_charts
@@ -43,25 +51,28 @@ def write_run_report(run: Path) -> Path:
         path,
         "run.html.j2",
         charts=[*features, *training],
-        title=f"{settings.get('recipe', 'refinement')} on {scores.recipe['model']}",
+        title=f"{settings.get('recipe', 'refinement')} on {short_paths(scores.recipe['model'])}",
         about=_about(scores, settings),
         verdict=verdict(scores),
         headline=headline_lines(scores),
         lines=score_lines(scores),
         scores=scores,
-        source=evidence.source,
+        source=short_name(evidence.source),
         training=[chart.name for chart in training],
         tab_names=_tab_names(evidence, training),
         rankings={"captions": evidence.captions, "images": evidence.images},
         thumbnails=evidence.thumbnails,
         tasks=[task_view(task) for task in evidence.tasks],
-        facts=making_facts(scores, settings, environment, evidence.source),
+        facts=making_facts(scores, settings, environment, short_name(evidence.source)),
         command=command(environment),
         versions=versions(environment),
         seconds=seconds(scores),
         all_settings=all_settings(settings),
         island={
-            "pairs": [pair.model_dump() for pair in evidence.clouds.pairs],
+            "pairs": [
+                {**pair.model_dump(), "name": short_name(pair.name)}
+                for pair in evidence.clouds.pairs
+            ],
             "thumbnails": evidence.thumbnails,
         },
     )
@@ -80,6 +91,6 @@ def _about(scores: RunScores, settings: Mapping[str, Any]) -> str:
     """What was done, in a line."""
     recipe = scores.recipe
     return (
-        f"Recipe {settings.get('recipe', 'unknown')} · model {recipe['model']} · "
+        f"Recipe {settings.get('recipe', 'unknown')} · model {short_paths(recipe['model'])} · "
         f"{recipe['pairs']:,} training images · {recipe['steps']:,} steps"
     )

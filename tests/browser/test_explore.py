@@ -1,0 +1,107 @@
+"""`clip-refine explore` as its user has it: a server on this machine, a page, no network."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from clip_refine import RefineConfig, refine
+from clip_refine.toy import ToyPairs
+from tests.browser.conftest import HARM
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("explore")
+    pairs, lines = ToyPairs("explore", 24), ["image,caption"]
+    for index, (caption,) in enumerate(pairs.captions):
+        pairs.load_image(index).save(folder / f"{index}.png")
+        lines.append(f'{index}.png,"{HARM}{caption}"')
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = {"train": str(folder / "pairs.csv"), "val": str(folder / "pairs.csv")}
+    config = RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": data,
+            "train": {"batch_size": 12, "learning_rate": 1e-3, "precision": "fp32"},
+            "out": folder / "run",
+            "report": False,
+        }
+    )
+    refine(config)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "clip_refine", "explore", str(config.out), "--no-browser"]
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
+        )
+        try:
+            _wait(f"http://127.0.0.1:{port}/", process, folder / "log.txt")
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        if process.poll() is not None:
+            break
+        try:
+            with urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def test_queries_by_text_and_image_with_and_without_captions(server: str, browser):
+    page = browser.new_page()
+    trouble: list[str] = []
+    page.on("console", lambda said: said.type == "error" and trouble.append(said.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: trouble.append(f"dialog {dialog.message}"))
+    own = (server, "data:", "blob:")
+    page.on("request", lambda asked: asked.url.startswith(own) or trouble.append(asked.url))
+    page.goto(server)
+    query = page.get_by_label("Query", exact=True)
+    query.fill("a red circle")
+    query.press("Enter")
+    for side in ("#base", "#refined"):
+        page.wait_for_selector(f"{side} .hit img")
+        assert page.locator(f"{side} .hit").count() == 12
+        assert page.locator(f"{side} .text").count() == 0
+    page.get_by_label("Mixed index").check()
+    page.wait_for_selector("#refined .text, #base .text")
+    texts = page.locator("#base .text, #refined .text")
+    assert all(text.startswith(HARM) for text in texts.all_inner_texts())
+    page.get_by_label("Mixed index").uncheck()
+    page.wait_for_function("!document.querySelector('#base .text, #refined .text')")
+    image = {"name": "query.png", "mimeType": "image/png", "buffer": _png()}
+    page.locator("input[type=file]").first.set_input_files(image)
+    page.wait_for_function(
+        "document.querySelector('#base .score')?.innerText.includes('cosine 1.0')"
+    )
+    assert trouble == []
+    page.close()
+
+
+def _png() -> bytes:
+    import io
+
+    file = io.BytesIO()
+    ToyPairs("explore", 24).load_image(7).save(file, "PNG")
+    return file.getvalue()

@@ -24,7 +24,7 @@ demo: $(READY) ## Refine a small model of a drawn world and print before and aft
 test: $(READY) ## Run all tests
 	$(BIN)/python -m pytest
 
-check: $(READY) ## Format, lint, types, import contract, tests
+check: $(READY) ## Format, lint, types, import contract, tests, in chromium too where there is one
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright

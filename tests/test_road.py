@@ -78,6 +78,18 @@ def test_everything_promised_is_written(config: RefineConfig):
     assert not list(config.out.parent.glob(".run*"))
 
 
+def test_a_run_is_kept_where_its_report_fails(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no plane")
+
+    monkeypatch.setattr("clip_refine.road.gather_evidence", fail)
+    refine(config)
+    assert "No report: no plane" in capsys.readouterr().err
+    assert (config.out / "model" / "open_clip_model.safetensors").is_file()
+
+
 def test_the_report_can_be_left_out(config: RefineConfig):
     refine(override(config, report=False))
     assert not list(config.out.glob("report.*"))

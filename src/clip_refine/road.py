@@ -11,9 +11,11 @@ from torch import nn
 from clip_refine import build
 from clip_refine.clock import Clock
 from clip_refine.config import DataConfig, EvaluateConfig, RefineConfig, dump_config, override
+from clip_refine.console import console
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.bad_rows import skipped_rows, write_skipped
 from clip_refine.environment import write_environment
+from clip_refine.errors import ClipRefineError
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.evaluation.evidence import gather_evidence
@@ -127,10 +129,6 @@ def refine(
                 save_model(student, folder / "model", provenance)
                 _save(folder, config, accelerator.device)
                 write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
-        if folder and config.report:
-            with clock("report"):
-                evidence = gather_evidence(was, now, held_out, tasks, seed=config.seed)
-                evidence.write(folder / "report.json")
         scores = RunScores(
             before=before,
             after=after,
@@ -142,7 +140,7 @@ def refine(
             scores.write(folder / "scores.json")
             write_card(folder / "model", provenance, scores)
         if folder and config.report:
-            write_run_report(folder)
+            _report(folder, was, now, held_out, tasks, seed=config.seed)
     return scores
 
 
@@ -181,6 +179,15 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         note = {"model": config.model.name}
         write_features(config.save_features, features, note=note, overwrite=config.overwrite)
     return scores
+
+
+def _report(folder: Path, *evidence: Any, seed: int) -> None:
+    """Write `report.json` and `report.html`; a run is worth keeping without them, too."""
+    try:
+        gather_evidence(*evidence, seed=seed).write(folder / "report.json")
+        write_run_report(folder)
+    except (ClipRefineError, ValueError, OSError) as error:
+        console.print(f"No report: {error}", style="yellow", markup=False)
 
 
 def _output(config: RefineConfig, accelerator: Accelerator) -> Any:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from clip_refine.compare_config import CompareConfig
     from clip_refine.comparison import compare
     from clip_refine.config import EvaluateConfig, RefineConfig
+    from clip_refine.data_check import check_data
     from clip_refine.errors import ClipRefineError
     from clip_refine.models import DualEncoder, load_open_clip
     from clip_refine.results import Comparison, RunScores, Scores
@@ -23,6 +24,7 @@ __all__ = [
     "RefineConfig",
     "RunScores",
     "Scores",
+    "check_data",
     "compare",
     "evaluate",
     "load_open_clip",
@@ -38,6 +40,7 @@ _HOMES = {
     "RefineConfig": "config",
     "RunScores": "results",
     "Scores": "results",
+    "check_data": "data_check",
     "compare": "comparison",
     "evaluate": "road",
     "load_open_clip": "models",

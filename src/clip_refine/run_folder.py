@@ -77,6 +77,26 @@ def complete_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """A file to write to that becomes `path` when the block ends without an error.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}). Choose another."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _replace(path: Path, complete: Path) -> None:
     if not path.exists():
         complete.rename(path)

@@ -31,6 +31,8 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
     ready = refine(good, *val, "--train.batch-size", "2")
     return {
         "unknown verb": ["refin"],
+        "unknown action of data": ["data", "chek"],
+        "nothing to check": ["data", "check", str(folder / "nowhere.csv")],
         "missing image file": refine(table("a.csv", "image,caption\ngone.png,a dog\n")),
         "unreadable image": refine(table("b.csv", "image,caption\nbroken.png,a dog\n")),
         "empty caption": refine(table("c.csv", f"image,caption\n{IMAGES[0]},\n")),

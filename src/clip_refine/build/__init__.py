@@ -3,6 +3,7 @@
 from clip_refine.build.data import build_data, build_held_out, build_tasks
 from clip_refine.build.devices import (
     build_accelerator,
+    count_free_workers,
     count_workers,
     device_name,
     seeded_generator,
@@ -16,7 +17,8 @@ from clip_refine.build.model import (
     measure_features,
 )
 from clip_refine.build.pixels import build_reader, default_cache
-from clip_refine.build.sources import TOY, absolute_source, open_source
+from clip_refine.build.sources import TOY, absolute_source, open_source, read_all_rows
+from clip_refine.build.tokenizer import build_tokenizer
 from clip_refine.build.trackers import Tracking, check_tracker, tracking
 from clip_refine.build.training import (
     build_batches,
@@ -45,8 +47,10 @@ __all__ = [
     "build_scale",
     "build_student",
     "build_tasks",
+    "build_tokenizer",
     "build_trainer",
     "check_tracker",
+    "count_free_workers",
     "count_pairs",
     "count_steps",
     "count_workers",
@@ -56,6 +60,7 @@ __all__ = [
     "measure_features",
     "model_source",
     "open_source",
+    "read_all_rows",
     "seeded_generator",
     "tracking",
 ]

@@ -20,6 +20,8 @@ from clip_refine.data import (
     open_stream,
     recognise,
 )
+from clip_refine.data.all_rows import AllRows, read_all
+from clip_refine.data.sources.opened import source_rows
 from clip_refine.errors import ConfigError
 from clip_refine.toy import toy_train, toy_val
 
@@ -92,6 +94,22 @@ def _open_stream(name: str, config: DataConfig) -> PairStream:
     length = "unknown length" if stream.length is None else f"{stream.length:,} rows"
     _print(f"{name}: {stream.kind}, {length}.")
     return stream
+
+
+def read_all_rows(name: str, config: DataConfig) -> AllRows:
+    """Recognise a source of captioned images and read all of its rows, good or bad.
+
+    Raises:
+        ConfigError: A setting behind `#` is not known.
+        DataError: The kind is not known, or nothing can be read.
+    """
+    name, own = split_name(name)
+    kind: SourceKind = own.get("kind") or config.kind or recognise(name)
+    if kind == "toy":
+        toy = toy_train()
+        return AllRows("drawn world", toy, sum(map(len, toy.captions)))
+    called, rows = source_rows(name, kind, _read_options(config, own), training=True)
+    return read_all(name, called, rows)
 
 
 def split_name(name: str) -> tuple[str, dict[str, Any]]:

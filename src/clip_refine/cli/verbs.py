@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from clip_refine.cli.compare import compare_verb
+from clip_refine.cli.data import data_verb
 from clip_refine.cli.evaluate import evaluate_verb
 from clip_refine.cli.explore import explore_verb
 from clip_refine.cli.export import export_verb
@@ -43,6 +44,10 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
   clip-refine explore runs/mine --images photos
       Search your own images with the base model and the refined one side by side.
 
+  clip-refine data check captions.csv --sheet pairs.png
+      What is in a source, before a run is spent on it: bad rows, unreadable images, duplicates,
+      captions too long for the model, and ten pairs to look at.
+
   clip-refine interpolate ViT-B-32 runs/mine --weight 0.5 --out runs/half
       A model on the line between two: most of the gain, less of the loss.
 
@@ -66,6 +71,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare_verb,
     "report": report_verb,
     "explore": explore_verb,
+    "data": data_verb,
     "interpolate": interpolate_verb,
     "export": export_verb,
     "posthoc": posthoc_verb,

@@ -109,8 +109,8 @@ class DataConfig(SettingsGroup):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the training images held out (at least 100) where `val` is not given."""
     draft: bool = True
-    """Decode large JPEGs at 1/2, 1/4 or 1/8 where twice the model's pixels are left: faster, with
-    features at a cosine above .999 to those of full size."""
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 where three times the model's pixels are left:
+    faster, with features at a cosine above .999 to those of full size."""
     cache_images: bool = False
     """Keep preprocessed pixels on disk, 150 kB an image at 224 pixels, so that no later epoch or
     run decodes them. Exact: the numbers are those without."""

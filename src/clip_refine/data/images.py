@@ -67,7 +67,7 @@ def check_image(encoded: Encoded) -> str | None:
         True
     """
     try:
-        with _opened(encoded):
+        with opened(encoded):
             return None
     except MemoryError:
         raise
@@ -87,7 +87,7 @@ def check_image_file(path: Path) -> str | None:
 
 def _decode(encoded: Encoded, name: str, side: int | None = None) -> Image.Image:
     try:
-        with _opened(encoded) as image:
+        with opened(encoded) as image:
             if side is not None:
                 _decode_smaller(image, side)
             image.load()
@@ -102,7 +102,7 @@ def _decode(encoded: Encoded, name: str, side: int | None = None) -> Image.Image
 
 
 @contextmanager
-def _opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
+def opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
     """The image with its header read.
 
     Raises:

@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from clip_refine.console import Bar, console
+from clip_refine.console import console
 from clip_refine.data.content import fingerprint, image_bytes
 from clip_refine.data.images import DECODING, decode_image
 from clip_refine.data.levels import Levels, preprocess_fingerprint
 from clip_refine.data.pairs import Images
+from clip_refine.data.parallel import in_parallel
 from clip_refine.data.pixel_store import PixelStore, size_text
 from clip_refine.data.reader import CachedPixels, PixelReader
 from clip_refine.errors import DataError
 
-_FEW = 256
-"""Images for which no worker processes are started."""
 _BATCH = 64
 """Images that are written in one go."""
 _Place = tuple[Images, int]
@@ -161,14 +160,8 @@ def _over(dataset: Any, workers: int, title: str, visible: bool) -> Iterator[tup
     Raises:
         DataError: An item is one.
     """
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=16,
-        collate_fn=list,
-        num_workers=workers if len(dataset) >= _FEW else 0,
-    )
-    items = (item for batch in loader for item in batch)
-    for name, item in Bar(title, len(dataset), visible=visible, transient=True).over(items):
+    count = len(dataset)
+    for name, item in in_parallel(dataset, count, title, workers=workers, visible=visible):
         if isinstance(item, DataError):
             raise item
         yield name, item

@@ -13,9 +13,9 @@ from clip_refine.data.pairs import Images
 from clip_refine.data.pixel_store import PixelStore
 
 Preprocess = Callable[[Image.Image], Tensor]
-RESERVE = 2.3
-"""A JPEG that is decoded smaller keeps so many times the model's pixels a side: twice those of the
-resized image, of which preprocessing may cut an eighth off. See docs/log.md."""
+RESERVE = 3.3
+"""A JPEG that is decoded smaller keeps so many times the model's pixels a side. 2.75 times the size
+that it is resized to was enough; of that preprocessing may cut an eighth off. See docs/log.md."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def side_to_keep(preprocess: Preprocess) -> int | None:
 
     >>> from torchvision.transforms import PILToTensor, Compose, Resize
     >>> side_to_keep(Compose([Resize((64, 64)), PILToTensor()]))
-    148
+    212
     """
     shape = preprocess(Image.new("RGB", (64, 64))).shape
     return round(RESERVE * max(shape[1:])) + 1 if len(shape) == 3 else None

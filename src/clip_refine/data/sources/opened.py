@@ -36,14 +36,18 @@ def open_pairs(
     Raises:
         DataError: It cannot be read, or has bad rows.
     """
-    called, rows = _rows(name, kind, options, training=training)
+    called, rows = source_rows(name, kind, options, training=training)
     return collect(name, called, rows, policy)
 
 
-def _rows(
+def source_rows(
     name: str, kind: SourceKind, options: ReadOptions, *, training: bool
 ) -> tuple[str, Iterator[Row]]:
-    """What to call the kind, and the rows."""
+    """What to call the kind, and the rows, not yet checked.
+
+    Raises:
+        DataError: The source cannot be read; often only once the rows are asked for.
+    """
     if is_remote(name) and kind not in ("webdataset", "parquet"):
         raise DataError(
             f"{name}: only .tar and .parquet files are read from elsewhere. Download it together "

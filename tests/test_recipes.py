@@ -10,9 +10,10 @@ from clip_refine import RefineConfig, refine
 from clip_refine.cli import main
 from clip_refine.config import load_config, override, with_recipe
 from clip_refine.errors import ConfigError
-from clip_refine.models import OpenClipEncoder
+from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.recipes import RECIPES
 from clip_refine.toy import ToyPairs
+from tests.conftest import TINY, write_model
 
 TERMS = {
     "clip-refine": {"rafa", "hycd"},
@@ -106,3 +107,28 @@ def test_recipe_on_the_command_line(capsys: pytest.CaptureFixture[str]):
     assert "alpha: 0.0" in shown
     assert "hycd_weight: 2.0" in shown
     assert "rafa_weight: 0.0" in shown
+
+
+def test_siglips_own_loss_for_models_with_a_bias(
+    pairs: ToyPairs, held_out: ToyPairs, tiny: OpenClipEncoder, tmp_path: Path
+):
+    siglip = load_open_clip(write_model(tmp_path, {**TINY, "init_logit_bias": -10}))
+    bias = siglip.logit_bias
+    assert bias is not None
+    before = bias.item()
+    settings = {
+        "train": {**SETTINGS["train"], "logit_scale": "trained"},
+        "recipe": "contrastive",
+        "loss": {"contrastive_form": "sigmoid"},
+        "out": tmp_path / "run",
+    }
+    config = RefineConfig.model_validate(settings)
+    assert first_step(config, siglip, pairs, held_out)["loss_contrastive"] > 0
+    assert siglip.clip.logit_bias.item() != before
+    with pytest.raises(ConfigError, match=r"needs a model with a logit bias.*Use softmax"):
+        refine(
+            override(config, out=tmp_path / "other"),
+            model=tiny,
+            train_pairs=pairs,
+            held_out=held_out,
+        )

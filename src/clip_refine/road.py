@@ -106,6 +106,7 @@ def refine(
                 prior,
                 accelerator,
                 steps=steps,
+                features=features,
                 scale=scale,
             )
             batches = build.build_batches(config, train_pairs, encoder, accelerator, reader)

@@ -128,7 +128,15 @@ class Workbench:
                 text_factor=scale.text_factor,
             )
             trainer = build.build_trainer(
-                config, student, teacher, self.precision, prior, self.accelerator, steps=steps
+                config,
+                student,
+                teacher,
+                self.precision,
+                prior,
+                self.accelerator,
+                steps=steps,
+                features=features,
+                scale=scale,
             )
             batches = islice(self._batches(config, pairs, teacher), steps)
             trainer.train(batches, steps=steps, log=StepLog(None))

@@ -21,6 +21,39 @@ def test_features_by_hand():
     assert feature_distillation_loss(ROW, text, 0 * ROW, teacher_text).item() == 7.0
 
 
+def test_shifted_features_by_hand():
+    # targets (1, 0) and (4, 1) - (1, 0): the image is (0, 2) away, the text (1, 3)
+    text, teacher_text = torch.tensor([[4.0, 4.0]]), torch.tensor([[4.0, 1.0]])
+    shift = torch.tensor([1.0, 0.0])
+    loss = feature_distillation_loss(ROW.float(), text, 0 * text, teacher_text, shift=shift)
+    assert loss.item() == 4 / 2 + 10 / 2
+
+
+@repeatable
+@given(seed=seeds)
+def test_shifting_the_targets_is_shifting_the_teacher(seed: int):
+    image, text, teacher_image, teacher_text, _ = made_inputs(seed=seed)
+    shift = normals(5, seed=seed + 1)
+    torch.testing.assert_close(
+        feature_distillation_loss(image, text, teacher_image, teacher_text, shift=shift),
+        feature_distillation_loss(image, text, teacher_image + shift, teacher_text - shift),
+    )
+
+
+def test_half_the_gap_lets_the_centroids_meet():
+    image, text, *_ = made_inputs(seed=3)
+    shift = (text.mean(0) - image.mean(0)) / 2
+    moved = (image + shift, text - shift)
+    torch.testing.assert_close(moved[0].mean(0), moved[1].mean(0))
+    assert feature_distillation_loss(*moved, image, text, shift=shift).item() < 1e-24
+
+
+def test_a_shift_of_another_shape_is_refused():
+    image, text, *_ = made_inputs(seed=1)
+    with pytest.raises(ValueError, match=r"shift is \(4,\), expected \(5,\)"):
+        feature_distillation_loss(image, text, image, text, shift=torch.zeros(4))
+
+
 def test_logits_by_hand():
     eye, ones = torch.eye(2), torch.ones(2, 2)
     # student similarities all 1 in the first column and 1 elsewhere; the teacher's are the eye's

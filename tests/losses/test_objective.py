@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clip_refine import losses
-from clip_refine.losses import LossTerms, Objective, PairFeatures
+from clip_refine.losses import LossTerms, Objective, PairFeatures, sigmoid_contrastive_loss
 from tests.losses.cases import Inputs, made_inputs
 
 NOTHING: dict[str, Any] = {
@@ -123,6 +123,31 @@ def test_what_is_needed_must_be_given(weight: str, missing: str):
     objective = Objective(**NOTHING | {weight: 1.0})
     with pytest.raises(ValueError, match=f"this objective needs {missing}, got None"):
         objective(PairFeatures(X.image, X.text), None, None, logit_scale=SCALE)
+
+
+def test_the_anchor_moves_only_where_it_is_told_to():
+    pairs = PairFeatures(X.image, X.text)
+    still = Objective(**NOTHING | {"anchor_weight": 2.0})
+    moved = Objective(**NOTHING | {"anchor_weight": 2.0, "anchor_shift": 0.5})
+    gap = X.text.mean(dim=0) - X.image.mean(dim=0)
+    assert (still.needs_centroid_gap, moved.needs_centroid_gap) == (False, True)
+    assert still(pairs, pairs, None, logit_scale=SCALE).total.item() == 0
+    expected = 2 * 2 * (gap / 4).square().mean()  # weight, towers, half of half the gap
+    total = moved(pairs, pairs, None, logit_scale=SCALE, centroid_gap=gap).total
+    torch.testing.assert_close(total, expected)
+    with pytest.raises(ValueError, match="this objective needs centroid_gap, got None"):
+        moved(pairs, pairs, None, logit_scale=SCALE)
+
+
+def test_the_contrastive_term_may_be_siglips():
+    pairs = PairFeatures(X.image, X.text)
+    objective = Objective(**NOTHING | {"contrastive_weight": 2.0, "contrastive_form": "sigmoid"})
+    bias = torch.tensor(-10.0, dtype=torch.float64)
+    terms = objective(pairs, None, None, logit_scale=SCALE, logit_bias=bias)
+    expected = sigmoid_contrastive_loss(X.image, X.text, logit_scale=SCALE, logit_bias=bias)
+    torch.testing.assert_close(terms.total, 2 * expected)
+    with pytest.raises(ValueError, match="this objective needs logit_bias, got None"):
+        objective(pairs, None, None, logit_scale=SCALE)
 
 
 def test_what_is_not_needed_may_be_missing():

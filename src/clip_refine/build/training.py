@@ -82,10 +82,22 @@ def build_trainer(
     accelerator: Accelerator,
     *,
     steps: int,
+    features: PairFeatures | None = None,
     scale: FeatureScale | None = None,
 ) -> Trainer:
-    """Everything that takes the steps."""
-    train = config.train
+    """Everything that takes the steps.
+
+    `features` are raw ones of training pairs, as the model gave them; objectives that know the
+    teacher's centroids need them.
+    """
+    train, loss = config.train, config.loss
+    scale = scale or FeatureScale()
+    sigmoid = loss.contrastive_weight and loss.contrastive_form == "sigmoid"
+    if sigmoid and getattr(student, "logit_bias", None) is None:
+        raise ConfigError(
+            "loss.contrastive_form sigmoid needs a model with a logit bias, as SigLIP's have; this "
+            "one has none. Use softmax."
+        )
     optimiser = make_optimiser(
         student.named_parameters(),
         learning_rate=train.learning_rate,
@@ -109,7 +121,8 @@ def build_trainer(
         schedule=schedule,
         clip_norm=train.clip_norm,
         updates_statistics=train.normalization_statistics == "updated",
-        scale=scale or FeatureScale(),
+        scale=scale,
+        centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )
 
 

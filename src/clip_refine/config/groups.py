@@ -165,6 +165,8 @@ class LossConfig(SettingsGroup):
     """Weight of hybrid contrastive-distillation."""
     contrastive_weight: NonNegative = 0.0
     """Weight of the symmetric contrastive loss."""
+    contrastive_form: Literal["softmax", "sigmoid"] = "softmax"
+    """Contrastive: cross-entropy over the batch, or SigLIP's sigmoid, for models with a bias."""
     contrastive_normalize: bool = True
     """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
     contrastive_scale: Positive | None = None
@@ -173,6 +175,9 @@ class LossConfig(SettingsGroup):
     """Weight of the mean squared distance between image and text."""
     anchor_weight: NonNegative = 0.0
     """Weight of the mean squared distance to the teacher's features."""
+    anchor_shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Anchor: the teacher's image and text features are first moved together by this share of the
+    gap between their centroids; 1 lets the centroids meet."""
     m2_mix_weight: NonNegative = 0.0
     """Weight of the contrastive loss with mixed features as hard negatives."""
     logit_distillation_weight: NonNegative = 0.0

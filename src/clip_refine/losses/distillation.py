@@ -26,22 +26,29 @@ def feature_distillation_loss(
     text_features: Tensor,
     teacher_image_features: Tensor,
     teacher_text_features: Tensor,
+    *,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """Squared distance of each tower's features to the teacher's own, the two towers added.
 
-    L = 1/(B·d) Σ_i (‖image_i − teacher_image_i‖² + ‖text_i − teacher_text_i‖²).
+    L = 1/(B·d) Σ_i (‖image_i − teacher_image_i − shift‖² + ‖text_i − teacher_text_i + shift‖²).
+
+    With a shift along the line from the image to the text centroid the teacher's two clouds come
+    closer without changing shape: half the distance lets their centroids meet.
 
     Args:
         image_features: (B, d), raw, the student's.
         text_features: (B, d), raw, the student's.
         teacher_image_features: (B, d), raw; no gradient flows into it.
         teacher_text_features: (B, d), raw; no gradient flows into it.
+        shift: (d,), what the teacher's image features are moved by, and its text features
+            against; None for nothing.
 
     Returns:
         A scalar ≥ 0 in squared feature units, 0 where nothing has moved.
 
     Raises:
-        ValueError: If the four shapes are not one (B, d).
+        ValueError: If the four shapes are not one (B, d), or the shift's is not (d,).
 
     Example:
         Image moved by (1, 1), text by nothing, d = 2: 2/2 + 0/2.
@@ -60,6 +67,11 @@ def feature_distillation_loss(
         teacher_image_features.detach(),
         teacher_text_features.detach(),
     )
+    if shift is not None:
+        if shift.shape != image.shape[1:]:
+            raise ValueError(f"shift is {tuple(shift.shape)}, expected {tuple(image.shape[1:])}")
+        shift = shift.to(image)
+        teacher_image, teacher_text = teacher_image + shift, teacher_text - shift
     return mse_loss(image, teacher_image) + mse_loss(text, teacher_text)
 
 

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from clip_refine.losses.alignment import alignment_loss
-from clip_refine.losses.contrastive import contrastive_loss
+from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
 from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
 from clip_refine.losses.hycd import hycd_loss
 from clip_refine.losses.mixup import m2_mix_loss
@@ -84,11 +84,14 @@ class Objective:
         normalize: Whether HyCD and logit distillation see unit features.
         rafa_reduction: `"mean"` or `"sum"`, see `rafa_loss`.
         contrastive_weight: Of `contrastive_loss`.
+        contrastive_form: `softmax` for `contrastive_loss`, `sigmoid` for SigLIP's.
         contrastive_normalize: Whether the contrastive term sees unit features.
         contrastive_scale: Logit scale of the contrastive and the m²-mix term; None for the
             model's own, which is trained by them where the model lets it.
         alignment_weight: Of `alignment_loss`, on raw features.
         anchor_weight: Of `feature_distillation_loss`.
+        anchor_shift: The share of the way to each other that the teacher's centroids go before
+            the student is anchored to its features: 0 for none, 1 where they meet.
         m2_mix_weight: Of `m2_mix_loss`, always on unit features.
         logit_distillation_weight: Of `logit_distillation_loss`.
     """
@@ -100,10 +103,12 @@ class Objective:
     normalize: bool
     rafa_reduction: RafaReduction
     contrastive_weight: float = 0.0
+    contrastive_form: Literal["softmax", "sigmoid"] = "softmax"
     contrastive_normalize: bool = True
     contrastive_scale: float | None = None
     alignment_weight: float = 0.0
     anchor_weight: float = 0.0
+    anchor_shift: float = 0.0
     m2_mix_weight: float = 0.0
     logit_distillation_weight: float = 0.0
 
@@ -125,6 +130,11 @@ class Objective:
         return bool(self.hycd_weight or self.anchor_weight or self.logit_distillation_weight)
 
     @property
+    def needs_centroid_gap(self) -> bool:
+        """Whether the teacher's centroids must be known."""
+        return bool(self.anchor_weight and self.anchor_shift)
+
+    @property
     def needs_references(self) -> bool:
         """Whether references must be drawn from a prior."""
         return bool(self.rafa_weight)
@@ -141,8 +151,10 @@ class Objective:
         references: Tensor | None,
         *,
         logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
         text_references: Tensor | None = None,
         mix: Tensor | None = None,
+        centroid_gap: Tensor | None = None,
     ) -> LossTerms:
         """The weighted terms of one batch.
 
@@ -151,8 +163,12 @@ class Objective:
             teacher: Raw features of the same batch; may be None unless `needs_teacher`.
             references: (B, d), one a pair; may be None unless `needs_references`.
             logit_scale: The model's own multiplier 1/τ (not its logarithm), 0-d.
+            logit_bias: The model's own offset of logits, 0-d; may be None unless the contrastive
+                term has the sigmoid form.
             text_references: (B, d), the texts' own references; None where both sides share one.
             mix: Shares for m²-mix, 0-d or (B,); may be None unless `needs_mix`.
+            centroid_gap: (d,), the teacher's mean text feature less its mean image feature; may be
+                None unless `needs_centroid_gap`.
 
         Returns:
             One entry for every weight that is not 0.
@@ -160,7 +176,7 @@ class Objective:
         Raises:
             ValueError: If something needed is None or shapes do not fit.
         """
-        terms = self._student_terms(student, logit_scale, mix)
+        terms = self._student_terms(student, logit_scale, logit_bias, mix)
         if self.rafa_weight:
             loss = rafa_loss(
                 *student,
@@ -171,21 +187,25 @@ class Objective:
             terms = {"rafa": self.rafa_weight * loss} | terms
         if self.needs_teacher:
             teacher = _given("teacher", teacher)
-            terms |= self._teacher_terms(student, teacher, logit_scale)
+            terms |= self._teacher_terms(student, teacher, logit_scale, centroid_gap)
         return LossTerms(**terms)
 
     def _student_terms(
         self,
         student: PairFeatures,
         logit_scale: Tensor,
+        logit_bias: Tensor | None,
         mix: Tensor | None,
     ) -> dict[str, Tensor]:
         scale = logit_scale if self.contrastive_scale is None else self.contrastive_scale
         terms: dict[str, Tensor] = {}
         if self.contrastive_weight:
-            loss = contrastive_loss(
-                *student, logit_scale=scale, normalize=self.contrastive_normalize
-            )
+            form: dict[str, Any] = {"logit_scale": scale, "normalize": self.contrastive_normalize}
+            if self.contrastive_form == "sigmoid":
+                bias = _given("logit_bias", logit_bias)
+                loss = sigmoid_contrastive_loss(*student, logit_bias=bias, **form)
+            else:
+                loss = contrastive_loss(*student, **form)
             terms["contrastive"] = self.contrastive_weight * loss
         if self.alignment_weight:
             loss = alignment_loss(*student)
@@ -196,7 +216,11 @@ class Objective:
         return terms
 
     def _teacher_terms(
-        self, student: PairFeatures, teacher: PairFeatures, logit_scale: Tensor
+        self,
+        student: PairFeatures,
+        teacher: PairFeatures,
+        logit_scale: Tensor,
+        centroid_gap: Tensor | None,
     ) -> dict[str, Tensor]:
         own_temperature = 1 / logit_scale.detach()
         temperature = own_temperature if self.temperature is None else self.temperature
@@ -211,7 +235,11 @@ class Objective:
             )
             terms["hycd"] = self.hycd_weight * loss
         if self.anchor_weight:
-            terms["anchor"] = self.anchor_weight * feature_distillation_loss(*student, *teacher)
+            shift = None
+            if self.anchor_shift:
+                shift = self.anchor_shift / 2 * _given("centroid_gap", centroid_gap)
+            loss = feature_distillation_loss(*student, *teacher, shift=shift)
+            terms["anchor"] = self.anchor_weight * loss
         if self.logit_distillation_weight:
             loss = logit_distillation_loss(
                 *student, *teacher, temperature=temperature, normalize=self.normalize

@@ -90,6 +90,15 @@ class FeatureScale:
             _multiply(parameters, factor)
         return scale
 
+    def gap(self, features: Any) -> Tensor:
+        """(d,) from the image to the text centroid, of raw features before they were multiplied.
+
+        Args:
+            features: With `image_features` and `text_features`, (N, d) each.
+        """
+        image, text = features.image_features.mean(dim=0), features.text_features.mean(dim=0)
+        return self.text_factor * text - self.image_factor * image
+
     def undo(self) -> None:
         """Give the output layers their own scale back, after training."""
         for parameters, factor in self._layers:

@@ -20,7 +20,12 @@ from clip_refine.priors import Prior
 from clip_refine.train.gather import gather_features
 from clip_refine.train.log import StepLog
 from clip_refine.train.precision import TowerPrecision
-from clip_refine.train.student import batch_statistics, encode_pairs, updating_statistics
+from clip_refine.train.student import (
+    TowerOutput,
+    batch_statistics,
+    encode_pairs,
+    updating_statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,12 @@ class Trainer:
         clip_norm: Largest total gradient norm, None for no limit.
         updates_statistics: Whether BatchNorm's running statistics follow the training batches.
         scale: What the towers are multiplied by in training; the log shows norms without it.
+        centroid_gap: (d,) on the device, the teacher's mean text feature less its mean image
+            feature, at the scale of training; None where the objective does not need it.
     """
 
     accelerator: Any
-    towers: Callable[[Tensor, Tensor], tuple[PairFeatures, Tensor]]
+    towers: Callable[[Tensor, Tensor], TowerOutput]
     teacher: Teacher
     objective: Objective
     precision: TowerPrecision
@@ -56,6 +63,7 @@ class Trainer:
     clip_norm: float | None
     updates_statistics: bool = False
     scale: FeatureScale = field(default_factory=FeatureScale)
+    centroid_gap: Tensor | None = None
 
     def train(self, batches: Iterable[PairBatch], *, steps: int, log: StepLog) -> None:
         """Take one step a batch.
@@ -99,8 +107,8 @@ class Trainer:
 
     def step(self, number: int, batch: PairBatch) -> dict[str, float]:
         """Forward, loss, backward, update; what happened as numbers for the log."""
-        features, logit_scale = self.towers(batch.pixels, batch.tokens)
-        student = gather_features(features, self.accelerator)
+        output = self.towers(batch.pixels, batch.tokens)
+        student = gather_features(output.features, self.accelerator)
         teacher = self._teacher_features(batch)
         references, text_references = self._references(student)
         terms = self._objective_at(number)(
@@ -108,8 +116,10 @@ class Trainer:
             teacher,
             references,
             text_references=text_references,
-            logit_scale=logit_scale,
+            logit_scale=output.logit_scale,
+            logit_bias=output.logit_bias,
             mix=self._mix(student),
+            centroid_gap=self.centroid_gap,
         )
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)

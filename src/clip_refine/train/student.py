@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,20 @@ from clip_refine.models import DualEncoder, Teacher
 from clip_refine.train.precision import TowerPrecision, autocast
 
 _BATCH_NORMS = (nn.modules.batchnorm._NormBase,)
+
+
+class TowerOutput(NamedTuple):
+    """What a forward pass gives the objective; all of it may carry gradient.
+
+    Attributes:
+        features: Raw, in float32, (B, d) each.
+        logit_scale: 0-d factor on cosines.
+        logit_bias: 0-d offset of SigLIP-type models, None for others.
+    """
+
+    features: PairFeatures
+    logit_scale: Tensor
+    logit_bias: Tensor | None
 
 
 class StudentTowers(nn.Module):
@@ -27,10 +41,11 @@ class StudentTowers(nn.Module):
         self.encoder = encoder
         self.precision = precision
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[PairFeatures, Tensor]:
-        """Raw features in float32, (B, d) each, and the 0-d logit scale."""
+    def forward(self, pixels: Tensor, tokens: Tensor) -> TowerOutput:
+        """Features, logit scale and bias of a batch."""
         encoder: DualEncoder = self.encoder  # pyright: ignore[reportAssignmentType]
-        return encode_pairs(encoder, pixels, tokens, self.precision), encoder.logit_scale
+        features = encode_pairs(encoder, pixels, tokens, self.precision)
+        return TowerOutput(features, encoder.logit_scale, getattr(encoder, "logit_bias", None))
 
 
 def encode_pairs(

@@ -18,6 +18,7 @@ from tests.conftest import TINY, write_model
 TERMS = {
     "clip-refine": {"rafa", "hycd"},
     "clip-refine-paper": {"rafa", "hycd"},
+    "balanced": {"hycd", "anchor"},
     "hycd": {"hycd"},
     "self-kd": {"hycd"},
     "hycd+align": {"hycd", "alignment"},

@@ -9,6 +9,12 @@ _NOTHING_YET = {"rafa_weight": 0.0, "hycd_weight": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "clip-refine": {},
     "clip-refine-paper": {"feature_scale": "as-is"},
+    "balanced": {
+        **_HYCD_ONLY,
+        "anchor_weight": 20.0,
+        "anchor_shift": 0.2,
+        "feature_scale": "canonical",
+    },
     "hycd": _HYCD_ONLY,
     "self-kd": {**_HYCD_ONLY, "alpha": 0.0},
     "hycd+align": {**_HYCD_ONLY, "alignment_weight": 1.0},

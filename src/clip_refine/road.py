@@ -68,6 +68,7 @@ def refine(
         train_pairs, held_out = build.build_data(
             config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
         )
+        train_pairs, selection = build.set_aside(config, train_pairs)
         tasks = build.build_tasks(config.evaluation)
         steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
         # 2 student and teacher
@@ -98,10 +99,11 @@ def refine(
             precision = build.build_precision(config.train, student, train_pairs, accelerator)
             config = override(config, train={"precision": precision.name})
             prior = build.build_prior(config.prior, features, scale)
+            teacher = Teacher(student)
             trainer = build.build_trainer(
                 config,
                 student,
-                Teacher(student),
+                teacher,
                 precision,
                 prior,
                 accelerator,
@@ -111,6 +113,7 @@ def refine(
             )
             batches = build.build_batches(config, train_pairs, encoder, accelerator, reader)
             trainer.train(batches, steps=steps, log=log)
+            way = build.interpolate_student(config, student, teacher, embedder, selection)
             scale.undo()
 
         # 6 frozen features → numbers
@@ -125,6 +128,7 @@ def refine(
         provenance = refinement(config, train_pairs, held_out, steps=steps)
         pairs = build.count_pairs(config.train, train_pairs, steps)
         recipe = _recipe(config, provenance, pairs=pairs, steps=steps)
+        recipe["interpolation"] = way
         if folder:
             with clock("save"):
                 save_model(student, folder / "model", provenance)

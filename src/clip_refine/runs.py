@@ -13,11 +13,12 @@ from clip_refine.compare_config import CompareConfig
 from clip_refine.config import RefineConfig, dump_config
 from clip_refine.console import console
 from clip_refine.errors import TrainingError
+from clip_refine.evaluation.selection import selection_score
 from clip_refine.results import LearningRateChoice
 from clip_refine.row_store import RowStore, StoredRow, digest
 from clip_refine.saving import refinement, save_model
 from clip_refine.variants import Variant
-from clip_refine.workbench import Training, Workbench, selection_score
+from clip_refine.workbench import Training, Workbench
 
 UNTOUCHED = "pre-trained"
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ from clip_refine.errors import DataError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.embed import EmbeddedPairs, embed_pairs
 from clip_refine.evaluation.headline import resampled_headline
-from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
@@ -245,12 +243,6 @@ def transformed(features: ModelFeatures, peer: Peer) -> ModelFeatures:
         for task in features.tasks
     ]
     return ModelFeatures(pairs, tasks, normalize=False, dim=peer.dim)
-
-
-def selection_score(pairs: EmbeddedPairs) -> float:
-    """What learning rates are chosen by: the mean of R@1, R@5 and R@10 in both directions."""
-    found = retrieval(pairs.image_features, pairs.text_features, pairs.text_to_image)
-    return fmean(found.values())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from clip_refine.build.devices import (
     device_name,
     seeded_generator,
 )
+from clip_refine.build.interpolation import interpolate_student, set_aside
 from clip_refine.build.loading import build_model, model_source
 from clip_refine.build.model import (
     build_embedder,
@@ -57,10 +58,12 @@ __all__ = [
     "default_cache",
     "device_name",
     "epoch_plans",
+    "interpolate_student",
     "measure_features",
     "model_source",
     "open_source",
     "read_all_rows",
     "seeded_generator",
+    "set_aside",
     "tracking",
 ]

@@ -25,7 +25,7 @@ class RefineConfig(SettingsGroup):
 
     recipe: str = "clip-refine"
     """A named objective, which sets several of `loss`; other `loss` flags win. One of clip-refine,
-    clip-refine-paper, hycd, self-kd, hycd+align, rafa, contrastive, contrastive-raw,
+    clip-refine-paper, balanced, hycd, self-kd, hycd+align, rafa, contrastive, contrastive-raw,
     contrastive+anchor, m2-mix, feature-distillation, logit-distillation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -33,6 +33,9 @@ class RefineConfig(SettingsGroup):
     loss: LossConfig = LossConfig()
     prior: PriorConfig = PriorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
+    """Keep weights between the model (0) and its refinement (1): often most of the gain and less of
+    the loss. auto: the best of tenths on a tenth of the training images, which are held out."""
     out: Path = Path("runs/refine")
     """Folder for the results; it must not exist yet."""
     log: Literal["none", "tensorboard", "wandb", "trackio"] = "none"

@@ -6,7 +6,8 @@ from torch import nn
 
 from clip_refine.config import RefineConfig
 from clip_refine.console import console
-from clip_refine.data import ImageCaptions, hold_out
+from clip_refine.data import ImageCaptions, Stream, hold_out
+from clip_refine.errors import ConfigError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.selection import scores_along_line
 from clip_refine.models import Teacher
@@ -17,15 +18,21 @@ SELECTION_FRACTION = 0.1
 
 
 def set_aside(
-    config: RefineConfig, pairs: ImageCaptions
-) -> tuple[ImageCaptions, ImageCaptions | None]:
+    config: RefineConfig, pairs: ImageCaptions | Stream
+) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
     """What is trained on, and the pairs that the interpolation weight is chosen on, if it is.
 
     Raises:
+        ConfigError: The pairs are a stream, of which no part can be held out.
         DataError: There are too few pairs for that.
     """
     if config.interpolate != "auto":
         return pairs, None
+    if isinstance(pairs, Stream):
+        raise ConfigError(
+            "interpolate auto holds a part of the training pairs out, which a stream does not "
+            "allow. Give a number, as in --interpolate 0.8, or leave --data.streaming out."
+        )
     return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
 
 

@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
+PARITY := .venv-parity
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench parity clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,5 +39,15 @@ format: $(READY) ## Format and fix what can be fixed
 bench: $(READY) ## Time the refine step against a textbook loop
 	$(BIN)/python benchmarks/step.py
 
+# clip_benchmark fails on numpy 2.4, which is what we run on; all but numpy it shares with .venv.
+parity: $(READY) $(PARITY)/.ready ## Compare our metrics with clip_benchmark's and nnn-retrieval's
+	PYTHONPATH=src $(PARITY)/bin/python -m pytest -q tests/parity tests/posthoc/test_nnn_parity.py
+
+$(PARITY)/.ready:
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'clip_benchmark==1.6.2' 'nnn-retrieval' 'numpy>=2.3,<2.4'
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; $(BIN)/python -c "$$site" > $$($(PARITY)/bin/python -c "$$site")/shared.pth
+	@touch $(PARITY)/.ready
+
 clean: ## Remove the environment and the runs
-	rm -rf .venv runs
+	rm -rf .venv .venv-parity runs

@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.data_check import check_data
     from clip_refine.errors import ClipRefineError
+    from clip_refine.measure import evaluate
     from clip_refine.models import DualEncoder, load_open_clip
     from clip_refine.results import Comparison, RunScores, Scores
-    from clip_refine.road import evaluate, refine
+    from clip_refine.road import refine
+    from clip_refine.suite_results import SuiteScores
+    from clip_refine.suites import evaluate_suite
 
 __version__ = "0.1.0"
 
@@ -24,9 +27,11 @@ __all__ = [
     "RefineConfig",
     "RunScores",
     "Scores",
+    "SuiteScores",
     "check_data",
     "compare",
     "evaluate",
+    "evaluate_suite",
     "load_open_clip",
     "refine",
 ]
@@ -40,9 +45,11 @@ _HOMES = {
     "RefineConfig": "config",
     "RunScores": "results",
     "Scores": "results",
+    "SuiteScores": "suite_results",
     "check_data": "data_check",
     "compare": "comparison",
-    "evaluate": "road",
+    "evaluate": "measure",
+    "evaluate_suite": "suites",
     "load_open_clip": "models",
     "refine": "road",
 }

@@ -6,27 +6,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from clip_refine import build
 from clip_refine.clock import Clock
-from clip_refine.config import DataConfig, EvaluateConfig, RefineConfig, dump_config, override
+from clip_refine.config import DataConfig, RefineConfig, dump_config, override
 from clip_refine.console import console
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.bad_rows import skipped_rows, write_skipped
 from clip_refine.environment import write_environment
 from clip_refine.errors import ClipRefineError
-from clip_refine.evaluation import Embedder, score_model
-from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.paired import measure, paired_differences
 from clip_refine.evaluation.scores import embed_model, score_features
 from clip_refine.models import DualEncoder, Teacher
-from clip_refine.posthoc import FeatureSet, write_features
-from clip_refine.posthoc.feature_file import check_features_path
 from clip_refine.provenance import Provenance
 from clip_refine.report.run_page import write_run_report
-from clip_refine.results import RunScores, Scores
+from clip_refine.results import RunScores
 from clip_refine.run_folder import check_free, complete_folder
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.train import StepLog
@@ -146,43 +141,6 @@ def refine(
             write_card(folder / "model", provenance, scores)
         if folder and config.report:
             _report(folder, was, now, held_out, tasks, seed=config.seed)
-    return scores
-
-
-def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Scores:
-    """Measure a model as it stands: the same numbers as before and after a refinement.
-
-    Args:
-        config: Every setting.
-        model: Measured instead of loading `config.model`.
-
-    Raises:
-        ClipRefineError: Bad settings, data or model, or an output file that exists.
-    """
-    if config.out is not None:
-        check_free(config.out, overwrite=config.overwrite, folder=False)
-    if config.save_features is not None:
-        check_features_path(config.save_features, overwrite=config.overwrite)
-    accelerator = build.build_accelerator(config.device)
-    device = accelerator.device
-    held_out = build.build_held_out(config.data, seed=config.seed)
-    tasks = build.build_tasks(config.evaluation)
-    encoder = model or build.build_model(config.model)
-    if isinstance(encoder, nn.Module):
-        encoder.float().eval().to(device)
-    workers = build.count_workers(config.workers, device)
-    reader = build.build_reader(config.data, encoder, [held_out, *tasks], workers=config.workers)
-    batch_size = config.evaluation.batch_size
-    embedder = Embedder(encoder, device, batch_size, workers, reader=reader)
-    pairs = embed_pairs(embedder, held_out)
-    scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
-    if config.out is not None and accelerator.is_main_process:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        scores.write(config.out)
-    if config.save_features is not None and accelerator.is_main_process:
-        features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
-        note = {"model": config.model.name}
-        write_features(config.save_features, features, note=note, overwrite=config.overwrite)
     return scores
 
 

@@ -13,6 +13,13 @@ from clip_refine.cli import main
 RECORD = Path(__file__).parent / "errors.txt"
 IMAGES = ("ok.png", "fine.png")
 
+BAD_SUITE = """\
+sources:
+  here: {at: {kind: folder, path: somewhere}}
+tasks:
+  - {kind: retrieval, source: here}
+"""
+
 
 def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
     def table(name: str, text: str) -> str:
@@ -69,6 +76,12 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "missing class folder": [*ready, "--evaluation.zero-shot", str(folder / "no")],
         "no such device": [*ready, "--train.device", "nowhere:0"],
         "nothing to evaluate on": ["evaluate", "--model.name", model],
+        "unknown suite": ["evaluate", "--suite", "papers"],
+        "suite's images are not there": [
+            *("evaluate", "--suite", "quick", "--data-root", str(folder), "--model.name", model)
+        ],
+        "bad suite": ["evaluate", "--suite", table("g.yaml", BAD_SUITE)],
+        "models without a suite": ["evaluate", "--models", model],
     }
 
 

@@ -32,6 +32,10 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
   clip-refine evaluate --model.name local-dir:runs/mine/model --data.val test.csv
       The same scores for a model as it stands.
 
+  clip-refine evaluate --suite paper --data-root DIR --models runs/mine
+      The paper's twelve zero-shot sets, COCO and Flickr30k, a run's base and model side by side
+      with intervals; or quick, toy, or a suite of your own as a small YAML file.
+
   clip-refine compare --recipes clip-refine,contrastive,hycd --seeds 3 \\
       --data.train captions.csv --out runs/compared
       Which recipe is best here? All of them on the same batches, each at its own learning rate,
@@ -96,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"clip-refine {verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        left = "finished runs are kept" if verb == "compare" else "nothing was written"
+        kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
+        left = kept.get(verb, "nothing was written")
         print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
         raise SystemExit(130) from None
 

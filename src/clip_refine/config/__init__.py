@@ -19,6 +19,7 @@ from clip_refine.config.groups import (
     TrainConfig,
 )
 from clip_refine.config.runs import EvaluateConfig, PosthocConfig, RefineConfig, demo_config
+from clip_refine.config.suites import Suite, load_suite
 
 __all__ = [
     "Count",
@@ -34,11 +35,13 @@ __all__ = [
     "RefineConfig",
     "SettingsGroup",
     "SourceKind",
+    "Suite",
     "TrainConfig",
     "demo_config",
     "dump_config",
     "explain",
     "load_config",
+    "load_suite",
     "override",
     "with_recipe",
 ]

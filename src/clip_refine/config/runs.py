@@ -64,6 +64,23 @@ class RefineConfig(SettingsGroup):
 class EvaluateConfig(SettingsGroup):
     """Everything one run of `clip-refine evaluate` depends on."""
 
+    suite: str | None = None
+    """Tasks to measure instead of `data` and `evaluation`: paper, quick, toy, or a .yaml file."""
+    data_root: Path | None = None
+    """suite: where its images are. Without it: beside its file, or here."""
+    models: tuple[str, ...] = ()
+    """suite: models side by side, each as for `model.name`, with a tag as in ViT-B-32@openai. A
+    run's folder means its base and its model. Differences are taken from the first."""
+    prompts: str | None = None
+    """suite: one prompt set for all its tasks: paper, short, openai-imagenet, simple-imagenet, or
+    a file."""
+    missing: Literal["stop", "skip"] = "stop"
+    """suite: stop with a list of what is not there, or leave those tasks out."""
+    download: bool = False
+    """suite: let torchvision fetch the datasets that it can."""
+    cache: Path | None = None
+    """suite: folder for features, which later runs reuse. Without it:
+    $XDG_CACHE_HOME/clip-refine."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

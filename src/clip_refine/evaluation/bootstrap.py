@@ -37,7 +37,7 @@ def resampled_means(values: Tensor, *, resamples: int, seed: int) -> Tensor:
     if len(values) < 1 or resamples < 1:
         raise ValueError(f"{len(values)} items and {resamples} resamples; both must be at least 1")
     values = values.detach().cpu().double()
-    blocks = _counts(len(values), resamples, seed)
+    blocks = resampled_counts(len(values), resamples=resamples, seed=seed)
     return torch.cat([counts @ values for counts in blocks]) / len(values)
 
 
@@ -58,8 +58,14 @@ def interval(differences: Tensor, *, level: float = 0.95) -> tuple[float, float]
     return low, high
 
 
-def _counts(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each item was drawn, (rows, N) float64, some resamples at a time."""
+def resampled_counts(count: int, *, resamples: int, seed: int) -> Iterator[Tensor]:
+    """How often each item was drawn, (rows, N) float64, some resamples at a time.
+
+    Args:
+        count: N.
+        resamples: How often all are drawn anew.
+        seed: Of the items drawn: the same for the same seed and N.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, _COUNTS_AT_ONCE // count)
     for start in range(0, resamples, rows):
@@ -67,3 +73,78 @@ def _counts(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
         drawn = torch.randint(count, (size, count), generator=generator)
         counts = torch.zeros(size, count, dtype=torch.float64)
         yield counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+
+
+def resampled_ratios(
+    values: Tensor, owners: Tensor, image_count: int, *, resamples: int, seed: int
+) -> Tensor:
+    """Means over queries with the images drawn anew: an image brings all its queries along.
+
+    Args:
+        values: (Q, m), m numbers of each query.
+        owners: (Q,) the image of each query.
+        image_count: N.
+        resamples: How often.
+        seed: Of the images drawn.
+
+    Returns:
+        (resamples, m) float64 on the CPU.
+
+    Example:
+        >>> values, owners = torch.tensor([[1.0], [1.0]]), torch.tensor([0, 1])
+        >>> resampled_ratios(values, owners, 2, resamples=2, seed=0).tolist()
+        [[1.0], [1.0]]
+    """
+    values, owners = values.detach().cpu().double(), owners.cpu()
+    columns = torch.zeros(image_count, values.shape[1] + 1, dtype=torch.float64)
+    counted = torch.cat([values, torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
+    columns.index_add_(0, owners, counted)
+    sums = resampled_means(columns, resamples=resamples, seed=seed)
+    return sums[:, :-1] / sums[:, -1:]
+
+
+def resampled_sums(
+    values: Tensor, owners: Tensor, groups: Tensor, image_count: int, *, resamples: int, seed: int
+) -> Iterator[Tensor]:
+    """Sums over queries within groups with the images drawn anew, some resamples at a time.
+
+    Args:
+        values: (Q,) a number of each query.
+        owners: (Q,) the image of each query.
+        groups: (Q,) the group of each query, from 0.
+        image_count: N.
+        resamples: How often.
+        seed: Of the images drawn.
+
+    Yields:
+        (rows, groups) float64 on the CPU.
+    """
+    group_count = int(groups.max()) + 1
+    places = torch.stack([groups.cpu(), owners.cpu()])
+    sums = torch.sparse_coo_tensor(
+        places, values.detach().cpu().double(), (group_count, image_count), check_invariants=True
+    ).coalesce()
+    for counts in resampled_counts(image_count, resamples=resamples, seed=seed):
+        yield torch.sparse.mm(sums, counts.T).T
+
+
+def resampled_medians(
+    values: Tensor, owners: Tensor, image_count: int, *, resamples: int, seed: int
+) -> Tensor:
+    """Medians over queries with the images drawn anew; of an even number the middle two's mean.
+
+    Arguments as in `resampled_ratios`, `values` (Q,).
+
+    Returns:
+        (resamples,) float64 on the CPU.
+    """
+    distinct, groups = values.detach().cpu().double().unique(return_inverse=True)
+    ones = torch.ones(len(groups))
+    medians = []
+    for counts in resampled_sums(ones, owners, groups, image_count, resamples=resamples, seed=seed):
+        reached = counts.cumsum(1).contiguous()
+        total = reached[:, -1:]
+        # the 0-based places of the middle two, as counts that must be passed to be there
+        middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], dim=1) + 0.5
+        medians.append(distinct[torch.searchsorted(reached, middle)].mean(dim=1))
+    return torch.cat(medians)

@@ -170,10 +170,20 @@ def expected_calibration_error(
     confidence, correct = confidence.double(), correct.to(confidence.device).double()
     if not ((confidence >= 0) & (confidence <= 1 + 1e-12)).all():
         raise ValueError("a confidence is not a probability from 0 to 1")
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    place = torch.bucketize(confidence, edges[1:-1])
+    place = calibration_bins(confidence, bins=bins)
     surplus = place.bincount(weights=correct - confidence, minlength=bins)
     return surplus.abs().sum().item() / len(confidence)
+
+
+def calibration_bins(confidence: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:
+    """(N,) the bin of each confidence, from 0: the right edge belongs to a bin, the left does not.
+
+    Example:
+        >>> calibration_bins(torch.tensor([0.0, 0.5, 0.6]), bins=2).tolist()
+        [0, 0, 1]
+    """
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+    return torch.bucketize(confidence.double(), edges[1:-1])
 
 
 def _check_classes(predicted: Tensor, labels: Tensor, class_count: int) -> None:

@@ -1,6 +1,6 @@
 """Images and texts → frozen features, in float32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,13 @@ class Embedder:
     visible: bool = True
     reader: PixelReader | None = None
 
-    @torch.no_grad()
     def images(self, images: Images, title: str) -> Tensor:
         """Raw features of all images in order, (N, d), float32 on the CPU."""
+        return torch.cat(list(self.image_blocks(images, title)))
+
+    @torch.no_grad()
+    def image_blocks(self, images: Images, title: str) -> Iterator[Tensor]:
+        """The same, a batch at a time, as it is ready."""
         batches = image_batches(
             images,
             batch_size=self.batch_size,
@@ -44,12 +48,12 @@ class Embedder:
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
         )
-        features = []
-        bar = self._bar(title, len(images))
-        for pixels in bar.over(batches):
+        done = 0
+        for pixels in self._bar(title, len(images)).over(batches):
             pixels = pixels.to(self.device, non_blocking=True)
-            features.append(self.model.encode_image(pixels).float().cpu())
-        return _finite(torch.cat(features), images.image_name)
+            features = self.model.encode_image(pixels).float().cpu()
+            yield _finite(features, lambda index, start=done: images.image_name(start + index))
+            done += len(features)
 
     @torch.no_grad()
     def texts(self, texts: list[str], title: str) -> Tensor:

@@ -1,6 +1,5 @@
 """The teacher's features of the training pairs, computed once, kept on disk, read by every run."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_refine.data import (
     EpochPlan,
@@ -25,10 +24,8 @@ from clip_refine.data.images import DECODING
 from clip_refine.data.levels import preprocess_fingerprint
 from clip_refine.errors import OutputError
 from clip_refine.models import Teacher
+from clip_refine.models.identity import identity
 from clip_refine.train.precision import TowerPrecision, autocast
-
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_PROBE_TEXTS = ["a photo of a cat.", "Two people, one umbrella: rain at 5 o'clock!"]
 
 
 @dataclass(frozen=True)
@@ -174,28 +171,10 @@ class TeacherCache:
 
 
 def model_fingerprint(model: Any, precision: TowerPrecision) -> str:
-    """Of weights, architecture, preprocessing, tokenizer and precision.
-
-    What preprocessing and tokenizer are called is not enough, since two functions may have one
-    name: what they make of a sample counts, too.
-    """
+    """Of weights, architecture, preprocessing, tokenizer and precision."""
     return fingerprint(
-        precision.name.encode(),
-        _ADDRESS.sub("", repr(model)).encode(),
-        preprocess_fingerprint(model.preprocess).encode(),
-        _bytes(model.tokenizer(_PROBE_TEXTS)),
-        *_weights(model),
+        preprocess_fingerprint(model.preprocess).encode(), *identity(model, precision.name)
     )
-
-
-def _weights(model: nn.Module) -> Iterator[bytes]:
-    for name, tensor in model.state_dict().items():
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        yield _bytes(tensor)
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _stored(

@@ -1,0 +1,206 @@
+"""A suite: the sources and tasks of an evaluation, from a small YAML file."""
+
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from clip_refine.config.files import explain
+from clip_refine.config.groups import Count, SettingsGroup
+from clip_refine.config.tasks import Task
+from clip_refine.errors import ConfigError
+
+SHIPPED = ("paper", "quick", "toy")
+
+
+class FolderSource(SettingsGroup):
+    """`PATH/CLASS/image.jpg`."""
+
+    kind: Literal["folder"]
+    path: str
+    only: str | None = None
+    """A text file with one image a line; others are left out. The first word of a line counts,
+    without its ending: as in UCF101's `testlist01.txt`."""
+
+
+class CubSource(SettingsGroup):
+    """CUB-200-2011 as it is distributed; `split` by its `train_test_split.txt`."""
+
+    kind: Literal["cub"]
+    path: str
+    split: Literal["train", "test"] = "test"
+
+
+class TorchvisionSource(SettingsGroup):
+    """A dataset that torchvision reads."""
+
+    kind: Literal["torchvision"]
+    path: str = "."
+    """torchvision's `root`."""
+    dataset: Literal[
+        "CIFAR10",
+        "CIFAR100",
+        "Caltech101",
+        "DTD",
+        "EuroSAT",
+        "FGVCAircraft",
+        "Flowers102",
+        "Food101",
+        "ImageNet",
+        "OxfordIIITPet",
+        "STL10",
+        "SUN397",
+        "StanfordCars",
+    ]
+    split: str | None = None
+    """As torchvision calls it; for CIFAR `train` or `test`. None where there are no splits."""
+
+
+class RowsSource(SettingsGroup):
+    """Rows with an image and a class, which the `datasets` library reads."""
+
+    kind: Literal["rows"]
+    path: str
+    """A folder of Parquet or WebDataset (.tar) files, or `hf:ORG/NAME`."""
+    split: str = "test"
+    subset: str | None = None
+    """The configuration of a dataset on the Hub that has several."""
+    image: str = "image"
+    """Column of the images; in WebDataset files their ending, such as `jpg`."""
+    label: str = "label"
+    """Column of the classes, numbers or names; in WebDataset files `cls`."""
+
+
+class CaptionsSource(SettingsGroup):
+    """Captioned images: anything that `--data.val` takes."""
+
+    kind: Literal["captions"]
+    path: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `data`, such as `caption_column`."""
+
+
+class ToySource(SettingsGroup):
+    """The drawn world: its held-out pairs, or one of its classification tasks."""
+
+    kind: Literal["toy"]
+    task: str | None = None
+
+
+Source = Annotated[
+    FolderSource | CubSource | TorchvisionSource | RowsSource | CaptionsSource | ToySource,
+    Field(discriminator="kind"),
+]
+"""Where images come from."""
+
+
+class SuiteSource(SettingsGroup):
+    """A named set of images, and where it may be."""
+
+    at: tuple[Source, ...]
+    """Places in the order in which they are tried; the first that is there is taken."""
+    naming: Literal["plain", "camel-case", "numbered"] = "plain"
+    """How folder names become class names: underscores as spaces; also `ApplyEyeMakeup` as `apply
+    eye makeup`; or also without the number in `001.Laysan_Albatross`."""
+    class_names: str | tuple[str, ...] | dict[str, str] | None = None
+    """Instead of the source's own: a list in the order of its classes, a mapping from its names, a
+    .txt, .yaml or .json file with either, or `open_clip` for ImageNet's."""
+    note: str | None = None
+    """What to know about it; stands in the results."""
+    how_to_get: str | None = None
+    """Where to get it and how to lay it out, for the list of what is missing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place_or_several(cls, values: Any) -> Any:
+        """`at: {...}` means a list of one."""
+        if isinstance(values, dict) and isinstance(values.get("at"), dict):
+            return {**values, "at": [values["at"]]}
+        return values
+
+    @property
+    def captioned(self) -> bool:
+        """Whether it holds captions; else it holds classes."""
+        return all(
+            place.kind == "captions" or (place.kind == "toy" and place.task is None)
+            for place in self.at
+        )
+
+    @field_validator("at")
+    @classmethod
+    def _somewhere(cls, at: tuple[Source, ...]) -> tuple[Source, ...]:
+        if not at:
+            raise ValueError("needs at least one place")
+        return at
+
+
+class Suite(SettingsGroup):
+    """Sources and tasks."""
+
+    name: str
+    about: str = ""
+    sources: dict[str, SuiteSource]
+    """Name → where its images are."""
+    tasks: tuple[Task, ...]
+    """What to measure, in this order."""
+    resamples: Count = 1000
+    """Bootstrap resamples for the intervals."""
+
+    @model_validator(mode="after")
+    def _tasks_have_fitting_sources_and_names(self) -> "Suite":
+        if not self.tasks:
+            raise ValueError("tasks: needs at least one")
+        for number, task in enumerate(self.tasks):
+            for field, name in task.sources().items():
+                where = f"tasks.{number}.{field}"
+                if name not in self.sources:
+                    raise ValueError(
+                        f"{where}: there is no source {name!r}; there are {', '.join(self.sources)}"
+                    )
+                if self.sources[name].captioned != task.needs_captions:
+                    wanted = "captions" if task.needs_captions else "classes"
+                    raise ValueError(
+                        f"{where}: {task.kind} needs a source with {wanted}, {name!r} has none"
+                    )
+        counts = Counter(task.title for task in self.tasks)
+        twice = [title for title, count in counts.items() if count > 1]
+        if twice:
+            raise ValueError(f"tasks: two are called {twice[0]!r}; give one a `name`")
+        return self
+
+
+def load_suite(name: str) -> Suite:
+    """A shipped suite by its name, or one from a YAML file.
+
+    Raises:
+        ConfigError: There is none, or it does not hold together.
+    """
+    if name in SHIPPED:
+        text, where = shipped(f"{name}.yaml"), f"suite {name}"
+    else:
+        where = name
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{name}: no suite of this name ({', '.join(SHIPPED)}) and no readable file "
+                f"({error.strerror if isinstance(error, OSError) else 'not UTF-8'}). Check --suite."
+            ) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: is not valid YAML. {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected name, sources and tasks, got {values!r:.60}.")
+    try:
+        return Suite.model_validate({"name": Path(name).stem, **values})
+    except ValidationError as error:
+        raise ConfigError(explain(error, where=f"{where}: ")) from error
+
+
+def shipped(name: str) -> str:
+    """The text of a file in `config/shipped`."""
+    return (resources.files("clip_refine.config") / "shipped" / name).read_text(encoding="utf-8")

@@ -1,0 +1,243 @@
+"""Images with classes from torchvision's datasets, rows of tables and archives, and CUB's lists."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from clip_refine.data.folders import ClassFolders, read_class_folders
+from clip_refine.errors import DataError
+
+_GIVES_PATHS = frozenset(
+    {"DTD", "EuroSAT", "FGVCAircraft", "Flowers102", "Food101", "ImageNet", "SUN397"}
+    | {"StanfordCars"}
+)
+"""Datasets of torchvision that take a `loader`, so that their paths are known without decoding."""
+_LABELS = ("targets", "labels", "y", "_labels")
+"""Where the others keep their classes."""
+
+
+@dataclass(frozen=True)
+class IndexedImages:
+    """Images with one class each in something that is asked by position.
+
+    Attributes:
+        name: Where they are from.
+        class_names: As the source has them.
+        labels: `labels[i]` is the position of image `i`'s class in `class_names`.
+        fetch: Gives image `i`.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    labels: Sequence[int]
+    fetch: Callable[[int], Image.Image]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index` in RGB.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        try:
+            return self.fetch(index).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"{self.image_name(index)}: cannot be decoded as an image ({error}). Get the "
+                "data set again."
+            ) from error
+
+    def image_name(self, index: int) -> str:
+        """The source and the position."""
+        return f"{self.name}[{index}]"
+
+
+@dataclass(frozen=True)
+class _First:
+    """The image of a row of a torchvision dataset; a class so that other processes get it."""
+
+    rows: Any
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.rows[index][0]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The image of a row of a table."""
+
+    rows: Any
+    column: str
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.rows[index][self.column]
+
+
+def read_torchvision(
+    dataset: str, root: Path, *, split: str | None, download: bool = False
+) -> ClassFolders | IndexedImages:
+    """A dataset by its class in `torchvision.datasets`.
+
+    Args:
+        dataset: The class's name.
+        root: torchvision's `root`.
+        split: As that class calls it; `train` or `test` for CIFAR; None where it has no splits.
+        download: Whether torchvision may fetch what is missing.
+
+    Raises:
+        DataError: It is not there, not whole, or has no such split.
+    """
+    from torchvision import datasets
+
+    options: dict[str, Any] = {}
+    if dataset.startswith("CIFAR"):
+        options["train"] = split == "train"
+    elif split is not None:
+        options["split"] = split
+    if dataset in _GIVES_PATHS:
+        options["loader"] = Path
+    if dataset != "ImageNet":
+        options["download"] = download
+    try:
+        found = getattr(datasets, dataset)(root, **options)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DataError(
+            f"{root}: torchvision's {dataset} cannot be read ({error}). Lay it out as torchvision "
+            "does, or pass --download."
+        ) from error
+    classes = getattr(found, "classes", None) or found.categories
+    names = tuple(name if isinstance(name, str) else name[0] for name in classes)
+    title = f"{dataset} {split}" if split else dataset
+    if dataset in _GIVES_PATHS:
+        rows = [found[index] for index in range(len(found))]
+        return ClassFolders(
+            title, names, (), tuple(path for path, _ in rows), tuple(label for _, label in rows)
+        )
+    labels = next((getattr(found, key) for key in _LABELS if hasattr(found, key)), None)
+    if labels is None:
+        labels = [found[index][1] for index in range(len(found))]
+    return IndexedImages(title, names, tuple(int(label) for label in labels), _First(found))
+
+
+def read_cub(folder: Path, *, split: str) -> ClassFolders:
+    """CUB-200-2011 by its own lists.
+
+    Args:
+        folder: That with `images`, `images.txt`, `image_class_labels.txt`,
+            `train_test_split.txt` and `classes.txt`.
+        split: `train` or `test`.
+
+    Raises:
+        DataError: A list is missing or damaged.
+    """
+    columns: dict[str, list[str]] = {}
+    for name in ("classes", "images", "image_class_labels", "train_test_split"):
+        path = folder / f"{name}.txt"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            columns[name] = [line.split(maxsplit=1)[1].strip() for line in lines if line.strip()]
+        except (OSError, UnicodeDecodeError, IndexError) as error:
+            raise DataError(
+                f"{path}: cannot be read as a list of CUB-200-2011 ({error}). Unpack "
+                "CUB_200_2011.tgz again."
+            ) from error
+    images, labels = columns["images"], columns["image_class_labels"]
+    is_train = columns["train_test_split"]
+    if not len(images) == len(labels) == len(is_train):
+        raise DataError(
+            f"{folder}: its lists have {len(images)}, {len(labels)} and {len(is_train)} images. "
+            "Unpack CUB_200_2011.tgz again."
+        )
+    wanted = "1" if split == "train" else "0"
+    chosen = [index for index, mark in enumerate(is_train) if mark == wanted]
+    return ClassFolders(
+        f"CUB-200-2011 {split}",
+        tuple(columns["classes"]),
+        (),
+        tuple(folder / "images" / images[index] for index in chosen),
+        tuple(int(labels[index]) - 1 for index in chosen),
+    )
+
+
+def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
+    """Class folders with the names as they are, and perhaps only the images of a list.
+
+    Raises:
+        DataError: As `read_class_folders`; or the list cannot be read or names no image there.
+    """
+    found = read_class_folders(folder, templates=())
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if only is None:
+        return ClassFolders(found.name, tuple(folders), (), found.paths, found.labels)
+    try:
+        lines = only.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{only}: cannot be read as a list of images ({error}).") from error
+    stems = {Path(line.split()[0]).stem for line in lines if line.strip()}
+    kept = [index for index, path in enumerate(found.paths) if path.stem in stems]
+    if not kept:
+        raise DataError(
+            f"{only}: none of its {len(stems)} images is in {folder}. Both must have the same "
+            "names, without endings."
+        )
+    return ClassFolders(
+        found.name,
+        tuple(folders),
+        (),
+        tuple(found.paths[index] for index in kept),
+        tuple(found.labels[index] for index in kept),
+    )
+
+
+def read_labelled_rows(
+    path: str, *, split: str, subset: str | None, image: str, label: str
+) -> IndexedImages:
+    """Rows of Parquet or WebDataset files or of a dataset on the Hub.
+
+    Args:
+        path: A folder of .parquet or .tar files, or `hf:ORG/NAME`.
+        split: On the Hub; a folder is read as a whole.
+        subset: The configuration on the Hub, where there are several.
+        image: Column of images.
+        label: Column of classes: numbers, names, or the library's own class labels.
+
+    Raises:
+        DataError: It cannot be read or has no such column.
+    """
+    from datasets import Image as ImageColumn
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if path.startswith("hf:"):
+            rows = load_dataset(path.removeprefix("hf:"), subset, split=split)
+        else:
+            kind, files = _files(Path(path))
+            rows = load_dataset(kind, data_files={split: files}, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]}).") from error
+    columns: Any = rows.features or {}
+    for column in (image, label):
+        if column not in columns:
+            raise DataError(f"{path}: has no column {column!r}, only {', '.join(columns)}.")
+    values = rows.select_columns([label])[label][:]
+    names = getattr(columns[label], "names", None)
+    if names is None:
+        names = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+        place = {name: position for position, name in enumerate(names)}
+        values = [place[value] for value in values]
+    rows = rows.cast_column(image, ImageColumn())
+    return IndexedImages(path, tuple(map(str, names)), tuple(values), _Column(rows, image))
+
+
+def _files(folder: Path) -> tuple[str, list[str]]:
+    for kind, ending in (("parquet", "parquet"), ("webdataset", "tar")):
+        files = sorted(str(file) for file in folder.rglob(f"*.{ending}"))
+        if files:
+            return kind, files
+    raise DataError(f"{folder}: has no .parquet or .tar file. Put some there.")

@@ -1,5 +1,6 @@
 """The terminal: one console on standard error, one kind of progress bar."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -16,6 +17,12 @@ Item = TypeVar("Item")
 
 console = Console(stderr=True, highlight=False)
 """Progress and remarks go to standard error, so that results can be piped."""
+
+
+def remark(line: str, style: str | None = None) -> None:
+    """Print a line as it stands, once where several processes run."""
+    if not int(os.environ.get("RANK", "0")):
+        console.print(line, style=style, markup=False, soft_wrap=True)
 
 
 class Bar:

@@ -22,6 +22,7 @@ from tests.data.layouts import (
     write_images,
     write_karpathy,
     write_parquet,
+    write_parquet_with_paths,
     write_saved,
     write_shards,
     write_table,
@@ -134,6 +135,17 @@ def test_splits_of_a_saved_dataset(tmp_path: Path):
     parts.save_to_disk(str(tmp_path / "both"))
     assert len(opened(str(tmp_path / "both"))) == 4
     assert len(open_source(str(tmp_path / "both"), DataConfig(), training=False)) == 1
+
+
+def test_image_files_of_a_dataset_on_the_hub(tmp_path: Path):
+    """`datasets` gives those as absolute paths into its caches, which are followed there alone."""
+    write_image_folder(tmp_path / "hub", drawn())
+    source = opened(f"hf:{tmp_path / 'hub'}")
+    assert [source.image_bytes(i) for i in range(4)] == [content for _, content, _ in drawn()]
+    elsewhere = write_parquet_with_paths(tmp_path / "data", [(str(tmp_path / "x.png"), b"", ["a"])])
+    assert elsewhere.endswith("paths.parquet")
+    with pytest.raises(DataError, match="x.png' is an absolute path"):
+        opened(f"hf:{tmp_path / 'data'}")
 
 
 def test_a_dataset_that_is_not_there():

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -28,7 +31,9 @@ from tests.data.layouts import (
     LAYOUTS,
     Pairs,
     drawn,
+    opened,
     write_hub,
+    write_image_folder,
     write_jsonl,
     write_parquet,
     write_shards,
@@ -233,6 +238,37 @@ def test_the_road_from_a_stream(tmp_path: Path, tiny_name: str, table: Path, pri
     assert losses == [line["loss_total"] for line in log[:3]]
 
 
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder and the address that it is served at."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args) -> None:
+            pass
+
+    (tmp_path / "served").mkdir()
+    handler = partial(Handler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_shards_at_an_address(served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    folder, address = served
+    write_shards(folder, drawn())
+    name = f"{address}/{{00000..00001}}.tar"
+    assert sorted(content for content, _ in some(stream(name), 4)) == sorted(
+        content for _, content, _ in drawn()
+    )
+    assert opened(name).captions == tuple(tuple(texts) for _, _, texts in drawn())
+    with pytest.raises(DataError, match=r"00009.tar: cannot be read"):
+        some(stream(f"{address}/00009.tar"), 1)
+
+
 def test_splits_of_a_streamed_dataset(tmp_path: Path):
     name = write_hub(tmp_path / "hub", drawn(6))
     assert len({content for content, _ in some(stream(name), 6)}) == 6
+    write_image_folder(tmp_path / "files", drawn(6))
+    assert len({content for content, _ in some(stream(f"hf:{tmp_path / 'files'}"), 18)}) == 6

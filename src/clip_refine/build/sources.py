@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from clip_refine.config import DataConfig, SourceKind
-from clip_refine.console import console
+from clip_refine.console import remark
 from clip_refine.data import (
     BadRowPolicy,
     CaptionedImages,
@@ -92,7 +92,7 @@ def _open_stream(name: str, config: DataConfig) -> PairStream:
         every_caption=config.captions == "all",
     )
     length = "unknown length" if stream.length is None else f"{stream.length:,} rows"
-    _print(f"{name}: {stream.kind}, {length}.")
+    remark(f"{name}: {stream.kind}, {length}.")
     return stream
 
 
@@ -171,10 +171,4 @@ def _say(name: str, kind: str, pairs: ImageCaptions) -> None:
     if isinstance(pairs, CaptionedImages) and pairs.uncaptioned:
         count, first = len(pairs.uncaptioned), pairs.uncaptioned[0]
         line += f"; {count:,} images without captions are left out, the first: {first}"
-    _print(f"{line}.")
-
-
-def _print(line: str) -> None:
-    """Show a line from the first process."""
-    if not int(os.environ.get("RANK", "0")):
-        console.print(line, markup=False, soft_wrap=True)
+    remark(f"{line}.")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clip_refine.console import console
+from clip_refine.console import remark
 from clip_refine.errors import DataError
 
 LISTED = 10
@@ -61,8 +61,11 @@ class BadRows:
         """Put a row on the list."""
         self.found.append(BadRow(where, problem))
 
-    def settle(self) -> None:
+    def settle(self, *, say: bool = True) -> None:
         """All rows were seen: stop, or go on without the bad ones.
+
+        Args:
+            say: Whether to tell how many are skipped.
 
         Raises:
             DataError: There are bad rows, and they are not to be skipped or are too many.
@@ -76,12 +79,11 @@ class BadRows:
             )
         if self.share > self.policy.limit:
             raise DataError(f"{self._listed()}\n{self._too_many()}")
-        console.print(
-            f"{self.source}: {self._counted()} and skipped, the first: {self.found[0]}",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
+        if say:
+            remark(
+                f"{self.source}: {self._counted()} and skipped, the first: {self.found[0]}",
+                "yellow",
+            )
 
     def settle_so_far(self) -> None:
         """A stream goes on: stop at the first bad row, or when they are too many.

@@ -91,7 +91,7 @@ class PairStream:
         number = 0
         for epoch in _count_up():
             generator = random.Random(f"{seed} {epoch}")
-            rows = self._captioned(self._checked(generator), generator)
+            rows = self._captioned(self._checked(generator, say=epoch == 0), generator)
             before = number
             for place, caption in shuffled(rows, self.buffer, generator):
                 yield StreamedPair(place, caption, number)
@@ -105,7 +105,7 @@ class PairStream:
         Raises:
             DataError: As `pairs`.
         """
-        rows = list(islice(self._checked(None), count))
+        rows = list(islice(self._checked(None, say=False), count))
         if not rows:
             raise DataError(f"{self.name}: {self.kind} without pairs.")
         return CaptionedImages(
@@ -116,7 +116,7 @@ class PairStream:
         )
 
     def _checked(
-        self, generator: random.Random | None
+        self, generator: random.Random | None, *, say: bool
     ) -> Iterator[tuple[ImagePlace, tuple[str, ...]]]:
         """Image and captions of every good row that has captions."""
         bad = BadRows(self.name, self.policy)
@@ -131,7 +131,7 @@ class PairStream:
                 self.skipped.append(bad.found[-1])
             elif row.image is not None and row.captions:
                 yield row.image, tuple(text.strip() for text in row.captions)
-        bad.settle()
+        bad.settle(say=say)
 
     def _captioned(
         self, rows: Iterator[tuple[ImagePlace, tuple[str, ...]]], generator: random.Random

@@ -1,4 +1,4 @@
-"""Tables that Hugging Face `datasets` reads: Parquet, the Hub, folders of `save_to_disk`."""
+"""Tables that Hugging Face `datasets` reads: Parquet, folders of `save_to_disk`, any other."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,6 @@ from clip_refine.data.sources.split_files import choose_split
 from clip_refine.errors import DataError
 
 PARQUET = "Parquet"
-HUB = "dataset on the Hub"
 SAVED = "dataset saved to disk"
 
 
@@ -78,35 +77,6 @@ def saved_rows(folder: Path, options: ReadOptions, *, training: bool) -> Iterato
     return table_rows(saved, str(folder), folder / "dataset_info.json", options)
 
 
-def hub_rows(name: str, options: ReadOptions, *, training: bool) -> Iterator[Row]:
-    """The rows of a dataset on the Hub, by its name there.
-
-    Raises:
-        DataError: It cannot be read, or it is not clear which split to read.
-    """
-    import datasets
-
-    split = hub_split(name, options, training=training)
-    with readable(f"hf:{name}"):
-        table = datasets.load_dataset(name, options.subset, split=split)
-    return table_rows(table, f"hf:{name}", Path(name) / "data", options)
-
-
-def hub_split(name: str, options: ReadOptions, *, training: bool) -> str:
-    """The split to read, as `datasets` writes it.
-
-    Raises:
-        DataError: The dataset cannot be reached, or it is not clear which split to read.
-    """
-    import datasets
-
-    if options.split and "[" in options.split:  # a slice, which `datasets` understands
-        return options.split
-    with readable(f"hf:{name}"):
-        found = {str(s) for s in datasets.get_dataset_split_names(name, options.subset)}
-    return "+".join(choose_split(f"hf:{name}", found, options.split, training=training))
-
-
 def table_rows(table: Any, name: str, file: Path, options: ReadOptions) -> Iterator[Row]:
     """The rows of a `datasets` table with an image and a caption column.
 
@@ -119,9 +89,14 @@ def table_rows(table: Any, name: str, file: Path, options: ReadOptions) -> Itera
     Raises:
         DataError: A column is missing.
     """
+    return file_rows(file, table_written(table, name, options), options)
+
+
+def table_written(table: Any, name: str, options: ReadOptions) -> Iterator[Written]:
+    """As `table_rows`, with image paths as the table has them."""
     image_column, caption_column = find_columns(name, list(table.column_names), options)
     table = undecoded(table.select_columns([image_column, caption_column]))
-    return file_rows(file, _written(table, name, image_column, caption_column), options)
+    return _written(table, name, image_column, caption_column)
 
 
 def undecoded(table: Any) -> Any:

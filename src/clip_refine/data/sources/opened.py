@@ -8,7 +8,15 @@ from clip_refine.config import SourceKind
 from clip_refine.data.bad_rows import BadRowPolicy
 from clip_refine.data.captioned import CaptionedImages, collect
 from clip_refine.data.rows import ReadOptions, Row
-from clip_refine.data.sources import coco, dataset_rows, image_folders, jsonl, shards, token_files
+from clip_refine.data.sources import (
+    coco,
+    dataset_rows,
+    hub,
+    image_folders,
+    jsonl,
+    shards,
+    token_files,
+)
 from clip_refine.data.sources.kinds import HUB_PREFIX, files_of
 from clip_refine.data.sources.patterns import is_remote
 from clip_refine.data.sources.tables import table_kind, table_rows
@@ -81,6 +89,6 @@ def source_rows(
                 Path(name), options, training=training
             )
         case "hub":
-            rows = dataset_rows.hub_rows(name.removeprefix(HUB_PREFIX), options, training=training)
-            return dataset_rows.HUB, rows
+            rows = hub.hub_rows(name.removeprefix(HUB_PREFIX), options, training=training)
+            return hub.KIND, rows
     raise DataError(f"{name}: {kind} is no kind that is read from files.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from clip_refine.data.rows import ReadOptions, Row, StoredImage
+from clip_refine.data.rows import ImagePlace, ReadOptions, Row
 from clip_refine.data.sources.split_files import read_split_file
 from clip_refine.errors import DataError
 
@@ -80,7 +80,7 @@ class Written:
     """
 
     where: str
-    image: str | StoredImage
+    image: str | ImagePlace
     captions: tuple[str, ...]
     problem: str | None = None
 

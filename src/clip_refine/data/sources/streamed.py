@@ -10,9 +10,9 @@ from typing import Any
 from clip_refine.config import SourceKind
 from clip_refine.data.bad_rows import BadRowPolicy
 from clip_refine.data.rows import ReadOptions, Row
-from clip_refine.data.sources import dataset_rows, jsonl, shards
+from clip_refine.data.sources import dataset_rows, hub, jsonl, shards
 from clip_refine.data.sources.kinds import HUB_PREFIX, files_of
-from clip_refine.data.sources.paths import file_rows
+from clip_refine.data.sources.paths import Written, file_rows
 from clip_refine.data.sources.patterns import is_remote
 from clip_refine.data.streams import OpenRows, PairStream
 from clip_refine.errors import DataError
@@ -84,14 +84,17 @@ def _open(name: str, kind: SourceKind, options: ReadOptions) -> tuple[OpenRows, 
             ))  # fmt: skip
             return _of_table(table, name, Path(files[0]), options), _count_rows(files)
         case "hub":
-            hub = name.removeprefix(HUB_PREFIX)
-            split = dataset_rows.hub_split(hub, options, training=True)
+            called = name.removeprefix(HUB_PREFIX)
+            split = hub.hub_split(called, options, training=True)
             table = _streamed(name, lambda d: d.load_dataset(
-                hub, options.subset, split=split, streaming=True
+                called, options.subset, split=split, streaming=True
             ))  # fmt: skip
             found = (table.info.splits or {}).get(split)
             length = getattr(found, "num_examples", None)
-            return _of_table(table, name, Path(hub) / "data", options), length or None
+            rows = _of_table(
+                table, name, hub.hub_file(called), options, lambda rows: hub.hub_paths(rows, called)
+            )
+            return rows, length or None
     raise DataError(
         f"{name}: {kind} cannot be streamed, only {', '.join(STREAMED)}. Leave out "
         "--data.streaming, or write the pairs as one of these."
@@ -131,7 +134,13 @@ def _streamed(name: str, load: Callable[[Any], Any]) -> Any:
         return load(datasets)
 
 
-def _of_table(table: Any, name: str, file: Path, options: ReadOptions) -> OpenRows:
+def _of_table(
+    table: Any,
+    name: str,
+    file: Path,
+    options: ReadOptions,
+    resolved: Callable[[Iterator[Written]], Iterator[Written]] = iter,
+) -> OpenRows:
     """Passes over an iterable table, its files in an order of their own each time."""
     with dataset_rows.readable(name):  # column names may not be known before the first row
         header = table.column_names or list(next(iter(table), {}))
@@ -145,12 +154,12 @@ def _of_table(table: Any, name: str, file: Path, options: ReadOptions) -> OpenRo
             generator.shuffle(order)
         for index in order:
             written = _written(table.shard(count, index), name, columns)
-            yield from file_rows(file, written, options)
+            yield from file_rows(file, resolved(written), options)
 
     return begin
 
 
-def _written(table: Any, name: str, columns: tuple[str, str]) -> Iterator[Any]:
+def _written(table: Any, name: str, columns: tuple[str, str]) -> Iterator[Written]:
     image_column, caption_column = columns
     with dataset_rows.explained(name):
         for record in table:

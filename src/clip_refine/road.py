@@ -95,19 +95,20 @@ def refine(
             config = override(config, train={"precision": precision.name})
             prior = build.build_prior(config.prior, features, scale)
             teacher = Teacher(student)
-            trainer = build.build_trainer(
-                config,
-                student,
-                teacher,
-                precision,
-                prior,
-                accelerator,
-                steps=steps,
-                features=features,
-                scale=scale,
-            )
-            batches = build.build_batches(config, train_pairs, encoder, accelerator, reader)
-            trainer.train(batches, steps=steps, log=log)
+            with build.build_part(config, student, accelerator):
+                trainer = build.build_trainer(
+                    config,
+                    student,
+                    teacher,
+                    precision,
+                    prior,
+                    accelerator,
+                    steps=steps,
+                    features=features,
+                    scale=scale,
+                )
+                batches = build.build_batches(config, train_pairs, encoder, accelerator, reader)
+                trainer.train(batches, steps=steps, log=log)
             way = build.interpolate_student(config, student, teacher, embedder, selection)
             scale.undo()
 

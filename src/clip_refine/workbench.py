@@ -125,19 +125,20 @@ class Workbench:
                 image_factor=scale.image_factor,
                 text_factor=scale.text_factor,
             )
-            trainer = build.build_trainer(
-                config,
-                student,
-                teacher,
-                self.precision,
-                prior,
-                self.accelerator,
-                steps=steps,
-                features=features,
-                scale=scale,
-            )
-            batches = islice(self._batches(config, pairs, teacher), steps)
-            trainer.train(batches, steps=steps, log=StepLog(None))
+            with build.build_part(config, student, self.accelerator):
+                trainer = build.build_trainer(
+                    config,
+                    student,
+                    teacher,
+                    self.precision,
+                    prior,
+                    self.accelerator,
+                    steps=steps,
+                    features=features,
+                    scale=scale,
+                )
+                batches = islice(self._batches(config, pairs, teacher), steps)
+                trainer.train(batches, steps=steps, log=StepLog(None))
             scale.undo()
         self.accelerator.free_memory()
         return Training(

@@ -7,7 +7,7 @@ from torch import nn
 from clip_refine.models import OpenClipEncoder
 from clip_refine.train import TowerPrecision, make_optimiser, make_schedule, measure_precision
 from clip_refine.train.precision import PrecisionMeasurement
-from clip_refine.train.student import encode_pairs, prepare_student, updating_statistics
+from clip_refine.train.student import encode_pairs, prepare_student, training_mode
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "bf16-image", "bf16-text"])
@@ -89,8 +89,14 @@ def test_batch_norm_statistics_and_dropout():
     rows = torch.randn(8, 3)
     model(rows)
     assert torch.equal(model[0].running_mean, before)
-    with updating_statistics(model):
+    with training_mode(model, statistics=True, dropout=False):
         assert torch.equal(model[1](rows), rows)
         model(rows)
     assert not torch.equal(model[0].running_mean, before)
+    assert not any(module.training for module in model)
+    before = model[0].running_mean.clone()
+    with training_mode(model, statistics=False, dropout=True):
+        assert not torch.equal(model[1](rows), rows)
+        model(rows)
+    assert torch.equal(model[0].running_mean, before)
     assert not any(module.training for module in model)

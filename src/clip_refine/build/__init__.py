@@ -24,6 +24,7 @@ from clip_refine.build.trackers import Tracking, check_tracker, tracking
 from clip_refine.build.training import (
     build_batches,
     build_objective,
+    build_part,
     build_prior,
     build_trainer,
     count_pairs,
@@ -42,6 +43,7 @@ __all__ = [
     "build_held_out",
     "build_model",
     "build_objective",
+    "build_part",
     "build_precision",
     "build_prior",
     "build_reader",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from clip_refine.config import (
     RefineConfig,
     TrainConfig,
 )
+from clip_refine.console import console
 from clip_refine.data import (
     EpochPlan,
     ImageCaptions,
@@ -35,6 +37,7 @@ from clip_refine.train import (
     Trainer,
     make_optimiser,
     make_schedule,
+    trained_part,
 )
 
 
@@ -71,6 +74,35 @@ def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale
             return Fixed(torch.cat([image, text]).mean(0))
         case "norm_matched":
             return NormMatched(float(torch.cat([image, text]).norm(dim=-1).mean()))
+
+
+@contextmanager
+def build_part(
+    config: RefineConfig, student: nn.Module, accelerator: Accelerator
+) -> Iterator[None]:
+    """Train only what the settings ask for within the block; the student is whole after it.
+
+    What is random in a model, such as dropout and new adapters, follows the seed in here.
+
+    Raises:
+        ModelError: The student has no such part.
+    """
+    train = config.train
+    seed = seeded_generator(config.seed, "training").initial_seed() + accelerator.process_index
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        with trained_part(
+            student,
+            train.parameters,
+            blocks=train.blocks,
+            lora_rank=train.lora_rank,
+            lora_alpha=train.lora_alpha,
+            gradient_checkpointing=train.gradient_checkpointing,
+        ) as part:
+            if accelerator.is_main_process:
+                console.print(str(part))
+            yield
 
 
 def build_trainer(
@@ -121,6 +153,7 @@ def build_trainer(
         schedule=schedule,
         clip_norm=train.clip_norm,
         updates_statistics=train.normalization_statistics == "updated",
+        dropout=train.dropout == "on",
         scale=scale,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )

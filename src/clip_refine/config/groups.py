@@ -148,12 +148,36 @@ class TrainConfig(SettingsGroup):
     """The default objective does not use the logit scale, so it stays as it is."""
     normalization_statistics: Literal["frozen", "updated"] = "frozen"
     """Running statistics of BatchNorm layers. Updating them moves the student off its teacher."""
+    dropout: Literal["off", "on"] = "off"
+    """Dropout and stochastic depth of models that have them. The teacher never drops anything."""
+    parameters: Literal[
+        "all", "image-tower", "text-tower", "projections", "last-blocks", "lora"
+    ] = "all"
+    """What is trained: all, one tower, the layers that both towers end in, their last blocks with
+    what follows, or LoRA adapters (extra `[peft]`), merged before saving."""
+    blocks: Count = 2
+    """last-blocks: how many of each tower."""
+    lora_rank: Count = 16
+    """lora: the adapters' inner dimension."""
+    lora_alpha: Positive = 32.0
+    """lora: adapters are multiplied by alpha / rank."""
+    gradient_checkpointing: bool = False
+    """Compute activations again for the gradient: less memory, more time."""
     precision: Precision = "auto"
     """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+    @model_validator(mode="after")
+    def _statistics_count_once(self) -> "TrainConfig":
+        if self.gradient_checkpointing and self.normalization_statistics == "updated":
+            raise ValueError(
+                "gradient_checkpointing runs every block twice, so that normalization_statistics "
+                "updated would count each batch twice; choose one of them"
+            )
+        return self
 
 
 class LossConfig(SettingsGroup):

@@ -20,7 +20,8 @@ from clip_refine.errors import ModelError
 
 PAPER_RATIO = 1.5
 """Norms may differ by this factor from the paper's before they count as far from them."""
-_CANDIDATES = 24  # layers tried from the last one back; the output layer is among the last few
+_BARE = 8  # bare matrices tried: a few near the root of the model
+_LEAVES = 16  # layers tried from the last one back; the output layer is among the last few
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,15 @@ def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> 
     """The parameters that scale a tower's features: doubling them doubles every feature exactly.
 
     Found by trying the layers that the features depend on, from the last one back, so that any
-    architecture will do. Leaves weights and gradients as they were.
+    architecture will do, frozen or not. Leaves weights and gradients as they were.
 
     Raises:
         ModelError: No layer does that, for example after a pooling without weights.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(encode().sum(), trained, allow_unused=True)
-    used = {id(p) for p, gradient in zip(trained, gradients, strict=True) if gradient is not None}
-    candidates = [layer for layer in _layers_backwards(model) if id(layer[0]) in used]
+    used = {id(parameter) for parameter in used_parameters(model, encode)}
     with torch.no_grad():  # all through here: kernels may round differently with gradients
         features = encode()
-        for parameters in candidates[:_CANDIDATES]:
+        for parameters in _candidate_layers(model, used):
             _multiply(parameters, 2.0)
             doubled = torch.equal(encode(), 2 * features)
             _multiply(parameters, 0.5)
@@ -135,17 +132,39 @@ def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> 
     )
 
 
-def _layers_backwards(model: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Candidates: bare parameters of composite modules, then leaf modules, last ones first."""
-    modules = [module for module in model.modules() if list(module.parameters(recurse=False))]
-    for module in modules:
-        if list(module.children()):
-            for parameter in module.parameters(recurse=False):
-                if parameter.ndim >= 2:
-                    yield [parameter]
-    for module in reversed(modules):
-        if not list(module.children()):
-            yield list(module.parameters(recurse=False))
+def used_parameters(model: nn.Module, encode: Callable[[], Tensor]) -> list[nn.Parameter]:
+    """The parameters that features depend on, whether or not they are trained."""
+    every = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    before = [parameter.requires_grad for parameter in every]
+    try:
+        for parameter in every:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(encode().sum(), every, allow_unused=True)
+    finally:
+        for parameter, trained in zip(every, before, strict=True):
+            parameter.requires_grad_(trained)
+    return [p for p, gradient in zip(every, gradients, strict=True) if gradient is not None]
+
+
+def _candidate_layers(model: nn.Module, used: set[int]) -> Iterator[list[nn.Parameter]]:
+    """Bare matrices of composite modules, shallow ones first, then leaf modules, last ones first.
+
+    A projection that is a bare parameter belongs to the tower itself or to the model, and comes
+    before the norm in front of it, which would scale the features, too.
+    """
+    owners = [(name, m) for name, m in model.named_modules() if list(m.parameters(recurse=False))]
+    others = [(name.count("."), m) for name, m in owners if list(m.children())]
+    bare = [
+        [parameter]
+        for _, module in sorted(others, key=lambda pair: pair[0])
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim >= 2 and id(parameter) in used
+    ]
+    leaves = [m for _, m in reversed(owners) if not list(m.children())]
+    layers = [list(leaf.parameters(recurse=False)) for leaf in leaves]
+    yield from bare[:_BARE]
+    yield from [layer for layer in layers if id(layer[0]) in used][:_LEAVES]
 
 
 @torch.no_grad()

@@ -111,9 +111,9 @@ def detect_text_input(model: Any, tokenizer: Any, features: Any) -> TextInput:
     Raises:
         ModelError: The mask that the model needs cannot be told from the ids.
     """
-    _check_vocabulary(model, tokenizer)
     full = TransformersTokenizer(tokenizer, _context_length(model, tokenizer), None)
     tokens = full(_PROBES).to(model.device)
+    _check_vocabulary(model, tokenizer, largest=int(tokens.max()))
     if "attention_mask" not in tokenizer.model_input_names:
         return _cut_where_exact(TextInput(full, masked=False), tokens, features)
     mask = _true_mask(full, tokens)
@@ -162,11 +162,10 @@ def _detect_padding(tokenizer: Any, tokens: Tensor, mask: Tensor) -> Padding | N
     return None
 
 
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
+def _check_vocabulary(model: Any, tokenizer: Any, *, largest: int) -> None:
     """Whether tokenizer and tower belong together: an empty one is made where files are missing."""
     expected = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
     known = len(tokenizer)
-    largest = max(max(ids) for ids in tokenizer(_PROBES)["input_ids"])
     if expected and (largest >= expected or known < expected // 2):
         raise ModelError(
             f"{type(model).__name__}: its tokenizer knows {known} tokens, its text tower "

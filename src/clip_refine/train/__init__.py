@@ -3,6 +3,7 @@
 from clip_refine.train.log import StepLog
 from clip_refine.train.loop import Trainer
 from clip_refine.train.optimiser import make_optimiser, make_schedule
+from clip_refine.train.part import trained_part
 from clip_refine.train.precision import TowerPrecision, measure_precision
 from clip_refine.train.student import StudentTowers, prepare_student
 
@@ -15,4 +16,5 @@ __all__ = [
     "make_schedule",
     "measure_precision",
     "prepare_student",
+    "trained_part",
 ]

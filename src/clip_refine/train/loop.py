@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from clip_refine.train.student import (
     TowerOutput,
     batch_statistics,
     encode_pairs,
-    updating_statistics,
+    training_mode,
 )
 
 
@@ -45,6 +44,7 @@ class Trainer:
         schedule: The optimiser's learning rate, which also holds the optimiser.
         clip_norm: Largest total gradient norm, None for no limit.
         updates_statistics: Whether BatchNorm's running statistics follow the training batches.
+        dropout: Whether dropout and stochastic depth are on.
         scale: What the towers are multiplied by in training; the log shows norms without it.
         centroid_gap: (d,) on the device, the teacher's mean text feature less its mean image
             feature, at the scale of training; None where the objective does not need it.
@@ -62,6 +62,7 @@ class Trainer:
     schedule: LambdaLR
     clip_norm: float | None
     updates_statistics: bool = False
+    dropout: bool = False
     scale: FeatureScale = field(default_factory=FeatureScale)
     centroid_gap: Tensor | None = None
 
@@ -78,7 +79,7 @@ class Trainer:
                 or the device has too little memory.
         """
         towers = self.accelerator.unwrap_model(self.towers)
-        with updating_statistics(towers) if self.updates_statistics else nullcontext():
+        with training_mode(towers, statistics=self.updates_statistics, dropout=self.dropout):
             try:
                 self._train(batches, steps, log)
             except torch.OutOfMemoryError as error:

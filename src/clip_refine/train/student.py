@@ -64,7 +64,9 @@ def prepare_student(
     *,
     logit_scale: Literal["frozen", "trained"],
 ) -> None:
-    """Set what is trained, in place; parameters that are frozen already stay so.
+    """Make weights float32 and set whether the logit scale is trained, in place.
+
+    Parameters that are frozen already stay so; `trained_part` freezes others.
 
     The student stays in evaluation mode: dropout would make it differ from its teacher at random,
     and running statistics of small batches ruin BatchNorm towers.
@@ -80,16 +82,20 @@ def prepare_student(
 
 
 @contextmanager
-def updating_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers, and only they, in train mode within the block."""
-    layers = [module for module in model.modules() if isinstance(module, _BATCH_NORMS)]
-    for layer in layers:
-        layer.train()
+def training_mode(model: nn.Module, *, statistics: bool, dropout: bool) -> Iterator[None]:
+    """Some layers in train mode within the block; all are in evaluation mode after it.
+
+    Args:
+        model: Both towers.
+        statistics: Whether BatchNorm layers follow the batches.
+        dropout: Whether everything else is in train mode: dropout, stochastic depth, patch dropout.
+    """
+    for module in model.modules():
+        module.training = statistics if isinstance(module, _BATCH_NORMS) else dropout
     try:
         yield
     finally:
-        for layer in layers:
-            layer.eval()
+        model.eval()
 
 
 @torch.no_grad()

@@ -1,0 +1,319 @@
+"""What is trained and what stays: towers, projections, blocks, adapters, recomputed activations."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clip_refine import RefineConfig, build, refine
+from clip_refine.config import override
+from clip_refine.errors import ConfigError, ModelError
+from clip_refine.models import OpenClipEncoder, load_open_clip, load_transformers
+from clip_refine.models.feature_scale import output_layer
+from clip_refine.toy import ToyPairs
+from clip_refine.train.part import trained_part
+from clip_refine.train.student import prepare_student
+from tests.conftest import TINY, write_model
+from tests.models import tiny_transformers
+
+RESNET = {
+    **TINY,
+    "vision_cfg": {"image_size": 48, "layers": [1, 1, 1, 2], "width": 16, "patch_size": None},
+}
+TEXTS = ["a red circle", "a small blue star in the upper left", "dog"]
+PROJECTIONS = {"clip.visual.proj", "clip.text_projection"}
+FINAL_NORMS = {
+    f"clip.{norm}.{part}" for norm in ("visual.ln_post", "ln_final") for part in ("weight", "bias")
+}
+
+
+@pytest.fixture(scope="module")
+def names(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    pytest.importorskip("transformers")
+    base = tmp_path_factory.mktemp("parts")
+    return {
+        "open_clip": tiny_name,
+        "resnet": write_model(base / "resnet", RESNET),
+        "transformers": str(tiny_transformers.write_clip(base / "clip")),
+        "siglip": str(tiny_transformers.write_siglip(base / "siglip")),
+    }
+
+
+def load(names: dict[str, str], kind: str) -> Any:
+    from_open_clip = kind in ("open_clip", "resnet")
+    model = load_open_clip(names[kind]) if from_open_clip else load_transformers(names[kind])
+    prepare_student(model, logit_scale="frozen")
+    return model
+
+
+@pytest.fixture
+def student(tiny: OpenClipEncoder) -> OpenClipEncoder:
+    prepare_student(tiny, logit_scale="frozen")
+    return tiny
+
+
+def features(model: Any) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    size = 48 if isinstance(model, OpenClipEncoder) else tiny_transformers.SIZE
+    pixels = torch.randn(3, 3, size, size, generator=generator)
+    return model.encode_image(pixels), model.encode_text(model.tokenizer(TEXTS))
+
+
+def trained_names(model: Any) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_one_tower(student: OpenClipEncoder):
+    with trained_part(student, "image-tower") as part:
+        images = trained_names(student)
+        assert {name for name in images if not name.startswith("clip.visual.")} == set()
+        assert part.trained == sum(p.numel() for p in student.clip.visual.parameters())
+    with trained_part(student, "text-tower"):
+        texts = trained_names(student)
+    assert not images & texts
+    assert images | texts == {name for name, _ in student.named_parameters()} - {"clip.logit_scale"}
+
+
+def test_projections_and_last_blocks(student: OpenClipEncoder):
+    with trained_part(student, "projections"):
+        assert trained_names(student) == PROJECTIONS
+    with trained_part(student, "last-blocks", blocks=1) as part:
+        names = trained_names(student)
+        blocks = {n for n in names if ".resblocks.1." in n}
+        assert names - blocks == PROJECTIONS | FINAL_NORMS
+        assert len(blocks) == 24
+        assert "the last 1 blocks of each tower" in str(part)
+    with trained_part(student, "last-blocks", blocks=2):
+        assert {n for n in trained_names(student) if ".resblocks.0." in n}
+    with (
+        pytest.raises(ModelError, match=r"train.blocks 3: the image tower has 2 blocks"),
+        trained_part(student, "last-blocks", blocks=3),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["resnet", "transformers", "siglip"])
+def test_last_blocks_of_other_architectures(names: dict[str, str], kind: str):
+    model = load(names, kind)
+    with trained_part(model, "last-blocks", blocks=1):
+        last = trained_names(model)
+    with trained_part(model, "image-tower"):
+        image = trained_names(model)
+    expected = {
+        "resnet": ("clip.visual.layer4.1.", "clip.visual.attnpool."),
+        "transformers": ("model.vision_model.encoder.layers.1.", "model.visual_projection"),
+        "siglip": ("model.vision_model.encoder.layers.1.", "model.vision_model.head."),
+    }[kind]
+    after = ("model.vision_model.post_layernorm.",)
+    assert {n for n in image & last if not n.startswith((*expected, *after))} == set()
+    assert all(any(n.startswith(start) for n in last) for start in expected)
+
+
+def test_a_tower_without_a_projection(names: dict[str, str]):
+    model = load(names, "siglip")
+    before = trained_names(model)
+    with (
+        pytest.raises(ModelError, match="the image tower does not end in a projection"),
+        trained_part(model, "projections"),
+    ):
+        pass
+    assert trained_names(model) == before
+
+
+def test_all_is_as_it_was_after_the_part(student: OpenClipEncoder):
+    student.clip.visual.conv1.weight.requires_grad_(False)
+    before = trained_names(student)
+    with trained_part(student, "image-tower"):
+        assert "clip.visual.conv1.weight" not in trained_names(student)  # the user froze it
+    assert trained_names(student) == before
+    student.clip.logit_scale.requires_grad_(True)
+    with trained_part(student, "projections"):
+        assert trained_names(student) == PROJECTIONS | {"clip.logit_scale"}
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers", "siglip"])
+def test_adapters_begin_at_the_base_and_merge_into_it(names: dict[str, str], kind: str):
+    pytest.importorskip("peft")
+    model = load(names, kind)
+    with torch.no_grad():
+        base = features(model)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with trained_part(model, "lora", lora_rank=4, lora_alpha=8.0) as part:
+        assert "LoRA of rank 4 beside" in str(part)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert part.trained == sum(parameter.numel() for parameter in trained)
+        with torch.no_grad():
+            for ours, before in zip(features(model), base, strict=True):
+                assert torch.allclose(ours, before, atol=1e-5)
+        optimiser = torch.optim.AdamW(trained, lr=1e-2)
+        for _ in range(2):
+            optimiser.zero_grad()
+            image, text = features(model)
+            (image.square().mean() + text.square().mean()).backward()
+            # nothing runs past an adapter: all of them have a gradient
+            assert all(parameter.grad is not None for parameter in trained)
+            optimiser.step()
+        with torch.no_grad():
+            unmerged = features(model)
+        with_gradients = features(model)  # PyTorch's fast attention runs only without
+    with torch.no_grad():
+        merged = features(model)
+    for ours, slow, plain, before in zip(merged, with_gradients, unmerged, base, strict=True):
+        assert torch.allclose(ours, plain, atol=1e-5)
+        assert torch.allclose(ours, slow, atol=1e-5)
+        assert not torch.allclose(ours, before, atol=1e-3)
+    assert {n: w.shape for n, w in model.state_dict().items()} == {
+        n: w.shape for n, w in weights.items()
+    }
+    assert not [module for module in model.modules() if "lora" in type(module).__module__]
+
+
+@pytest.mark.parametrize("choice", ["all", "last-blocks", "lora"])
+@pytest.mark.parametrize("kind", ["open_clip", "resnet", "transformers", "siglip"])
+def test_recomputed_activations_give_the_same_gradients(
+    names: dict[str, str], kind: str, choice: Any
+):
+    model = load(names, kind)
+    gradients = []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        with trained_part(model, choice, blocks=1, gradient_checkpointing=recomputed):
+            image, text = features(model)
+            (image.square().mean() + text.square().mean()).backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad(set_to_none=True)
+    assert len(gradients[0]) > 3
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.allclose(plain, again, atol=1e-6)
+
+
+def test_recomputed_activations_take_less_memory(student: OpenClipEncoder):
+    kept = []
+    for recomputed in (False, True):
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with (
+            trained_part(student, "all", gradient_checkpointing=recomputed),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            features(student)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2
+
+
+def test_frozen_output_layers_are_found(student: OpenClipEncoder):
+    student.requires_grad_(False)
+    [found] = output_layer(student, lambda: features(student)[0], "image")
+    assert found is student.clip.visual.proj
+    assert not any(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RefineConfig:
+    return RefineConfig.model_validate(
+        {
+            "train": {"batch_size": 32, "learning_rate": 1e-2, "precision": "fp32"},
+            "loss": {"feature_scale": "canonical"},
+            "out": tmp_path / "run",
+        }
+    )
+
+
+IMAGE_TOWER = {"parameters": "image-tower"}
+LAST_BLOCKS = {"parameters": "last-blocks", "blocks": 1}
+ADAPTERS = {"parameters": "lora", "lora_rank": 2}
+RECOMPUTED = {"parameters": "projections", "gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("open_clip", IMAGE_TOWER),
+        ("open_clip", ADAPTERS),
+        ("open_clip", RECOMPUTED),
+        ("transformers", LAST_BLOCKS),
+        ("transformers", ADAPTERS),
+    ],
+)
+def test_the_road_at_canonical_scale(
+    names: dict[str, str],
+    kind: str,
+    settings: dict[str, Any],
+    config: RefineConfig,
+    pairs: ToyPairs,
+    held_out: ToyPairs,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Frozen and adapted output layers are scaled for training and back."""
+    before = load(names, kind).state_dict()
+    model = load(names, kind)
+    refine(override(config, train=settings), model=model, train_pairs=pairs, held_out=held_out)
+    assert "Trained are" in capsys.readouterr().err
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    moved = {n for n in after if not torch.allclose(after[n], before[n], rtol=1e-5, atol=1e-7)}
+    assert moved
+    if settings["parameters"] != "lora":
+        with trained_part(model, settings["parameters"], blocks=settings.get("blocks", 2)):
+            assert moved <= trained_names(model)
+    saved = config.out / "model"
+    name = f"local-dir:{saved}" if kind == "open_clip" else str(saved)
+    again = load({kind: name}, kind)
+    with torch.no_grad():
+        for ours, loaded in zip(features(model), features(again), strict=True):
+            assert torch.allclose(ours, loaded, atol=1e-5)
+
+
+def test_adapters_and_dropout_follow_the_seed(
+    tiny_name: str, config: RefineConfig, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
+):
+    settings = {"parameters": "lora", "dropout": "on"}
+    runs = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)  # the world outside has no say
+        model = load_open_clip(tiny_name)
+        seeded = override(config, train=settings, seed=seed, out=tmp_path / str(number))
+        refine(seeded, model=model, train_pairs=pairs, held_out=held_out)
+        runs.append(model.clip.visual.transformer.resblocks[0].attn.in_proj_weight)
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_statistics_are_not_counted_twice(config: RefineConfig):
+    settings = {"gradient_checkpointing": True, "normalization_statistics": "updated"}
+    with pytest.raises(ConfigError, match="would count each batch twice"):
+        override(config, train=settings)
+
+
+def test_a_model_without_blocks(config: RefineConfig):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with (
+        pytest.raises(ModelError, match="Sequential has no list of blocks"),
+        trained_part(model, "all", gradient_checkpointing=True),
+    ):
+        pass
+
+
+def test_a_choice_with_nothing_left_to_train(student: OpenClipEncoder):
+    student.requires_grad_(False)
+    with (
+        pytest.raises(ModelError, match="train.parameters all: nothing of it is left to train"),
+        trained_part(student, "all"),
+    ):
+        pass
+
+
+def test_a_comparison_trains_each_variant_from_the_whole_model(student: OpenClipEncoder):
+    """A swept choice of parameters does not freeze what the next variant trains."""
+    settings = RefineConfig().train
+    for choice in ("projections", "all"):
+        prepared = build.build_student(student, settings, torch.device("cpu"))
+        with trained_part(prepared, choice) as part:
+            pass
+    assert part.trained == part.total - 1  # the logit scale is frozen

@@ -5,7 +5,7 @@ from pathlib import Path
 from clip_refine import __version__, build
 from clip_refine.config import ModelConfig
 from clip_refine.errors import ConfigError, ModelError
-from clip_refine.models import OpenClipEncoder
+from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.interpolate import interpolate_weights
 from clip_refine.provenance import Provenance
 from clip_refine.run_folder import check_free, complete_folder
@@ -15,7 +15,7 @@ from clip_refine.saving import base_model, read_provenance, save_model
 def interpolate(
     base: str, refined: str, *, weight: float, out: Path, overwrite: bool = False
 ) -> None:
-    """Write (1 − weight)·base + weight·refined as an open_clip folder.
+    """Write (1 − weight)·base + weight·refined in the format of `refined`.
 
     Weights between a model and its refinement often keep most of what was gained and lose less of
     what was there (WiSE-FT, arXiv 2109.01903).
@@ -36,8 +36,7 @@ def interpolate(
         raise ConfigError(f"weight: must be from 0 to 1, got {weight}.")
     check_free(out, overwrite=overwrite)
     before, after = _load(base), _load(refined)
-    mixed = interpolate_weights(before.clip.state_dict(), after.clip.state_dict(), weight)
-    after.clip.load_state_dict(mixed)
+    after.load_state_dict(interpolate_weights(before.state_dict(), after.state_dict(), weight))
     with complete_folder(out, overwrite=overwrite) as folder:
         save_model(after, folder, _provenance(base, refined, weight))
 
@@ -60,9 +59,8 @@ def _folder(name: str) -> Path | None:
     return next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
 
 
-def _load(name: str) -> OpenClipEncoder:
-    folder = _folder(name)
-    model = build.build_model(ModelConfig(name=f"local-dir:{folder}" if folder else name))
-    if not isinstance(model, OpenClipEncoder):
-        raise ModelError(f"{name}: is no open_clip model, which this verb needs.")
+def _load(name: str) -> OpenClipEncoder | TransformersEncoder:
+    model = build.build_model(ModelConfig(name=str(_folder(name) or name)))
+    if not isinstance(model, OpenClipEncoder | TransformersEncoder):
+        raise ModelError(f"{name}: is no open_clip or Transformers model, which this verb needs.")
     return model

@@ -35,6 +35,7 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
     rows = "".join(f"{image},a red circle\n" for image in IMAGES)
     good = table("good.csv", f"image,caption\n{rows}")
     val = ("--data.val", good)
+    on_toy = refine("toy", "--data.val", "toy")
     ready = refine(good, *val, "--train.batch-size", "2")
     return {
         "unknown verb": ["refin"],
@@ -62,12 +63,15 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "too few to hold out": refine(good),
         "fewer pairs than a batch": refine(good, *val),
         "output exists": [*ready, "--out", str(folder / "exists")],
-        "unknown model": [*ready, "--model.name", "ViT-B-33"],
+        "unknown model": [*on_toy, "--model.name", "ViT-B-33"],
         "unknown tag": [
-            *ready,
+            *on_toy,
             *("--model.name", "ViT-B-32", "--model.pretrained", "opnai"),
         ],
-        "no model folder": [*ready, "--model.name", f"local-dir:{folder}"],
+        "folder without a model": [*on_toy, "--model.name", str(folder / "exists")],
+        "file without weights": [*on_toy, "--model.name", good],
+        "factory without a function": [*on_toy, "--model.factory", "my_models"],
+        "no model folder": [*on_toy, "--model.name", f"local-dir:{folder}"],
         "unknown setting in a file": [
             *("refine", "--config", table("e.yaml", "train: {batchsize: 3}\n"))
         ],

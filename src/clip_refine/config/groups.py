@@ -40,11 +40,11 @@ class ModelConfig(SettingsGroup):
     """The model to start from."""
 
     name: str = "ViT-B-32"
-    """An open_clip architecture; a folder of an open_clip, Transformers or sentence-transformers
-    model or of a run; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or
+    """An open_clip architecture; the folder of an open_clip, Transformers or sentence-transformers
+    model or of a run; a file of weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or
     `transformers:ORG/NAME`; or `toy`."""
     pretrained: str | None = None
-    """Weights for an architecture: a tag such as `openai`, or a path to .pt/.safetensors.
+    """Weights for an architecture: a tag such as `openai`, or a path to .pt or .safetensors.
     Without it: `openai` where the architecture has that tag."""
     factory: str | None = None
     """A function of your own that makes the model, `package.module:function`, instead of a name.

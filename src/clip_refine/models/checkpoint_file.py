@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,8 +88,8 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Weights only" not in str(error):
-            raise ModelError(f"{path}: is no file of weights ({error}).") from error
+        if not re.search("Unsupported (global|class)|unrecognized function", str(error)):
+            raise ModelError(f"{path}: is damaged or no file of weights.") from error
         raise ModelError(
             f"{path}: could not be loaded: it holds more than weights, and other objects are not "
             "unpickled because they can run code. Save it as .safetensors, or save its state_dict "

@@ -154,7 +154,8 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
         raise ModelError(
             f"model.name {name!r}: no such open_clip architecture."
             + (f" Did you mean {', '.join(near)}?" if near else "")
-            + " A folder is written local-dir:FOLDER, a Hub model hf-hub:ORG/NAME."
+            + " There is no folder or file of this name either. A model of the Hub is written "
+            "hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class TransformersEncoder(nn.Module):
         _check(model, self.preprocess)
         self._text_input = detect_text_input(model, processor.tokenizer, self._text_features)
         self.tokenizer = self._text_input.tokenizer
+        self._check_dimensions()
 
     @property
     def logit_scale(self) -> Tensor:
@@ -86,6 +88,19 @@ class TransformersEncoder(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, d) raw text features; L is the context length, or less where cut."""
         return self._text_features(**self._text_input.arguments(tokens))
+
+    @torch.no_grad()
+    def _check_dimensions(self) -> None:
+        pixels = self.preprocess(Image.new("RGB", (40, 30)))[None].to(self.model.device)
+        dims = (
+            self.encode_image(pixels).shape[1:],
+            self.encode_text(self.tokenizer(["a"])).shape[1:],
+        )
+        if dims[0] != dims[1]:
+            raise ModelError(
+                f"{type(self.model).__name__}: image features have shape {tuple(dims[0])} and text "
+                f"features {tuple(dims[1])}, so they cannot be compared. It is no dual encoder."
+            )
 
     def _text_features(self, **arguments: Tensor) -> Tensor:
         return _pooled(self.model.get_text_features(**arguments))

@@ -12,7 +12,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "balanced": {
         **_HYCD_ONLY,
         "anchor_weight": 20.0,
-        "anchor_shift": 0.2,
+        "anchor_shift": 0.25,
         "feature_scale": "canonical",
     },
     "hycd": _HYCD_ONLY,

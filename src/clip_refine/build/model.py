@@ -117,8 +117,8 @@ def build_scale(
     console.print(
         f"Raw norms are {norms.image:.1f} (image) and {norms.text:.1f} (text) at logit scale "
         f"{norms.logit_scale:.0f}; the paper's settings belong to {norms.canonical:.1f}. Training "
-        "therefore runs at that scale, HyCD on unit features (docs/method.md). The published form is "
-        "--recipe clip-refine-paper; --recipe balanced closes more of the gap on such models."
+        "therefore runs at that scale, HyCD on unit features (docs/method.md). The published form "
+        "is --recipe clip-refine-paper; --recipe balanced closes more of the gap on such models."
     )
     return override(config, loss=canonical), scale
 

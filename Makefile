@@ -43,7 +43,7 @@ bench: $(READY) ## Time the refine step against a textbook loop
 parity: $(READY) $(PARITY)/.ready ## Compare our metrics with clip_benchmark's and nnn-retrieval's
 	PYTHONPATH=src $(PARITY)/bin/python -m pytest -q tests/parity tests/posthoc/test_nnn_parity.py
 
-$(PARITY)/.ready:
+$(PARITY)/.ready: | $(READY)
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'clip_benchmark==1.6.2' 'nnn-retrieval' 'numpy>=2.3,<2.4'
 	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; $(BIN)/python -c "$$site" > $$($(PARITY)/bin/python -c "$$site")/shared.pth

@@ -211,6 +211,25 @@ def test_what_is_missing_is_listed_before_anything_runs(
     }
 
 
+def test_what_is_on_the_hub_may_be_out_of_reach(
+    config: EvaluateConfig, suite: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    values = yaml.safe_load(suite.read_text())
+    values["sources"]["far"] = {"at": {"kind": "rows", "path": "hf:nobody/nothing"}}
+    values["tasks"] = [
+        {"kind": "zero-shot", "source": "far"},
+        {"kind": "geometry", "source": "pairs"},
+    ]
+    suite.write_text(yaml.safe_dump(values))
+    with pytest.raises(DataError, match=r"far: looked for hf:nobody/nothing \(.*no network"):
+        run(config)
+    assert set(run(config, missing="skip").missing) == {"far"}
+
+
 def test_images_elsewhere_and_files_beside_the_suite(
     config: EvaluateConfig, suite: Path, tmp_path: Path
 ):

@@ -147,10 +147,8 @@ def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
             if place.task not in tasks:
                 raise DataError(f"toy: has no task {place.task!r}, only {', '.join(tasks)}.")
             return tasks[place.task], f"toy {place.task}"
-        case "rows" if place.path.startswith("hf:"):
-            return _read_rows(place, place.path), f"{place.path} {place.split}"
-        case "captions" if place.path.startswith("hf:"):
-            return _read_captions(place, place.path), place.path
+        case "rows" | "captions" if place.path.startswith("hf:"):
+            return _open_from_hub(place), place.path
     file, mark, part = place.path.partition("#")
     path = places.data / file
     if not path.exists() and not any(mark in file for mark in "{*"):  # else several files
@@ -179,6 +177,16 @@ def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
             return _read_rows(place, str(path)), where
         case "captions":
             return _read_captions(place, where), where
+
+
+def _open_from_hub(place: RowsSource | CaptionsSource) -> Images:
+    """What is on the Hub may be out of reach, which is as good as not there."""
+    try:
+        if isinstance(place, RowsSource):
+            return _read_rows(place, place.path)
+        return _read_captions(place, place.path)
+    except DataError as error:
+        raise NotThereError(f"{place.path} ({error})") from error
 
 
 def _read_rows(place: RowsSource, path: str) -> IndexedImages:

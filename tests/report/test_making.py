@@ -18,6 +18,21 @@ def test_facts():
     assert facts["Seed"] == "0"
 
 
+def test_a_result_that_lies_on_the_way_says_so():
+    ways = [None, {"weight": 0.5, "tried": {}}, {"weight": 0.25, "tried": {"0": 0.1}}]
+    shown = []
+    for way in ways:
+        recipe = {"pairs": 5000, "steps": 39, "interpolation": way}
+        scores = MEASURED.model_copy(update={"recipe": recipe})
+        settings = RefineConfig().model_dump(mode="json")
+        shown.append(making_facts(scores, settings, {}, "toy").get("Interpolation"))
+    assert shown == [
+        None,
+        "0.5 of the way from the model to its refinement",
+        "0.25 of the way from the model to its refinement, chosen on held-out training pairs",
+    ]
+
+
 def test_commands_can_be_pasted():
     made = {"command": ["/opt/bin/clip-refine", "refine", "--data.train", "my file.csv"]}
     assert command(made) == "clip-refine refine --data.train 'my file.csv'"

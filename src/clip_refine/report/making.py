@@ -35,6 +35,7 @@ def making_facts(
         "Feature scale in training": loss.get("feature_scale"),
         "Training images": f"{recipe['pairs']:,} from {settings.get('data', {}).get('train')}",
         "Steps": f"{recipe['steps']:,} of {train.get('batch_size')} pairs, {_epochs(train)}",
+        "Interpolation": _way(recipe.get("interpolation")),
         "Learning rate": rate,
         "Precision": train.get("precision"),
         "Held-out images": f"{scores.after.pairs:,} from {source}",
@@ -93,6 +94,14 @@ def short_name(name: str) -> str:
 def _named(model: Mapping[str, Any]) -> str:
     tag = f" ({model['pretrained']})" if model.get("pretrained") else ""
     return f"{model.get('name')}{tag}"
+
+
+def _way(interpolation: Mapping[str, Any] | None) -> str:
+    """How far from the model to its refinement the result lies; empty where that is all the way."""
+    if interpolation is None:
+        return ""
+    chosen = ", chosen on held-out training pairs" if interpolation.get("tried") else ""
+    return f"{interpolation['weight']:g} of the way from the model to its refinement{chosen}"
 
 
 def _epochs(train: Mapping[str, Any]) -> str:

@@ -1,13 +1,11 @@
 """A model's name → the model."""
 
-import os
 from pathlib import Path
 
 import open_clip
-from rich.markup import escape
 
 from clip_refine.config import ModelConfig
-from clip_refine.console import console
+from clip_refine.console import remark
 from clip_refine.errors import ModelError
 from clip_refine.models import (
     DualEncoder,
@@ -43,8 +41,8 @@ def build_model(config: ModelConfig) -> DualEncoder:
         case "folder":
             return _load_folder(Path(identifier))
         case "file":
-            model, remark = load_weights_file(Path(identifier))
-            _say(identifier, remark)
+            model, recognised = load_weights_file(Path(identifier))
+            remark(f"{identifier}: {recognised}.")
             return model
         case _:
             return load_open_clip(config.name, config.pretrained)
@@ -72,13 +70,7 @@ def model_source(name: str) -> tuple[str, str]:
 def _load_folder(folder: Path) -> DualEncoder:
     """The model in a folder of any kind, with a line that says which it is."""
     found = recognise_folder(folder)
-    _say(str(folder), found.remark)
+    remark(f"{folder}: {found.remark}.")
     if found.kind == "open_clip":
         return load_open_clip(f"local-dir:{found.path}")
     return load_transformers(str(found.path))
-
-
-def _say(name: str, remark: str) -> None:
-    """What was recognised, once for all processes."""
-    if not int(os.environ.get("RANK", "0")):
-        console.print(f"{escape(name)}: {escape(remark)}.")

@@ -17,7 +17,7 @@ from clip_refine.config import (
     RefineConfig,
     TrainConfig,
 )
-from clip_refine.console import console
+from clip_refine.console import remark
 from clip_refine.data import (
     EpochPlan,
     ImageCaptions,
@@ -100,8 +100,7 @@ def build_part(
             lora_alpha=train.lora_alpha,
             gradient_checkpointing=train.gradient_checkpointing,
         ) as part:
-            if accelerator.is_main_process:
-                console.print(str(part))
+            remark(str(part))
             yield
 
 

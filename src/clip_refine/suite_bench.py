@@ -148,7 +148,7 @@ class SuiteBench:
         if isinstance(encoder, nn.Module):
             encoder.float().eval().to(device)
         pixels = preprocess_fingerprint(encoder.preprocess).encode()
-        name = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32"))
+        name = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
         store = FeatureStore((self.config.cache or build.default_cache()) / "features" / name)
         filler = Filler(store, embedder, self.accelerator)
         for source, content in self.contents.items():

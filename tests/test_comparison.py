@@ -317,6 +317,18 @@ def test_a_model_of_ones_own_is_given_back_untouched(config: CompareConfig, tiny
     assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
 
 
+def test_a_mistake_costs_no_earlier_comparison(config: CompareConfig):
+    (config.out / "rows").mkdir(parents=True)
+    (config.out / "config.yaml").write_text("seed: 1")
+    (config.out / "comparison.json").write_text("precious")
+    again = override(config, overwrite=True)
+    with pytest.raises(DataError, match=r"gone\.csv"):
+        compare(override(again, data={"train": "gone.csv", "val": "gone.csv"}))
+    with pytest.raises(DataError, match="fewer than a batch"):
+        run(override(again, train={"batch_size": 121}))
+    assert (config.out / "comparison.json").read_text() == "precious"
+
+
 def test_mistakes_are_found_before_anything_is_trained(config: CompareConfig, trainings: list[str]):
     for changes, message in (
         ({"recipes": ("hicd",)}, "Did you mean hycd"),

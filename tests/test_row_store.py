@@ -53,4 +53,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, overwrite: boo
 def test_a_word_is_found_once(tmp_path: Path):
     store = RowStore.open(tmp_path, SETTINGS, overwrite=False)
     assert store.once("precision", lambda: "fp32") == "fp32"
+    store.write("x", FAILED)
     assert store.once("precision", lambda: "bf16") == "fp32"
+
+
+def test_a_word_of_other_settings_is_found_again(tmp_path: Path):
+    RowStore.open(tmp_path, SETTINGS, overwrite=False).once("precision", lambda: "fp32")
+    store = RowStore.open(tmp_path, {"seed": 2}, overwrite=False)
+    assert store.once("precision", lambda: "bf16") == "bf16"

@@ -58,13 +58,13 @@ def compare(
     # what is compared
     variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
     combined = _combined(config)
-    store = RowStore.open(config.out, _shared_settings(config), overwrite=config.overwrite)
+    RowStore.check(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     # images and captions, the untouched model, its features of the training pairs
     if train_pairs is None or held_out is None:
         train_pairs, held_out = _open_data(config)
     tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
-    bench = _set_up(config, store, model, train_pairs, held_out, tasks)
+    store, bench = _set_up(config, model, train_pairs, held_out, tasks)
 
     # run after run
     content = _content(bench, train_pairs)
@@ -126,13 +126,12 @@ def _shared_settings(config: CompareConfig) -> dict[str, Any]:
 
 def _set_up(
     config: CompareConfig,
-    store: RowStore,
     model: DualEncoder | None,
     train_pairs: ImageCaptions,
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
-) -> Workbench:
-    """Everything that the runs share."""
+) -> tuple[RowStore, Workbench]:
+    """Everything that the runs share; the folder is cleared once data and model are there."""
     base = config.refinement()
     accelerator = build.build_accelerator(config.train.device)
     if accelerator.num_processes > 1:
@@ -143,6 +142,7 @@ def _set_up(
     student = build.build_student(encoder, config.train, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+    store = RowStore.open(config.out, _shared_settings(config), overwrite=config.overwrite)
     precision = _precision(config, store, student, training, accelerator)
     reader = build.build_reader(
         config.data,
@@ -161,7 +161,7 @@ def _set_up(
         embedder.workers,
         reader,
     )
-    return Workbench(
+    return store, Workbench(
         encoder=encoder,
         weights=weights,
         training=training,

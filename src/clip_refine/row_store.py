@@ -41,6 +41,16 @@ class RowStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @staticmethod
+    def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Refuse what `open` would refuse, before anything is read or cleared.
+
+        Raises:
+            OutputError: The folder holds something else.
+        """
+        if folder.exists():
+            _check_usable(folder, settings, overwrite=overwrite)
+
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "RowStore":
         """Begin at an empty folder, or go on in one with the same settings.
@@ -54,10 +64,9 @@ class RowStore:
             OutputError: The folder holds something else, or cannot be written.
         """
         try:
-            if folder.exists():
-                _check_usable(folder, settings, overwrite=overwrite)
-                if overwrite:
-                    shutil.rmtree(folder)
+            cls.check(folder, settings, overwrite=overwrite)
+            if overwrite and folder.exists():
+                shutil.rmtree(folder)
             (folder / "rows").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
             (folder / "config.yaml").write_text(text, encoding="utf-8")
@@ -83,9 +92,12 @@ class RowStore:
         partial.replace(path)
 
     def once(self, name: str, find: Callable[[], str]) -> str:
-        """A word that is found when a comparison begins and kept when it goes on."""
+        """A word that is found when a comparison begins and kept when it goes on.
+
+        Without a finished run nothing depends on it, and it may be of other settings.
+        """
         path = self.folder / f"{name}.txt"
-        if not path.is_file():
+        if not (path.is_file() and any((self.folder / "rows").glob("*.json"))):
             path.write_text(find() + "\n", encoding="utf-8")
         return path.read_text(encoding="utf-8").strip()
 

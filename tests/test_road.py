@@ -82,11 +82,11 @@ def test_a_run_is_kept_where_its_report_fails(
     config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def fail(*_: object, **__: object) -> None:
-        raise ValueError("no plane")
+        raise KeyError("no plane")
 
     monkeypatch.setattr("clip_refine.road.gather_evidence", fail)
     refine(config)
-    assert "No report: no plane" in capsys.readouterr().err
+    assert "No report: 'no plane'" in capsys.readouterr().err
     assert (config.out / "model" / "open_clip_model.safetensors").is_file()
 
 
@@ -188,6 +188,7 @@ def test_any_object_that_fits_can_be_refined(
 def test_an_existing_folder_is_kept_unless_overwritten(config: RefineConfig):
     config.out.mkdir()
     (config.out / "precious.txt").write_text("keep me")
+    (config.out / "config.yaml").write_text("many programs have such a file")
     with pytest.raises(OutputError, match="exists already. Pass --overwrite"):
         refine(config)
     assert (config.out / "precious.txt").read_text() == "keep me"

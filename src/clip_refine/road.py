@@ -14,7 +14,6 @@ from clip_refine.console import console
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.bad_rows import skipped_rows, write_skipped
 from clip_refine.environment import write_environment
-from clip_refine.errors import ClipRefineError
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.paired import measure, paired_differences
 from clip_refine.evaluation.scores import embed_model, score_features
@@ -150,7 +149,7 @@ def _report(folder: Path, *evidence: Any, seed: int) -> None:
     try:
         gather_evidence(*evidence, seed=seed).write(folder / "report.json")
         write_run_report(folder)
-    except (ClipRefineError, ValueError, OSError) as error:
+    except Exception as error:  # whatever is wrong with it, hours of training are not thrown away
         console.print(f"No report: {error}", style="yellow", markup=False)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from clip_refine.errors import OutputError
 
 OURS = (
-    "config.yaml",
     "scores.json",
     "comparison.json",
     "peer.json",

@@ -95,6 +95,16 @@ def test_images_are_held_out_with_all_their_captions():
     assert not names & {held_out.image_name(i) for i in range(100)}
 
 
+def test_an_image_of_two_sources_is_not_held_out_and_trained_on():
+    same = [ToyPairs("many", size=300, captions_per_image=count) for count in (1, 2)]
+    whole, rest = hold_out(Mixture([*same, ToyPairs("others", size=50)]), fraction=0.1, seed=1)
+    parts = hold_out(whole, fraction=0.1, seed=1)
+    for training, held_out in ((whole, rest), parts):
+        names = [held_out.image_name(i) for i in range(len(held_out))]
+        assert len(names) == len(set(names)) == 100
+        assert not {training.image_name(i) for i in range(len(training))} & set(names)
+
+
 def test_settings_mix_sources(tmp_path: Path, tiny: OpenClipEncoder):
     first = write_table(tmp_path / "a", drawn(12))
     second = write_coco(tmp_path / "b", drawn(4))

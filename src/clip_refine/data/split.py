@@ -8,7 +8,7 @@ from PIL import Image
 from clip_refine.data.bad_rows import BadRow
 from clip_refine.data.content import image_bytes
 from clip_refine.data.every_caption import EveryCaption
-from clip_refine.data.mixture import Mixing, mixing_of
+from clip_refine.data.mixture import Mixing, Mixture, mixing_of
 from clip_refine.data.pairs import ImageCaptions
 from clip_refine.errors import DataError
 
@@ -64,6 +64,8 @@ def hold_out(
 ) -> tuple[Subset | EveryCaption, Subset]:
     """Split by image, so that no held-out image has a caption in training.
 
+    In a mixture images of one name are one image, of which only one copy is held out.
+
     Args:
         source: At least 200 images.
         fraction: Share of the images to hold out; never fewer than 100.
@@ -86,7 +88,29 @@ def hold_out(
             "before/after numbers. Give evaluation pairs of their own with --data.val."
         )
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen, others = order[:held_out], order[held_out:]
+    if _is_mixed(source):
+        chosen, others = _by_name(source, order, held_out)
     return (
-        Subset(source, sorted(order[held_out:]), f"{source.name} (training part)"),
-        Subset(source, sorted(order[:held_out]), f"{source.name} (held-out part)"),
+        Subset(source, sorted(others), f"{source.name} (training part)"),
+        Subset(source, sorted(chosen), f"{source.name} (held-out part)"),
     )
+
+
+def _is_mixed(source: ImageCaptions) -> bool:
+    while isinstance(source, Subset):
+        source = source.source
+    return isinstance(source, Mixture)
+
+
+def _by_name(
+    source: ImageCaptions, order: Sequence[int], count: int
+) -> tuple[list[int], list[int]]:
+    """Held-out and training positions, where several sources may have captions of one image."""
+    names = {index: source.image_name(index) for index in order}
+    held_out: dict[str, int] = {}
+    for index, name in names.items():
+        if len(held_out) == count:
+            break
+        held_out.setdefault(name, index)
+    return list(held_out.values()), [i for i in order if names[i] not in held_out]

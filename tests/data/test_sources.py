@@ -11,6 +11,8 @@ from clip_refine.build.sources import absolute_source, split_name
 from clip_refine.config import DataConfig
 from clip_refine.data import recognise
 from clip_refine.data.content import fingerprint, image_fingerprint
+from clip_refine.data.sources.hub import ImageOnHub, hub_paths
+from clip_refine.data.sources.paths import Written
 from clip_refine.errors import ConfigError, DataError
 from tests.data.layouts import (
     LAYOUTS,
@@ -135,6 +137,29 @@ def test_splits_of_a_saved_dataset(tmp_path: Path):
     parts.save_to_disk(str(tmp_path / "both"))
     assert len(opened(str(tmp_path / "both"))) == 4
     assert len(open_source(str(tmp_path / "both"), DataConfig(), training=False)) == 1
+
+
+def test_rows_of_two_splits_are_told_apart(tmp_path: Path):
+    import datasets
+
+    saved = datasets.load_from_disk(write_saved(tmp_path, drawn()))
+    datasets.DatasetDict({"train": saved, "val": saved}).save_to_disk(str(tmp_path / "both"))
+    names = {opened(str(tmp_path / "both"), split=part).image_name(0) for part in ("train", "val")}
+    assert names == {f"{tmp_path / 'both'} ({part}), row 0" for part in ("train", "val")}
+
+
+@pytest.mark.parametrize(
+    ("address", "followed"),
+    [
+        ("hf://datasets/me/mine@1/a.jpg", True),
+        ("zip://a.jpg::hf://datasets/me/mine@1/all.zip", True),
+        ("https://elsewhere/?hf://datasets/", False),
+        ("https://elsewhere/a::hf://datasets/me/mine", False),
+    ],
+)
+def test_only_addresses_on_the_hub_are_followed(address: str, followed: bool):
+    [row] = hub_paths([Written("row 0", address, ("text",))], "me/mine")
+    assert isinstance(row.image, ImageOnHub) == followed
 
 
 def test_image_files_of_a_dataset_on_the_hub(tmp_path: Path):

@@ -70,11 +70,13 @@ def saved_rows(folder: Path, options: ReadOptions, *, training: bool) -> Iterato
 
     with readable(str(folder)):
         saved = datasets.load_from_disk(str(folder))
+    called = str(folder)
     if isinstance(saved, datasets.DatasetDict):
         found = {str(name) for name in saved}
         names = choose_split(str(folder), found, options.split, training=training)
         saved = datasets.concatenate_datasets([saved[name] for name in names])
-    return table_rows(saved, str(folder), folder / "dataset_info.json", options)
+        called = f"{folder} ({'+'.join(names)})"  # rows of two splits are told apart by it
+    return table_rows(saved, called, folder / "dataset_info.json", options)
 
 
 def table_rows(table: Any, name: str, file: Path, options: ReadOptions) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from clip_refine.data.sources.paths import Written, file_rows
 from clip_refine.data.sources.split_files import choose_split
 
 KIND = "dataset on the Hub"
+_ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def hub_rows(name: str, options: ReadOptions, *, training: bool) -> Iterator[Row
     split = hub_split(name, options, training=training)
     with readable(f"hf:{name}"):
         table = datasets.load_dataset(name, options.subset, split=split)
-    written = hub_paths(table_written(table, f"hf:{name}", options), name)
+    written = hub_paths(table_written(table, f"hf:{name} ({split})", options), name)
     return file_rows(hub_file(name), written, options)
 
 
@@ -79,12 +80,19 @@ def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
         image = row.image
         if not isinstance(image, str):
             yield row
-        elif "hf://datasets/" in image:
+        elif _on_hub(image):
             yield replace(row, image=ImageOnHub(image))
         elif any(_inside(image, root) for root in roots):
             yield replace(row, image=Path(image))
         else:
             yield row
+
+
+def _on_hub(address: str) -> bool:
+    """Whether an address is of a file on the Hub, or of a file in an archive there."""
+    *inner, outer = address.split("::")
+    archived = all(part.partition("://")[0] in _ARCHIVES for part in inner)
+    return archived and outer.startswith("hf://datasets/")
 
 
 def _inside(path: str, folder: Path) -> bool:

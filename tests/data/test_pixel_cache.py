@@ -149,6 +149,18 @@ def test_drawn_images_and_two_images_of_one_name_are_not_cached(
         assert torch.equal(pixels(images, reader), pixels(images, PixelReader(tiny.preprocess)))
 
 
+def test_a_drawn_image_is_not_taken_for_a_file_of_its_name(
+    files: Files, tiny: OpenClipEncoder, tmp_path: Path
+):
+    class Drawn(ToyPairs):
+        def image_name(self, index: int) -> str:
+            return str(files.paths[index])
+
+    drawn = Drawn("x", size=2)
+    reader = cached(PixelReader(tiny.preprocess), [files, drawn], tmp_path)
+    assert torch.equal(reader(drawn, 0), tiny.preprocess(drawn.load_image(0)))
+
+
 INEXACT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "blurred": (lambda pixels: pixels.lerp(pixels.roll(1, -1), 0.3), "between the 8-bit levels"),
     "half precision": (lambda pixels: pixels.half(), "gives torch.float16"),

@@ -127,17 +127,20 @@ def _contents(
 ) -> tuple[dict[str, str], dict[str, _Place]]:
     """Image name → content, and content → where one such image is.
 
-    Names that stand for two contents are left out, so that no image is taken for another.
+    Names that stand for two contents, or also for an image that is no file, are left out, so that
+    no image is taken for another.
     """
     named: dict[str, str] = {}
     places: dict[str, _Place] = {}
     ambiguous: set[str] = set()
     for images in sources:
         if not hasattr(images, "image_bytes"):
+            ambiguous.update(images.image_name(index) for index in range(len(images)))
             continue
         found = _over(_Fingerprints(images), workers, "Looking images up", visible)
         for index, (name, key) in enumerate(found):
             if key is None:
+                ambiguous.add(name)
                 continue
             if named.setdefault(name, key) != key:
                 ambiguous.add(name)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from clip_refine.data.class_names import choose_names, read_texts, readable
 from clip_refine.data.labelled import (
+    IndexedImages,
     read_cub,
     read_labelled_rows,
     read_listed_folders,
@@ -117,6 +118,12 @@ def test_rows_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert colour_of(found, 1) == (0, 0, 255)
     with pytest.raises(DataError, match=r"no column 'kind', only image, label"):
         read_labelled_rows(str(tmp_path / "rows"), **{**options, "label": "kind"})
+
+
+def test_transparent_parts_are_white_as_in_files():
+    clear = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    rows = IndexedImages("rows", ("a", "b"), (0,), lambda index: clear)
+    assert rows.load_image(0).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_rows_of_webdataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -92,7 +92,7 @@ def _decode(encoded: Encoded, name: str, side: int | None = None) -> Image.Image
                 _decode_smaller(image, side)
             image.load()
             _rotate(image)
-            return _to_rgb(image)
+            return to_rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # parsers of damaged files trip in many ways: struct, zlib, index
@@ -179,7 +179,8 @@ def _rotate(image: ImageFile.ImageFile) -> None:
         return
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB with transparent parts on white and 16-bit grey scaled."""
     if image.mode.startswith("I"):
         return _from_16_bit_grey(image).convert("RGB")
     if not image.has_transparency_data:

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from clip_refine.data.folders import ClassFolders, read_class_folders
+from clip_refine.data.images import to_rgb
 from clip_refine.errors import DataError
 
 _GIVES_PATHS = frozenset(
@@ -45,7 +46,7 @@ class IndexedImages:
             DataError: It cannot be decoded.
         """
         try:
-            return self.fetch(index).convert("RGB")
+            return to_rgb(self.fetch(index))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{self.image_name(index)}: cannot be decoded as an image ({error}). Get the "

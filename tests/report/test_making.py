@@ -18,6 +18,13 @@ def test_facts():
     assert facts["Seed"] == "0"
 
 
+def test_steps_that_were_asked_for_are_no_epoch():
+    scores = MEASURED.model_copy(update={"recipe": {"pairs": 5000, "steps": 39}})
+    settings = RefineConfig.model_validate({"train": {"steps": 39}}).model_dump(mode="json")
+    shown = making_facts(scores, settings, {}, "toy")["Steps"]
+    assert shown == "39 of 512 pairs, as many as were asked for"
+
+
 def test_a_result_that_lies_on_the_way_says_so():
     ways = [None, {"weight": 0.5, "tried": {}}, {"weight": 0.25, "tried": {"0": 0.1}}]
     shown = []

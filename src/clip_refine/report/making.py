@@ -105,5 +105,7 @@ def _way(interpolation: Mapping[str, Any] | None) -> str:
 
 
 def _epochs(train: Mapping[str, Any]) -> str:
+    if train.get("steps"):
+        return "as many as were asked for"
     count = train.get("epochs", 1)
     return f"{count} epoch{'' if count == 1 else 's'}"

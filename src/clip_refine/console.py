@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+from unicodedata import category
 
 from rich.console import Console
 from rich.progress import (
@@ -19,10 +20,15 @@ console = Console(stderr=True, highlight=False)
 """Progress and remarks go to standard error, so that results can be piped."""
 
 
+def printable(text: str) -> str:
+    """Text from data without what would move a terminal's cursor or change its title."""
+    return "".join("\ufffd" if c != "\n" and category(c) in ("Cc", "Cs") else c for c in text)
+
+
 def remark(line: str, style: str | None = None) -> None:
     """Print a line as it stands, once where several processes run."""
     if not int(os.environ.get("RANK", "0")):
-        console.print(line, style=style, markup=False, soft_wrap=True)
+        console.print(printable(line), style=style, markup=False, soft_wrap=True)
 
 
 class Bar:
@@ -41,7 +47,7 @@ class Bar:
         transient: bool = False,
     ) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),

@@ -33,4 +33,5 @@ def compare_verb(arguments: list[str]) -> None:
     terminal.print(*comparison_tables(comparison))
     terminal.print(comparison_verdict(comparison))
     report = f"Report: {config.out}/report.html. " if config.report else ""
-    terminal.print(f"{report}Also {config.out}/comparison.json, .csv and .md", soft_wrap=True)
+    line = f"{report}Also {config.out}/comparison.json, .csv and .md"
+    terminal.print(line, markup=False, soft_wrap=True)

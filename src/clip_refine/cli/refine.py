@@ -63,6 +63,7 @@ def _refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     terminal.print(
         f"{scores.seconds['total']:.0f} s. {_report_line(config)}Scores: {config.out}/scores.json. "
         f"Model: {config.out}/model{how_to_load(config.out / 'model')}",
+        markup=False,
         soft_wrap=True,
     )
 

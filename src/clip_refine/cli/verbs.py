@@ -13,6 +13,7 @@ from clip_refine.cli.interpolate import interpolate_verb
 from clip_refine.cli.posthoc import posthoc_verb
 from clip_refine.cli.refine import demo_verb, refine_verb
 from clip_refine.cli.report import report_verb
+from clip_refine.console import printable
 from clip_refine.errors import ClipRefineError, ConfigError
 
 HELP = """\
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _find(verb)(rest)
     except ClipRefineError as error:
-        print(f"clip-refine {verb}: {error}", file=sys.stderr)
+        print(printable(f"clip-refine {verb}: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
-from rich.markup import escape
 
 from clip_refine.console import Bar
 from clip_refine.data.bad_rows import BadRow, BadRowPolicy, BadRows
@@ -71,7 +70,7 @@ def collect(
     bad = BadRows(name, policy)
     captions: dict[ImagePlace, list[str]] = {}
     problems: dict[ImagePlace, str | None] = {}
-    for row in Bar(f"Checking {escape(name)}", transient=True).over(rows):
+    for row in Bar(f"Checking {name}", transient=True).over(rows):
         bad.total += 1
         problem = row_problem(row)
         if problem is None and row.image is not None:

@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from clip_refine.console import printable
 from clip_refine.findings import Findings, Problem, Spread
 
 LISTED = 5
@@ -109,7 +110,7 @@ def _listed(title: str, items: Sequence[str], count: int | None = None) -> Itera
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split()).encode("utf-8", "replace").decode()
+    line = printable(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 2]} …"
 
 

@@ -3,12 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clip_refine.data import (
@@ -22,7 +19,7 @@ from clip_refine.data import (
 from clip_refine.data.content import fingerprint, image_fingerprint
 from clip_refine.data.images import DECODING
 from clip_refine.data.levels import preprocess_fingerprint
-from clip_refine.errors import OutputError
+from clip_refine.feature_rows import FeatureRows
 from clip_refine.models import Teacher
 from clip_refine.models.identity import identity
 from clip_refine.train.precision import TowerPrecision, autocast
@@ -97,7 +94,7 @@ class CachedTeacher(Teacher):
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """Features on disk, one file a tower for each model, preprocessing and precision.
+    """Features on disk, a folder for each model, preprocessing and precision.
 
     Every row stands beside the fingerprint of the image or caption that it was made from, so that
     a changed or new one is computed and all others are read.
@@ -134,13 +131,13 @@ class TeacherCache:
         texts = [text for captions in pairs.captions for text in captions]
         counts = torch.tensor([len(captions) for captions in pairs.captions])
         return TeacherFeatures(
-            _stored(
-                folder / "images.safetensors",
+            _kept(
+                FeatureRows(folder / "images"),
                 [image_fingerprint(pairs, index) for index in range(len(pairs))],
                 lambda missing: self._encode_images(Subset(pairs, missing, pairs.name)),
             ),
-            _stored(
-                folder / "captions.safetensors",
+            _kept(
+                FeatureRows(folder / "captions"),
                 [fingerprint(text.encode()) for text in texts],
                 lambda missing: self._encode_texts([texts[index] for index in missing]),
             ),
@@ -177,49 +174,10 @@ def model_fingerprint(model: Any, precision: TowerPrecision) -> str:
     )
 
 
-def _stored(
-    path: Path, fingerprints: Sequence[str], compute: Callable[[list[int]], Tensor]
+def _kept(
+    rows: FeatureRows, names: Sequence[str], compute: Callable[[list[int]], Tensor]
 ) -> Tensor:
-    """(N, d) rows by fingerprint; what the file lacks is computed and added to it."""
-    known, rows = _read(path)
-    position = {name: row for row, name in enumerate(known)}
-    missing: dict[str, int] = {}
-    for index, name in enumerate(fingerprints):
-        if name not in position:
-            missing.setdefault(name, index)
-    if missing:
-        computed = compute(list(missing.values()))
-        rows = computed if rows is None else torch.cat([rows, computed])
-        known = [*known, *missing]
-        position = {name: row for row, name in enumerate(known)}
-        _write(path, known, rows)
-    if rows is None:
-        raise ValueError("there are no items to give features of")
-    return rows[[position[name] for name in fingerprints]]
-
-
-def _read(path: Path) -> tuple[list[str], Tensor | None]:
-    """Fingerprints and rows; none where the file is missing or damaged."""
-    try:
-        stored = load_file(path)
-        names = [bytes(row).hex() for row in stored["fingerprints"].numpy()]
-        rows = stored["features"]
-    except (OSError, SafetensorError, KeyError):
-        return [], None
-    return (names, rows) if len(names) == len(rows) else ([], None)
-
-
-def _write(path: Path, names: Sequence[str], rows: Tensor) -> None:
-    """Put the file there in one go, so that another process reads the old or the new one."""
-    listed = [list(bytes.fromhex(name)) for name in names]
-    tensors = {"features": rows, "fingerprints": torch.tensor(listed, dtype=torch.uint8)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as partial:
-            temporary = Path(partial.name)
-        save_file(tensors, temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path.parent}: cannot be written ({error.strerror}). Choose another --cache."
-        ) from error
+    """(N, d) rows by fingerprint; what is not on disk is computed and added to it."""
+    if missing := rows.missing(names):
+        rows.add([names[index] for index in missing], compute(missing))
+    return rows.read(names)

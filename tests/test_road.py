@@ -114,6 +114,15 @@ def test_the_saved_model_scores_what_the_run_said(config: RefineConfig, tmp_path
     assert before.geometry == pytest.approx(scores.before.geometry, abs=1e-6)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write to")
+def test_scores_that_cannot_be_written(config: RefineConfig):
+    settings = EvaluateConfig(
+        model=config.model, data=config.data, out=Path("/proc/clip-refine.json")
+    )
+    with pytest.raises(OutputError, match="cannot be written"):
+        evaluate(settings)
+
+
 def test_the_written_configuration_repeats_the_run(config: RefineConfig, tmp_path: Path):
     first = refine(config)
     settings = load_config(RefineConfig, config.out / "config.yaml")

@@ -21,6 +21,7 @@ from clip_refine.report.comparison import comparison_csv, comparison_markdown
 from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.results import Comparison
 from clip_refine.row_store import RowStore, digest
+from clip_refine.run_folder import write_file
 from clip_refine.runs import UNTOUCHED, Runs
 from clip_refine.train import TowerPrecision
 from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
@@ -82,9 +83,9 @@ def compare(
     rows = tuple(row for row, _ in finished)
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
     result = Comparison(rows=rows, summary=summary, learning_rates=tuple(choices))
-    result.write(config.out / "comparison.json")
-    (config.out / "comparison.csv").write_text(comparison_csv(result), encoding="utf-8")
-    (config.out / "comparison.md").write_text(comparison_markdown(result), encoding="utf-8")
+    write_file(config.out / "comparison.json", result.model_dump_json(indent=2) + "\n")
+    write_file(config.out / "comparison.csv", comparison_csv(result))
+    write_file(config.out / "comparison.md", comparison_markdown(result))
     device = build.device_name(bench.accelerator.device)
     write_environment(config.out / "environment.json", device)
     if config.report:

@@ -11,7 +11,7 @@ from clip_refine.models import DualEncoder
 from clip_refine.posthoc import FeatureSet, write_features
 from clip_refine.posthoc.feature_file import check_features_path
 from clip_refine.results import Scores
-from clip_refine.run_folder import check_free
+from clip_refine.run_folder import check_free, write_file
 
 
 def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Scores:
@@ -43,8 +43,7 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     pairs = embed_pairs(embedder, held_out)
     scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
     if config.out is not None and accelerator.is_main_process:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        scores.write(config.out)
+        write_file(config.out, scores.model_dump_json(indent=2) + "\n")
     if config.save_features is not None and accelerator.is_main_process:
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}

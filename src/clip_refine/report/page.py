@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from clip_refine import __version__
 from clip_refine.report.chart import Chart
 from clip_refine.report.score_lines import interval_text, number, signed
+from clip_refine.run_folder import write_file
 
 
 def write_page(path: Path, template: str, *, charts: Sequence[Chart], **values: Any) -> None:
@@ -37,9 +38,7 @@ def write_page(path: Path, template: str, *, charts: Sequence[Chart], **values: 
             version=__version__,
         )
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_file(path, text)
 
 
 @cache

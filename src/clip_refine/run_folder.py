@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from clip_refine.errors import OutputError
 
 OURS = (
@@ -57,23 +59,45 @@ def complete_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     `path` before is still there.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is off, or it cannot be written.
+        OutputError: `path` exists and `overwrite` is off, another run is writing it, or it cannot
+            be written.
     """
     check_free(path, overwrite=overwrite)
     path = path.resolve()
     partial = path.parent / f".{path.name}.partial"
+    with _alone(path):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror}). Choose another."
+            ) from error
+        try:
+            yield partial
+            _replace(path, partial)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One writer at a time, since a second one would clear what the first has written so far."""
+    file = path.parent / f".{path.name}.lock"
+    lock = FileLock(file)
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror}). Choose another."
-        ) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(f"{path}: another run is writing it. Choose another --out.") from error
+    except (OSError, NotImplementedError):
+        yield  # a file system without locks; what else is wrong with it shows when it is written to
+        return
     try:
-        yield partial
-        _replace(path, partial)
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

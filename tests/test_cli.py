@@ -69,7 +69,7 @@ def test_a_run_from_the_command_line(
     main(["report", str(out)])
     assert capsys.readouterr().out.strip() == f"{out}/report.html"
     main(["evaluate", "--model.name", f"local-dir:{out}/model", "--data.val", str(table)])
-    assert "image_to_text_recall@1" in capsys.readouterr().out
+    assert "image to text R@1" in capsys.readouterr().out
 
 
 def test_machines_get_json_and_nothing_else(

@@ -71,8 +71,8 @@ def test_markdown_by_hand():
     assert lines[2] == "| pre-trained | 0.500 | 0.500 | 0.500 | 0.500 |  | 12.3 |  |"
     cell = "0.500 ± 0.010"
     assert lines[3] == f"| hycd[loss.alpha=0] \\* |{f' {cell} |' * 4} 1e-05 | 12.3 | 1.50 |"
-    assert "| hycd[loss.alpha=0] | -0.200 [-0.300, -0.100] + | +0.010 [+0.005, +0.020] + |" in lines
-    assert "| rafa | -0.200 [-0.300, -0.100] + | +0.010 [-0.005, +0.020] |" in lines
+    assert "| hycd[loss.alpha=0] | −0.200 [−0.300, −0.100] + | +0.010 [+0.005, +0.020] + |" in lines
+    assert "| rafa | −0.200 [−0.300, −0.100] + | +0.010 [−0.005, +0.020] |" in lines
     assert "| rafa | 1e-05 ! | 1e-05: 0.500, 0.1: failed |" in lines
 
 
@@ -90,5 +90,5 @@ def test_names_with_brackets_are_shown():
     with console.capture() as shown:
         console.print(*comparison_tables(COMPARISON))
     assert "hycd[loss.alpha=0] *" in shown.get()
-    assert "-0.200 [-0.300, -0.100] +" in shown.get()
+    assert "−0.200 [−0.300, −0.100] +" in shown.get()
     assert "pre-trained" in shown.get()

@@ -64,6 +64,13 @@ def test_verdict():
     assert verdict(run()).startswith("The gap went from 1.000 to 0.700 (−30%), mean R@1 went")
 
 
+def test_what_three_places_do_not_show_is_no_clear_change():
+    scores = run(geometry__centroid_distance=(-0.0001, -0.0002, -0.0001))
+    same = scores.model_copy(update={"after": side(0.9999, 0.2, 0.75)})
+    assert score_lines(same)[0].mark == "no clear change"
+    assert verdict(same).startswith("The gap did not clearly change (1.000 to 1.000), mean R@1")
+
+
 @pytest.mark.parametrize("colour", ["32", "31"])
 def test_the_terminal_colours_only_what_is_clear(colour: str):
     console = Console(width=120, force_terminal=True, color_system="standard", _environ={})

@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from clip_refine.report.score_lines import interval_text, mark_of, signed
 from clip_refine.results import Comparison, ComparisonRow, Interval, RecipeSummary, Spread
 
 COLUMNS = {
@@ -85,8 +86,10 @@ def _differences_table(comparison: Comparison) -> Table:
     heads, rows = differences_cells(comparison)
     table = _table("Less the untouched model", INTERVALS)
     _add_columns(table, heads)
-    for cells in rows:
-        table.add_row(*(_coloured(cell) for cell in cells))
+    for name, *cells in rows:
+        # three columns of both do not fit side by side
+        narrow = [cell.replace(" [", "\n[") for cell in cells] if len(cells) > 2 else cells
+        table.add_row(escape(name), *(_coloured(cell) for cell in narrow))
     return table
 
 
@@ -141,10 +144,10 @@ def _intervals(line: RecipeSummary, names: Sequence[str]) -> list[str]:
 
 
 def _interval(difference: Interval, higher_is_better: bool) -> str:
-    mark = ""
-    if difference.low > 0 or difference.high < 0:
-        mark = " +" if (difference.low > 0) == higher_is_better else " −"
-    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]{mark}"
+    sign = {"better": " +", "worse": " −"}.get(
+        mark_of(difference, difference.mean, higher_is_better), ""
+    )
+    return f"{signed(difference.mean)} {interval_text(difference)}{sign}"
 
 
 def rates_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clip_refine.report.chart import ACCENT, INK, MUTED, TEXT, Chart, Panel
-from clip_refine.report.score_lines import number
+from clip_refine.report.score_lines import mark_of, number
 from clip_refine.results import Comparison, Interval, RecipeSummary
 
 RANKED = {
@@ -157,9 +157,7 @@ def _ranking(comparison: Comparison, name: str) -> Ranking:
 def _mark(difference: Interval | None, up: bool) -> str:
     if difference is None:
         return ""
-    if difference.low <= 0 <= difference.high:
-        return "no clear change"
-    return "better" if (difference.low > 0) == up else "worse"
+    return mark_of(difference, difference.mean, up)
 
 
 def _against(line: RecipeSummary, untouched: RecipeSummary, name: str, shown: str = "") -> str:

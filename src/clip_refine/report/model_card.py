@@ -9,6 +9,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clip_refine.provenance import Provenance
+from clip_refine.report.score_lines import retrieval_heading, signed
 from clip_refine.results import RunScores, Scores
 
 OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
@@ -112,16 +113,16 @@ def _score_rows(scores: RunScores) -> list[ScoreRow]:
 
     def add(heading: str, path: str, was: float, now: float) -> None:
         interval = scores.difference.get(path)
-        change = f"{now - was:+.3f}"
+        change = signed(now - was)
         if interval:
-            change += f" ({interval.low:+.3f} to {interval.high:+.3f})"
+            change += f" ({signed(interval.low)} to {signed(interval.high)})"
         rows.append(ScoreRow(heading, f"{was:.3f}", f"{now:.3f}", change))
 
     for name, heading in _GEOMETRY.items():
         if name in before.geometry:
             add(heading, f"geometry.{name}", before.geometry[name], after.geometry[name])
     for name, was in before.retrieval.items():
-        heading = name.replace("_recall", " R").replace("_", " ")
+        heading = retrieval_heading(name)
         add(heading, f"retrieval.{name}", was, after.retrieval[name])
     for task, values in before.zero_shot.items():
         now = after.zero_shot[task]["top1"]

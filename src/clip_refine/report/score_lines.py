@@ -47,12 +47,26 @@ class ScoreLine:
 
     @property
     def mark(self) -> Mark:
-        """Better or worse only where the interval excludes zero; empty where nothing is known."""
+        """As `mark_of`; empty where nothing is known, too."""
         if self.difference is None or self.higher_is_better is None:
             return ""
-        if self.difference.low <= 0 <= self.difference.high:
-            return "no clear change"
-        return "better" if (self.difference.low > 0) == self.higher_is_better else "worse"
+        return mark_of(self.difference, self.after - self.before, self.higher_is_better)
+
+
+def mark_of(difference: Interval, change: float, higher_is_better: bool) -> Mark:
+    """Better or worse only where the interval excludes zero and three places show the change.
+
+    A run of two steps can move a score in its fifth place for certain; "fell from 0.829 to 0.829"
+    would tell nobody anything.
+
+    >>> mark_of(Interval(mean=-0.0001, low=-0.0002, high=-0.0001), -0.0001, False)
+    'no clear change'
+    >>> mark_of(Interval(mean=-0.01, low=-0.02, high=-0.001), -0.01, False)
+    'better'
+    """
+    if difference.low <= 0 <= difference.high or signed(change) == "0.000":
+        return "no clear change"
+    return "better" if (difference.low > 0) == higher_is_better else "worse"
 
 
 def score_lines(scores: RunScores) -> list[ScoreLine]:
@@ -75,7 +89,8 @@ def headline_lines(scores: RunScores) -> list[ScoreLine]:
 def verdict(scores: RunScores) -> str:
     """What the refinement did, in a sentence."""
     gap, *means = [line for line in headline_lines(scores) if line.heading != _MIXED]
-    parts = [f"{_clause('the gap', gap)} ({gap.after / gap.before - 1:+.0%})"]
+    share = "" if signed(gap.after - gap.before) == "0.000" else _share(gap)
+    parts = [_clause("the gap", gap) + share]
     parts += [_clause(line.heading, line) for line in means]
     listed = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and ") + parts[-1]
     pairs = f"{scores.after.pairs:,} held-out images"
@@ -95,6 +110,15 @@ def mean_top1(scores: Scores) -> float:
     return sum(values) / len(values)
 
 
+def retrieval_heading(name: str) -> str:
+    """What to call a score of retrieval.
+
+    >>> retrieval_heading("image_to_text_recall@5")
+    'image to text R@5'
+    """
+    return name.replace("_recall", " R").replace("_", " ")
+
+
 def number(value: float) -> str:
     """Three places, or two digits where that would show zero."""
     text = f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
@@ -110,6 +134,10 @@ def signed(value: float) -> str:
 def interval_text(difference: Interval | None) -> str:
     """`[−0.010, +0.020]`, or nothing."""
     return f"[{signed(difference.low)}, {signed(difference.high)}]" if difference else ""
+
+
+def _share(line: ScoreLine) -> str:
+    return f" ({line.after / line.before - 1:+.0%})"
 
 
 def _clause(name: str, line: ScoreLine) -> str:
@@ -136,11 +164,8 @@ def _geometry(scores: RunScores) -> list[ScoreLine]:
 def _retrieval(scores: RunScores) -> list[ScoreLine]:
     lines = []
     for name in scores.before.retrieval:
-        heading = name.replace("image_to_text_recall", "image to text R").replace(
-            "text_to_image_recall", "text to image R"
-        )
-        sides = _both(scores, "retrieval", name)
-        lines.append(_line(scores, "retrieval", heading, f"retrieval.{name}", sides, True))
+        sides, path = _both(scores, "retrieval", name), f"retrieval.{name}"
+        lines.append(_line(scores, "retrieval", retrieval_heading(name), path, sides, True))
     return lines
 
 

@@ -3,7 +3,14 @@
 from rich.markup import escape
 from rich.table import Table
 
-from clip_refine.report.score_lines import interval_text, number, score_lines, signed
+from clip_refine.report.score_lines import (
+    GEOMETRY,
+    interval_text,
+    number,
+    retrieval_heading,
+    score_lines,
+    signed,
+)
 from clip_refine.results import RunScores, Scores
 
 _STYLES = {"better": "green", "worse": "red"}
@@ -11,7 +18,7 @@ _SIGNS = {"better": " +", "worse": " −"}
 
 
 def before_after_table(scores: RunScores) -> Table:
-    """Both sides; green + is better, red − is worse, and only where the interval excludes zero."""
+    """Both sides; green + is better, red − is worse, as `mark_of` says."""
     table = Table(
         title="Held-out scores",
         title_justify="left",
@@ -41,14 +48,16 @@ def before_after_table(scores: RunScores) -> Table:
 
 def scores_table(scores: Scores) -> Table:
     """All numbers of one model."""
-    table = Table(title="Held-out scores", title_justify="left", title_style="bold")
+    title = f"Scores on {scores.pairs:,} images with {scores.captions:,} captions"
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in scores.geometry.items():
-        table.add_row(name, number(value))
+        heading = GEOMETRY[name][0] if name in GEOMETRY else name.replace("_", " ")
+        table.add_row(heading, number(value))
     table.add_section()
     for name, value in scores.retrieval.items():
-        table.add_row(name, number(value))
+        table.add_row(retrieval_heading(name), number(value))
     table.add_section()
     for task, values in scores.zero_shot.items():
         for name, value in values.items():

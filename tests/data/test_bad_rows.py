@@ -89,9 +89,18 @@ def test_bad_images_stop_the_run(tmp_path: Path, content: bytes | None, message:
     listed = str(caught.value).splitlines()
     assert [re.search(r"line (\d+)", line)[1] for line in listed[:-1]] == ["5", "6", "7"]  # pyright: ignore
     assert listed[-1].endswith(
-        "captions.csv: 3 of 12 rows are bad (25.0%). Mend them, or pass --data.skip-bad to go on "
-        "without them."
+        "captions.csv: 3 of 12 rows are bad (25.0%). Mend them: --data.skip-bad goes on without "
+        "bad rows only up to 5.0% of all (--data.max-bad)."
     )
+
+
+def test_the_advice_is_one_that_helps(tmp_path: Path):
+    with pytest.raises(DataError, match=r"Mend them, or pass --data.skip-bad to go on without"):
+        opened(broken(tmp_path, b""), limit=0.5)
+    for image in tmp_path.rglob("*.*g"):
+        image.unlink()
+    with pytest.raises(DataError, match=r"100.0%.* name their folder with --data.image-folder"):
+        opened(str(tmp_path / "captions.csv"))
 
 
 # --- the policy -----------------------------------------------------------------------------------

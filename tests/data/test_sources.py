@@ -83,6 +83,16 @@ def test_settings_behind_a_source():
     assert absolute_source("a.json#images=b") == f"{here}/a.json#images={here}/b"
 
 
+def test_a_split_of_what_has_none_is_refused(tmp_path: Path):
+    name = write_table(tmp_path, drawn())
+    with pytest.raises(ConfigError, match=r"split 'test' was asked for, but .* table has no split"):
+        open_source(f"{name}#split=test", DataConfig(), training=False)
+    with pytest.raises(ConfigError, match=r"split 'train' was asked for"):
+        open_source(name, DataConfig(split="train"))
+    # the split of the training source is none of the evaluation pairs'
+    assert len(open_source(name, DataConfig(split="train"), training=False)) == 4
+
+
 @pytest.mark.parametrize("where", ["image_folder", "#"])
 def test_an_image_folder_elsewhere(tmp_path: Path, where: str):
     name = write_coco(tmp_path / "here", drawn())

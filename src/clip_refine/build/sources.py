@@ -26,6 +26,7 @@ from clip_refine.errors import ConfigError
 from clip_refine.toy import toy_train, toy_val
 
 TOY = "toy"
+_WITHOUT_SPLITS = ("table", "token", "coco", "jsonl", "parquet", "webdataset")
 _OWN = ("kind", "split", "subset", "images")
 """What can stand behind a source, as in `captions.json#split=val&images=val2014`."""
 
@@ -49,6 +50,7 @@ def open_source(name: str, config: DataConfig, *, training: bool = True) -> Imag
         toy = toy_train() if training else toy_val()
         _say(toy.name, "drawn world", toy)
         return toy
+    _check_split(name, kind, own.get("split") or (config.split if training else None), config)
     pairs = open_pairs(name, kind, _read_options(config, own), policy(config), training=training)
     _say(name, pairs.kind, pairs)
     return pairs
@@ -108,6 +110,7 @@ def read_all_rows(name: str, config: DataConfig) -> AllRows:
     if kind == "toy":
         toy = toy_train()
         return AllRows("drawn world", toy, sum(map(len, toy.captions)))
+    _check_split(name, kind, own.get("split") or config.split, config)
     called, rows = source_rows(name, kind, _read_options(config, own), training=True)
     return read_all(name, called, rows)
 
@@ -146,6 +149,16 @@ def absolute_source(name: str) -> str:
     is_path = plain != TOY and "://" not in plain and not plain.startswith("hf:")
     absolute = os.path.abspath(plain) if is_path else plain
     return f"{absolute}#{behind}" if behind else absolute
+
+
+def _check_split(name: str, kind: SourceKind, split: str | None, config: DataConfig) -> None:
+    """Refuse a split that would be passed over, so that nobody trains on what they test on."""
+    if split and kind in _WITHOUT_SPLITS and not config.split_file:
+        raise ConfigError(
+            f"{name}: split {split!r} was asked for, but a source of kind {kind} has no splits. "
+            "Leave it out, say NAME#split=... of the source that has it, or choose images with "
+            "--data.split-file."
+        )
 
 
 def _read_options(config: DataConfig, own: dict[str, Any]) -> ReadOptions:

@@ -73,10 +73,7 @@ class BadRows:
         if not self.found:
             return
         if not self.policy.skip:
-            raise DataError(
-                f"{self._listed()}\n{self.source}: {self._counted()}. Mend them, or pass "
-                "--data.skip-bad to go on without them."
-            )
+            raise DataError(f"{self._listed()}\n{self.source}: {self._counted()}. {self._advice()}")
         if self.share > self.policy.limit:
             raise DataError(f"{self._listed()}\n{self._too_many()}")
         if say:
@@ -113,6 +110,16 @@ class BadRows:
 
     def _counted(self) -> str:
         return f"{len(self.found):,} of {self.total:,} rows are bad ({self.share:.1%})"
+
+    def _advice(self) -> str:
+        if self.share <= self.policy.limit:
+            return "Mend them, or pass --data.skip-bad to go on without them."
+        if self.share == 1 and all(" not found" in row.problem for row in self.found):
+            return "Where the images lie elsewhere, name their folder with --data.image-folder."
+        return (
+            "Mend them: --data.skip-bad goes on without bad rows only up to "
+            f"{self.policy.limit:.1%} of all (--data.max-bad)."
+        )
 
     def _too_many(self) -> str:
         return (

@@ -97,6 +97,25 @@ def refined(
         return normalize(torch.cat([model.encode_image(pixels), model.encode_text(tokens)]), dim=-1)
 
 
+def test_the_scale_is_explained_as_it_came_about(
+    tiny: OpenClipEncoder,
+    pairs: ToyPairs,
+    held_out: ToyPairs,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    refined(copy.deepcopy(tiny), pairs, held_out, tmp_path / "asked", "canonical")
+    asked = " ".join(capsys.readouterr().err.split())
+    assert "Training runs, as asked for, at that scale" in asked
+    assert "--recipe" not in asked
+    with torch.no_grad():
+        tiny.clip.visual.proj.mul_(5.0)
+    refined(copy.deepcopy(tiny), pairs, held_out, tmp_path / "auto", "auto")
+    auto = " ".join(capsys.readouterr().err.split())
+    assert "Training therefore runs at that scale" in auto
+    assert "--recipe clip-refine-paper" in auto
+
+
 def test_a_towers_own_scale_does_not_change_the_refined_model(
     tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
 ):

@@ -114,11 +114,16 @@ def build_scale(
             raise
         console.print(f"{error} HyCD runs on unit features, RaFA on raw ones as they are.")
         return override(config, loss={**canonical, "feature_scale": "as-is"}), FeatureScale()
+    why = "therefore runs" if loss.feature_scale == "auto" else "runs, as asked for,"
+    others = (
+        " The published form is --recipe clip-refine-paper; --recipe balanced closes more of the "
+        "gap on such models."
+    )
     console.print(
         f"Raw norms are {norms.image:.1f} (image) and {norms.text:.1f} (text) at logit scale "
         f"{norms.logit_scale:.0f}; the paper's settings belong to {norms.canonical:.1f}. Training "
-        "therefore runs at that scale, HyCD on unit features (docs/method.md). The published form "
-        "is --recipe clip-refine-paper; --recipe balanced closes more of the gap on such models."
+        f"{why} at that scale, HyCD on unit features (docs/method.md)."
+        f"{others if loss.feature_scale == 'auto' else ''}"
     )
     return override(config, loss=canonical), scale
 

@@ -77,3 +77,6 @@ def test_every_setting_is_explained():
                 assert inner.description, f"{name}.{setting} has no help text"
         else:
             assert field.description, f"{name} has no help text"
+            assert "\n" not in field.description, (
+                f"the help of {name} is not wrapped as it is shown"
+            )

@@ -36,6 +36,7 @@ def evaluate_verb(arguments: list[str]) -> None:
         print(scores.model_dump_json(indent=2))
     else:
         Console().print(scores_table(scores))
+        _say_written(config)
 
 
 def _evaluate_suite(config: "EvaluateConfig", as_json: bool) -> None:
@@ -51,3 +52,11 @@ def _evaluate_suite(config: "EvaluateConfig", as_json: bool) -> None:
         print(scores.model_dump_json(indent=2))
     else:
         Console().print(*suite_tables(scores), sep="\n")
+        _say_written(config)
+
+
+def _say_written(config: "EvaluateConfig") -> None:
+    written = {"Scores": config.out, "Features": config.save_features}
+    lines = [f"{what}: {path}." for what, path in written.items() if path]
+    if lines:
+        print(*lines)

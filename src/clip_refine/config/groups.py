@@ -35,6 +35,13 @@ class SettingsGroup(BaseModel):
         hide_input_in_errors=True,
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Help is wrapped for the terminal, not where the lines of the docstring end."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())
+
 
 class ModelConfig(SettingsGroup):
     """The model to start from."""

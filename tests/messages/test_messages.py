@@ -40,6 +40,8 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
     return {
         "unknown verb": ["refin"],
         "unknown action of data": ["data", "chek"],
+        "report of nothing": ["report"],
+        "report of no run": ["report", str(folder / "nowhere")],
         "nothing to check": ["data", "check", str(folder / "nowhere.csv")],
         "missing image file": refine(table("a.csv", "image,caption\ngone.png,a dog\n")),
         "unreadable image": refine(table("b.csv", "image,caption\nbroken.png,a dog\n")),

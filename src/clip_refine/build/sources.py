@@ -85,9 +85,11 @@ def open_training(config: DataConfig) -> ImageCaptions | Stream:
 
 def _open_stream(name: str, config: DataConfig) -> PairStream:
     name, own = split_name(name)
+    kind: SourceKind = own.get("kind") or config.kind or recognise(name)
+    _check_split(name, kind, own.get("split") or config.split, config)
     stream = open_stream(
         name,
-        own.get("kind") or config.kind or recognise(name),
+        kind,
         _read_options(config, own),
         policy(config),
         buffer=config.shuffle_buffer,

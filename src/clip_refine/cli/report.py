@@ -24,7 +24,7 @@ def report_verb(arguments: list[str]) -> None:
         from clip_refine.report.run_page import write_run_report
 
         if not runs:
-            raise ConfigError("report: which one? Give folders that refine or compare wrote.")
+            raise ConfigError("which run? Give folders that refine or compare wrote.")
         for folder in runs:
             compared = (folder / "comparison.json").is_file()
             if not compared and not (folder / "scores.json").is_file():

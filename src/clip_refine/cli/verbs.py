@@ -30,7 +30,7 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       --data.train captions.csv --train.batch-size 256 --out runs/mine
       Another model: any architecture and tag of open_clip, a file, or local-dir:FOLDER.
 
-  clip-refine evaluate --model.name local-dir:runs/mine/model --data.val test.csv
+  clip-refine evaluate --model.name runs/mine --data.val test.csv
       The same scores for a model as it stands.
 
   clip-refine evaluate --suite paper --data-root DIR --models runs/mine

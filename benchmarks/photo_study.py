@@ -117,6 +117,7 @@ def main() -> None:
             "combine": ["clip-refine+mean-centring"] if "clip-refine" in options.recipes else [],
             "learning_rates": options.learning_rates,
             "train": {"batch_size": 100, "precision": "fp32"},
+            "data": {"draft": False},  # files are only read for their content, never decoded
             "out": options.out,
             "cache": options.out.parent / "photo-study-cache",
         }

@@ -211,7 +211,10 @@ def test_twice_is_the_same(watched: Watched, tmp_path: Path):
 
 
 def test_it_goes_on_where_it_stopped(
-    config: CompareConfig, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+    config: CompareConfig,
+    trainings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     config = override(config, learning_rates=RATES[:1], peers=("nnn",))
     score = Workbench.score
@@ -238,6 +241,11 @@ def test_it_goes_on_where_it_stopped(
     more = run(override(config, recipes=(*config.recipes, "hycd"), peers=("nnn", "mean-centring")))
     assert [name.split()[0] for name in trainings] == ["hycd", "hycd"]
     assert all(row in more.rows for row in result.rows if row.learning_rate)
+    # and what is named no more is not passed over in silence
+    capsys.readouterr()
+    run(override(config, recipes=config.recipes[:1]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not name them: mean-centring, contrastive, hycd." in said
 
 
 def test_other_settings_or_data_are_not_mixed(config: CompareConfig, trainings: list[str]):

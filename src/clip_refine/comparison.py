@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from clip_refine import build
 from clip_refine.compare_config import RUNS, CompareConfig
+from clip_refine.console import remark
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.content import fingerprint, image_fingerprint
 from clip_refine.data.pairs import Images
@@ -83,6 +86,7 @@ def compare(
     rows = tuple(row for row, _ in finished)
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
     result = Comparison(rows=rows, summary=summary, learning_rates=tuple(choices))
+    _say_what_is_left_out(config.out / "comparison.json", result)
     write_file(config.out / "comparison.json", result.model_dump_json(indent=2) + "\n")
     write_file(config.out / "comparison.csv", comparison_csv(result))
     write_file(config.out / "comparison.md", comparison_markdown(result))
@@ -91,6 +95,22 @@ def compare(
     if config.report:
         write_comparison_report(config.out)
     return result
+
+
+def _say_what_is_left_out(earlier: Path, result: Comparison) -> None:
+    """Name the recipes that an earlier call showed in this folder and this one does not."""
+    try:
+        before = Comparison.model_validate_json(earlier.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return
+    shown = {line.recipe for line in result.summary}
+    left_out = [line.recipe for line in before.summary if line.recipe not in shown]
+    if left_out:
+        remark(
+            f"Not shown any more, as this call does not name them: {', '.join(left_out)}. Their "
+            "runs are kept and stand in the table again when they are named.",
+            style="yellow",
+        )
 
 
 def _open_data(config: CompareConfig) -> tuple[ImageCaptions, ImageCaptions]:

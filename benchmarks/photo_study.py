@@ -14,12 +14,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from clip_refine import CompareConfig, compare
+from clip_refine.config.runs import CompareConfig
+from clip_refine.config.settings import RECIPES
 from clip_refine.data import image_batches, read_class_folders, read_table
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.text_length import text_tower
-from clip_refine.recipes import RECIPES
-from clip_refine.report.comparison import comparison_tables
+from clip_refine.report.tables import comparison_tables
+from clip_refine.roads.compare import compare
 
 
 class LateTowers(nn.Module):

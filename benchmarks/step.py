@@ -19,9 +19,9 @@ from torch.nn.functional import log_softmax, mse_loss, softmax
 from clip_refine import build
 from clip_refine.config import RefineConfig
 from clip_refine.data import EpochPlan, PairBatch
+from clip_refine.data.toy import ToyPairs, model_directory
+from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
-from clip_refine.priors import StandardNormal
-from clip_refine.toy import ToyPairs, model_directory
 
 
 def random_model(architecture: str) -> OpenClipEncoder:

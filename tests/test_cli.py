@@ -43,7 +43,7 @@ def test_settings_come_from_defaults_then_file_then_flags(
 
 
 def test_demo_runs_the_toy_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from clip_refine.cli import refine as cli
+    from clip_refine import cli
 
     seen = []
     monkeypatch.setattr(cli, "_refine", seen.append)

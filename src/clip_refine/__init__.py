@@ -4,17 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clip_refine.compare_config import CompareConfig
-    from clip_refine.comparison import compare
     from clip_refine.config import EvaluateConfig, RefineConfig
-    from clip_refine.data_check import check_data
+    from clip_refine.config.runs import CompareConfig
     from clip_refine.errors import ClipRefineError
-    from clip_refine.measure import evaluate
     from clip_refine.models import DualEncoder, load_open_clip
-    from clip_refine.results import Comparison, RunScores, Scores
-    from clip_refine.road import refine
-    from clip_refine.suite_results import SuiteScores
-    from clip_refine.suites import evaluate_suite
+    from clip_refine.results import Comparison, RunScores, Scores, SuiteScores
+    from clip_refine.roads.check import check_data
+    from clip_refine.roads.compare import compare
+    from clip_refine.roads.evaluate import evaluate
+    from clip_refine.roads.refine import refine
+    from clip_refine.roads.suites import evaluate_suite
 
 __version__ = "0.1.0"
 
@@ -38,20 +37,20 @@ __all__ = [
 
 _HOMES = {
     "ClipRefineError": "errors",
-    "CompareConfig": "compare_config",
+    "CompareConfig": "config.runs",
     "Comparison": "results",
     "DualEncoder": "models",
     "EvaluateConfig": "config",
     "RefineConfig": "config",
     "RunScores": "results",
     "Scores": "results",
-    "SuiteScores": "suite_results",
-    "check_data": "data_check",
-    "compare": "comparison",
-    "evaluate": "measure",
-    "evaluate_suite": "suites",
+    "SuiteScores": "results",
+    "check_data": "roads.check",
+    "compare": "roads.compare",
+    "evaluate": "roads.evaluate",
+    "evaluate_suite": "roads.suites",
     "load_open_clip": "models",
-    "refine": "road",
+    "refine": "roads.refine",
 }
 
 

@@ -1,17 +1,20 @@
-"""What comes out, as plain data: JSON in and out."""
+"""What comes out, as plain data: scores, comparisons, suites, reports, checks, provenance."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clip_refine.errors import DataError
 
+# --------------------------------------------------------------------------------------------------
+# What comes out, as plain data: JSON in and out.
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def write(self, path: Path) -> None:
         """Save as indented JSON."""
@@ -221,3 +224,600 @@ class Comparison(_Record):
     rows: tuple[ComparisonRow, ...]
     summary: tuple[RecipeSummary, ...]
     learning_rates: tuple[LearningRateChoice, ...]
+
+
+# --------------------------------------------------------------------------------------------------
+# What an evaluation suite finds, as plain data: JSON in and out.
+
+
+class Score(_Record):
+    """A number and how much it would move with other images of the same kind.
+
+    Attributes:
+        value: On the images that there are.
+        low: 2.5 % quantile of bootstrap resamples of the images; None where it is not resampled.
+        high: 97.5 % quantile.
+        higher_is_better: None where neither is.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    higher_is_better: bool | None
+
+
+class Measured(_Record):
+    """One task with one model.
+
+    Attributes:
+        task: The task's name in the suite.
+        kind: What was measured.
+        model: The model's label.
+        protocol: How, in a sentence.
+        source: Where the images are from.
+        note: What the suite says about them.
+        counts: How many images, captions, classes, prompts, ... there were.
+        prompts: Which prompt set; None where there are none.
+        templates: The prompts, with `{}` for the class name.
+        class_names: Which list of class names; None where there are none.
+        model_fingerprint: Of weights, architecture, preprocessing and tokenizer.
+        data_fingerprint: Of every image with its captions or class, of class names and prompts.
+        scores: Name → number with interval.
+        details: What stands behind the numbers: per class, confusions, histograms, draws.
+    """
+
+    task: str
+    kind: str
+    model: str
+    protocol: str
+    source: str
+    note: str | None
+    counts: Mapping[str, int]
+    prompts: str | None
+    templates: tuple[str, ...]
+    class_names: str | None
+    model_fingerprint: str
+    data_fingerprint: str
+    scores: Mapping[str, Score]
+    details: Mapping[str, Any]
+
+
+class Difference(_Record):
+    """One score of two models on the same images.
+
+    Attributes:
+        task: The task's name.
+        score: The score's name.
+        model: Whose score.
+        against: Less whose: the first model's.
+        mean: The difference.
+        low: 2.5 % quantile, both models resampled with the same images; None where not resampled.
+        high: 97.5 % quantile.
+        higher_is_better: As in `Score`.
+    """
+
+    task: str
+    score: str
+    model: str
+    against: str
+    mean: float
+    low: float | None
+    high: float | None
+    higher_is_better: bool | None
+
+
+class EvaluatedModel(_Record):
+    """A model of the comparison.
+
+    Attributes:
+        label: What tables call it.
+        name: As given or as a run's settings have it.
+        pretrained: Tag or file of weights.
+        fingerprint: Of weights, architecture, preprocessing and tokenizer.
+    """
+
+    label: str
+    name: str
+    pretrained: str | None
+    fingerprint: str
+
+
+class SuiteScores(_Record):
+    """What `clip-refine evaluate --suite` writes.
+
+    Attributes:
+        suite: The suite's name.
+        models: In the order in which they were given; differences are taken from the first.
+        measured: Every task with every model.
+        differences: Every score of every other model less the first model's.
+        missing: Source → what was not there; its tasks were left out.
+        resamples: Of the bootstrap.
+        seed: Of bootstrap, splits and draws.
+        seconds: Wall-clock seconds.
+        environment: Versions, device, command.
+    """
+
+    suite: str
+    models: tuple[EvaluatedModel, ...]
+    measured: tuple[Measured, ...]
+    differences: tuple[Difference, ...]
+    missing: Mapping[str, str]
+    resamples: int
+    seed: int
+    seconds: float
+    environment: Mapping[str, Any]
+
+
+def read_suite_scores(path: Path) -> SuiteScores:
+    """Read what `evaluate --suite --out` wrote.
+
+    Raises:
+        DataError: The file is missing or holds something else.
+    """
+    try:
+        return SuiteScores.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: holds no scores of a suite ({error.error_count()} errors)."
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------------
+# What `clip-refine data check` finds, as plain data: its JSON.
+
+
+class _Finding(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NumberSpread(_Finding):
+    """Some whole numbers in five.
+
+    Attributes:
+        smallest: The smallest.
+        median: The one in the middle, of two the lower.
+        mean: Their mean.
+        high: 95 % are not above it.
+        largest: The largest.
+    """
+
+    smallest: int
+    median: int
+    mean: float
+    high: int
+    largest: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> "NumberSpread | None":
+        """That of some numbers, None where there are none.
+
+        >>> NumberSpread.of([4, 1, 1, 2]).median
+        1
+        """
+        if not numbers:
+            return None
+        ranked = sorted(numbers)
+        last = len(ranked) - 1
+        return cls(
+            smallest=ranked[0],
+            median=ranked[last // 2],
+            mean=sum(ranked) / len(ranked),
+            high=ranked[round(0.95 * last)],
+            largest=ranked[-1],
+        )
+
+
+class Problem(_Finding):
+    """Something that a run would stop at.
+
+    Attributes:
+        where: The row or image.
+        problem: What is wrong and what to do.
+    """
+
+    where: str
+    problem: str
+
+
+class CaptionFindings(_Finding):
+    """About the texts.
+
+    Attributes:
+        count: All of them.
+        per_image: How many an image has, of those that have any.
+        characters: Their lengths.
+        words: Their lengths in words.
+        tokens: Their lengths as the model's tokenizer has them, with start and end; None where it
+            does not tell.
+        context_length: Tokens that the model reads; None where it is not known.
+        too_long: Captions that are cut for the model.
+        too_long_examples: The longest of them, longest first.
+        shared: Text → how many images have it, of those that several have, most common first.
+    """
+
+    count: int
+    per_image: NumberSpread | None
+    characters: NumberSpread | None
+    words: NumberSpread | None
+    tokens: NumberSpread | None
+    context_length: int | None
+    too_long: int
+    too_long_examples: tuple[str, ...]
+    shared: Mapping[str, int]
+
+
+class ImageFindings(_Finding):
+    """About the images.
+
+    Attributes:
+        count: Different ones that rows name, readable or not.
+        kinds: Format → how many.
+        odd: What had to be done to see them as they are meant → how many.
+        short_side: In pixels.
+        long_side: In pixels.
+        unreadable: Those that cannot be decoded.
+        without_captions: Their names.
+        duplicates: Groups of names with the same content.
+        near_duplicates: Groups of names that look the same but differ in content.
+    """
+
+    count: int
+    kinds: Mapping[str, int]
+    odd: Mapping[str, int]
+    short_side: NumberSpread | None
+    long_side: NumberSpread | None
+    unreadable: tuple[Problem, ...]
+    without_captions: tuple[str, ...]
+    duplicates: tuple[tuple[str, ...], ...]
+    near_duplicates: tuple[tuple[str, ...], ...]
+
+
+class Findings(_Finding):
+    """Everything about a source.
+
+    Attributes:
+        source: As it was named.
+        kind: What it was recognised as.
+        rows: All of them, bad ones too.
+        bad_rows: Those with something wrong besides the image.
+        broken_off: Why reading stopped before the end, if it did.
+        images: About its images.
+        captions: About its captions.
+    """
+
+    source: str
+    kind: str
+    rows: int
+    bad_rows: tuple[Problem, ...]
+    broken_off: str | None
+    images: ImageFindings
+    captions: CaptionFindings
+
+    @property
+    def sound(self) -> bool:
+        """Whether a run on this source would start as it stands."""
+        return not (self.bad_rows or self.broken_off or self.images.unreadable)
+
+
+# --------------------------------------------------------------------------------------------------
+# What a report shows beyond the scores, as plain data: `report.json`.
+
+
+Point = tuple[float, float]
+
+
+class Pair(_Record):
+    """A held-out image with its first caption, as the charts name it.
+
+    Attributes:
+        image: Its position among the held-out images, by which thumbnails are named.
+        name: What its source calls it.
+        caption: The text.
+        cosine_before: Between image and caption.
+        cosine_after: The same of the refined model.
+        rank_before: Where the image's best caption stands among all captions, 1 is first.
+        rank_after: The same of the refined model.
+    """
+
+    image: int
+    name: str
+    caption: str
+    cosine_before: float
+    cosine_after: float
+    rank_before: int
+    rank_after: int
+
+
+class Clouds(_Record):
+    """Unit features of some pairs in the plane of one joint PCA of both models.
+
+    Attributes:
+        pairs: Which are drawn, in the order of all the points.
+        image_before: One point a pair.
+        text_before: The same.
+        image_after: The same.
+        text_after: The same.
+        explained: Share of the variance that each axis shows.
+        fitted_on: Pairs that the plane was fitted on.
+    """
+
+    pairs: tuple[Pair, ...]
+    image_before: tuple[Point, ...]
+    text_before: tuple[Point, ...]
+    image_after: tuple[Point, ...]
+    text_after: tuple[Point, ...]
+    explained: Point
+    fitted_on: int
+
+
+class Histograms(_Record):
+    """How cosines are spread: shares of the pairs in each bin.
+
+    Attributes:
+        edges: One more than there are bins.
+        true_before: Of captions with their own images.
+        wrong_before: Of captions with other images.
+        true_after: The same of the refined model.
+        wrong_after: The same.
+        auc: Before and after, the chance that a true pair scores above a wrong one.
+        threshold: Before and after, the cosine that 1 % of the wrong pairs reach.
+        recall: Before and after, share of true pairs that reach it.
+    """
+
+    edges: tuple[float, ...]
+    true_before: tuple[float, ...]
+    wrong_before: tuple[float, ...]
+    true_after: tuple[float, ...]
+    wrong_after: tuple[float, ...]
+    auc: tuple[float, float]
+    threshold: tuple[float, float]
+    recall: tuple[float, float]
+
+
+class Spectra(_Record):
+    """Singular values of the centred unit features over the root of their number, falling.
+
+    Attributes:
+        image_before: One a dimension; squared, they are the variances along the principal axes.
+        text_before: The same.
+        image_after: The same.
+        text_after: The same.
+    """
+
+    image_before: tuple[float, ...]
+    text_before: tuple[float, ...]
+    image_after: tuple[float, ...]
+    text_after: tuple[float, ...]
+
+
+class ImageQuery(_Record):
+    """An image that looks for its captions.
+
+    Attributes:
+        image: Its position.
+        caption: The best-placed of its own captions, after.
+        rank_before: Where the best of its own stands, 1 is first.
+        rank_after: The same of the refined model.
+        first_before: The caption that stood first.
+        first_after: The caption that stands first.
+    """
+
+    image: int
+    caption: str
+    rank_before: int
+    rank_after: int
+    first_before: str
+    first_after: str
+
+
+class CaptionQuery(_Record):
+    """A caption that looks for its image.
+
+    Attributes:
+        caption: The text.
+        image: The image that it describes.
+        rank_before: Where that stands, 1 is first.
+        rank_after: The same of the refined model.
+        first_before: The image that stood first.
+        first_after: The image that stands first.
+    """
+
+    caption: str
+    image: int
+    rank_before: int
+    rank_after: int
+    first_before: int
+    first_after: int
+
+
+Query = TypeVar("Query", ImageQuery, CaptionQuery)
+
+
+class Ranking(_Record, Generic[Query]):
+    """How the ranks of all queries of one kind moved.
+
+    Attributes:
+        queries: How many.
+        improved: How many found their own earlier than before.
+        worsened: How many found it later.
+        most_improved: Examples.
+        most_worsened: As many, chosen alike.
+    """
+
+    queries: int
+    improved: int
+    worsened: int
+    most_improved: tuple[Query, ...]
+    most_worsened: tuple[Query, ...]
+
+
+class ClassChange(_Record):
+    """A class of a zero-shot task.
+
+    Attributes:
+        name: The class.
+        images: Of this class.
+        before: Share of them that is found, 0-1.
+        after: The same of the refined model.
+    """
+
+    name: str
+    images: int
+    before: float
+    after: float
+
+
+class ConfusionChange(_Record):
+    """Images of one class that are taken for another.
+
+    Attributes:
+        label: The true class.
+        predicted: The other one.
+        images: Of the true class.
+        before: How many of them were taken for the other.
+        after: How many are.
+    """
+
+    label: str
+    predicted: str
+    images: int
+    before: int
+    after: int
+
+
+class TaskChange(_Record):
+    """A zero-shot task.
+
+    Attributes:
+        name: The task.
+        classes: Those with images.
+        confusions: The most frequent ones, before or after.
+    """
+
+    name: str
+    classes: tuple[ClassChange, ...]
+    confusions: tuple[ConfusionChange, ...]
+
+
+class Evidence(_Record):
+    """`report.json`.
+
+    Attributes:
+        source: Where the held-out pairs are from.
+        clouds: For the scatter plots.
+        histograms: Of cosines.
+        spectra: Of both modalities.
+        images: As queries.
+        captions: As queries.
+        tasks: Zero-shot, class by class.
+        thumbnails: Position of a held-out image → a small JPEG, base64.
+    """
+
+    source: str
+    clouds: Clouds
+    histograms: Histograms
+    spectra: Spectra
+    images: Ranking[ImageQuery]
+    captions: Ranking[CaptionQuery]
+    tasks: tuple[TaskChange, ...]
+    thumbnails: Mapping[int, str]
+
+    def write(self, path: Path) -> None:
+        """Save as JSON."""
+        path.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read a `report.json`.
+
+    Raises:
+        DataError: The file is missing or holds something else.
+    """
+    try:
+        return Evidence.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). A run writes it unless --no-report is "
+            "given; repeat the run with its config.yaml to have one."
+        ) from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: is no report.json of this version. Repeat the run with its config.yaml to "
+            "have one."
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Where a saved model comes from: plain data without local paths, beside the weights.
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseModelFacts(_Facts):
+    """The model that was started from.
+
+    Attributes:
+        name: What to call it: `ViT-B-32 (openai)`, a Hub name, or a folder's last part.
+        hub_id: Its name on the Hugging Face Hub, where it is known.
+        licence: The Hub's identifier of its licence, where its folder names one.
+    """
+
+    name: str
+    hub_id: str | None = None
+    licence: str | None = None
+
+
+class DataFacts(_Facts):
+    """Pairs of image and captions.
+
+    Attributes:
+        name: The file's or data set's name.
+        images: How many.
+        captions: How many they have together.
+        fingerprint: 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`; of a
+            stream those of its first pairs.
+    """
+
+    name: str
+    images: int
+    captions: int
+    fingerprint: str
+
+
+class Provenance(_Facts):
+    """Everything that a model's card and the header of its weights say.
+
+    Attributes:
+        version: Of clip-refine.
+        made: How the model came about.
+        base: The model that was started from.
+        recipe: The named objective of a refinement, or how else the weights were made.
+        train: What it was refined on.
+        held_out: What it was measured on.
+        settings: Name → value of what matters to repeat it.
+    """
+
+    version: str
+    made: Literal["refined", "interpolated", "converted"]
+    base: BaseModelFacts
+    recipe: str | None = None
+    train: DataFacts | None = None
+    held_out: DataFacts | None = None
+    settings: Mapping[str, str | int | float | bool] = {}
+
+    def header(self) -> dict[str, str]:
+        """Texts for a safetensors header: version, base, recipe, data and its fingerprint."""
+        texts = {
+            "clip_refine_version": self.version,
+            "made": self.made,
+            "base_model": self.base.name,
+            "base_hub_id": self.base.hub_id,
+            "recipe": self.recipe,
+        }
+        if self.train:
+            texts |= {"data": self.train.name, "data_fingerprint": self.train.fingerprint}
+        return {name: text for name, text in texts.items() if text is not None}

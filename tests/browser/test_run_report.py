@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.evidence import read_evidence
+from clip_refine.results import read_evidence
 from tests.browser.conftest import DESKTOP, HARM, MORE_HARM, PHONE, Open, Opened
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_refine.data.class_names import choose_names, read_texts, readable
 from clip_refine.data.labelled import (
     IndexedImages,
+    choose_names,
     read_cub,
     read_labelled_rows,
     read_listed_folders,
+    read_texts,
     read_torchvision,
+    readable,
 )
 from clip_refine.errors import DataError
 

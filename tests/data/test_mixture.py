@@ -9,10 +9,10 @@ import torch
 from clip_refine import build
 from clip_refine.config import DataConfig, RefineConfig, TrainConfig
 from clip_refine.data import EpochPlan, EveryCaption, Mixture, Subset, hold_out, image_batches
-from clip_refine.data.content import image_bytes, image_fingerprint
+from clip_refine.data.pairs import image_bytes, image_fingerprint
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError
 from clip_refine.models import OpenClipEncoder
-from clip_refine.toy import ToyPairs
 from tests.data.layouts import drawn, opened, write_coco, write_table
 
 FIRST = ToyPairs("first", size=30, captions_per_image=2)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import ImageEnhance
 
-from clip_refine.data.near_duplicates import near_groups
-from clip_refine.data.scan import scan_image
-from clip_refine.toy import ToyPairs
+from clip_refine.data.look import near_groups, scan_image
+from clip_refine.data.toy import ToyPairs
 from tests.data.files import encoded
 
 

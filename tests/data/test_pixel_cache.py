@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_refine import EvaluateConfig, RefineConfig, evaluate, refine
 from clip_refine.config import override
-from clip_refine.data import PixelReader, image_batches, pixel_cache, pixel_store
+from clip_refine.config.runs import EvaluateConfig, RefineConfig
+from clip_refine.data import PixelReader, image_batches
+from clip_refine.data import pixels as pixel_cache
+from clip_refine.data import pixels as pixel_store
 from clip_refine.data import with_cached_pixels as cached
-from clip_refine.data.levels import Levels
-from clip_refine.data.pixel_store import PixelStore
+from clip_refine.data.pixels import Levels, PixelStore
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import DataError, OutputError
 from clip_refine.models import OpenClipEncoder
-from clip_refine.toy import ToyPairs
+from clip_refine.roads.evaluate import evaluate
+from clip_refine.roads.refine import refine
 from tests.data.files import Files, drawn_files
 
 SHAPE = (3, 48, 48)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.build import open_source
-from clip_refine.build.sources import absolute_source, split_name
+from clip_refine.build import absolute_source, open_source, split_name
 from clip_refine.config import DataConfig
 from clip_refine.data import recognise
-from clip_refine.data.content import fingerprint, image_fingerprint
-from clip_refine.data.sources.hub import ImageOnHub, hub_paths
-from clip_refine.data.sources.paths import Written
+from clip_refine.data.datasets import ImageOnHub, hub_paths
+from clip_refine.data.pairs import fingerprint, image_fingerprint
+from clip_refine.data.rows import Written
 from clip_refine.errors import ConfigError, DataError
 from tests.data.layouts import (
     LAYOUTS,

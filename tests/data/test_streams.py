@@ -11,8 +11,9 @@ from threading import Thread
 import pytest
 import torch
 
-from clip_refine import RefineConfig, build, refine
+from clip_refine import build
 from clip_refine.config import DataConfig, TrainConfig, override
+from clip_refine.config.runs import RefineConfig
 from clip_refine.data import (
     BadRowPolicy,
     PairBatch,
@@ -24,9 +25,10 @@ from clip_refine.data import (
     stream_batches,
 )
 from clip_refine.data.rows import read_place
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.models import OpenClipEncoder
-from clip_refine.toy import ToyPairs
+from clip_refine.roads.refine import refine
 from tests.data.layouts import (
     LAYOUTS,
     Pairs,

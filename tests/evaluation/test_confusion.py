@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, recall_score
 
-from clip_refine.evaluation.confusion import (
+from clip_refine.evaluation.classify import (
     Confusion,
     confusion_pairs,
     expected_calibration_error,
     per_class_recall,
     zero_shot_predictions,
+    zero_shot_scores,
 )
-from clip_refine.evaluation.zero_shot import zero_shot_scores
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds
 

@@ -8,14 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import DataError
 from clip_refine.evaluation.embed import EmbeddedPairs
-from clip_refine.evaluation.evidence import gather_evidence, thumbnail
-from clip_refine.evaluation.paired import Measured, measure
-from clip_refine.evaluation.pictures import cosine_histograms, joint_plane, spectra
-from clip_refine.evaluation.scores import ModelFeatures
-from clip_refine.evidence import read_evidence
-from clip_refine.toy import ToyPairs
+from clip_refine.evaluation.evidence import (
+    cosine_histograms,
+    gather_evidence,
+    joint_plane,
+    spectra,
+    thumbnail,
+)
+from clip_refine.evaluation.scores import Measured, ModelFeatures, measure
+from clip_refine.results import read_evidence
 
 
 def side(seed: int, count: int = 24) -> Measured:

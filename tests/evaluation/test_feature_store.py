@@ -10,13 +10,14 @@ from PIL import Image
 from torch import multiprocessing
 
 from clip_refine import build
-from clip_refine.data.content import fingerprint
+from clip_refine.data.pairs import fingerprint
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import OutputError
-from clip_refine.evaluation import Embedder, feature_store
-from clip_refine.evaluation.feature_store import FeatureStore, Filler, image_fingerprints
-from clip_refine.feature_rows import FeatureRows
+from clip_refine.evaluation import Embedder
+from clip_refine.evaluation import embed as feature_store
+from clip_refine.evaluation.embed import FeatureStore, Filler, image_fingerprints
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.toy import ToyPairs
+from clip_refine.support.cache import FeatureRows
 
 NAMES = [fingerprint(bytes([number])) for number in range(5)]
 

@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from clip_refine.evaluation.embed import EmbeddedPairs
-from clip_refine.evaluation.paired import measure, paired_differences
-from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, score_features
+from clip_refine.evaluation.scores import (
+    ModelFeatures,
+    TaskFeatures,
+    measure,
+    paired_differences,
+    score_features,
+)
 
 
 def features(seed: int) -> ModelFeatures:

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from clip_refine.evaluation.probe import STRENGTHS, linear_probe, stratified_halves
+from clip_refine.evaluation.classify import STRENGTHS, linear_probe, stratified_halves
 
 
 def clusters(count: int, classes: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:

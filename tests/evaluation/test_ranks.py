@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from clip_refine.evaluation.ranks import average_precision, median_rank, ndcg, partner_ranks
 from clip_refine.evaluation.retrieval import all_retrieval_ranks, retrieval_ranks
+from clip_refine.evaluation.similarity import average_precision, median_rank, ndcg, partner_ranks
 from tests.evaluation.test_retrieval import drawn_owners, whole_numbers
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds

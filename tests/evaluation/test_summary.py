@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from clip_refine.evaluation.embed import EmbeddedPairs
-from clip_refine.evaluation.headline import resampled_headline
-from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, score_features
-from clip_refine.evaluation.summary import pareto_best, spread, summarise
+from clip_refine.evaluation.scores import (
+    ModelFeatures,
+    TaskFeatures,
+    pareto_best,
+    resampled_headline,
+    score_features,
+    spread,
+    summarise,
+)
 from clip_refine.results import ComparisonRow
 
 

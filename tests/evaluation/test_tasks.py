@@ -13,21 +13,22 @@ from clip_refine.evaluation.bootstrap import (
     resampled_ratios,
     resampled_sums,
 )
-from clip_refine.evaluation.caption_tasks import (
-    geometry_task,
-    mixed_search_task,
-    retrieval_task,
-    separation_task,
-)
-from clip_refine.evaluation.class_tasks import few_shot_task, linear_probe_task, zero_shot_task
+from clip_refine.evaluation.classify import few_shot_hits, linear_probe, zero_shot_scores
 from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import geometry
-from clip_refine.evaluation.mixed_search import mixed_search
-from clip_refine.evaluation.outcome import Bootstrap, Outcome, higher_is_better, mean_of
-from clip_refine.evaluation.probe import few_shot_hits, linear_probe
 from clip_refine.evaluation.retrieval import retrieval
-from clip_refine.evaluation.separation import separation
-from clip_refine.evaluation.zero_shot import zero_shot_scores
+from clip_refine.evaluation.scores import Bootstrap, Outcome, higher_is_better, mean_of
+from clip_refine.evaluation.tasks import (
+    few_shot_task,
+    geometry_task,
+    linear_probe_task,
+    mixed_search,
+    mixed_search_task,
+    retrieval_task,
+    separation,
+    separation_task,
+    zero_shot_task,
+)
 from tests.reference.draws import normals, repeatable, seeds
 
 BOOTSTRAP = Bootstrap(50, 3, "somewhere")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_refine.evaluation.zero_shot import class_vectors, zero_shot_ranks, zero_shot_scores
+from clip_refine.evaluation.classify import class_vectors, zero_shot_ranks, zero_shot_scores
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds, shuffled
 

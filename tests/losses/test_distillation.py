@@ -3,11 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_refine.losses import (
-    alignment_loss,
-    feature_distillation_loss,
-    logit_distillation_loss,
-)
+from clip_refine.losses import alignment_loss, feature_distillation_loss, logit_distillation_loss
 from tests.losses.cases import made_inputs
 from tests.reference.draws import gradient, normals, repeatable, rotation, seeds
 

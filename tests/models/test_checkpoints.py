@@ -16,7 +16,7 @@ from clip_refine import build
 from clip_refine.config import ModelConfig
 from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.models.torchscript import is_torchscript, read_torchscript
+from clip_refine.models.checkpoints import is_torchscript, read_torchscript
 
 OPENAI = {
     "embed_dim": 32,

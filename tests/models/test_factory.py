@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine import RefineConfig, build, refine
+from clip_refine import build
 from clip_refine.config import ModelConfig, load_config, override
+from clip_refine.config.runs import RefineConfig
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError, ModelError
-from clip_refine.toy import ToyPairs
+from clip_refine.roads.refine import refine
 
 MODULE = """
 import torch

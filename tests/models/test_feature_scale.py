@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from clip_refine import RefineConfig, refine
+from clip_refine.config.runs import RefineConfig
+from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ModelError
 from clip_refine.models import FeatureScale, OpenClipEncoder, RawNorms, load_open_clip
-from clip_refine.models.feature_scale import output_layer
-from clip_refine.toy import ToyPairs
+from clip_refine.models.weights import output_layer
+from clip_refine.roads.refine import refine
 from tests.conftest import TINY, write_model
 
 TEXTS = ["a red circle", "a dog"]

@@ -9,8 +9,8 @@ from clip_refine import build
 from clip_refine.config import ModelConfig
 from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder
-from clip_refine.models.folders import recognise_folder
-from clip_refine.models.sentence_folder import SentenceFolder
+from clip_refine.models.checkpoints import recognise_folder
+from clip_refine.models.transformers import SentenceFolder
 
 
 def touch(folder: Path, *names: str) -> Path:

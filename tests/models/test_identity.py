@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_refine.models.identity import identity
+from clip_refine.models.encoder import identity
 
 
 class Bare:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_refine.errors import ModelError
-from clip_refine.models.interpolate import interpolate_weights
+from clip_refine.models.weights import interpolate_weights
 
 BASE = {"w": torch.tensor([1.0, -2.0]), "steps": torch.tensor(3)}
 REFINED = {"w": torch.tensor([3.0, 2.0]), "steps": torch.tensor(7)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip_refine.models import OpenClipEncoder, load_transformers
-from clip_refine.models.token_count import context_length, token_counts
+from clip_refine.models.transformers import context_length, token_counts
 
 TEXTS = ["a", "a photo of a dog on a beach.", "word " * 40]
 

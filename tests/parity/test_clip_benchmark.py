@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from clip_refine.evaluation.classify import class_vectors, zero_shot_scores
 from clip_refine.evaluation.retrieval import retrieval
-from clip_refine.evaluation.zero_shot import class_vectors, zero_shot_scores
 from tests.reference.draws import normals
 
 pytest.importorskip("clip_benchmark", reason="clip_benchmark is not installed; run make parity")

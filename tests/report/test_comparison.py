@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from clip_refine.report.comparison import comparison_csv, comparison_markdown, comparison_tables
+from clip_refine.report.tables import comparison_csv, comparison_markdown, comparison_tables
 from clip_refine.results import (
     Comparison,
     ComparisonRow,

@@ -6,19 +6,8 @@ import pytest
 from plotly.graph_objects import Figure
 
 from clip_refine.cli import main
-from clip_refine.report.comparison_view import (
-    comparison_verdict,
-    front,
-    rankings,
-    trade_off_charts,
-)
-from clip_refine.results import (
-    Comparison,
-    ComparisonRow,
-    Interval,
-    RecipeSummary,
-    Spread,
-)
+from clip_refine.report.comparison_page import comparison_verdict, front, rankings, trade_off_charts
+from clip_refine.results import Comparison, ComparisonRow, Interval, RecipeSummary, Spread
 from tests.report.test_page import in_black
 
 HARM = "hycd[<script>alert(1)</script>]"

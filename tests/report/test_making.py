@@ -1,7 +1,7 @@
 """How a run was made, without the folders of whoever made it."""
 
 from clip_refine.config import RefineConfig
-from clip_refine.report.making import command, making_facts, short_paths
+from clip_refine.report.tables import command, making_facts, short_paths
 from tests.report.test_score_lines import MEASURED
 
 

@@ -3,9 +3,8 @@
 import pytest
 import yaml
 
-from clip_refine.provenance import BaseModelFacts, DataFacts, Provenance
-from clip_refine.report.model_card import ONNX, OPEN_CLIP, TRANSFORMERS, WEIGHTS, model_card
-from clip_refine.results import Interval, RunScores, Scores
+from clip_refine.report.card import ONNX, OPEN_CLIP, TRANSFORMERS, WEIGHTS, model_card
+from clip_refine.results import BaseModelFacts, DataFacts, Interval, Provenance, RunScores, Scores
 
 NASTY = "x|y <script>alert(1)</script> [a](b) `c` *d*\n# e"
 

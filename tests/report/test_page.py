@@ -8,7 +8,9 @@ import pytest
 
 from clip_refine.cli import main
 from clip_refine.config import RefineConfig, dump_config
-from clip_refine.evidence import (
+from clip_refine.report.charts import clouds_chart, cosines_chart, spectra_chart, training_charts
+from clip_refine.report.run_page import write_run_report
+from clip_refine.results import (
     CaptionQuery,
     ClassChange,
     Clouds,
@@ -21,9 +23,6 @@ from clip_refine.evidence import (
     Spectra,
     TaskChange,
 )
-from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
-from clip_refine.report.run_page import write_run_report
-from clip_refine.report.training_charts import training_charts
 from tests.report.test_score_lines import MEASURED
 
 STEPS = [

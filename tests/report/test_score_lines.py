@@ -3,8 +3,7 @@
 import pytest
 from rich.console import Console
 
-from clip_refine.report.score_lines import headline_lines, score_lines, verdict
-from clip_refine.report.terminal import before_after_table
+from clip_refine.report.tables import before_after_table, headline_lines, score_lines, verdict
 from clip_refine.results import Interval, RunScores, Scores
 
 

@@ -6,8 +6,12 @@ from torch import nn
 
 from clip_refine.models import OpenClipEncoder
 from clip_refine.train import TowerPrecision, make_optimiser, make_schedule, measure_precision
-from clip_refine.train.precision import PrecisionMeasurement
-from clip_refine.train.student import encode_pairs, prepare_student, training_mode
+from clip_refine.train.precision import (
+    PrecisionMeasurement,
+    encode_pairs,
+    prepare_student,
+    training_mode,
+)
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "bf16-image", "bf16-text"])

@@ -4,8 +4,18 @@ The same groups and names serve as YAML keys, Python arguments and command-line 
 `train: {batch_size: 256}`, `TrainConfig(batch_size=256)`, `--train.batch-size 256`.
 """
 
-from clip_refine.config.files import dump_config, explain, load_config, override, with_recipe
-from clip_refine.config.groups import (
+from clip_refine.config.runs import (
+    EvaluateConfig,
+    PosthocConfig,
+    RefineConfig,
+    demo_config,
+    dump_config,
+    explain,
+    load_config,
+    override,
+    with_recipe,
+)
+from clip_refine.config.settings import (
     Count,
     DataConfig,
     EvaluationConfig,
@@ -18,7 +28,6 @@ from clip_refine.config.groups import (
     SourceKind,
     TrainConfig,
 )
-from clip_refine.config.runs import EvaluateConfig, PosthocConfig, RefineConfig, demo_config
 from clip_refine.config.suites import Suite, load_suite
 
 __all__ = [

@@ -1,23 +1,29 @@
-"""What one run of each verb depends on."""
+"""What each verb is told: groups of settings, recipes over them, files of them."""
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from clip_refine.config.groups import (
+from clip_refine.config.settings import (
+    RECIPES,
     Count,
     DataConfig,
     EvaluationConfig,
     LossConfig,
     ModelConfig,
     NonNegative,
+    Positive,
     PriorConfig,
     SettingsGroup,
     TrainConfig,
 )
-from clip_refine.recipes import RECIPES
+from clip_refine.errors import ConfigError
+
+# --------------------------------------------------------------------------------------------------
+# What one run of each verb depends on.
 
 
 class RefineConfig(SettingsGroup):
@@ -133,3 +139,162 @@ def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:
         seed=seed,
         overwrite=overwrite,
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# The settings of `clip-refine compare`: those of a refinement, and what is to be compared.
+
+
+GRID = (0.3, 1.0, 3.0)
+"""The learning rates tried by default, as multiples of `train.learning_rate`."""
+
+
+class CompareConfig(SettingsGroup):
+    """Everything one run of `clip-refine compare` depends on."""
+
+    recipes: tuple[str, ...] = ("clip-refine", "contrastive", "contrastive+anchor")
+    """Recipes to train, as for `refine --recipe`; the untouched model always stands beside."""
+    seeds: Count = 3
+    """Runs of each recipe, with `seed`, `seed` + 1, ... for order, captions and references."""
+    peers: tuple[str, ...] = (
+        "mean-centring",
+        "distribution-normalisation",
+        "nnn",
+        "modality-shift",
+    )
+    """Training-free peers on the untouched model; several in order as in mean-centring+nnn."""
+    combine: tuple[str, ...] = ()
+    """Peers on a recipe's result, as in clip-refine+mean-centring."""
+    sweep: tuple[str, ...] = ()
+    """Ablations: every recipe once for each value, as in "loss.alpha=0,0.25,0.5". Any setting of
+    train, loss and prior, and data.fraction for a part of the pairs; several one at a time."""
+    learning_rates: tuple[Positive, ...] = ()
+    """Tried for every recipe with the first seed, the best on held-out training pairs is taken.
+    Without it: 0.3, 1 and 3 times train.learning-rate. One value: no choice."""
+    selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training images (at least 100) that no recipe is trained on: peers are fitted
+    and learning rates chosen there."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    prior: PriorConfig = PriorConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resamples: Count = 1000
+    """Bootstrap resamples of the held-out images."""
+    out: Path = Path("runs/compare")
+    """Folder for the results; a comparison that stopped there goes on."""
+    cache: Path | None = None
+    """Folder for the teacher's features, and for pixels where data.cache-folder names none.
+    Without it: $XDG_CACHE_HOME/clip-refine."""
+    save_models: bool = False
+    """Keep every refined model in `out`/models."""
+    report: bool = True
+    """Write report.html; `clip-refine report` makes it again."""
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 42
+    """First seed; also of the held-out and the selection split and of the bootstrap."""
+    overwrite: bool = False
+    """Start again where `out` exists."""
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The learning rates that every recipe tries, rising."""
+        default = tuple(float(f"{factor * self.train.learning_rate:.6g}") for factor in GRID)
+        return tuple(sorted(set(self.learning_rates or default)))
+
+    @property
+    def run_seeds(self) -> range:
+        """One seed a run."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def refinement(self) -> RefineConfig:
+        """The settings that all runs share, as those of a refinement."""
+        groups = ("model", "data", "train", "loss", "prior", "evaluation", "seed", "out")
+        return RefineConfig(**{name: getattr(self, name) for name in groups})
+
+
+RUNS = frozenset(
+    {"recipes", "seeds", "peers", "combine", "sweep", "learning_rates", "out", "cache"}
+    | {"save_models", "report", "overwrite"}
+)
+"""Settings that say which runs there are or where they go; they do not change a run's numbers."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings to and from YAML, changed and explained.
+
+
+Settings = TypeVar("Settings", bound=SettingsGroup)
+
+
+def load_config(kind: type[Settings], path: Path) -> Settings:
+    """Read `kind` from a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML mapping, or holds an unknown or bad setting.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check --config.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML. {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings such as 'seed: 42', got {values!r:.60}.")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, where=f"{path}: ")) from error
+
+
+def dump_config(config: BaseModel) -> str:
+    """The configuration as YAML, in the order of the fields; `load_config` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def override(config: Settings, **changes: Any) -> Settings:
+    """A validated copy with some settings replaced.
+
+    Args:
+        config: What to start from.
+        changes: Settings by name; for a group a dict of those to replace in it, as in
+            `override(config, seed=1, train={"epochs": 2})`.
+
+    Raises:
+        ConfigError: A setting does not exist or is out of range.
+    """
+    values = config.model_dump()
+    for name, change in changes.items():
+        values[name] = {**values[name], **change} if isinstance(change, dict) else change
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
+
+
+def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
+    """`config` with another recipe: all of `loss` is the recipe's, the other groups stay.
+
+    Raises:
+        ConfigError: There is no such recipe; near ones are named.
+    """
+    try:
+        loss = LossConfig(**recipe_settings(name)).model_dump()
+        return override(config, recipe=name, loss=loss)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def explain(error: ValidationError, *, where: str = "") -> str:
+    """A validation error in one line a problem: setting, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}{name}: there is no such setting. `--help` lists them.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem["input"]
+            shown = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"
+            lines.append(f"{where}{name}: {message}{shown}.")
+    return "\n".join(lines)

@@ -1,13 +1,23 @@
-"""A row of a source as its reader gives it, and the places where an image can be."""
+"""One row of a source: where its image is, what its captions are, whether it is good."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+import glob
+import json
+import os
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Protocol
 
 from PIL import Image
 
-from clip_refine.data.images import decode_image, open_image
+from clip_refine.data.images import check_image, check_image_file, decode_image, open_image
+from clip_refine.errors import DataError
+from clip_refine.support.console import remark
+
+# --------------------------------------------------------------------------------------------------
+# A row of a source as its reader gives it, and the places where an image can be.
 
 
 class StoredImage(Hashable, Protocol):
@@ -80,3 +90,489 @@ def read_place(place: ImagePlace) -> bytes:
         OSError: It is gone.
     """
     return place.read_bytes() if isinstance(place, Path) else place.read()
+
+
+# --------------------------------------------------------------------------------------------------
+# Whether the image of a row can be used: the header, and the end that a cut-off file lacks.
+
+
+_TAIL = 64
+
+
+def image_problem(place: ImagePlace, *, decode: bool = False) -> str | None:
+    """What is wrong with an image, or None.
+
+    Reads the header and the last bytes; what does not end as its format should is decoded to be
+    sure, since many sound files have something behind their end.
+
+    Args:
+        place: Where it is.
+        decode: Decode every image, which also finds damage in the middle of a file.
+    """
+    try:
+        problem, whole = _look(place)
+    except OSError as error:
+        return f"{place} cannot be read ({error.strerror or error})."
+    if problem is None and (decode or not whole):
+        try:
+            load_place(place)
+        except DataError as error:
+            return str(error)
+    return problem
+
+
+def _look(place: ImagePlace) -> tuple[str | None, bool]:
+    """What the header tells, and whether the file ends as it should."""
+    if isinstance(place, Path):
+        problem = check_image_file(place)
+        if problem:
+            return problem, False
+        size = place.stat().st_size
+        with place.open("rb") as file:
+            head = file.read(16)
+            file.seek(max(0, size - _TAIL))
+            return None, _ends_well(head, file.read(), size)
+    data = read_place(place)
+    problem = check_image(data)
+    if problem:
+        return f"{place} {problem}. Replace it or remove the row.", False
+    return None, _ends_well(data[:16], data[-_TAIL:], len(data))
+
+
+def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
+    r"""Whether the last bytes are those that the format ends with; False where that is not known.
+
+    >>> _ends_well(b"\xff\xd8\xff\xe0", b"...\xff\xd9", 900)
+    True
+    """
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" in tail
+    if head.startswith(b"RIFF"):
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    if head.startswith(b"GIF8"):
+        return tail.endswith(b"\x3b")
+    return False
+
+
+# --------------------------------------------------------------------------------------------------
+# What happens to bad rows: the one place that decides, for every kind of source.
+
+
+LISTED = 10
+"""Bad rows that a message shows."""
+ENOUGH = 200
+"""Rows of a stream after which a share of bad ones means something."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        where: File and row.
+        problem: What is wrong and what to do.
+    """
+
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+@dataclass(frozen=True)
+class BadRowPolicy:
+    """What to do about bad rows.
+
+    Attributes:
+        skip: Go on without them instead of stopping.
+        limit: Share of bad rows above which to stop all the same, 0-1.
+    """
+
+    skip: bool = False
+    limit: float = 0.05
+
+
+class BadRows:
+    """The bad rows of one source.
+
+    Attributes:
+        found: All of them.
+        total: Rows seen, good ones too.
+    """
+
+    def __init__(self, source: str, policy: BadRowPolicy) -> None:
+        self.source = source
+        self.policy = policy
+        self.found: list[BadRow] = []
+        self.total = 0
+
+    def add(self, where: str, problem: str) -> None:
+        """Put a row on the list."""
+        self.found.append(BadRow(where, problem))
+
+    def settle(self, *, say: bool = True) -> None:
+        """All rows were seen: stop, or go on without the bad ones.
+
+        Args:
+            say: Whether to tell how many are skipped.
+
+        Raises:
+            DataError: There are bad rows, and they are not to be skipped or are too many.
+        """
+        if not self.found:
+            return
+        if not self.policy.skip:
+            raise DataError(f"{self._listed()}\n{self.source}: {self._counted()}. {self._advice()}")
+        if self.share > self.policy.limit:
+            raise DataError(f"{self._listed()}\n{self._too_many()}")
+        if say:
+            remark(
+                f"{self.source}: {self._counted()} and skipped, the first: {self.found[0]}",
+                "yellow",
+            )
+
+    def settle_so_far(self) -> None:
+        """A stream goes on: stop at the first bad row, or when they are too many.
+
+        Raises:
+            DataError: As `settle`.
+        """
+        if not self.found:
+            return
+        if not self.policy.skip:
+            raise DataError(
+                f"{self._listed()}\n{self.source}: a bad row in a stream. Mend it, or pass "
+                "--data.skip-bad to go on without such rows."
+            )
+        if self.total >= ENOUGH and self.share > self.policy.limit:
+            raise DataError(f"{self._listed()}\n{self._too_many()}")
+
+    @property
+    def share(self) -> float:
+        """Of the rows seen, 0-1."""
+        return len(self.found) / max(1, self.total)
+
+    def _listed(self) -> str:
+        more = len(self.found) - LISTED
+        lines = [str(row) for row in self.found[:LISTED]]
+        return "\n".join(lines + [f"... and {more:,} more bad rows."] * (more > 0))
+
+    def _counted(self) -> str:
+        return f"{len(self.found):,} of {self.total:,} rows are bad ({self.share:.1%})"
+
+    def _advice(self) -> str:
+        if self.share <= self.policy.limit:
+            return "Mend them, or pass --data.skip-bad to go on without them."
+        if self.share == 1 and all(" not found" in row.problem for row in self.found):
+            return "Where the images lie elsewhere, name their folder with --data.image-folder."
+        return (
+            "Mend them: --data.skip-bad goes on without bad rows only up to "
+            f"{self.policy.limit:.1%} of all (--data.max-bad)."
+        )
+
+    def _too_many(self) -> str:
+        return (
+            f"{self.source}: {self._counted()}, more than the {self.policy.limit:.1%} that "
+            "--data.skip-bad lets pass. Look at them, or raise --data.max-bad."
+        )
+
+
+def write_skipped(skipped: Sequence[BadRow], path: Path) -> None:
+    """One JSON object a line: `where` and `problem`. Writes nothing where nothing was skipped."""
+    if skipped:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) for row in skipped]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def skipped_rows(sources: Iterable[object]) -> list[BadRow]:
+    """What was skipped in these sources, each row once."""
+    rows = [row for source in sources for row in getattr(source, "skipped", ())]
+    return list(dict.fromkeys(rows))
+
+
+# --------------------------------------------------------------------------------------------------
+# Names of several files in one: `shards-{0000..0127}.tar`, `data/*.parquet`.
+
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is an address such as `https://...` or `s3://...`."""
+    return "://" in name
+
+
+def expand_braces(name: str) -> list[str]:
+    """Every name that a pattern with braces stands for.
+
+    >>> expand_braces("a-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    >>> expand_braces("{a,b}.tar")
+    ['a.tar', 'b.tar']
+    """
+    found = _BRACES.search(name)
+    if found is None:
+        return [name]
+    between = _RANGE.fullmatch(found[1])
+    if between:
+        first, last = int(between[1]), int(between[2])
+        width = len(between[1])
+        step = 1 if last >= first else -1
+        options = [f"{number:0{width}}" for number in range(first, last + step, step)]
+    elif "," in found[1]:
+        options = found[1].split(",")
+    else:
+        return [name]
+    rest = expand_braces(name[found.end() :])
+    return [f"{name[: found.start()]}{option}{end}" for option in options for end in rest]
+
+
+def expand(name: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The files that a name stands for, in order.
+
+    Args:
+        name: A file, a folder, or a pattern with braces and `*`; local or remote.
+        suffixes: Of the files to take where `name` is a folder.
+
+    Raises:
+        DataError: There are none.
+    """
+    files: list[str] = []
+    for one in expand_braces(name):
+        if is_remote(one):
+            files += _remote(one) if "*" in one else [one]
+        elif Path(one).is_dir():
+            found = (path for suffix in suffixes for path in Path(one).rglob(f"*{suffix}"))
+            files += sorted(map(str, found))
+        else:
+            files += sorted(glob.glob(one)) if "*" in one or "?" in one else [one]
+    missing = [file for file in files if not is_remote(file) and not Path(file).is_file()]
+    if missing:
+        raise DataError(f"{missing[0]}: no such file ({len(missing)} of {len(files)} missing).")
+    if not files:
+        raise DataError(f"{name}: stands for no file. Check the path.")
+    return files
+
+
+def _remote(pattern: str) -> list[str]:
+    import fsspec
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(pattern)
+        return [filesystem.unstrip_protocol(str(found)) for found in sorted(filesystem.glob(path))]
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{pattern}: cannot be listed ({error}). Check the address.") from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Where the images of an annotation file are.
+
+
+IMAGE_FOLDERS = (
+    *("images", "Images", "image", "imgs", "jpg", "train2014", "val2014", "train2017", "val2017"),
+    *("Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Images", "flickr8k_images"),
+    *("flickr30k_images", "flickr30k-images", "Flickr30k_images", "flickr30k_images/Images"),
+    *("flickr30k_images/flickr30k_images", "coco", "coco2014", "coco2017"),
+)
+"""Folders beside an annotation file, or beside its folder, in which its images are looked for."""
+_TRIED = 20
+
+
+def find_image_folder(file: Path, written: Iterable[str], options: ReadOptions) -> Path:
+    """The folder where relative image paths start.
+
+    Args:
+        file: The annotation file.
+        written: Some image paths as it has them.
+        options: `image_folder` is taken as it is.
+
+    Returns:
+        The first of the file's own folder and those it is likely to be that has one of the images;
+        the file's own folder where none has.
+
+    Raises:
+        DataError: The folder that was asked for is missing.
+    """
+    if options.image_folder is not None:
+        if not options.image_folder.is_dir():
+            raise DataError(f"{options.image_folder}: no such folder. Check --data.image-folder.")
+        return options.image_folder
+    here = file.parent
+    stem = file.stem.removeprefix("captions_").removeprefix("dataset_")
+    near = [here, here / stem, here.parent / stem, here.parent / "images" / stem]
+    near += [folder / name for name in IMAGE_FOLDERS for folder in (here, here.parent)]
+    near.append(here.parent)
+    names = [name for name in islice(written, _TRIED) if not problem_of_path(name)]
+    for folder in near:
+        if any((folder / name).is_file() for name in names):
+            return folder
+    return here
+
+
+def problem_of_path(written: str) -> str | None:
+    """Why an image path of an annotation file is not followed, or None."""
+    if not written:
+        return "names no image. Name one or remove the row."
+    if "://" in written or written.startswith("data:"):
+        return f"{written!r:.80} is an address, not a path. Download the images first."
+    pure = (PurePosixPath(written), PureWindowsPath(written))
+    if any(path.is_absolute() or path.drive for path in pure):
+        return (
+            f"{written!r} is an absolute path. Make it relative to the images' folder, or pass "
+            "--data.allow-outside."
+        )
+    if any(".." in path.parts for path in pure):
+        return f"{written!r} leads out of its folder by '..'. Pass --data.allow-outside if meant."
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A row as an annotation file has it.
+
+    Attributes:
+        where: What to call it in a message.
+        image: The image's path as written, or its place where it is no file of its own.
+        captions: Its texts.
+        problem: What the reader found wrong with it.
+    """
+
+    where: str
+    image: str | ImagePlace
+    captions: tuple[str, ...]
+    problem: str | None = None
+
+
+def file_rows(file: Path, written: Iterable[Written], options: ReadOptions) -> Iterator[Row]:
+    """Rows whose images are files, with the paths resolved and the split chosen.
+
+    Raises:
+        DataError: The images' folder or the split file is bad.
+    """
+    chosen = read_split_file(options.split_file, options.split) if options.split_file else None
+    rows = iter(written)
+    first = list(islice(rows, _TRIED))
+    names = [row.image for row in first if isinstance(row.image, str)]
+    folder = find_image_folder(file, names, options)
+    for row in chain(first, rows):
+        if not isinstance(row.image, str):
+            yield Row(row.where, row.image, row.captions, row.problem)
+            continue
+        if chosen is not None and PurePosixPath(row.image).name not in chosen:
+            continue
+        problem = row.problem or _problem_of_path(row.image, options)
+        image = None if problem else folder / row.image
+        yield Row(row.where, image, row.captions, problem)
+
+
+def _problem_of_path(written: str, options: ReadOptions) -> str | None:
+    allowed = options.allow_outside and written and "://" not in written
+    problem = None if allowed else problem_of_path(written)
+    if problem is None and ("\0" in written or not _is_encodable(written)):
+        return f"{written!r} is no file name. Mend it or remove the row."
+    return problem
+
+
+def _is_encodable(written: str) -> bool:
+    try:
+        os.fsencode(written)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------------------------------
+# Files that say which images belong to which split.
+
+
+TRAINING = ("train", "restval")
+"""Karpathy's `restval` is what nearly everybody trains on, too."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row.
+
+    Raises:
+        DataError: It cannot be read or is no JSON.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        return json.loads(text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no valid JSON ({error}).") from error
+
+
+def is_karpathy(content: Any) -> bool:
+    """Whether a JSON file has the layout of Karpathy's `dataset_coco.json`."""
+    if not isinstance(content, dict):
+        return False
+    images = content.get("images")
+    return bool(
+        isinstance(images, list)
+        and images
+        and isinstance(images[0], dict)
+        and {"filename", "split"} <= images[0].keys()
+    )
+
+
+def choose_split(
+    name: str, found: set[str], wanted: str | None, *, training: bool = True
+) -> tuple[str, ...]:
+    """The splits to read: those asked for, as in `train+restval`, or the usual ones.
+
+    Raises:
+        DataError: There is no such split, or it is not clear which to take.
+    """
+    if wanted:
+        splits = tuple(part.strip() for part in wanted.split("+"))
+        missing = [split for split in splits if split not in found]
+        if missing:
+            raise DataError(
+                f"{name}: has no split {missing[0]!r}, only {', '.join(sorted(found))}."
+            )
+        return splits
+    if len(found) == 1:
+        return tuple(found)
+    usual = TRAINING if training else ()
+    if any(split in found for split in usual):
+        return tuple(split for split in usual if split in found)
+    for split in () if training else ("validation", "val", "dev", "test"):
+        if split in found:
+            return (split,)
+    raise DataError(
+        f"{name}: has the splits {', '.join(sorted(found))}. Name one with --data.split, or behind "
+        f"the source as in {name}#split={min(found)}."
+    )
+
+
+def read_split_file(path: Path, split: str | None) -> frozenset[str]:
+    """File names of the images in a split: of Karpathy's JSON, or of a list with one a line.
+
+    Raises:
+        DataError: It cannot be read, holds neither, or has no such split.
+    """
+    if path.suffix.lower() != ".json":
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read ({error}). Check the path.") from error
+        return frozenset(PurePosixPath(line.strip()).name for line in lines if line.strip())
+    content = read_json(path)
+    if not is_karpathy(content):
+        raise DataError(
+            f"{path}: is no split file. Give Karpathy's JSON, whose images have a filename and a "
+            "split, or a .txt file with one file name a line."
+        )
+    images = content["images"]
+    splits = choose_split(str(path), {str(image.get("split")) for image in images}, split)
+    return frozenset(
+        PurePosixPath(str(image.get("filename"))).name
+        for image in images
+        if image.get("split") in splits
+    )

@@ -8,10 +8,17 @@ from typing import TypeVar
 
 from PIL import Image
 
-from clip_refine.data.bad_rows import BadRow, BadRowPolicy, BadRows
-from clip_refine.data.captioned import CaptionedImages, row_problem
-from clip_refine.data.checks import image_problem
-from clip_refine.data.rows import ImagePlace, Row, load_place, read_place
+from clip_refine.data.pairs import CaptionedImages, row_problem
+from clip_refine.data.rows import (
+    BadRow,
+    BadRowPolicy,
+    BadRows,
+    ImagePlace,
+    Row,
+    image_problem,
+    load_place,
+    read_place,
+)
 from clip_refine.errors import DataError
 
 Item = TypeVar("Item")

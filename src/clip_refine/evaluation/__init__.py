@@ -1,19 +1,19 @@
 """6. Frozen features → numbers."""
 
-from clip_refine.evaluation.confusion import (
+from clip_refine.evaluation.classify import (
+    class_vectors,
     confusion_pairs,
     expected_calibration_error,
+    linear_probe,
     per_class_recall,
     zero_shot_predictions,
+    zero_shot_scores,
 )
 from clip_refine.evaluation.embed import Embedder
 from clip_refine.evaluation.geometry import geometry
-from clip_refine.evaluation.mixed_search import mixed_search
-from clip_refine.evaluation.probe import linear_probe
 from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import score_model
-from clip_refine.evaluation.separation import separation
-from clip_refine.evaluation.zero_shot import class_vectors, zero_shot_scores
+from clip_refine.evaluation.tasks import mixed_search, separation
 
 __all__ = [
     "Embedder",

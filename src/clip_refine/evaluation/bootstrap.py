@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clip_refine.evaluation.chunks import measured
+from clip_refine.evaluation.similarity import measured
 
 _COUNTS_AT_ONCE = 2**24  # resampled weights held at a time, 128 MB
 

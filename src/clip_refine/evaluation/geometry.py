@@ -1,30 +1,447 @@
-"""The shape of the shared space in twelve numbers; no single one predicts retrieval.
-
-`gap` holds what lies between the modalities, `spread` how they fill the sphere; both are named
-here too, so that a caller needs one import.
-"""
+"""How the two clouds of features lie: gap, alignment, uniformity, hubs."""
 
 import math
 
+import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from clip_refine.evaluation.chunks import CHUNK_SIZE, check_chunk_size, measured, unit_sides
-from clip_refine.evaluation.gap import (
-    alignment,
-    centroid_distance,
-    centroid_squared_over_dim,
-    linear_separability,
-    mean_cosine_of_strangers,
-    relative_modality_gap,
-    residual_alignment,
-    true_pair_cosine,
+from clip_refine.evaluation.similarity import (
+    CHUNK_SIZE,
+    COLUMNS_AT_ONCE,
+    ROWS_AT_ONCE,
+    check_chunk_size,
+    measured,
+    row_blocks,
+    tie_width,
+    unit_sides,
 )
-from clip_refine.evaluation.spread import (
-    effective_rank,
-    hubness_skewness,
-    text_first_share,
-    uniformity_mean,
-)
+
+# --------------------------------------------------------------------------------------------------
+# How far apart images and texts lie: distances between the two clouds and within pairs.
+#
+# All functions take unit features, row i of both a pair, and accumulate in float64.
+
+
+SEPARABILITY_PAIRS = 10_000
+"""Pairs at most that the logistic regression sees; more would cost memory and change nothing."""
+
+
+@measured
+def mean_row(unit: Tensor) -> Tensor:
+    """Centroid of the rows, (d,) in float64, without a float64 copy of them all.
+
+    Example:
+        >>> mean_row(torch.eye(2)).tolist()
+        [0.5, 0.5]
+    """
+    total = torch.zeros(unit.shape[1], dtype=torch.float64, device=unit.device)
+    for rows in row_blocks(len(unit), ROWS_AT_ONCE):
+        total += unit[rows].double().sum(dim=0)
+    return total / len(unit)
+
+
+@measured
+def centroid_distance(image_unit: Tensor, text_unit: Tensor) -> float:
+    """‖μ_image − μ_text‖, 0–2, lower is a smaller gap (Liang et al., NeurIPS 2022, section 2).
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (M, d), rows of norm 1.
+
+    Returns:
+        The distance, on the unit sphere's scale.
+
+    Example:
+        >>> round(centroid_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])), 4)
+        1.4142
+    """
+    return torch.linalg.vector_norm(mean_row(image_unit) - mean_row(text_unit)).item()
+
+
+@measured
+def centroid_squared_over_dim(image_unit: Tensor, text_unit: Tensor) -> float:
+    """‖μ_image − μ_text‖² / d, what the CLIP-Refine paper calls modality gap and prints × 10³.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (M, d), rows of norm 1.
+
+    Returns:
+        The squared distance a dimension, lower is a smaller gap.
+
+    Example:
+        >>> image, text = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> centroid_squared_over_dim(image, text)
+        1.0
+    """
+    return (mean_row(image_unit) - mean_row(text_unit)).square().mean().item()
+
+
+@measured
+def true_pair_cosine(image_unit: Tensor, text_unit: Tensor) -> float:
+    """E x·y over pairs, −1 to 1, higher is nearer.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (N, d), rows of norm 1.
+
+    Returns:
+        The mean cosine of true pairs.
+
+    Example:
+        >>> true_pair_cosine(torch.eye(2), torch.eye(2))
+        1.0
+    """
+    total = 0.0
+    for rows in row_blocks(len(image_unit), ROWS_AT_ONCE):
+        total += (image_unit[rows].double() * text_unit[rows].double()).sum().item()
+    return total / len(image_unit)
+
+
+@measured
+def alignment(image_unit: Tensor, text_unit: Tensor) -> float:
+    """E ‖x − y‖² over pairs (Wang and Isola, ICML 2020, section 4), 0–4, lower is nearer.
+
+    Equal to 2 − 2 · `true_pair_cosine`, and to `residual_alignment` + `centroid_distance`².
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (N, d), rows of norm 1.
+
+    Returns:
+        The mean squared distance of true pairs.
+
+    Example:
+        >>> alignment(torch.eye(2), torch.eye(2).flip(0))
+        2.0
+    """
+    return _mean_squared_distance(image_unit, text_unit, torch.zeros(image_unit.shape[1]))
+
+
+@measured
+def residual_alignment(image_unit: Tensor, text_unit: Tensor) -> float:
+    """E ‖(x − μ_image) − (y − μ_text)‖²: what is left of `alignment` with the gap taken out.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (N, d), rows of norm 1.
+
+    Returns:
+        The mean squared distance of true pairs after centring each modality, 0–4, lower is nearer.
+
+    Example:
+        One pair is its own centre.
+
+        >>> residual_alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+        0.0
+    """
+    gap = mean_row(image_unit) - mean_row(text_unit)
+    return _mean_squared_distance(image_unit, text_unit, gap)
+
+
+def _mean_squared_distance(image_unit: Tensor, text_unit: Tensor, shift: Tensor) -> float:
+    shift = shift.to(image_unit.device, torch.float64)
+    total = 0.0
+    for rows in row_blocks(len(image_unit), ROWS_AT_ONCE):
+        difference = image_unit[rows].double() - text_unit[rows].double() - shift
+        total += difference.square().sum().item()
+    return total / len(image_unit)
+
+
+@measured
+def relative_modality_gap(image_unit: Tensor, text_unit: Tensor) -> float:
+    """Distance within pairs as a share of it plus the distance within a modality.
+
+    a / (a + ½ (b_image + b_text)), with a = (1 − E x·y)/2 over true pairs and
+    b = (1 − mean cosine of two different rows)/2 within one modality. 0 where pairs coincide, ½
+    where a pair is as far apart as two strangers of one modality. Source: METHOD §3.
+
+    Args:
+        image_unit: (N, d), rows of norm 1, N ≥ 2.
+        text_unit: (N, d), rows of norm 1.
+
+    Returns:
+        The ratio, 0–1, lower is a smaller gap; 0 where all rows of both coincide.
+
+    Example:
+        Pairs at cosine 0, strangers within a modality too: ½ / (½ + ½).
+
+        >>> relative_modality_gap(torch.eye(2), torch.eye(2).flip(0))
+        0.5
+    """
+    pair_distance = (1 - true_pair_cosine(image_unit, text_unit)) / 2
+    image_distance = (1 - mean_cosine_of_strangers(image_unit)) / 2
+    text_distance = (1 - mean_cosine_of_strangers(text_unit)) / 2
+    whole = pair_distance + (image_distance + text_distance) / 2
+    return pair_distance / whole if whole > 0 else 0.0
+
+
+@measured
+def mean_cosine_of_strangers(unit: Tensor) -> float:
+    """Mean off-diagonal cosine, (‖Σ x_i‖² − Σ ‖x_i‖²) / (N (N − 1)), in O(N·d).
+
+    Args:
+        unit: (N, d), rows of norm 1, N ≥ 2.
+
+    Returns:
+        The mean, −1 to 1.
+
+    Raises:
+        ValueError: If there is only one row.
+
+    Example:
+        >>> mean_cosine_of_strangers(torch.eye(3))
+        0.0
+    """
+    count = len(unit)
+    if count < 2:
+        raise ValueError("the mean cosine of two different rows needs at least 2 rows, got 1")
+    own = sum(unit[rows].double().square().sum().item() for rows in row_blocks(count, ROWS_AT_ONCE))
+    every = (count * mean_row(unit)).square().sum().item()
+    return (every - own) / (count * (count - 1))
+
+
+@measured
+def linear_separability(image_unit: Tensor, text_unit: Tensor, *, seed: int = 0) -> float:
+    """Held-out accuracy of a logistic regression that tells images from texts.
+
+    Half of the pairs, drawn by `seed`, teach it and both sides of the other half test it, so no
+    pair is on both sides of the split. Features are scaled by √d, which makes an average
+    coordinate about 1 and leaves the answer independent of a rotation; the L2 penalty is
+    scikit-learn's default C = 1. Above 10,000 pairs a seeded 10,000 are used.
+
+    Args:
+        image_unit: (N, d), rows of norm 1, N ≥ 2.
+        text_unit: (N, d), rows of norm 1.
+        seed: Of the split.
+
+    Returns:
+        Accuracy in 0–1: 1 where a plane separates the modalities, ½ where nothing does.
+
+    Raises:
+        ValueError: If there is only one pair.
+
+    Example:
+        >>> image, text = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[0.0, 1.0]] * 4)
+        >>> linear_separability(image, text)
+        1.0
+    """
+    count, dim = image_unit.shape
+    if count < 2:
+        raise ValueError("linear separability needs at least 2 pairs to split, got 1")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = order[:SEPARABILITY_PAIRS]
+    taught, tested = order[: len(order) // 2], order[len(order) // 2 :]
+
+    def labelled_rows(pairs: Tensor) -> tuple[Tensor, Tensor]:
+        pairs = pairs.to(image_unit.device)
+        rows = torch.cat([image_unit[pairs], text_unit[pairs]]).cpu() * math.sqrt(dim)
+        return rows, torch.arange(2).repeat_interleave(len(pairs))
+
+    rows, is_text = labelled_rows(taught)
+    classifier = LogisticRegression(max_iter=1000).fit(rows.numpy(), is_text.numpy())
+    rows, is_text = labelled_rows(tested)
+    return float(classifier.score(rows.numpy(), is_text.numpy()))
+
+
+# --------------------------------------------------------------------------------------------------
+# How the features fill the sphere, and who crowds whom out of a nearest-neighbour list.
+#
+# All functions take unit features, row i of both a pair. Those that need every similarity walk over
+# `chunk_size` rows of them at a time.
+
+
+@measured
+def uniformity_mean(
+    image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE
+) -> float:
+    """E exp(−2 ‖z_i − z_j‖²) over all i < j of images and texts together.
+
+    Source: Wang and Isola, ICML 2020, arXiv 2005.10242, section 4 with t = 2; their uniformity is
+    the logarithm of this, the CLIP-Refine paper prints it without.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (N, d), rows of norm 1.
+        chunk_size: Rows compared at once; bounds the memory, not the result.
+
+    Returns:
+        The mean, e⁻⁸ to 1, lower is more evenly spread.
+
+    Example:
+        Two points at squared distance 2: e⁻⁴.
+
+        >>> round(uniformity_mean(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])), 5)
+        0.01832
+    """
+    total = torch.zeros((), dtype=torch.float64, device=image_unit.device)
+    for unit in (image_unit, text_unit):
+        for rows in row_blocks(len(unit), chunk_size):
+            kernel = _gaussian_kernel(unit[rows], unit[rows.start :])
+            # rows against themselves count above the diagonal only
+            within, beyond = kernel.split([len(kernel), kernel.shape[1] - len(kernel)], dim=1)
+            total += within.double().triu_(diagonal=1).sum() + _sum(beyond)
+    for rows in row_blocks(len(image_unit), chunk_size):
+        total += _sum(_gaussian_kernel(image_unit[rows], text_unit))
+    count = len(image_unit) + len(text_unit)
+    return total.item() / (count * (count - 1) / 2)
+
+
+def _gaussian_kernel(some_unit: Tensor, other_unit: Tensor) -> Tensor:
+    """exp(−2 ‖·‖²) of every combination: ‖u − v‖² = 2 − 2 u·v for unit vectors."""
+    return (some_unit @ other_unit.T).sub_(1).mul_(4).exp_()
+
+
+def _sum(kernel: Tensor) -> Tensor:
+    """Float64 sum of a block, without a float64 copy of it all."""
+    total = torch.zeros((), dtype=torch.float64, device=kernel.device)
+    for columns in kernel.split(COLUMNS_AT_ONCE, dim=1):
+        total += columns.sum(dtype=torch.float64)
+    return total
+
+
+@measured
+def text_first_share(
+    image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE
+) -> float:
+    """Share of caption queries whose top hit is a caption, in an index of both modalities.
+
+    The index of query i holds all images and all captions but i itself; where an image and a
+    caption are equally near, the image counts as first.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (N, d), rows of norm 1.
+        chunk_size: Queries compared at once; bounds the memory, not the result.
+
+    Returns:
+        The share, 0–1; a single space of meaning would give about ½ or less, CLIP models give 1.
+
+    Example:
+        Both captions are alike, and the images lie elsewhere.
+
+        >>> text_first_share(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[0.0, 1], [0, 1]]))
+        1.0
+    """
+    return float(text_first(image_unit, text_unit, chunk_size=chunk_size).double().mean())
+
+
+@measured
+def text_first(image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE) -> Tensor:
+    """(N,) truth values whose mean is `text_first_share`; arguments as there."""
+    tie = tie_width(text_unit.dtype)
+    found = []
+    for rows in row_blocks(len(text_unit), chunk_size):
+        nearest_image = (text_unit[rows] @ image_unit.T).amax(dim=1)
+        among_texts = text_unit[rows] @ text_unit.T
+        among_texts.diagonal(offset=rows.start).fill_(-torch.inf)
+        found.append(among_texts.amax(dim=1) > nearest_image + tie)
+    return torch.cat(found)
+
+
+@measured
+def hubness_skewness(
+    image_unit: Tensor, text_unit: Tensor, *, k: int = 10, chunk_size: int = CHUNK_SIZE
+) -> float:
+    """Skewness of how often a text is among the k nearest of the image queries.
+
+    With n_j the number of images that have text j among their k nearest (equally near texts by
+    lower index): E (n − μ)³ / (E (n − μ)²)^{3/2}. Source: Radovanović et al., "Hubs in Space",
+    JMLR 2010, section 2.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (M, d), rows of norm 1.
+        k: Neighbours a query.
+        chunk_size: Queries compared at once; bounds the memory, not the result.
+
+    Returns:
+        The skewness, lower is fewer hubs; 0 where all texts are found equally often.
+
+    Raises:
+        ValueError: If `k` is below 1 or there are not more than k texts.
+
+    Example:
+        Three images point at text 0 and one at text 1: n = (3, 1, 0, 0), deviations (2, 0, −1, −1).
+
+        >>> image, text = torch.eye(4)[[0, 0, 0, 1]], torch.eye(4)
+        >>> round(hubness_skewness(image, text, k=1), 4)
+        0.8165
+    """
+    if not 1 <= k < len(text_unit):
+        raise ValueError(
+            f"hubness with k = {k} needs k of at least 1 and more than k texts, "
+            f"got {len(text_unit)} texts"
+        )
+    occurrences = torch.zeros(len(text_unit), dtype=torch.int64, device=text_unit.device)
+    for rows in row_blocks(len(image_unit), chunk_size):
+        similarity = image_unit[rows] @ text_unit.T
+        occurrences += _nearest(similarity, k).reshape(-1).bincount(minlength=len(text_unit))
+    deviation = occurrences.double() - occurrences.double().mean()
+    variance = deviation.square().mean()
+    if variance == 0:
+        return 0.0
+    return (deviation.pow(3).mean() / variance.pow(1.5)).item()
+
+
+def _nearest(similarity: Tensor, k: int) -> Tensor:
+    """(Q, k) indices of the k largest a row, the lower index first among equals."""
+    tie = tie_width(similarity.dtype)
+    scores, nearest = similarity.topk(k + 1, dim=1)
+    # which of several equals topk takes is not defined, so those rows are filled by index
+    at_edge = (scores[:, k - 1] - scores[:, k] <= tie).nonzero()[:, 0]
+    nearest = nearest[:, :k]
+    for query in at_edge.tolist():
+        row, last = similarity[query], scores[query, k - 1]
+        above, equal = row > last + tie, (row - last).abs() <= tie
+        in_order = torch.cat([above.nonzero()[:, 0], equal.nonzero()[:, 0]])
+        nearest[query] = in_order[:k]
+    return nearest
+
+
+@measured
+def effective_rank(image_unit: Tensor, text_unit: Tensor) -> float:
+    """How many directions the features of both modalities together fill.
+
+    exp(−Σ p log p), with p the eigenvalues of their joint covariance over its trace. Source: Roy
+    and Vetterli, "The effective rank", EUSIPCO 2007, on the covariance.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (M, d), rows of norm 1.
+
+    Returns:
+        1 to d, higher is more directions; 1 where all features coincide.
+
+    Example:
+        Four points at the ends of two equal axes fill two directions.
+
+        >>> round(effective_rank(torch.eye(2), -torch.eye(2)), 4)
+        2.0
+    """
+    dim, count = image_unit.shape[1], len(image_unit) + len(text_unit)
+    shares = torch.tensor([len(image_unit) / count, len(text_unit) / count], dtype=torch.float64)
+    mean = shares[0] * mean_row(image_unit) + shares[1] * mean_row(text_unit)
+    covariance = torch.zeros(dim, dim, dtype=torch.float64, device=image_unit.device)
+    for unit in (image_unit, text_unit):
+        for rows in row_blocks(len(unit), ROWS_AT_ONCE):
+            centred = unit[rows].double() - mean
+            covariance += centred.T @ centred / count
+    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    # the variance of unit vectors is at most 1; below this it is rounding
+    if eigenvalues.sum() < 1e-12:
+        return 1.0
+    probabilities = eigenvalues / eigenvalues.sum()
+    return torch.special.entr(probabilities).sum().exp().item()
+
+
+# --------------------------------------------------------------------------------------------------
+# The shape of the shared space in twelve numbers; no single one predicts retrieval.
+#
+# `gap` holds what lies between the modalities, `spread` how they fill the sphere; both are named
+# here too, so that a caller needs one import.
+
 
 __all__ = [
     "alignment",

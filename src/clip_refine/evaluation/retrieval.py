@@ -6,18 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip_refine.evaluation.chunks import (
+from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
+    Captions,
     best_partner,
     check_chunk_size,
+    checked_owners,
     longest_row,
     measured,
+    partner_ranks,
     row_blocks,
     tie_width,
     unit_sides,
 )
-from clip_refine.evaluation.owners import Captions, checked_owners
-from clip_refine.evaluation.ranks import partner_ranks
 
 
 class RetrievalRanks(NamedTuple):

@@ -8,7 +8,7 @@ of the CLIP-Refine paper (HyCD + L_align), which closes the gap and loses accura
 from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
-from clip_refine.losses._tensors import check_pairs, outside_autocast, widened
+from clip_refine.losses.tensors import check_pairs, outside_autocast, widened
 
 
 @outside_autocast

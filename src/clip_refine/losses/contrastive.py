@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 from torch.nn.functional import normalize as to_unit
 
-from clip_refine.losses._tensors import (
+from clip_refine.losses.tensors import (
     Scalar,
     check_pairs,
     check_positive,

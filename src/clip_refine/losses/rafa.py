@@ -8,12 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from clip_refine.losses._tensors import (
-    check_pairs,
-    check_same_shape,
-    outside_autocast,
-    widened,
-)
+from clip_refine.losses.tensors import check_pairs, check_same_shape, outside_autocast, widened
 
 RafaReduction = Literal["mean", "sum"]
 

@@ -1,13 +1,10 @@
 """2. Student and teacher."""
 
-from clip_refine.models.dual_encoder import DualEncoder, check_dual_encoder
-from clip_refine.models.factory import call_factory
-from clip_refine.models.feature_scale import FeatureScale, RawNorms
-from clip_refine.models.open_clip_encoder import OpenClipEncoder
-from clip_refine.models.open_clip_loading import load_open_clip, load_weights_file
-from clip_refine.models.teacher import Teacher
-from clip_refine.models.transformers_encoder import TransformersEncoder
-from clip_refine.models.transformers_loading import load_transformers
+from clip_refine.models.checkpoints import call_factory
+from clip_refine.models.encoder import DualEncoder, Teacher, check_dual_encoder
+from clip_refine.models.open_clip import OpenClipEncoder, load_open_clip, load_weights_file
+from clip_refine.models.transformers import TransformersEncoder, load_transformers
+from clip_refine.models.weights import FeatureScale, RawNorms
 
 __all__ = [
     "DualEncoder",

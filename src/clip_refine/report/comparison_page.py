@@ -1,27 +1,299 @@
-"""The folder of a comparison → its `report.html`."""
+"""A comparison's folder → its page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clip_refine.report.comparison import (
+from clip_refine.report.charts import ACCENT, INK, MUTED, TEXT, Chart, Panel
+from clip_refine.report.run_page import read_mapping, write_page
+from clip_refine.report.tables import (
     INTERVALS,
     LEGEND,
     RATES_LEGEND,
+    all_settings,
+    command,
     differences_cells,
+    mark_of,
+    number,
     rates_cells,
     scores_cells,
+    short_paths,
+    versions,
 )
-from clip_refine.report.comparison_view import (
-    KINDS,
-    comparison_verdict,
-    rankings,
-    trade_off_charts,
-)
-from clip_refine.report.files import read_mapping
-from clip_refine.report.making import all_settings, command, short_paths, versions
-from clip_refine.report.page import write_page
-from clip_refine.results import Comparison, read_comparison
+from clip_refine.results import Comparison, Interval, RecipeSummary, read_comparison
+
+# --------------------------------------------------------------------------------------------------
+# A comparison as the page shows it: a verdict, rankings with seeds as dots, trade-offs.
+
+
+RANKED = {
+    # headline name: (heading, whether higher is better)
+    "mean_recall@1": ("Mean R@1", True),
+    "gap": ("Centroid distance, the gap", False),
+    "zero_shot_top1": ("Zero-shot top-1", True),
+    "linear_probe": ("Linear probe", True),
+}
+KINDS = {
+    # kind: (what to call it, colour, symbol)
+    "untouched": ("untouched model", MUTED, "square"),
+    "trained": ("trained", ACCENT, "circle"),
+    "free": ("training-free", TEXT, "diamond"),
+}
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A recipe's line in a ranking.
+
+    Attributes:
+        place: 1 is best.
+        recipe: Its name.
+        kind: Of `KINDS`.
+        value: Mean over seeds.
+        deviation: Over seeds, None for a single run.
+        dots: Where each seed's value lies on the scale, in percent.
+        mean: Where the mean lies.
+        difference: From the untouched model, with its interval.
+        mark: Of the difference, as for `ScoreLine`.
+        pareto_best: As in the summary.
+    """
+
+    place: int
+    recipe: str
+    kind: str
+    value: float
+    deviation: float | None
+    dots: Sequence[float]
+    mean: float
+    difference: Interval | None
+    mark: str
+    pareto_best: bool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All recipes by one number.
+
+    Attributes:
+        name: Of the headline.
+        heading: What to call it.
+        higher_is_better: Whether.
+        untouched: Where the untouched model's value lies on the scale, in percent.
+        low: Left end of the scale.
+        high: Right end.
+        lines: Best first.
+    """
+
+    name: str
+    heading: str
+    higher_is_better: bool
+    untouched: float
+    low: float
+    high: float
+    lines: Sequence[Ranked]
+
+
+def kind(line: RecipeSummary) -> str:
+    """Of `KINDS`."""
+    if not line.difference:
+        return "untouched"
+    return "free" if line.learning_rate is None else "trained"
+
+
+def rankings(comparison: Comparison) -> list[Ranking]:
+    """One a headline number that was measured."""
+    present = [name for name in RANKED if name in comparison.summary[0].scores]
+    return [_ranking(comparison, name) for name in present]
+
+
+def comparison_verdict(comparison: Comparison) -> str:
+    """Who finds most, whose gap is smallest, and what that costs, in a sentence."""
+    untouched, *others = comparison.summary
+    best = max(others, key=lambda line: line.scores["mean_recall@1"].mean)
+    closest = min(others, key=lambda line: line.scores["gap"].mean)
+    said = f"{best.recipe} finds most: {_against(best, untouched, 'mean_recall@1', 'mean R@1')}"
+    said += _zero_shot(best, untouched)
+    if closest is best:
+        return f"{said}. Its gap is the smallest, too: {_against(closest, untouched, 'gap')}."
+    said += f". {closest.recipe} has the smallest gap: {_against(closest, untouched, 'gap')}"
+    return f"{said}{_zero_shot(closest, untouched)}."
+
+
+def trade_off_charts(comparison: Comparison) -> list[Chart]:
+    """The gap against retrieval, and against zero-shot."""
+    present = [
+        name for name in ("mean_recall@1", "zero_shot_top1") if name in comparison.summary[0].scores
+    ]
+    return [_trade_off(comparison, name) for name in present]
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the points that none beats in both: to the left of it and above it.
+
+    >>> front([(1.0, 0.2), (0.5, 0.1), (0.7, 0.05), (0.5, 0.3)])
+    [3]
+    """
+    kept: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not kept or points[index][1] > points[kept[-1]][1]:
+            kept.append(index)
+    return kept
+
+
+def _ranking(comparison: Comparison, name: str) -> Ranking:
+    heading, up = RANKED[name]
+    seeds: dict[str, list[float]] = {}
+    for row in comparison.rows:
+        seeds.setdefault(row.recipe, []).append(row.headline[name])
+    every = [value for values in seeds.values() for value in values]
+    low, high = min(every), max(every)
+    width = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(100 * (value - low) / width, 2)
+
+    ordered = sorted(comparison.summary, key=lambda line: line.scores[name].mean, reverse=up)
+    lines = [
+        Ranked(
+            place=position,
+            recipe=line.recipe,
+            kind=kind(line),
+            value=line.scores[name].mean,
+            deviation=line.scores[name].deviation,
+            dots=[place(value) for value in seeds[line.recipe]],
+            mean=place(line.scores[name].mean),
+            difference=line.difference.get(name),
+            mark=_mark(line.difference.get(name), up),
+            pareto_best=line.pareto_best,
+        )
+        for position, line in enumerate(ordered, start=1)
+    ]
+    untouched = comparison.summary[0].scores[name].mean
+    return Ranking(name, heading, up, place(untouched), low, high, lines)
+
+
+def _mark(difference: Interval | None, up: bool) -> str:
+    if difference is None:
+        return ""
+    return mark_of(difference, difference.mean, up)
+
+
+def _against(line: RecipeSummary, untouched: RecipeSummary, name: str, shown: str = "") -> str:
+    values = line.scores[name].mean, untouched.scores[name].mean
+    difference = line.difference.get(name)
+    unclear = difference is not None and difference.low <= 0 <= difference.high
+    said = f"{shown} {number(values[0])} against {number(values[1])} untouched".strip()
+    return f"{said}, no clear change" if unclear else said
+
+
+def _zero_shot(line: RecipeSummary, untouched: RecipeSummary) -> str:
+    if "zero_shot_top1" not in line.scores:
+        return ""
+    values = line.scores["zero_shot_top1"].mean, untouched.scores["zero_shot_top1"].mean
+    return f"; zero-shot {number(values[0])} against {number(values[1])}"
+
+
+def _trade_off(comparison: Comparison, name: str) -> Chart:
+    shown = RANKED[name][0]
+    summary = comparison.summary
+    points = [(line.scores["gap"].mean, line.scores[name].mean) for line in summary]
+    best = front(points)
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "Pareto front",
+            "x": [points[index][0] for index in best],
+            "y": [points[index][1] for index in best],
+            "line": {"color": INK, "width": 1.5, "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+    ]
+    for key, style in KINDS.items():
+        chosen = [index for index, line in enumerate(summary) if kind(line) == key]
+        if chosen:
+            data.append(_points(summary, points, chosen, best, name, *style))
+    figure = {
+        "data": data,
+        "layout": {
+            "hovermode": "closest",
+            "xaxis": {"title": {"text": "gap (smaller to the left)"}},
+            "yaxis": {"title": {"text": shown.lower().replace("r@", "R@")}},
+        },
+    }
+    names = ", ".join(summary[index].recipe for index in best)
+    return Chart(
+        name=f"trade-off-{name.partition('@')[0]}".replace("_", "-"),
+        heading=f"Gap against {shown[0].lower() + shown[1:]}",
+        alternative=(
+            f"Scatter plot of {len(points)} rows. On the Pareto front, from the smallest gap on: "
+            f"{names}."
+        ),
+        caption=(
+            "Means over seeds; bars show the standard deviation. Further up and further left is "
+            "better; no row beats one on the dotted front in both. Numbers are those of the table "
+            "below; point at a mark, or tap it, for its name. A smaller gap is not a better model "
+            "by itself."
+        ),
+        panels=[Panel(f"trade-off-{name}", "", figure)],
+        head=("", "recipe", "gap", shown),
+        rows=[
+            (
+                str(position),
+                line.recipe,
+                number(points[position - 1][0]),
+                number(points[position - 1][1]),
+            )
+            for position, line in enumerate(summary, start=1)
+        ],
+    )
+
+
+def _points(
+    summary: Sequence[RecipeSummary],
+    points: Sequence[tuple[float, float]],
+    chosen: Sequence[int],
+    best: Sequence[int],
+    name: str,
+    shown: str,
+    colour: str,
+    symbol: str,
+) -> dict[str, Any]:
+    def spread(key: str) -> dict[str, Any]:
+        values = [summary[index].scores[key].deviation or 0 for index in chosen]
+        return {"type": "data", "array": values, "color": colour, "thickness": 1, "width": 0}
+
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": shown,
+        "x": [points[index][0] for index in chosen],
+        "y": [points[index][1] for index in chosen],
+        "error_x": spread("gap"),
+        "error_y": spread(name),
+        # names beside every mark would lie on one another
+        "text": [str(index + 1) if index in (0, *best) else "" for index in chosen],
+        "cliponaxis": False,
+        "textposition": "top right",
+        "textfont": {"size": 11, "color": INK},
+        "customdata": [plain(summary[index].recipe) for index in chosen],
+        "marker": {"color": colour, "symbol": symbol, "size": 10},
+        "hovertemplate": "%{customdata}<br>gap %{x:.3f}<br>%{y:.3f}<extra></extra>",
+    }
+
+
+def plain(text: str) -> str:
+    """Text that Plotly, which reads some HTML in labels, shows as it is.
+
+    >>> plain("a <b>")
+    'a &lt;b&gt;'
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+# --------------------------------------------------------------------------------------------------
+# The folder of a comparison → its `report.html`.
 
 
 def write_comparison_report(folder: Path) -> Path:

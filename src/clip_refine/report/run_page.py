@@ -1,27 +1,192 @@
-"""The folder of a refinement → its `report.html`."""
+"""A run's folder → its page."""
 
+import base64
+import gzip
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from clip_refine.evidence import Evidence, read_evidence
-from clip_refine.report.chart import Chart
-from clip_refine.report.class_view import task_view
-from clip_refine.report.feature_charts import clouds_chart, cosines_chart, spectra_chart
-from clip_refine.report.files import read_mapping, read_steps
-from clip_refine.report.making import (
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from clip_refine import __version__
+from clip_refine.errors import DataError
+from clip_refine.report.charts import (
+    Chart,
+    clouds_chart,
+    cosines_chart,
+    spectra_chart,
+    training_charts,
+)
+from clip_refine.report.tables import (
     all_settings,
     command,
+    headline_lines,
+    interval_text,
     making_facts,
+    number,
+    score_lines,
     seconds,
     short_name,
     short_paths,
+    signed,
+    verdict,
     versions,
 )
-from clip_refine.report.page import write_page
-from clip_refine.report.score_lines import headline_lines, score_lines, verdict
-from clip_refine.report.training_charts import training_charts
-from clip_refine.results import RunScores, read_run_scores
+from clip_refine.results import (
+    ClassChange,
+    Evidence,
+    RunScores,
+    TaskChange,
+    read_evidence,
+    read_run_scores,
+)
+from clip_refine.support.folder import write_file
+
+# --------------------------------------------------------------------------------------------------
+# Reading the small files of a run.
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """A YAML or JSON mapping; JSON is YAML, too.
+
+    Raises:
+        DataError: The file is missing or holds something else.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not valid. {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected names and values, got {found!r:.60}.")
+    return found
+
+
+def read_steps(path: Path) -> list[dict[str, float]]:
+    """The records of `log.jsonl`.
+
+    Raises:
+        DataError: The file is missing or holds something else.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is no log of a run ({error}).") from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Charts and tables → one self-contained HTML file.
+
+
+def write_page(path: Path, template: str, *, charts: Sequence[Chart], **values: Any) -> None:
+    """Fill a template in and write it; the file is there whole or not at all.
+
+    Args:
+        path: The HTML file.
+        template: A file of `templates/`.
+        charts: All figures on the page; the template draws them by name.
+        values: What else the template asks for; `island` goes to the page's program.
+    """
+    figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
+    island: Mapping[str, Any] = values.pop("island", {})
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            chart={chart.name: chart for chart in charts},
+            island={**island, "figures": figures},
+            plotly=_plotly(),
+            version=__version__,
+        )
+    )
+    write_file(path, text)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("clip_refine.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "interval": interval_text}
+    return environment
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js as the Python package has it, 4.8 MB, as gzip and base64: 2 MB."""
+    code = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    return base64.b64encode(gzip.compress(code, compresslevel=9, mtime=0)).decode("ascii")
+
+
+# --------------------------------------------------------------------------------------------------
+# A zero-shot task as the page shows it.
+
+
+SHOWN = 8
+"""Classes at most on each side; all are in the table."""
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A task with its classes sorted.
+
+    Attributes:
+        name: The task.
+        classes: All.
+        gained: Those that gained most, first the most.
+        lost: Those that lost most, first the most.
+        rows: All classes as cells of a table, by change.
+        confusions: As cells of a table.
+    """
+
+    name: str
+    classes: Sequence[ClassChange]
+    gained: Sequence[ClassChange]
+    lost: Sequence[ClassChange]
+    rows: Sequence[Sequence[str]]
+    confusions: Sequence[Sequence[str]]
+
+
+def task_view(task: TaskChange) -> TaskView:
+    """Sort the classes by what they gained."""
+    by_gain = sorted(task.classes, key=lambda found: found.before - found.after)
+    return TaskView(
+        name=task.name,
+        classes=task.classes,
+        gained=[found for found in by_gain if found.after > found.before][:SHOWN],
+        lost=[found for found in reversed(by_gain) if found.after < found.before][:SHOWN],
+        rows=[
+            (
+                found.name,
+                str(found.images),
+                f"{found.before:.3f}",
+                f"{found.after:.3f}",
+                signed(found.after - found.before),
+            )
+            for found in by_gain
+        ],
+        confusions=[
+            (pair.label, pair.predicted, str(pair.images), str(pair.before), str(pair.after))
+            for pair in task.confusions
+        ],
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# The folder of a refinement → its `report.html`.
 
 
 def write_run_report(run: Path) -> Path:

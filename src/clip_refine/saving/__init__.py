@@ -1,10 +1,15 @@
 """Models to folders, in the format of each library, with a card and where they come from."""
 
-from clip_refine.saving.facts import base_model, refinement
-from clip_refine.saving.folder import read_provenance, save_model, write_card
-from clip_refine.saving.onnx_files import write_onnx
-from clip_refine.saving.open_clip_files import write_open_clip
-from clip_refine.saving.transformers_files import write_sentence_transformers, write_transformers
+from clip_refine.saving.folder import (
+    base_model,
+    read_provenance,
+    refinement,
+    save_model,
+    write_card,
+)
+from clip_refine.saving.onnx import write_onnx
+from clip_refine.saving.open_clip import write_open_clip
+from clip_refine.saving.transformers import write_sentence_transformers, write_transformers
 
 __all__ = [
     "base_model",

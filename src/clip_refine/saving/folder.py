@@ -1,26 +1,170 @@
-"""A model's folder: weights, their header, the card."""
+"""A model's folder: weights, provenance and card."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import yaml
 from rich.markup import escape
 from safetensors.torch import save_file
 
-from clip_refine.console import console
+from clip_refine import __version__
+from clip_refine.config import RefineConfig
+from clip_refine.data import ImageCaptions, Stream
+from clip_refine.data.pairs import pairs_fingerprint
 from clip_refine.errors import ModelError
 from clip_refine.models import TransformersEncoder
-from clip_refine.models.folders import PROVENANCE
-from clip_refine.provenance import Provenance
-from clip_refine.report import model_card as card
-from clip_refine.results import RunScores
-from clip_refine.saving.facts import CARD
-from clip_refine.saving.open_clip_files import write_open_clip
+from clip_refine.models.checkpoints import PROVENANCE
+from clip_refine.report.card import (
+    ONNX,
+    OPEN_CLIP,
+    SENTENCE_TRANSFORMERS,
+    TRANSFORMERS,
+    WEIGHTS,
+    model_card,
+)
+from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores
+from clip_refine.saving.open_clip import write_open_clip
+from clip_refine.support.console import console
+
+# --------------------------------------------------------------------------------------------------
+# What a saved model's card and header say about it: plain facts without local paths.
+
+
+CARD = "README.md"
+STREAM_SAMPLE = 512
+"""Images at the beginning of a stream that its fingerprint is taken of."""
+
+
+def refinement(
+    config: RefineConfig,
+    train_pairs: ImageCaptions | Stream,
+    held_out: ImageCaptions,
+    *,
+    steps: int,
+) -> Provenance:
+    """Where a refined model comes from.
+
+    Args:
+        config: Every setting, with what `auto` decided.
+        train_pairs: What it is refined on.
+        held_out: What it is measured on.
+        steps: Training steps.
+    """
+    return Provenance(
+        version=__version__,
+        made="refined",
+        base=base_model(config.model.name, config.model.pretrained),
+        recipe=config.recipe,
+        train=_stream_facts(train_pairs, steps * config.train.batch_size)
+        if isinstance(train_pairs, Stream)
+        else data_facts(train_pairs),
+        held_out=data_facts(held_out),
+        settings=_settings(config, steps),
+    )
+
+
+def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
+    """What to tell others about a model that settings name.
+
+    Args:
+        name: As in `model.name`.
+        pretrained: As in `model.pretrained`.
+    """
+    schema, identifier = _split(name)
+    if schema == "python":
+        return BaseModelFacts(name=f"a Python object of class {identifier}")
+    if schema == "factory":
+        return BaseModelFacts(name=f"a model made by {identifier}")
+    if identifier == "toy":
+        return BaseModelFacts(
+            name="clip-refine's small model of a drawn world", licence="apache-2.0"
+        )
+    folder = Path(identifier)
+    if schema == "local-dir" or folder.is_dir():
+        return _folder_facts(folder.resolve())
+    if folder.is_file():
+        return BaseModelFacts(name=folder.name)
+    if schema or "/" in identifier:
+        return BaseModelFacts(name=identifier, hub_id=identifier)
+    tag = pretrained or "openai"
+    if Path(tag).is_file():
+        return BaseModelFacts(name=f"{identifier} ({Path(tag).name})")
+    hub = open_clip.get_pretrained_cfg(identifier, tag).get("hf_hub") or ""
+    return BaseModelFacts(name=f"{identifier} ({tag})", hub_id=hub.rstrip("/") or None)
+
+
+def data_facts(pairs: ImageCaptions) -> DataFacts:
+    """What to tell others about pairs: no local paths."""
+    captions = sum(len(texts) for texts in pairs.captions)
+    fingerprint = pairs_fingerprint(pairs)
+    return DataFacts(
+        name=_public(pairs.name), images=len(pairs), captions=captions, fingerprint=fingerprint
+    )
+
+
+def _stream_facts(stream: Stream, used: int) -> DataFacts:
+    """What to tell others about a stream, of which so many pairs were used."""
+    fingerprint = pairs_fingerprint(stream.prefix(STREAM_SAMPLE))
+    return DataFacts(name=_public(stream.name), images=used, captions=used, fingerprint=fingerprint)
+
+
+def _public(name: str) -> str:
+    """The name of a source, or of several that are mixed, without folders."""
+    parts = name.split(" + ")
+    if len(parts) > 1:
+        return " + ".join(map(_public, parts))
+    if Path(name).is_absolute() or re.search(r"\.\w+( \(|$)", name):  # a file, or a part of one
+        return Path(name).name
+    return name
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    found = re.match(r"([a-z]+(?:-[a-z]+)*):(.*)", name)
+    return (found[1], found[2]) if found else (None, name)
+
+
+def _folder_facts(folder: Path) -> BaseModelFacts:
+    """A folder's last part, or the run's where it is called model, and what its card says."""
+    name = folder.parent.name if folder.name == "model" else folder.name
+    text = ""
+    for path in (folder / CARD, folder / "model" / CARD):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            break
+    front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    try:
+        values = yaml.safe_load(front_matter[1]) if front_matter else {}
+    except yaml.YAMLError:
+        values = {}
+    licence = values.get("license") if isinstance(values, dict) else None
+    known = isinstance(licence, str) and licence not in ("unknown", "other")
+    return BaseModelFacts(name=name, licence=licence if known else None)
+
+
+def _settings(config: RefineConfig, steps: int) -> dict[str, str | int | float | bool]:
+    """What was set in these groups, without what is off and what is this machine's."""
+    settings: dict[str, str | int | float | bool] = {"steps": steps, "seed": config.seed}
+    for group in ("train", "loss", "prior"):
+        for name, value in getattr(config, group).model_dump(mode="json").items():
+            off = name.endswith("_weight") and not value
+            if value is not None and not off and name not in ("device", "workers"):
+                plain = isinstance(value, str | int | float | bool)
+                settings[f"{group}.{name}"] = value if plain else json.dumps(value)
+    return settings
+
+
+# --------------------------------------------------------------------------------------------------
+# A model's folder: weights, their header, the card.
+
 
 _FILES_OF_FORMATS = {  # the main one of a folder that several libraries load comes first
-    "modules.json": card.SENTENCE_TRANSFORMERS,
-    "config.json": card.TRANSFORMERS,
-    "open_clip_config.json": card.OPEN_CLIP,
-    "onnx_config.json": card.ONNX,
+    "modules.json": SENTENCE_TRANSFORMERS,
+    "config.json": TRANSFORMERS,
+    "open_clip_config.json": OPEN_CLIP,
+    "onnx_config.json": ONNX,
 }
 
 
@@ -59,7 +203,7 @@ def write_card(folder: Path, provenance: Provenance, scores: RunScores | None = 
         scores: Of the refinement, for the table before → after.
     """
     formats = [name for file, name in _FILES_OF_FORMATS.items() if (folder / file).is_file()]
-    text = card.model_card(provenance, formats or [card.WEIGHTS], scores)
+    text = model_card(provenance, formats or [WEIGHTS], scores)
     (folder / CARD).write_text(text, encoding="utf-8")
     facts = provenance.model_dump_json(indent=2) + "\n"
     (folder / PROVENANCE).write_text(facts, encoding="utf-8")

@@ -1,11 +1,14 @@
 """5. One epoch: precision, optimiser, step, log."""
 
 from clip_refine.train.log import StepLog
-from clip_refine.train.loop import Trainer
-from clip_refine.train.optimiser import make_optimiser, make_schedule
+from clip_refine.train.loop import Trainer, make_optimiser, make_schedule
 from clip_refine.train.part import trained_part
-from clip_refine.train.precision import TowerPrecision, measure_precision
-from clip_refine.train.student import StudentTowers, prepare_student
+from clip_refine.train.precision import (
+    StudentTowers,
+    TowerPrecision,
+    measure_precision,
+    prepare_student,
+)
 
 __all__ = [
     "StepLog",

@@ -1,9 +1,21 @@
-"""One line of JSON a step."""
+"""The numbers of every step: log.jsonl and experiment trackers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+
+from clip_refine.config import RefineConfig
+from clip_refine.errors import ConfigError
+from clip_refine.results import Scores
+
+# --------------------------------------------------------------------------------------------------
+# One line of JSON a step.
 
 
 class StepLog:
@@ -40,3 +52,100 @@ class StepLog:
             self._file.flush()
         if self.also:
             self.also(dict(record))
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings → an experiment tracker, through Accelerate.
+
+
+PROJECT = "clip-refine"
+
+
+class Tracking:
+    """Numbers on their way to a tracker, or nowhere.
+
+    Attributes:
+        tracker: Accelerate's, None for nowhere.
+    """
+
+    def __init__(self, tracker: GeneralTracker | None) -> None:
+        self.tracker = tracker
+
+    def step(self, record: dict[str, float]) -> None:
+        """The numbers of a training step."""
+        if self.tracker:
+            numbers = {f"train/{name}": value for name, value in record.items() if name != "step"}
+            self.tracker.log(numbers, step=int(record["step"]))
+
+    def scores(self, scores: Scores, *, step: int) -> None:
+        """Held-out scores: at step 0 before, at the last step after."""
+        if not self.tracker:
+            return
+        tasks = {
+            f"zero_shot.{task}.{name}": value
+            for task, found in scores.zero_shot.items()
+            for name, value in found.items()
+        }
+        geometry = {f"geometry.{name}": value for name, value in scores.geometry.items()}
+        retrieval = {f"retrieval.{name}": value for name, value in scores.retrieval.items()}
+        numbers = geometry | retrieval | tasks
+        # TensorBoard knows no @ in names
+        named = {f"scores/{name.replace('@', '_at_')}": value for name, value in numbers.items()}
+        self.tracker.log(named, step=step)
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker whose package is missing, before any work is done.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    if name != "none" and find_spec(name) is None:
+        raise ConfigError(
+            f"log {name!r}: the package {name} is not installed. Run `pip install {name}`, or "
+            "leave --log out; log.jsonl is written anyway."
+        )
+
+
+@contextmanager
+def track_run(config: RefineConfig, folder: Path | None) -> Iterator[Tracking]:
+    """Where the numbers of a run go besides its folder.
+
+    Args:
+        config: Names the tracker, and is stored with the run.
+        folder: Of the run; None on every process but the first, which track nothing.
+    """
+    tracker = _make(config, folder) if folder else None
+    try:
+        if tracker:
+            tracker.start()
+            tracker.store_init_configuration(_flat(config.model_dump(mode="json")))
+        yield Tracking(tracker)
+    finally:
+        if tracker:
+            tracker.finish()
+
+
+def _make(config: RefineConfig, folder: Path) -> GeneralTracker | None:
+    run = config.out.name
+    match config.log:
+        case "none":
+            return None
+        case "tensorboard":
+            return TensorBoardTracker("tensorboard", logging_dir=folder)
+        case "wandb":
+            return WandBTracker(PROJECT, name=run)
+        case "trackio":
+            return TrackioTracker(PROJECT, name=run)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`, lists as text."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            known = isinstance(value, bool | int | float | str)
+            flat[f"{prefix}{name}"] = value if known else str(value)
+    return flat

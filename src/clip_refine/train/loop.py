@@ -1,30 +1,123 @@
-"""The training loop: every step of every epoch, top to bottom."""
+"""The loop: batches → losses → steps."""
 
 import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from clip_refine.console import Bar
 from clip_refine.data import PairBatch
 from clip_refine.errors import TrainingError
 from clip_refine.losses import LossTerms, Objective, PairFeatures
+from clip_refine.losses.priors import Prior
 from clip_refine.models import FeatureScale, Teacher
-from clip_refine.priors import Prior
-from clip_refine.train.gather import gather_features
+from clip_refine.support.console import Bar
 from clip_refine.train.log import StepLog
-from clip_refine.train.precision import TowerPrecision
-from clip_refine.train.student import (
+from clip_refine.train.precision import (
     TowerOutput,
+    TowerPrecision,
     batch_statistics,
     encode_pairs,
     training_mode,
 )
+
+# --------------------------------------------------------------------------------------------------
+# Features of all processes in one batch, so that the loss sees every pair of the step.
+
+
+def gather_features(features: PairFeatures, accelerator: Any) -> PairFeatures:
+    """Concatenate the rows of all processes in rank order.
+
+    Every process then computes the loss of the whole batch, with gradients for its own rows only.
+    Data-parallel training averages the weights' gradients over P processes, so each process's rows
+    carry P times their gradient: the average is then the gradient of one process with the whole
+    batch, for the towers and for a trained logit scale alike.
+
+    Args:
+        features: (B / P, d) each.
+        accelerator: Accelerate's; with one process `features` come back as they are.
+    """
+    if accelerator.num_processes == 1:
+        return features
+    return PairFeatures(*(_gather(rows, accelerator) for rows in features))
+
+
+def _gather(own: Tensor, accelerator: Any) -> Tensor:
+    rows: Tensor = accelerator.gather(own.detach())
+    start = accelerator.process_index * len(own)
+    # adds exactly 0 to the value and P - 1 times the gradient
+    own = own + (accelerator.num_processes - 1) * (own - own.detach())
+    return torch.cat([rows[:start], own, rows[start + len(own) :]])
+
+
+# --------------------------------------------------------------------------------------------------
+# AdamW and its learning rate.
+
+
+def make_optimiser(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    decay: Literal["all", "matrices"],
+    device: torch.device,
+) -> AdamW:
+    """AdamW over the parameters that require gradients, fused where PyTorch has a fused kernel.
+
+    Args:
+        named_parameters: The model's parameters with their names.
+        learning_rate: Of every parameter.
+        weight_decay: Decoupled decay.
+        decay: `all` decays every parameter; `matrices` spares biases, norm weights and the logit
+            scale, which have fewer than two dimensions.
+        device: Where the parameters are.
+    """
+    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
+    decayed = [p for p in trained if decay == "all" or p.ndim >= 2]
+    spared = [p for p in trained if decay == "matrices" and p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=learning_rate,
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def make_schedule(
+    optimiser: AdamW, *, schedule: Literal["constant", "cosine"], warmup_steps: int, steps: int
+) -> LambdaLR:
+    """The learning rate of each of `steps` steps as a share of the optimiser's own."""
+    return LambdaLR(optimiser, lambda step: rate_share(step, schedule, warmup_steps, steps))
+
+
+def rate_share(
+    step: int, schedule: Literal["constant", "cosine"], warmup_steps: int, steps: int
+) -> float:
+    """Share of the full learning rate at a step counted from 0.
+
+    >>> [rate_share(step, "constant", 4, 10) for step in (0, 3, 9)]
+    [0.25, 1.0, 1.0]
+    >>> [round(rate_share(step, "cosine", 0, 10), 3) for step in (0, 5)]
+    [1.0, 0.5]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+# --------------------------------------------------------------------------------------------------
+# The training loop: every step of every epoch, top to bottom.
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_refine.data import (
-    EpochPlan,
-    ImageCaptions,
-    PairBatch,
-    PixelReader,
-    Subset,
-    image_batches,
-)
-from clip_refine.data.content import fingerprint, image_fingerprint
+from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, PixelReader, Subset, image_batches
 from clip_refine.data.images import DECODING
-from clip_refine.data.levels import preprocess_fingerprint
-from clip_refine.feature_rows import FeatureRows
+from clip_refine.data.pairs import fingerprint, image_fingerprint
+from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.models import Teacher
-from clip_refine.models.identity import identity
+from clip_refine.models.encoder import identity
+from clip_refine.support.cache import FeatureRows
 from clip_refine.train.precision import TowerPrecision, autocast
 
 

@@ -1,0 +1,876 @@
+"""Names in the configuration → objects. The only file that knows both."""
+
+import math
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, get_args
+
+import open_clip
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import nn
+
+from clip_refine.config import (
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    PriorConfig,
+    RefineConfig,
+    SourceKind,
+    TrainConfig,
+    override,
+)
+from clip_refine.data import (
+    BadRowPolicy,
+    CaptionedImages,
+    EpochPlan,
+    EveryCaption,
+    ImageCaptions,
+    LabelledImages,
+    Mixture,
+    PairBatch,
+    PairLoader,
+    PairStream,
+    PixelReader,
+    ReadOptions,
+    Stream,
+    StreamMixture,
+    Subset,
+    hold_out,
+    open_pairs,
+    open_stream,
+    read_class_folders,
+    recognise,
+    stream_batches,
+    with_cached_pixels,
+)
+from clip_refine.data.pairs import AllRows, Images, read_all
+from clip_refine.data.pixels import side_to_keep
+from clip_refine.data.sources import source_rows
+from clip_refine.data.toy import model_directory, toy_tasks, toy_train, toy_val
+from clip_refine.errors import ConfigError, DataError, ModelError
+from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.embed import embed_pairs
+from clip_refine.losses import Objective, PairFeatures
+from clip_refine.losses.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
+from clip_refine.models import (
+    DualEncoder,
+    FeatureScale,
+    RawNorms,
+    Teacher,
+    call_factory,
+    check_dual_encoder,
+    load_open_clip,
+    load_transformers,
+    load_weights_file,
+)
+from clip_refine.models.checkpoints import is_run, recognise_folder
+from clip_refine.models.open_clip import quiet_open_clip
+from clip_refine.support.console import console, remark
+from clip_refine.train import (
+    StudentTowers,
+    TowerPrecision,
+    Trainer,
+    make_optimiser,
+    make_schedule,
+    measure_precision,
+    prepare_student,
+    trained_part,
+)
+
+# --------------------------------------------------------------------------------------------------
+# Settings → device, processes and generators.
+
+
+def build_accelerator(device: str) -> Accelerator:
+    """Accelerate's view of devices and processes.
+
+    Raises:
+        ConfigError: There is no such device here, or several processes are to share one.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if device != "auto":
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"device {device!r}: not usable here ({str(error).splitlines()[0]}). "
+                "Use auto or cpu."
+            ) from error
+    if several and ":" in device:
+        raise ConfigError(f"device {device!r}: several processes need one each. Use auto.")
+    if not several:
+        # Accelerate keeps the first device of a process for good; a later run may ask for another
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+        if device != "auto":
+            os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
+    handler = DistributedDataParallelKwargs(static_graph=True)
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no",  # each tower has its own autocast
+        gradient_accumulation_steps=1,
+        kwargs_handlers=[handler],
+    )
+
+
+def count_workers(workers: int | None, device: torch.device) -> int:
+    """Decoding processes: as asked for, else none on a CPU, which is busy training anyway."""
+    if workers is not None:
+        return workers
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+def count_free_workers(workers: int | None) -> int:
+    """Decoding processes while nothing is trained: as asked for, else one a core, up to 8."""
+    return min(8, os.cpu_count() or 1) if workers is None else workers
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself, for the record."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def seeded_generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator of its own for each purpose, so that none depends on another's draws."""
+    return torch.Generator().manual_seed((seed + zlib.crc32(purpose.encode())) % 2**63)
+
+
+# --------------------------------------------------------------------------------------------------
+# A model's name → the model.
+
+
+def build_model(config: ModelConfig) -> DualEncoder:
+    """The model to start from, float32, in evaluation mode.
+
+    Raises:
+        ModelError: It cannot be found or loaded.
+    """
+    kind, identifier = model_source(config.name)
+    if kind not in ("open_clip", "local-dir", "toy") and config.pretrained:
+        raise ModelError(
+            f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
+            "names its own weights. Leave --model.pretrained out."
+        )
+    match kind:
+        case "factory":
+            return call_factory(identifier)
+        case "toy":
+            return load_open_clip(f"local-dir:{model_directory()}", config.pretrained)
+        case "transformers":
+            folder = Path(identifier)
+            return load_transformers(str(folder / "model") if is_run(folder) else identifier)
+        case "folder":
+            return _load_folder(Path(identifier))
+        case "file":
+            model, recognised = load_weights_file(Path(identifier))
+            remark(f"{identifier}: {recognised}.")
+            return model
+        case _:
+            return load_open_clip(config.name, config.pretrained)
+
+
+def model_source(name: str) -> tuple[str, str]:
+    """What kind of thing `model.name` names, and the folder or name in it.
+
+    >>> model_source("transformers:openai/clip-vit-base-patch32")
+    ('transformers', 'openai/clip-vit-base-patch32')
+    >>> model_source("ViT-B-32")
+    ('open_clip', 'ViT-B-32')
+    """
+    if name == "toy":
+        return "toy", name
+    for schema in ("transformers", "local-dir", "factory"):
+        if name.startswith(f"{schema}:"):
+            return schema, name.removeprefix(f"{schema}:")
+    is_architecture = name.replace("/", "-") in open_clip.list_models()
+    if Path(name).exists() and not is_architecture:
+        return "folder" if Path(name).is_dir() else "file", name
+    return "open_clip", name
+
+
+def _load_folder(folder: Path) -> DualEncoder:
+    """The model in a folder of any kind, with a line that says which it is."""
+    found = recognise_folder(folder)
+    remark(f"{folder}: {found.remark}.")
+    if found.kind == "open_clip":
+        return load_open_clip(f"local-dir:{found.path}")
+    return load_transformers(str(found.path))
+
+
+# --------------------------------------------------------------------------------------------------
+# A model's name → its tokenizer, without its weights where that is possible.
+
+
+def build_tokenizer(config: ModelConfig) -> Any:
+    """What turns texts into tokens for this model.
+
+    Raises:
+        ModelError: The model or its tokenizer cannot be found or loaded.
+    """
+    architecture = config.name.replace("/", "-")
+    is_open_clip = model_source(config.name)[0] == "open_clip"
+    if not is_open_clip or architecture not in open_clip.list_models():
+        return build_model(config).tokenizer
+    try:
+        with quiet_open_clip():
+            return open_clip.get_tokenizer(architecture)
+    except (OSError, ImportError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{config.name}: its tokenizer could not be loaded: {reason} Name another model, or "
+            "leave --model.name out to count as OpenAI's CLIP does."
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings → the way from images to pixels.
+
+
+def build_reader(
+    config: DataConfig,
+    model: DualEncoder,
+    sources: Sequence[Images | Stream],
+    *,
+    workers: int | None = None,
+    visible: bool = True,
+    folder: Path | None = None,
+) -> PixelReader:
+    """What decodes and preprocesses images for a model, or reads them from the cache.
+
+    Args:
+        config: Whether to cache, and where.
+        model: Whose preprocessing.
+        sources: Whose images will be asked for.
+        workers: Processes that fill the cache.
+        visible: Whether to say what is done.
+        folder: Of the cache, where `config` names none.
+
+    Raises:
+        DataError: An image cannot be decoded, or the preprocessing cannot be cached.
+        OutputError: The cache cannot be written.
+    """
+    preprocess = model.preprocess
+    reader = PixelReader(preprocess, side_to_keep(preprocess) if config.draft else None)
+    if not config.cache_images:
+        return reader
+    folder = config.cache_folder or folder or default_cache()
+    workers = count_free_workers(workers)
+    images = [
+        one.source if isinstance(one, EveryCaption) else one
+        for one in sources
+        if not isinstance(one, Stream)  # which is read once
+    ]
+    return with_cached_pixels(reader, images, folder / "pixels", workers=workers, visible=visible)
+
+
+def default_cache() -> Path:
+    """Where this user's programs keep what they can make again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "clip-refine"
+
+
+# --------------------------------------------------------------------------------------------------
+# Names of sources → images with captions.
+
+
+TOY = "toy"
+_WITHOUT_SPLITS = ("table", "token", "coco", "jsonl", "parquet", "webdataset")
+_OWN = ("kind", "split", "subset", "images")
+"""What can stand behind a source, as in `captions.json#split=val&images=val2014`."""
+
+
+def open_source(name: str, config: DataConfig, *, training: bool = True) -> ImageCaptions:
+    """Recognise a source of captioned images, open it, and say what it is.
+
+    Args:
+        name: File, folder, pattern or dataset, and its own settings behind a `#`.
+        config: Settings of all sources.
+        training: Whether to take the training split or the validation split where there are both
+            and none is named.
+
+    Raises:
+        ConfigError: A setting behind `#` is not known.
+        DataError: The kind is not known, or the source is bad.
+    """
+    name, own = split_name(name)
+    kind: SourceKind = own.get("kind") or config.kind or recognise(name)
+    if kind == "toy":
+        toy = toy_train() if training else toy_val()
+        _say(toy.name, "drawn world", toy)
+        return toy
+    _check_split(name, kind, own.get("split") or (config.split if training else None), config)
+    pairs = open_pairs(name, kind, _read_options(config, own), policy(config), training=training)
+    _say(name, pairs.kind, pairs)
+    return pairs
+
+
+def open_training(config: DataConfig) -> ImageCaptions | Stream:
+    """All training sources as one, before any of it is held out.
+
+    Raises:
+        ConfigError: There is not one weight for each source, or none for streams that are to be
+            mixed, or a setting behind `#` is not known.
+        DataError: A source is bad, or cannot be streamed.
+    """
+    if config.weights and len(config.weights) != len(config.sources):
+        raise ConfigError(
+            f"data.weights: {len(config.weights)} numbers for {len(config.sources)} sources in "
+            "data.train. Give one for each."
+        )
+    if config.streaming:
+        streams = [_open_stream(name, config) for name in config.sources]
+        if len(streams) == 1:
+            return streams[0]
+        if not config.weights:
+            raise ConfigError(
+                "data.weights is missing: streams do not tell how long they are, so say in which "
+                f"shares to mix these {len(streams)}, as in --data.weights 2 1."
+            )
+        return StreamMixture(streams, config.weights)
+    opened = [open_source(name, config) for name in config.sources]
+    return opened[0] if len(opened) == 1 else Mixture(opened, config.weights)
+
+
+def _open_stream(name: str, config: DataConfig) -> PairStream:
+    name, own = split_name(name)
+    kind: SourceKind = own.get("kind") or config.kind or recognise(name)
+    _check_split(name, kind, own.get("split") or config.split, config)
+    stream = open_stream(
+        name,
+        kind,
+        _read_options(config, own),
+        policy(config),
+        buffer=config.shuffle_buffer,
+        every_caption=config.captions == "all",
+    )
+    length = "unknown length" if stream.length is None else f"{stream.length:,} rows"
+    remark(f"{name}: {stream.kind}, {length}.")
+    return stream
+
+
+def read_all_rows(name: str, config: DataConfig) -> AllRows:
+    """Recognise a source of captioned images and read all of its rows, good or bad.
+
+    Raises:
+        ConfigError: A setting behind `#` is not known.
+        DataError: The kind is not known, or nothing can be read.
+    """
+    name, own = split_name(name)
+    kind: SourceKind = own.get("kind") or config.kind or recognise(name)
+    if kind == "toy":
+        toy = toy_train()
+        return AllRows("drawn world", toy, sum(map(len, toy.captions)))
+    _check_split(name, kind, own.get("split") or config.split, config)
+    called, rows = source_rows(name, kind, _read_options(config, own), training=True)
+    return read_all(name, called, rows)
+
+
+def split_name(name: str) -> tuple[str, dict[str, Any]]:
+    """A source and the settings behind its last `#`, where they are such.
+
+    >>> split_name("hf:nlphuji/flickr30k#split=test")
+    ('hf:nlphuji/flickr30k', {'split': 'test'})
+
+    Raises:
+        ConfigError: A kind is not known.
+    """
+    source, mark, settings = name.rpartition("#")
+    pairs = [setting.partition("=") for setting in settings.split("&")]
+    if not mark or not all(equals and key in _OWN for key, equals, _ in pairs):
+        return name, {}
+    own = {key: value for key, _, value in pairs}
+    if "kind" in own and own["kind"] not in get_args(SourceKind):
+        kinds = ", ".join(get_args(SourceKind))
+        raise ConfigError(f"{name}: there is no kind {own['kind']!r}. There are {kinds}.")
+    return source, own
+
+
+def policy(config: DataConfig) -> BadRowPolicy:
+    """What to do about bad rows."""
+    return BadRowPolicy(skip=config.skip_bad, limit=config.max_bad)
+
+
+def absolute_source(name: str) -> str:
+    """A source that means the same from any folder."""
+    plain, own = split_name(name)
+    if "images" in own:
+        own["images"] = str(Path(own["images"]).resolve())
+    behind = "&".join(f"{key}={value}" for key, value in own.items())
+    is_path = plain != TOY and "://" not in plain and not plain.startswith("hf:")
+    absolute = os.path.abspath(plain) if is_path else plain
+    return f"{absolute}#{behind}" if behind else absolute
+
+
+def _check_split(name: str, kind: SourceKind, split: str | None, config: DataConfig) -> None:
+    """Refuse a split that would be passed over, so that nobody trains on what they test on."""
+    if split and kind in _WITHOUT_SPLITS and not config.split_file:
+        raise ConfigError(
+            f"{name}: split {split!r} was asked for, but a source of kind {kind} has no splits. "
+            "Leave it out, say NAME#split=... of the source that has it, or choose images with "
+            "--data.split-file."
+        )
+
+
+def _read_options(config: DataConfig, own: dict[str, Any]) -> ReadOptions:
+    options = ReadOptions(
+        image_column=config.image_column,
+        caption_column=config.caption_column,
+        image_folder=config.image_folder,
+        split=config.split,
+        subset=config.subset,
+        split_file=config.split_file,
+        allow_outside=config.allow_outside,
+    )
+    changes: dict[str, Any] = {name: own[name] for name in ("split", "subset") if name in own}
+    if "images" in own:
+        changes["image_folder"] = Path(own["images"])
+    return replace(options, **changes)
+
+
+def _say(name: str, kind: str, pairs: ImageCaptions) -> None:
+    """One line about what was recognised."""
+    captions = sum(map(len, pairs.captions))
+    line = f"{name}: {kind}, {len(pairs):,} images, {captions:,} captions"
+    if isinstance(pairs, CaptionedImages) and pairs.uncaptioned:
+        count, first = len(pairs.uncaptioned), pairs.uncaptioned[0]
+        line += f"; {count:,} images without captions are left out, the first: {first}"
+    remark(f"{line}.")
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings → images and captions.
+
+
+MINIMUM_PAIRS = 11
+"""Held-out images that the geometry's 10 nearest neighbours need."""
+
+
+def build_data(
+    config: DataConfig,
+    *,
+    seed: int,
+    train_pairs: ImageCaptions | Stream | None = None,
+    held_out: ImageCaptions | None = None,
+) -> tuple[ImageCaptions | Stream, ImageCaptions]:
+    """Training pairs and held-out pairs.
+
+    Args:
+        config: What to open.
+        seed: Of the held-out part.
+        train_pairs: Used instead of opening `config.train`.
+        held_out: Used instead of opening `config.val` or holding a part out.
+
+    Raises:
+        ConfigError: No training source is named, or pairs are to be held out of a stream.
+        DataError: A source cannot be read, or is too small to hold a part out.
+    """
+    if train_pairs is None:
+        if not config.sources:
+            raise ConfigError(
+                "data.train is missing. Give captioned images: --data.train captions.csv"
+            )
+        if config.streaming and config.val is None and held_out is None:
+            raise ConfigError(
+                "data.val is missing: nothing can be held out of a stream. Give the pairs for the "
+                "before/after numbers: --data.val captions.csv"
+            )
+        train_pairs = open_training(config)
+        if held_out is None and config.val is None and config.sources == (TOY,):
+            held_out = toy_val()
+    if config.captions == "all" and not isinstance(train_pairs, Stream | EveryCaption):
+        train_pairs = EveryCaption(train_pairs)
+    if held_out is None and config.val is not None:
+        held_out = open_source(config.val, config, training=False)
+    if held_out is None:
+        if isinstance(train_pairs, Stream):
+            raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
+        train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
+    _check_held_out(held_out, None if isinstance(train_pairs, Stream) else train_pairs)
+    return train_pairs, held_out
+
+
+def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
+    """The pairs that `refine` with these settings takes its before/after numbers from."""
+    if config.val is not None:
+        held_out = open_source(config.val, config, training=False)
+        _check_held_out(held_out, None)
+        return held_out
+    if not config.sources:
+        raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
+    return build_data(config, seed=seed)[1]
+
+
+def _check_held_out(held_out: ImageCaptions, train_pairs: ImageCaptions | None) -> None:
+    """Refuse too few pairs to measure on; say so where they are trained on, too."""
+    if len(held_out) < MINIMUM_PAIRS:
+        raise DataError(
+            f"{held_out.name}: {len(held_out)} held-out images are too few to measure anything. "
+            f"Give {MINIMUM_PAIRS} or more, better some hundreds, with --data.val."
+        )
+    if train_pairs is None:
+        return
+    trained = {train_pairs.image_name(index) for index in range(len(train_pairs))}
+    shared = sum(held_out.image_name(index) in trained for index in range(len(held_out)))
+    if shared:
+        console.print(
+            f"Beware: {shared:,} of the {len(held_out):,} held-out images are trained on, too, so "
+            "the scores after training are not held-out scores.",
+            style="yellow",
+        )
+
+
+def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
+    """The zero-shot tasks.
+
+    Raises:
+        DataError: A folder is missing or has no classes.
+        ConfigError: Two tasks have one name.
+    """
+    tasks: list[LabelledImages] = []
+    for name in config.zero_shot:
+        if name == TOY:
+            tasks += toy_tasks()
+        else:
+            tasks.append(read_class_folders(Path(name), templates=(config.template,)))
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"evaluation.zero_shot: two tasks have one name among {', '.join(names)}. "
+            "Rename a folder, or leave one out."
+        )
+    return tasks
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings → a model ready to be measured and trained.
+
+
+NORM_SAMPLE = 512
+"""Training pairs that raw norms are measured on."""
+MOMENT_SAMPLE = 4096
+"""Pairs of a stream that moments of its features are measured on; their images are in memory."""
+
+
+def build_student(model: DualEncoder, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The model ready to be trained, on `device`.
+
+    Raises:
+        ModelError: The object is no dual encoder or no module.
+    """
+    student: nn.Module = check_dual_encoder(model)
+    prepare_student(student, logit_scale=config.logit_scale)
+    return student.to(device)
+
+
+def build_embedder(
+    config: RefineConfig,
+    model: DualEncoder,
+    accelerator: Accelerator,
+    reader: PixelReader | None = None,
+) -> Embedder:
+    """The way to feed a model for measuring."""
+    return Embedder(
+        model,
+        accelerator.device,
+        config.evaluation.batch_size,
+        count_workers(config.train.workers, accelerator.device),
+        visible=accelerator.is_main_process,
+        reader=reader,
+    )
+
+
+def measure_features(
+    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
+) -> PairFeatures:
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
+
+    Of a stream the first few thousand stand for all.
+    """
+    fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(MOMENT_SAMPLE if fitted else NORM_SAMPLE)
+    order = torch.randperm(len(pairs), generator=seeded_generator(config.seed, "norms")).tolist()
+    chosen = order if fitted else order[:NORM_SAMPLE]
+    one_caption = Subset(pairs, chosen, "pairs to measure")
+    embedded = embed_pairs(embedder, one_caption)
+    return PairFeatures(embedded.image_features, embedded.first_caption_features)
+
+
+def build_scale(
+    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
+) -> tuple[RefineConfig, FeatureScale]:
+    """Bring the student's raw features to the paper's scale where the settings ask for it.
+
+    Returns:
+        The settings with `auto` decided, and what was changed, to undo it after training.
+
+    Raises:
+        ModelError: `canonical` was asked for and a tower has no layer to rescale.
+    """
+    loss = config.loss
+    norms = RawNorms(
+        image=float(features.image_features.norm(dim=-1).mean()),
+        text=float(features.text_features.norm(dim=-1).mean()),
+        logit_scale=float(student.logit_scale.detach()),
+    )
+    compares_raw = bool(loss.rafa_weight or loss.hycd_weight) and not loss.normalize
+    if loss.feature_scale == "as-is" or (
+        loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw)
+    ):
+        return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
+    pixels, tokens = _sample(student, pairs, 2)
+    device = next(student.parameters()).device
+    canonical = {"feature_scale": "canonical", "normalize": True, "temperature": None}
+    try:
+        scale = FeatureScale.canonical(student, pixels.to(device), tokens.to(device), norms)
+    except ModelError as error:
+        if loss.feature_scale == "canonical":
+            raise
+        console.print(f"{error} HyCD runs on unit features, RaFA on raw ones as they are.")
+        return override(config, loss={**canonical, "feature_scale": "as-is"}), FeatureScale()
+    why = "therefore runs" if loss.feature_scale == "auto" else "runs, as asked for,"
+    others = (
+        " The published form is --recipe clip-refine-paper; --recipe balanced closes more of the "
+        "gap on such models."
+    )
+    console.print(
+        f"Raw norms are {norms.image:.1f} (image) and {norms.text:.1f} (text) at logit scale "
+        f"{norms.logit_scale:.0f}; the paper's settings belong to {norms.canonical:.1f}. Training "
+        f"{why} at that scale, HyCD on unit features (docs/method.md)."
+        f"{others if loss.feature_scale == 'auto' else ''}"
+    )
+    return override(config, loss=canonical), scale
+
+
+def build_precision(
+    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
+) -> TowerPrecision:
+    """The precision asked for, or the faster one of each tower, measured by the first process."""
+    if config.precision != "auto":
+        return TowerPrecision.from_name(config.precision)
+    pixels, tokens = _sample(model, pairs, 16)
+    measured = measure_precision(model, pixels, tokens, accelerator.device)
+    chosen = [measured.choice]
+    broadcast_object_list(chosen)
+    if accelerator.is_main_process:
+        console.print(
+            f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
+            f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
+        )
+    return chosen[0]
+
+
+def _sample(
+    model: Any, pairs: ImageCaptions | Stream, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and tokens of the first few pairs."""
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(count)
+    sample = range(min(count, len(pairs)))
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings → objective, references and the steps.
+
+
+def build_objective(config: LossConfig) -> Objective:
+    """The weighted sum of losses."""
+    settings = config.model_dump(exclude={"rafa_decay", "references", "feature_scale"})
+    return Objective(**settings)
+
+
+def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale) -> Prior:
+    """The distribution of the references.
+
+    Args:
+        config: Which one.
+        features: (N, d) raw features of training pairs, for the priors that are fitted to them.
+        scale: What the features are multiplied by in training.
+    """
+    image = scale.image_factor * features.image_features
+    text = scale.text_factor * features.text_features
+    match config.kind:
+        case "standard_normal":
+            return StandardNormal(scale=config.scale)
+        case "uniform":
+            half = math.sqrt(3 * config.scale)
+            return Uniform(low=-half, high=half) if half else StandardNormal(scale=0.0)
+        case "gaussian_image":
+            return Gaussian(image.mean(0), image.std(0))
+        case "gaussian_text":
+            return Gaussian(text.mean(0), text.std(0))
+        case "gaussian_both":
+            both = torch.cat([image, text])
+            return Gaussian(both.mean(0), both.std(0))
+        case "fixed":
+            return Fixed(torch.cat([image, text]).mean(0))
+        case "norm_matched":
+            return NormMatched(float(torch.cat([image, text]).norm(dim=-1).mean()))
+
+
+@contextmanager
+def build_part(
+    config: RefineConfig, student: nn.Module, accelerator: Accelerator
+) -> Iterator[None]:
+    """Train only what the settings ask for within the block; the student is whole after it.
+
+    What is random in a model, such as dropout and new adapters, follows the seed in here.
+
+    Raises:
+        ModelError: The student has no such part.
+    """
+    train = config.train
+    seed = seeded_generator(config.seed, "training").initial_seed() + accelerator.process_index
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        with trained_part(
+            student,
+            train.parameters,
+            blocks=train.blocks,
+            lora_rank=train.lora_rank,
+            lora_alpha=train.lora_alpha,
+            gradient_checkpointing=train.gradient_checkpointing,
+        ) as part:
+            remark(str(part))
+            yield
+
+
+def build_trainer(
+    config: RefineConfig,
+    student: nn.Module,
+    teacher: Teacher,
+    precision: TowerPrecision,
+    prior: Prior,
+    accelerator: Accelerator,
+    *,
+    steps: int,
+    features: PairFeatures | None = None,
+    scale: FeatureScale | None = None,
+) -> Trainer:
+    """Everything that takes the steps.
+
+    `features` are raw ones of training pairs, as the model gave them; objectives that know the
+    teacher's centroids need them.
+    """
+    train, loss = config.train, config.loss
+    scale = scale or FeatureScale()
+    sigmoid = loss.contrastive_weight and loss.contrastive_form == "sigmoid"
+    if sigmoid and getattr(student, "logit_bias", None) is None:
+        raise ConfigError(
+            "loss.contrastive_form sigmoid needs a model with a logit bias, as SigLIP's have; this "
+            "one has none. Use softmax."
+        )
+    optimiser = make_optimiser(
+        student.named_parameters(),
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        decay=train.decay,
+        device=accelerator.device,
+    )
+    schedule = make_schedule(
+        optimiser, schedule=train.schedule, warmup_steps=train.warmup_steps, steps=steps
+    )
+    return Trainer(
+        accelerator=accelerator,
+        towers=accelerator.prepare_model(StudentTowers(student, precision)),
+        teacher=teacher,
+        objective=build_objective(config.loss),
+        precision=precision,
+        prior=prior,
+        generator=seeded_generator(config.seed, "references"),
+        independent_references=config.loss.references == "independent",
+        rafa_decay_steps=steps if config.loss.rafa_decay == "linear" else None,
+        schedule=schedule,
+        clip_norm=train.clip_norm,
+        updates_statistics=train.normalization_statistics == "updated",
+        dropout=train.dropout == "on",
+        scale=scale,
+        centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
+    )
+
+
+def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
+    """Steps of all epochs, or as many as were asked for; incomplete batches are left out.
+
+    Raises:
+        DataError: There are fewer pairs than a batch.
+        ConfigError: The processes cannot share a batch evenly, or a stream does not tell its
+            length.
+    """
+    if config.batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "
+            f"Use a multiple of {processes}."
+        )
+    steps = config.steps or config.epochs * _steps_of_an_epoch(config, pairs)
+    if config.warmup_steps >= steps:
+        raise ConfigError(
+            f"train.warmup_steps {config.warmup_steps} is not below the {steps} steps of this run, "
+            "so the learning rate would never be reached. Use fewer."
+        )
+    return steps
+
+
+def _steps_of_an_epoch(config: TrainConfig, pairs: ImageCaptions | Stream) -> int:
+    length = pairs.length if isinstance(pairs, Stream) else len(pairs)
+    if length is None:
+        raise ConfigError(
+            f"train.steps is missing: {pairs.name} does not tell how many pairs it has. Say how "
+            f"many steps of {config.batch_size} pairs to take, as in --train.steps 200."
+        )
+    if length < config.batch_size:
+        raise DataError(
+            f"{pairs.name}: {length} images, fewer than a batch of {config.batch_size}. Give "
+            "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
+        )
+    return length // config.batch_size
+
+
+def epoch_plans(config: RefineConfig, pairs: ImageCaptions) -> Iterator[EpochPlan]:
+    """One plan after another, each newly shuffled with newly drawn captions, without end."""
+    generator = seeded_generator(config.seed, "order")
+    while True:
+        yield EpochPlan.draw(pairs, generator=generator)
+
+
+def count_pairs(config: TrainConfig, pairs: ImageCaptions | Stream, steps: int) -> int:
+    """Training pairs; of a stream those that are used."""
+    return steps * config.batch_size if isinstance(pairs, Stream) else len(pairs)
+
+
+def build_batches(
+    config: RefineConfig,
+    pairs: ImageCaptions | Stream,
+    model: DualEncoder,
+    accelerator: Accelerator,
+    reader: PixelReader | None = None,
+) -> Iterator[PairBatch]:
+    """This process's batches of all steps, each epoch newly shuffled with newly drawn captions."""
+    steps = count_steps(config.train, pairs, accelerator.num_processes)
+    settings: dict[str, Any] = {
+        "batch_size": config.train.batch_size,
+        "preprocess": reader or model.preprocess,
+        "tokenizer": model.tokenizer,
+        "workers": count_workers(config.train.workers, accelerator.device),
+        "pin_memory": accelerator.device.type == "cuda",
+        "rank": accelerator.process_index,
+        "processes": accelerator.num_processes,
+    }
+    if isinstance(pairs, Stream):
+        return stream_batches(pairs, seed=config.seed, steps=steps, **settings)
+    loader = PairLoader(pairs, **settings)
+    epochs = (loader.epoch(plan) for plan in epoch_plans(config, pairs))
+    return islice(chain.from_iterable(epochs), steps)

@@ -1,0 +1,310 @@
+"""Every setting of a run once, in groups: its default, range and sentence of help."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# --------------------------------------------------------------------------------------------------
+# Named objectives: what each row of the paper's tables and each of its critics sets.
+
+
+_HYCD_ONLY = {"rafa_weight": 0.0}
+_CONTRASTIVE_ONLY = {"rafa_weight": 0.0, "hycd_weight": 0.0, "contrastive_weight": 1.0}
+_NOTHING_YET = {"rafa_weight": 0.0, "hycd_weight": 0.0}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "clip-refine": {},
+    "clip-refine-paper": {"feature_scale": "as-is"},
+    "balanced": {
+        **_HYCD_ONLY,
+        "anchor_weight": 20.0,
+        "anchor_shift": 0.25,
+        "feature_scale": "canonical",
+    },
+    "hycd": _HYCD_ONLY,
+    "self-kd": {**_HYCD_ONLY, "alpha": 0.0},
+    "hycd+align": {**_HYCD_ONLY, "alignment_weight": 1.0},
+    "rafa": {"hycd_weight": 0.0},
+    "contrastive": _CONTRASTIVE_ONLY,
+    "contrastive-raw": {**_CONTRASTIVE_ONLY, "contrastive_normalize": False},
+    "contrastive+anchor": {**_CONTRASTIVE_ONLY, "anchor_weight": 1.0},
+    "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
+    "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
+    "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
+}
+"""Settings of `loss` that differ from its defaults in `config.py`."""
+
+
+# --------------------------------------------------------------------------------------------------
+# The groups of settings, each with its range and a sentence of help.
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
+SourceKind = Literal[
+    "table",
+    "token",
+    "coco",
+    "karpathy",
+    "jsonl",
+    "parquet",
+    "imagefolder",
+    "webdataset",
+    "hub",
+    "saved",
+    "toy",
+]
+
+
+class SettingsGroup(BaseModel):
+    """Frozen; unknown names are refused, and field docstrings are the command line's help."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Help is wrapped for the terminal, not where the lines of the docstring end."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())
+
+
+class ModelConfig(SettingsGroup):
+    """The model to start from."""
+
+    name: str = "ViT-B-32"
+    """An open_clip architecture; the folder of an open_clip, Transformers or sentence-transformers
+    model or of a run; a file of weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or
+    `transformers:ORG/NAME`; or `toy`."""
+    pretrained: str | None = None
+    """Weights for an architecture: a tag such as `openai`, or a path to .pt or .safetensors.
+    Without it: `openai` where the architecture has that tag."""
+    factory: str | None = None
+    """A function of your own that makes the model, `package.module:function`, instead of a name.
+    The module may lie in the current folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_after_the_factory(cls, values: Any) -> Any:
+        """Records show `name`, so it says where the model comes from."""
+        factory = values.get("factory") if isinstance(values, dict) else None
+        return {**values, "name": f"factory:{factory}"} if factory else values
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "ModelConfig":
+        if self.factory and self.pretrained:
+            raise ValueError(
+                f"pretrained {self.pretrained!r} does not go with factory {self.factory!r}, whose "
+                "function loads its own weights; leave pretrained out"
+            )
+        return self
+
+
+class DataConfig(SettingsGroup):
+    """The captioned images: docs/data.md shows every kind of source."""
+
+    train: str | tuple[str, ...] | None = None
+    """Pairs to refine on: .csv, .tsv, .jsonl, .parquet, .tar (shards-{0000..0127}.tar), COCO's or
+    Karpathy's .json, Flickr's token file, a folder with metadata.jsonl, hf:ORG/NAME, or `toy`.
+    Several are mixed."""
+    weights: tuple[Positive, ...] = ()
+    """Shares of the pairs that come from each of several sources, as in 2 1. Without them every
+    image is used once an epoch."""
+    val: str | None = None
+    """Pairs for the before/after numbers. Without it a part of `train` is held out."""
+    kind: SourceKind | None = None
+    """What the sources are. Without it: recognised. NAME#kind=coco says it of one source."""
+    image_column: str | None = None
+    """Column of the image paths or contents. Without it: image, file_name, jpg, ... as found."""
+    caption_column: str | None = None
+    """Column of the captions. Without it: caption, text, title, ... as found."""
+    image_folder: Path | None = None
+    """Where relative image paths start. Without it: the file's folder, or one beside it."""
+    split: str | None = None
+    """Part of a source that has several, as in train or train+restval; NAME#split=test for one."""
+    subset: str | None = None
+    """Configuration of a dataset on the Hub that has several."""
+    split_file: Path | None = None
+    """Karpathy's JSON or a list of file names: read only the images it has in `split`."""
+    allow_outside: bool = False
+    """Follow absolute image paths, and those with `..`, in files of captions."""
+    skip_bad: bool = False
+    """Go on without bad rows, listed in `skipped.jsonl`, after decoding every image once."""
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of bad rows above which to stop even with `skip_bad`."""
+    captions: Literal["one", "all"] = "one"
+    """one: of each image one caption, drawn anew each epoch. all: every caption is a pair."""
+    streaming: bool = False
+    """Read .tar, .parquet, .jsonl and hf: sources as training goes on, without listing or copying
+    them first. Needs `val`, and `train.steps` where the source does not tell its length."""
+    shuffle_buffer: Count = 2000
+    """Streaming: pairs held in memory, among which the next one is drawn."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Share of the training images held out (at least 100) where `val` is not given."""
+    draft: bool = True
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 where three times the model's pixels are left:
+    faster, with features at a cosine above .999 to those of full size."""
+    cache_images: bool = False
+    """Keep preprocessed pixels on disk, 150 kB an image at 224 pixels, so that no later epoch or
+    run decodes them. Exact: the numbers are those without."""
+    cache_folder: Path | None = None
+    """Folder for them. Without it: $XDG_CACHE_HOME/clip-refine, else ~/.cache/clip-refine."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All of `train`."""
+        return (self.train,) if isinstance(self.train, str) else self.train or ()
+
+
+class TrainConfig(SettingsGroup):
+    """One epoch of training."""
+
+    epochs: Count = 1
+    """Passes over the training pairs."""
+    steps: Count | None = None
+    """Stop after so many steps, in as many epochs as that takes. Without it: `epochs`."""
+    batch_size: Annotated[int, Field(ge=2)] = 512
+    """Pairs a step, over all processes together."""
+    learning_rate: Positive = 1e-6
+    """AdamW's learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or cosine down to zero."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's decoupled weight decay."""
+    decay: Literal["all", "matrices"] = "all"
+    """What is decayed: every weight (the paper), or none of biases, norms and logit_scale."""
+    clip_norm: Positive | None = None
+    """Gradients are scaled down to this total norm where they exceed it."""
+    logit_scale: Literal["frozen", "trained"] = "frozen"
+    """The default objective does not use the logit scale, so it stays as it is."""
+    normalization_statistics: Literal["frozen", "updated"] = "frozen"
+    """Running statistics of BatchNorm layers. Updating them moves the student off its teacher."""
+    dropout: Literal["off", "on"] = "off"
+    """Dropout and stochastic depth of models that have them. The teacher never drops anything."""
+    parameters: Literal[
+        "all", "image-tower", "text-tower", "projections", "last-blocks", "lora"
+    ] = "all"
+    """What is trained: all, one tower, the layers that both towers end in, their last blocks with
+    what follows, or LoRA adapters (extra `[peft]`), merged before saving."""
+    blocks: Count = 2
+    """last-blocks: how many of each tower."""
+    lora_rank: Count = 16
+    """lora: the adapters' inner dimension."""
+    lora_alpha: Positive = 32.0
+    """lora: adapters are multiplied by alpha / rank."""
+    gradient_checkpointing: bool = False
+    """Compute activations again for the gradient: less memory, more time."""
+    precision: Precision = "auto"
+    """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    @model_validator(mode="after")
+    def _statistics_count_once(self) -> "TrainConfig":
+        if self.gradient_checkpointing and self.normalization_statistics == "updated":
+            raise ValueError(
+                "gradient_checkpointing runs every block twice, so that normalization_statistics "
+                "updated would count each batch twice; choose one of them"
+            )
+        return self
+
+
+class LossConfig(SettingsGroup):
+    """The objective: a weighted sum of losses. `recipe` sets several of these at once."""
+
+    rafa_weight: NonNegative = 1.0
+    """Weight of random feature alignment."""
+    hycd_weight: NonNegative = 1.0
+    """Weight of hybrid contrastive-distillation."""
+    contrastive_weight: NonNegative = 0.0
+    """Weight of the symmetric contrastive loss."""
+    contrastive_form: Literal["softmax", "sigmoid"] = "softmax"
+    """Contrastive: cross-entropy over the batch, or SigLIP's sigmoid, for models with a bias."""
+    contrastive_normalize: bool = True
+    """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
+    contrastive_scale: Positive | None = None
+    """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
+    alignment_weight: NonNegative = 0.0
+    """Weight of the mean squared distance between image and text."""
+    anchor_weight: NonNegative = 0.0
+    """Weight of the mean squared distance to the teacher's features."""
+    anchor_shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Anchor: the teacher's image and text features are first moved together by this share of the
+    gap between their centroids; 1 lets the centroids meet."""
+    m2_mix_weight: NonNegative = 0.0
+    """Weight of the contrastive loss with mixed features as hard negatives."""
+    logit_distillation_weight: NonNegative = 0.0
+    """Weight of the mean squared distance to the teacher's similarities."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """HyCD: share of the true pairs in the target; the rest is the teacher's softmax."""
+    temperature: Positive | None = 1.0
+    """HyCD: similarities are divided by it. None: 1 / the model's own logit scale."""
+    normalize: bool = False
+    """HyCD: compare unit features (with `temperature` None or about 0.01) instead of raw ones."""
+    rafa_reduction: Literal["mean", "sum"] = "mean"
+    """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
+
+    rafa_decay: Literal["none", "linear"] = "none"
+    """RaFA: its weight stays, or falls linearly to zero over the run."""
+    references: Literal["shared", "independent"] = "shared"
+    """RaFA: one reference for both sides of a pair (the method), or one each (its ablation)."""
+    feature_scale: Literal["auto", "as-is", "canonical"] = "auto"
+    """as-is: raw features as the model gives them (the paper). canonical: trained at the paper's
+    norms, HyCD on unit features. auto: canonical where norms are far from the paper's."""
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> "LossConfig":
+        names = [name for name in type(self).model_fields if name.endswith("_weight")]
+        if not any(getattr(self, name) for name in names):
+            raise ValueError("every weight is 0, so there is nothing to minimise; set one above 0")
+        return self
+
+
+class PriorConfig(SettingsGroup):
+    """The distribution of RaFA's random references."""
+
+    kind: Literal[
+        "standard_normal",
+        "uniform",
+        "gaussian_image",
+        "gaussian_text",
+        "gaussian_both",
+        "fixed",
+        "norm_matched",
+    ] = "standard_normal"
+    """standard_normal: N(0, scale I). uniform: the same variance, evenly spread. gaussian_*: mean
+    and deviation of the model's own features. fixed: one vector for all. norm_matched: N(0, s I)
+    with the mean norm of the model's own features."""
+    scale: NonNegative = 1.0
+    """Variance of every dimension (the paper's beta). 0 pulls every feature to the origin."""
+
+
+class EvaluationConfig(SettingsGroup):
+    """How the before/after numbers are taken; always in float32."""
+
+    zero_shot: tuple[str, ...] = ()
+    """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""
+    template: str = "a photo of a {}"
+    """Prompt for the class names of those folders; `{}` stands for the name."""
+    batch_size: Count = 256
+    """Images or captions encoded at a time."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_place_for_the_name(cls, template: str) -> str:
+        if "{}" not in template:
+            raise ValueError(f"{template!r} has no {{}} for the class name")
+        return template

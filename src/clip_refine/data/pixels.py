@@ -1,0 +1,534 @@
+"""Images → pixels: decoded at the size that is needed, or read from the cache."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip_refine.data.images import DECODING, decode_image
+from clip_refine.data.pairs import Images, fingerprint, image_bytes
+from clip_refine.errors import DataError, OutputError
+from clip_refine.support.console import Bar, console
+
+# --------------------------------------------------------------------------------------------------
+# Preprocessed pixels as the 8-bit levels that they were before they were normalised, and back.
+
+
+Preprocess = Callable[[Image.Image], Tensor]
+LEVELS = 256
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_SIDE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """What a preprocessing makes of each of the 256 levels of each channel.
+
+    It is measured on even images, so that nothing needs to be known of the preprocessing, and
+    `encode` checks every pixel of every image: what is decoded is what was encoded, bit by bit.
+
+    Attributes:
+        values: (3, 256) float32, rising.
+        size: Height and width of preprocessed images.
+    """
+
+    values: NDArray[np.float32]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, preprocess: Preprocess) -> "Levels":
+        """Measure a preprocessing.
+
+        Raises:
+            DataError: It does more to levels than to move each of them to a value of its own.
+        """
+        even = [Image.new("RGB", (_SIDE, _SIDE), (level,) * 3) for level in range(LEVELS)]
+        shape = preprocess(even[0]).shape
+        values = torch.empty(3, LEVELS)
+        for level, image in enumerate(even):
+            pixels = preprocess(image)
+            if pixels.shape != shape or len(shape) != 3 or shape[0] != 3:
+                raise _inexact(f"gives pixels of shape {tuple(pixels.shape)}")
+            if pixels.dtype != torch.float32:
+                raise _inexact(f"gives {pixels.dtype}")
+            values[:, level] = pixels.amax((1, 2))
+            if not torch.equal(values[:, level], pixels.amin((1, 2))):
+                raise _inexact("turns an even image into an uneven one")
+        if not (values.diff(dim=1) > 0).all():
+            raise _inexact("gives two levels one value, or falling ones")
+        return cls(values.numpy(), (shape[1], shape[2]))
+
+    def encode(self, pixels: Tensor, name: str) -> NDArray[np.uint8]:
+        """(3, H, W) float32 → uint8 levels.
+
+        Raises:
+            DataError: A pixel is no level, or the size is another.
+        """
+        if tuple(pixels.shape[1:]) != self.size:
+            raise _inexact(f"makes {name} {tuple(pixels.shape)}, others (3, *{self.size})")
+        found = pixels.numpy()
+        levels = np.empty(found.shape, np.uint8)
+        for channel, values in enumerate(self.values):
+            nearest = np.searchsorted(values, found[channel]).clip(max=LEVELS - 1)
+            levels[channel] = nearest
+        if not np.array_equal(self._values_of(levels), found):
+            raise _inexact(f"gives pixels of {name} values between the 8-bit levels")
+        return levels
+
+    def decode(self, levels: NDArray[np.uint8]) -> Tensor:
+        """(3, H, W) uint8 levels → the float32 pixels that they were encoded from."""
+        return torch.from_numpy(self._values_of(levels))
+
+    def _values_of(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = np.empty(levels.shape, np.float32)
+        for channel, values in enumerate(self.values):
+            np.take(values, levels[channel], out=pixels[channel], mode="clip")
+        return pixels
+
+
+def preprocess_fingerprint(preprocess: Preprocess) -> str:
+    """Of what a preprocessing says of itself and of what it makes of a sample.
+
+    Two functions may have one name, so the name is not enough.
+    """
+    sample = preprocess(probe_image()).detach().cpu().contiguous().flatten()
+    said = _ADDRESS.sub("", repr(preprocess)).encode()
+    return fingerprint(said, sample.view(torch.uint8).numpy().tobytes())
+
+
+def probe_image() -> Image.Image:
+    """The same coloured noise every time, neither square nor small."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(LEVELS, (240, 320, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def _inexact(what: str) -> DataError:
+    return DataError(
+        f"data.cache-images: the model's preprocessing {what}, so its pixels cannot be kept as "
+        "8-bit levels and read back unchanged. Leave --data.cache-images out."
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Rows of pixels in one memory-mapped file that several runs read and one at a time adds to.
+
+
+_KEY_BYTES = 16
+_SPARE = 2**28
+"""Bytes of the disk that are left alone."""
+
+
+class PixelStore:
+    """(3, H, W) uint8 rows by the fingerprint of what they were made from.
+
+    Rows are only ever added, at the end, and each is listed after it is on the disk. So a reader
+    needs no lock, a writer that was killed loses what it had not listed, and what one run adds
+    every later one finds. A changed image has another fingerprint and so a row of its own.
+
+    Attributes:
+        folder: Holds `pixels`, `keys` and `lock`; made by the first writer.
+        shape: Of one row.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
+        self.folder = folder
+        self.shape = shape
+        self.row_bytes = int(np.prod(shape))
+        self._mapped: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": None}  # a worker process maps the file for itself
+
+    def known(self) -> dict[str, int]:
+        """Fingerprint → row, of all rows that are there whole."""
+        try:
+            keys = (self.folder / "keys").read_bytes()
+            rows = (self.folder / "pixels").stat().st_size // self.row_bytes
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise self._unusable(error) from error
+        count = min(len(keys) // _KEY_BYTES, rows)
+        starts = range(0, count * _KEY_BYTES, _KEY_BYTES)
+        return {keys[at : at + _KEY_BYTES].hex(): row for row, at in enumerate(starts)}
+
+    def row(self, number: int) -> NDArray[np.uint8]:
+        """Row `number` as it lies in the file; not to be written to."""
+        if self._mapped is None or number >= len(self._mapped):
+            path = self.folder / "pixels"
+            count = path.stat().st_size // self.row_bytes
+            self._mapped = np.memmap(path, np.uint8, "r", shape=(count, *self.shape))
+        return self._mapped[number]
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone: another writer waits until this one is done, then finds its rows.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                console.print(
+                    f"Another run is adding to {self.folder}; waiting for it.", markup=False
+                )
+                lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            raise self._unusable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def check_room(self, count: int) -> int:
+        """Free bytes where `count` more rows are to go.
+
+        Raises:
+            OutputError: They would not fit.
+        """
+        free = shutil.disk_usage(self.folder).free
+        needed = count * self.row_bytes
+        if needed + _SPARE > free:
+            raise OutputError(
+                f"{self.folder}: pixels of {count:,} images take {size_text(needed)}, but only "
+                f"{size_text(free)} are free there. Make room, choose another --data.cache-folder, "
+                "or leave --data.cache-images out."
+            )
+        return free
+
+    def add(self, batches: Iterable[Mapping[str, NDArray[np.uint8]]]) -> None:
+        """Append rows by fingerprint, each batch in one go; only inside `writing`.
+
+        Raises:
+            OutputError: They cannot be written, for example because the disk is full.
+        """
+        count = len(self.known())
+        try:
+            with (
+                _appending(self.folder / "pixels", count * self.row_bytes) as pixels,
+                _appending(self.folder / "keys", count * _KEY_BYTES) as keys,
+            ):
+                for batch in batches:
+                    for levels in batch.values():
+                        pixels.write(levels.tobytes())
+                    _onto_disk(pixels)
+                    keys.write(b"".join(bytes.fromhex(key) for key in batch))
+                    _onto_disk(keys)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> OutputError:
+        reason = getattr(error, "strerror", None) or str(error)
+        return OutputError(
+            f"{self.folder}: cannot be used ({reason}). Choose another --data.cache-folder."
+        )
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them.
+
+    >>> size_text(301_056_000)
+    '301 MB'
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if count >= unit:
+            shown = count / unit
+            return f"{shown:.1f} {name}" if shown < 10 else f"{shown:,.0f} {name}"
+    return f"{count / 1000:.0f} kB"
+
+
+@contextmanager
+def _appending(path: Path, size: int) -> Iterator[Any]:
+    """A file to write to behind its first `size` bytes; what lies there was never listed."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        yield file
+
+
+def _onto_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+# --------------------------------------------------------------------------------------------------
+# Work on every image of a source, in worker processes where there are many.
+
+
+FEW = 256
+"""Images for which no worker processes are started."""
+_CHUNK = 16
+Item = TypeVar("Item")
+
+
+def in_parallel(
+    items: Dataset[Item], count: int, title: str, *, workers: int, visible: bool
+) -> Iterator[Item]:
+    """All items in order, with a progress bar.
+
+    Args:
+        items: Indexed from 0; must not raise, since a worker process would bury the message.
+        count: How many there are.
+        title: Of the bar.
+        workers: Processes.
+        visible: Whether to show the bar.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        items,
+        sampler=range(count),
+        batch_size=_CHUNK,
+        collate_fn=list,
+        num_workers=workers if count >= FEW else 0,
+    )
+    each = (item for chunk in loader for item in chunk)
+    yield from Bar(title, count, visible=visible, transient=True).over(each)
+
+
+# --------------------------------------------------------------------------------------------------
+# The one way from an image of a source to the pixels that the model takes.
+
+
+RESERVE = 3.3
+"""A JPEG that is decoded smaller keeps so many times the model's pixels a side. 2.75 times the size
+that it is resized to was enough; of that preprocessing may cut an eighth off. See docs/log.md."""
+
+
+@dataclass(frozen=True, eq=False)
+class CachedPixels:
+    """Preprocessed pixels of some images, kept as 8-bit levels.
+
+    Attributes:
+        levels: What the levels stand for.
+        store: Where they are.
+        rows: Image name → its row there.
+    """
+
+    levels: Levels
+    store: PixelStore
+    rows: Mapping[str, int]
+
+    def find(self, name: str) -> Tensor | None:
+        """(3, H, W) pixels of an image, None where they are not kept."""
+        row = self.rows.get(name)
+        return None if row is None else self.levels.decode(self.store.row(row))
+
+
+@dataclass(frozen=True, eq=False)
+class PixelReader:
+    """Reads cached pixels where there are some, else decodes and preprocesses.
+
+    Attributes:
+        preprocess: PIL image → (3, H, W).
+        side: Large JPEGs may be decoded down to this many pixels a side; None for full size.
+        cached: What need not be decoded.
+    """
+
+    preprocess: Preprocess
+    side: int | None = None
+    cached: CachedPixels | None = None
+
+    def __call__(self, images: Images, index: int) -> Tensor:
+        """(3, H, W) pixels of one image.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        found = self.cached and self.cached.find(images.image_name(index))
+        if found is not None:
+            return found
+        return self.preprocess(self.load(images, index))
+
+    def load(self, images: Images, index: int) -> Image.Image:
+        """One image in RGB, a large JPEG not in full size where `side` allows that.
+
+        Raises:
+            DataError: It cannot be decoded.
+        """
+        data = None if self.side is None else image_bytes(images, index)
+        if data is None:
+            return images.load_image(index)
+        return decode_image(data, images.image_name(index), side=self.side)
+
+
+def side_to_keep(preprocess: Preprocess) -> int | None:
+    """The `side` of a `PixelReader` for a preprocessing; None where it makes no (3, H, W).
+
+    >>> from torchvision.transforms import PILToTensor, Compose, Resize
+    >>> side_to_keep(Compose([Resize((64, 64)), PILToTensor()]))
+    212
+    """
+    shape = preprocess(Image.new("RGB", (64, 64))).shape
+    return round(RESERVE * max(shape[1:])) + 1 if len(shape) == 3 else None
+
+
+# --------------------------------------------------------------------------------------------------
+# Images that are decoded once and then read from disk, by every epoch and every run.
+
+
+_BATCH = 64
+"""Images that are written in one go."""
+_Place = tuple[Images, int]
+
+
+def with_cached_pixels(
+    reader: PixelReader,
+    sources: Sequence[Images],
+    folder: Path,
+    *,
+    workers: int = 0,
+    visible: bool = True,
+) -> PixelReader:
+    """A reader that has the pixels of all images on disk; those that are not there are added.
+
+    Rows are kept by the content of the image file, so that a changed image is decoded anew and all
+    others are read. Drawn images, which are no files, stay as they are.
+
+    Args:
+        reader: How images are decoded and preprocessed; what is read back is the same bit by bit.
+        sources: Whose images will be asked for.
+        folder: One sub-folder for each preprocessing is made there.
+        workers: Processes that decode.
+        visible: Whether to say what is done.
+
+    Raises:
+        DataError: An image cannot be decoded, or the preprocessing cannot be undone exactly.
+        OutputError: The folder cannot be written, or the disk has too little room.
+    """
+    levels = Levels.of(reader.preprocess)
+    store = PixelStore(folder / _key(reader, levels), (3, *levels.size))
+    named, places = _contents(sources, workers, visible)
+    if any(key not in (known := store.known()) for key in places):
+        with store.writing():
+            known = store.known()  # another run may have added them meanwhile
+            missing = [place for key, place in places.items() if key not in known]
+            free = store.check_room(len(missing))
+            if visible and missing:
+                console.print(
+                    f"Caching the pixels of {len(missing):,} images: "
+                    f"{size_text(len(missing) * store.row_bytes)} in {store.folder}, where "
+                    f"{size_text(free)} are free.",
+                    markup=False,
+                    soft_wrap=True,
+                )
+            store.add(_encoded(reader, levels, missing, workers, visible))
+    known = store.known()
+    rows = {name: known[key] for name, key in named.items() if key in known}
+    return replace(reader, cached=CachedPixels(levels, store, rows))
+
+
+def _key(reader: PixelReader, levels: Levels) -> str:
+    """Everything besides the image file that its pixels follow from."""
+    return fingerprint(
+        preprocess_fingerprint(reader.preprocess).encode(),
+        levels.values.tobytes(),
+        f"{reader.side} {DECODING} {PIL.__version__}".encode(),
+    )
+
+
+class _Fingerprints(Dataset[tuple[str, str | DataError | None]]):
+    """The name of each image and what its file holds; None where it is no file."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[str, str | DataError | None]:
+        name = self.images.image_name(index)
+        try:
+            data = image_bytes(self.images, index)
+        except DataError as error:
+            return name, error
+        return name, None if data is None else fingerprint(data)
+
+
+class _EncodedImages(Dataset[tuple[str, NDArray[np.uint8] | DataError]]):
+    """The content and the levels of images."""
+
+    def __init__(self, reader: PixelReader, levels: Levels, places: Sequence[_Place]) -> None:
+        self.reader = reader
+        self.levels = levels
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[str, NDArray[np.uint8] | DataError]:
+        images, at = self.places[index]
+        name = images.image_name(at)
+        try:
+            # once more, since the file may have changed since it was looked up
+            data = image_bytes(images, at) or b""
+            image = decode_image(data, name, side=self.reader.side)
+            return fingerprint(data), self.levels.encode(self.reader.preprocess(image), name)
+        except DataError as error:
+            return name, error
+
+
+def _contents(
+    sources: Sequence[Images], workers: int, visible: bool
+) -> tuple[dict[str, str], dict[str, _Place]]:
+    """Image name → content, and content → where one such image is.
+
+    Names that stand for two contents, or also for an image that is no file, are left out, so that
+    no image is taken for another.
+    """
+    named: dict[str, str] = {}
+    places: dict[str, _Place] = {}
+    ambiguous: set[str] = set()
+    for images in sources:
+        if not hasattr(images, "image_bytes"):
+            ambiguous.update(images.image_name(index) for index in range(len(images)))
+            continue
+        found = _over(_Fingerprints(images), workers, "Looking images up", visible)
+        for index, (name, key) in enumerate(found):
+            if key is None:
+                ambiguous.add(name)
+                continue
+            if named.setdefault(name, key) != key:
+                ambiguous.add(name)
+            places.setdefault(key, (images, index))
+    return {name: key for name, key in named.items() if name not in ambiguous}, places
+
+
+def _encoded(
+    reader: PixelReader, levels: Levels, places: Sequence[_Place], workers: int, visible: bool
+) -> Iterator[dict[str, NDArray[np.uint8]]]:
+    dataset = _EncodedImages(reader, levels, places)
+    found = _over(dataset, workers, "Caching pixels", visible)
+    while batch := dict(islice(found, _BATCH)):
+        yield batch
+
+
+def _over(dataset: Any, workers: int, title: str, visible: bool) -> Iterator[tuple[str, Any]]:
+    """The items of a dataset in order.
+
+    Raises:
+        DataError: An item is one.
+    """
+    count = len(dataset)
+    for name, item in in_parallel(dataset, count, title, workers=workers, visible=visible):
+        if isinstance(item, DataError):
+            raise item
+        yield name, item

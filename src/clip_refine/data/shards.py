@@ -1,0 +1,204 @@
+"""WebDataset shards: tar files in which the parts of a sample stand side by side under one key.
+
+`000012.jpg`, `000012.txt` and `000012.json` are one sample, as img2dataset writes them. They are
+read by their position, so nothing is unpacked or copied.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from clip_refine.data.datasets import readable
+from clip_refine.data.images import SUFFIXES
+from clip_refine.data.rows import ReadOptions, Row, is_remote
+from clip_refine.data.tables import texts_of
+from clip_refine.errors import DataError
+
+KIND = "WebDataset"
+TEXTS = ("txt", "text", "caption")
+_IMAGES = tuple(suffix[1:] for suffix in sorted(SUFFIXES))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInTar:
+    """An image between two positions of a local tar file."""
+
+    shard: str
+    name: str
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.name}"
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        with open(self.shard, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+@dataclass
+class Sample:
+    """The parts of one key, as they come out of a tar file.
+
+    Attributes:
+        shard: The tar file.
+        key: What the parts are called without their extension.
+        content: Extension → content.
+        start: Extension → position in the tar file.
+    """
+
+    shard: str
+    key: str
+    content: dict[str, bytes] = field(default_factory=dict)
+    start: dict[str, int] = field(default_factory=dict)
+    repeated: bool = False
+
+    @property
+    def where(self) -> str:
+        """What to call it in a message."""
+        return f"{self.shard}, sample {self.key}"
+
+
+def shard_rows(shards: Sequence[str], options: ReadOptions) -> Iterator[Row]:
+    """The rows of local shards: one a sample.
+
+    Raises:
+        DataError: A shard cannot be read, is no tar file or is cut off.
+    """
+    for shard in shards:
+        for sample in read_samples(shard):
+            yield sample_row(sample, options)
+
+
+def sample_row(sample: Sample, options: ReadOptions) -> Row:
+    """A sample as a row, its image where it lies in the tar file."""
+    captions, problem = sample_texts(sample, options)
+    extension = sample_image(sample, options)
+    image = None
+    if extension is not None:
+        name, size = f"{sample.key}.{extension}", len(sample.content[extension])
+        image = ImageInTar(sample.shard, name, sample.start[extension], size)
+    elif problem is None:
+        problem = f"has no image but {', '.join(sorted(sample.content))}. Remove it."
+    return Row(sample.where, image, captions, problem)
+
+
+def read_samples(shard: str) -> Iterator[Sample]:
+    """The samples of a shard, local or remote, in order.
+
+    Raises:
+        DataError: It cannot be read, is no tar file or is cut off.
+    """
+    sample: Sample | None = None
+    seen: set[str] = set()
+    for name, start, content in _members(shard):
+        folder, slash, base = name.rpartition("/")
+        stem, dot, extension = base.partition(".")
+        if not dot or not stem or base.startswith("._"):
+            continue
+        key = f"{folder}{slash}{stem}"
+        extension = extension.lower()
+        if sample is None or sample.key != key or extension in sample.content:
+            if sample is not None:
+                yield sample
+            sample = Sample(shard, key, repeated=key in seen)
+            seen.add(key)
+        sample.content[extension] = content
+        sample.start[extension] = start
+    if sample is not None:
+        yield sample
+
+
+def sample_image(sample: Sample, options: ReadOptions) -> str | None:
+    """The extension of the sample's image, None where it has none."""
+    wanted = (options.image_column,) if options.image_column else _IMAGES
+    return next((extension for extension in wanted if extension in sample.content), None)
+
+
+def sample_texts(sample: Sample, options: ReadOptions) -> tuple[tuple[str, ...], str | None]:
+    """The captions of a sample, and what is wrong with them.
+
+    They are its .txt, else what its .json has; `caption_column` names another extension or
+    another value in the .json. A sample without any has no captions, which is no mistake.
+    """
+    if sample.repeated:
+        return (), "its key stands earlier in the shard already. Give it one of its own."
+    wanted = (options.caption_column,) if options.caption_column else TEXTS
+    for extension in wanted:
+        if extension in sample.content:
+            return (sample.content[extension].decode("utf-8-sig", errors="surrogateescape"),), None
+    if "json" not in sample.content:
+        return (), None
+    try:
+        record = json.loads(sample.content["json"].decode("utf-8-sig", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        return (), f"its .json is no JSON ({error}). Mend or remove it."
+    value: Any = record
+    if options.caption_column and isinstance(record, dict):
+        value = record.get(options.caption_column)
+    captions = texts_of(value)
+    return ((), f"its .json {captions}") if isinstance(captions, str) else (captions, None)
+
+
+class _Watched:
+    """A file that remembers how it ended, because tarfile does not say that the end is missing."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.last = b""
+
+    def read(self, size: int) -> bytes:
+        """As the file's."""
+        content = self.file.read(size)
+        self.last = (self.last + content[-512:])[-512:]
+        return content
+
+
+def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
+    """(name, position, content) of every file in a tar file.
+
+    Raises:
+        DataError: It cannot be read, is no tar file or is cut off.
+    """
+    import fsspec
+
+    try:
+        with fsspec.open(shard, "rb") as file:
+            watched = _Watched(file)  # pyright: ignore[reportArgumentType]
+            with tarfile.open(fileobj=watched, mode="r|") as tar:  # pyright: ignore
+                for member in tar:
+                    content = tar.extractfile(member) if member.isfile() else None
+                    if content is not None:
+                        yield member.name, member.offset_data, content.read()
+            if watched.last.strip(b"\0"):
+                raise tarfile.ReadError("the end is missing")
+    except tarfile.TarError as error:
+        raise DataError(
+            f"{shard}: is cut off or no tar file ({error}). Write or download it again."
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(
+            f"{shard}: cannot be read ({getattr(error, 'strerror', None) or error}). Check the "
+            "path."
+        ) from error
+
+
+def downloaded(name: str, shards: Sequence[str]) -> list[str]:
+    """The shards as local files; remote ones are fetched once into the cache of `datasets`.
+
+    Raises:
+        DataError: One cannot be fetched.
+    """
+    remote = [shard for shard in shards if is_remote(shard)]
+    if not remote:
+        return list(shards)
+    import datasets
+
+    with readable(name):
+        fetched = datasets.DownloadManager().download(remote)
+    local = dict(zip(remote, fetched, strict=True))
+    return [str(local.get(shard, shard)) for shard in shards]

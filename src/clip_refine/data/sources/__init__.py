@@ -1,1 +1,0 @@
-"""Readers: one file a kind of source, all giving rows that one place checks."""

@@ -1,0 +1,531 @@
+"""Sources that are text: CSV, TSV, JSONL, token files, COCO annotations → rows."""
+
+import base64
+import binascii
+import csv
+import difflib
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from clip_refine.data.pairs import CaptionedImages, collect
+from clip_refine.data.rows import (
+    BadRowPolicy,
+    ReadOptions,
+    Row,
+    Written,
+    choose_split,
+    file_rows,
+    is_karpathy,
+    read_json,
+)
+from clip_refine.errors import DataError
+
+# --------------------------------------------------------------------------------------------------
+# CSV and TSV files of image paths and captions.
+
+
+IMAGE_COLUMNS = (
+    *("image", "image_path", "file_name", "filename", "filepath", "file_path", "path"),
+    *("image_name", "img", "img_path"),
+)
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "title", "sentence", "sentences", "description"),
+    *("comment", "raw"),
+)
+KINDS = {",": "CSV table", "\t": "TSV table", "|": "table with | between the columns"}
+
+
+def read_table(
+    path: Path, *, image_column: str | None = None, caption_column: str | None = None
+) -> CaptionedImages:
+    """Read a .csv or .tsv file with a header; rows of one image become its captions.
+
+    Relative image paths start at the file's own folder, or at one beside it where the images are
+    found. Images keep the order of their first row.
+
+    Raises:
+        DataError: The file cannot be read, lacks a column, has no rows, or a row has an empty
+            caption or an image that is missing or is no image. Up to ten bad rows are listed.
+    """
+    options = ReadOptions(image_column=image_column, caption_column=caption_column)
+    return collect(str(path), table_kind(path), table_rows(path, options), BadRowPolicy())
+
+
+def table_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """The rows of a table with a header.
+
+    Raises:
+        DataError: The file cannot be read or lacks a column.
+    """
+    return file_rows(path, _written(path, options), options)
+
+
+def table_kind(path: Path) -> str:
+    """What to call such a table."""
+    return KINDS[_delimiter(path)]
+
+
+def _written(path: Path, options: ReadOptions) -> Iterator[Written]:
+    delimiter = _delimiter(path)
+    lines = _rows(path, delimiter)
+    header = [name.strip() for name in next(lines, (0, []))[1]]
+    image_at = find_column(path, header, options.image_column, IMAGE_COLUMNS, "image")
+    caption_at = find_column(path, header, options.caption_column, CAPTION_COLUMNS, "caption")
+    for number, row in lines:
+        if not row:
+            continue
+        where = f"{path}, line {number}"
+        if len(row) == len(header):
+            yield Written(where, row[image_at].strip(), (row[caption_at].strip(),))
+            continue
+        advice = (
+            f"Put captions that hold a {delimiter!r} in double quotes."
+            if delimiter == ","
+            else "Mend or remove the row."
+        )
+        problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
+        yield Written(where, row[0].strip() if row else "", (), problem)
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of every row, the header first; bytes that are no UTF-8 as surrogates.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if delimiter == ",":
+                reader = csv.reader(file, strict=True)
+                for row in reader:
+                    yield reader.line_num, row
+            elif delimiter == "\t":
+                yield from read_tab_separated(file)
+            else:
+                for number, line in enumerate(file, start=1):
+                    fields = line.rstrip("\r\n").split(delimiter)
+                    yield number, fields if line.strip() else []
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: is no valid CSV file ({error}).") from error
+
+
+def _delimiter(path: Path) -> str:
+    """By the first line: a | only where there are neither tabs nor commas; by the name in doubt."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = file.readline()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    if "|" in first and "," not in first:
+        return "|"
+    return "\t" if "\t" in first and "," not in first else ","
+
+
+def find_column(
+    path: Path | str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str
+) -> int:
+    """Position of the wanted column, or of the first known one.
+
+    Raises:
+        DataError: There is none.
+    """
+    for name in (wanted,) if wanted else known:
+        if name in header:
+            return header.index(name)
+    if wanted:
+        near = difflib.get_close_matches(wanted, header, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{path}: has no column {wanted!r}, only {', '.join(header)}.{hint}")
+    raise DataError(
+        f"{path}: no {what} column among {', '.join(header) or 'no columns'}; looked for "
+        f"{', '.join(known)}. Name it with --data.{what}-column."
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Records of named values, as JSONL, Parquet and datasets hold them → image and captions.
+
+
+BYTES_COLUMNS = ("image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "image_base64", "image_data")
+RECORD_IMAGES = (*IMAGE_COLUMNS, *BYTES_COLUMNS)
+RECORD_CAPTIONS = (*CAPTION_COLUMNS, "txt", "json")
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+
+
+def texts_of(value: Any) -> tuple[str, ...] | str:
+    """The captions in a value: a text, a list of texts, or objects that hold one as `raw`.
+
+    Returns:
+        The texts; or, as one text, what is wrong.
+    """
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, bytes):
+        return (value.decode("utf-8", errors="surrogateescape"),)
+    if isinstance(value, Mapping):
+        for name in ("raw", *CAPTION_COLUMNS):
+            if name in value and value[name] is not None:
+                return texts_of(value[name])
+        return f"no caption among {', '.join(map(str, value)) or 'nothing'}. Add one or remove it."
+    if isinstance(value, Sequence):
+        texts: list[str] = []
+        for part in value:
+            found = texts_of(part)
+            if isinstance(found, str):
+                return found
+            texts += found
+        return tuple(texts) or "has no caption. Add one or remove the row."
+    if value is None:
+        return "has no caption. Add one or remove the row."
+    return f"has a caption that is no text but {value!r:.40}. Mend it or remove the row."
+
+
+def image_of(value: Any, *, encoded: bool = False) -> bytes | str | None:
+    """The image in a value: the content of its file, its path, or None.
+
+    Args:
+        value: Bytes, a path, base64 text, or an object with `bytes` and `path`.
+        encoded: Whether a text is base64 rather than a path.
+
+    Raises:
+        ValueError: It is none of these; the message says what is wrong.
+    """
+    match value:
+        case None:
+            return None
+        case bytes():
+            return value
+        case str() if encoded or _DATA_URI.match(value):
+            return _from_base64(value)
+        case str():
+            return value
+        case {"bytes": bytes() as content}:
+            return content
+        case {"bytes": str() as content} if content:
+            return _from_base64(content)
+        case {"path": str() as path}:
+            return path
+    raise ValueError(f"has an image that is neither path nor bytes but {value!r:.40}.")
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(_DATA_URI.sub("", text, count=1), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"has an image that is no valid base64 ({error}).") from error
+
+
+# --------------------------------------------------------------------------------------------------
+# Tab-separated values, where some programs quote fields and others mean quotes as they stand.
+
+
+_LONGEST = 100
+"""Lines that one quoted field may go on over."""
+
+
+def read_tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    r"""(number of the last line, fields) of every row; a blank line has no fields.
+
+    A field is quoted where it begins and ends with a double quote and holds others only in twos;
+    every other double quote is part of the text. A quoted field goes on over lines that have too
+    few fields to be rows of their own.
+
+    >>> list(read_tab_separated(['image\ttext', 'a.png\t"Stop" signs', 'b.png\t"so ""be"" it"']))
+    [(1, ['image', 'text']), (2, ['a.png', '"Stop" signs']), (3, ['b.png', 'so "be" it'])]
+    """
+    rest = iter(lines)
+    ahead: deque[str] = deque()
+    width: int | None = None
+    number = 0
+    while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
+        number += 1
+        width = line.count("\t") if width is None else width
+        last = line.rpartition("\t")[2].rstrip("\r\n")
+        if last.startswith('"') and not _is_quoted(last):
+            ahead.extend(islice(rest, _LONGEST - len(ahead)))
+            for _ in range(_continued(line, ahead, width)):
+                line += ahead.popleft()
+                number += 1
+        line = line.rstrip("\r\n")
+        yield number, [_unquoted(field) for field in line.split("\t")] if line.strip() else []
+
+
+def _continued(line: str, following: Iterable[str], width: int) -> int:
+    """Over how many further lines the last field goes on; 0 where its quote is just a quote."""
+    for count, text in enumerate(following, start=1):
+        if text.count("\t") >= width:
+            return 0
+        line += text
+        if _is_quoted(line.rstrip("\r\n").rpartition("\t")[2]):
+            return count
+    return 0
+
+
+def _is_quoted(field: str) -> bool:
+    """Whether a field is a quoted one, complete."""
+    if len(field) < 2 or not (field.startswith('"') and field.endswith('"')):
+        return False
+    return '"' not in field[1:-1].replace('""', "")
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1].replace('""', '"') if _is_quoted(field) else field
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON lines: one object a line, with an image path or base64 content and captions.
+
+
+JSONL_KIND = "JSON lines"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInLine:
+    """An image whose content stands in a line, read again when it is needed."""
+
+    path: Path
+    line: int
+    start: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            content = image_of(json.loads(file.readline())[self.column], encoded=True)
+        if not isinstance(content, bytes):
+            raise OSError(f"{self} changed while it was in use")
+        return content
+
+
+def jsonl_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """The rows of a .jsonl file.
+
+    Raises:
+        DataError: The file cannot be read, or its first line lacks a column.
+    """
+    return file_rows(path, _written_jsonl(path, options), options)
+
+
+def _written_jsonl(path: Path, options: ReadOptions) -> Iterator[Written]:
+    columns: tuple[str, str] | None = None
+    start = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where, here = f"{path}, line {number}", start
+                start += len(line)
+                if not line.strip():
+                    continue
+                record = _record(line)
+                if isinstance(record, str):
+                    yield Written(where, "", (), record)
+                    continue
+                if columns is None:
+                    columns = find_columns(path, list(record), options)
+                place = ImageInLine(path, number, here, columns[0])
+                yield _row(where, record, columns, place)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def _row(
+    where: str, record: dict[str, Any], columns: tuple[str, str], place: ImageInLine
+) -> Written:
+    image_column, caption_column = columns
+    captions = texts_of(record.get(caption_column))
+    if isinstance(captions, str):
+        return Written(where, "", (), captions)
+    try:
+        image = image_of(record.get(image_column), encoded=image_column in BYTES_COLUMNS)
+    except ValueError as error:
+        return Written(where, "", captions, f"{error} Mend it or remove the row.")
+    return Written(where, place if isinstance(image, bytes) else image or "", captions)
+
+
+def find_columns(name: Path | str, header: list[str], options: ReadOptions) -> tuple[str, str]:
+    """Names of the image and the caption column among those of a record.
+
+    Raises:
+        DataError: One is missing.
+    """
+    image = find_column(name, header, options.image_column, RECORD_IMAGES, "image")
+    caption = find_column(name, header, options.caption_column, RECORD_CAPTIONS, "caption")
+    return header[image], header[caption]
+
+
+def _record(line: bytes) -> dict[str, Any] | str:
+    """The object of a line; or, as a text, what is wrong."""
+    try:
+        record = json.loads(line.decode("utf-8-sig", errors="surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        return f"is no JSON ({error}). Mend or remove the row."
+    if not isinstance(record, dict):
+        return f"is no JSON object but {record!r:.40}. Mend or remove the row."
+    return record
+
+
+# --------------------------------------------------------------------------------------------------
+# Flickr8k's and Flickr30k's token files: `1000268201.jpg#0<tab>A child in a pink dress .`.
+
+
+TOKEN_KIND = "token file"  # noqa: S105
+_LINE = re.compile(r"(?P<image>[^\t]+?)#\d+\t(?P<caption>.*)", re.DOTALL)
+
+
+def is_token_line(line: str) -> bool:
+    r"""Whether a file that begins with this line is a token file.
+
+    >>> is_token_line("1000268201_693b08cb0e.jpg#0\tA child in a pink dress .")
+    True
+    """
+    return _LINE.match(line) is not None
+
+
+def token_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """The rows of a token file.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    return file_rows(path, _written_token(path), options)
+
+
+def _written_token(path: Path) -> Iterator[Written]:
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                found = _LINE.fullmatch(line.rstrip("\r\n"))
+                if found:
+                    yield Written(where, found["image"].strip(), (found["caption"],))
+                else:
+                    problem = "expected 'image.jpg#0', a tab and a caption. Mend or remove the row."
+                    yield Written(where, "", (), problem)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+# --------------------------------------------------------------------------------------------------
+# COCO captions files, and Karpathy's files of images with their sentences and split.
+
+
+COCO = "COCO captions"
+KARPATHY = "Karpathy split file"
+
+
+def coco_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """The rows of a COCO captions file: one an annotation, image by image.
+
+    Images without annotations come as rows without captions.
+
+    Raises:
+        DataError: The file cannot be read or is no such file.
+    """
+    content = read_json(path)
+    if not is_coco(content):
+        raise DataError(
+            f"{path}: is no COCO captions file. Expected an object with 'images' (id, file_name) "
+            "and 'annotations' (image_id, caption)."
+        )
+    return file_rows(path, _coco_written(path, content), options)
+
+
+def karpathy_rows(path: Path, options: ReadOptions, *, training: bool) -> Iterator[Row]:
+    """The rows of a Karpathy split file: one an image.
+
+    Without `options.split` the training splits (`train` and `restval`) or the validation split.
+
+    Raises:
+        DataError: The file cannot be read, is no such file, or has no such split.
+    """
+    content = read_json(path)
+    if not is_karpathy(content):
+        raise DataError(
+            f"{path}: is no Karpathy split file. Expected an object with 'images', each with "
+            "filename, split and sentences."
+        )
+    found = {str(image.get("split")) for image in content["images"] if isinstance(image, dict)}
+    splits = choose_split(str(path), found, options.split, training=training)
+    return file_rows(path, _karpathy_written(path, content, splits), options)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether a JSON file has the layout of COCO's captions."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("images"), list)
+        and isinstance(content.get("annotations"), list)
+    )
+
+
+def _coco_written(path: Path, content: Any) -> Iterator[Written]:
+    captions: dict[Any, list[tuple[int, Any]]] = {}
+    for position, annotation in enumerate(content["annotations"]):
+        owner = annotation.get("image_id") if isinstance(annotation, dict) else None
+        captions.setdefault(_plain(owner), []).append((position, annotation))
+    seen = set()
+    for position, image in enumerate(content["images"]):
+        where = f"{path}, images[{position}]"
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or "id" not in image:
+            yield Written(where, "", (), "has no id or no file_name. Add them or remove it.")
+            continue
+        identity = _plain(image["id"])
+        if identity in seen:
+            problem = f"id {identity!r} stands at an earlier image already. Give it one of its own."
+            yield Written(where, name, (), problem)
+            continue
+        seen.add(identity)
+        annotations = captions.pop(identity, [])
+        if not annotations:
+            yield Written(where, name, ())
+        for at, annotation in annotations:
+            yield _annotation(f"{path}, annotations[{at}]", name, annotation)
+    for identity, annotations in captions.items():
+        for at, _ in annotations:
+            problem = f"image id {identity!r} is not among 'images'. Add the image or remove it."
+            yield Written(f"{path}, annotations[{at}]", "", (), problem)
+
+
+def _annotation(where: str, name: str, annotation: Any) -> Written:
+    caption = annotation.get("caption")
+    if isinstance(caption, str):
+        return Written(where, name, (caption,))
+    return Written(where, name, (), f"has no caption but {caption!r:.40}. Add one or remove it.")
+
+
+def _karpathy_written(path: Path, content: Any, splits: tuple[str, ...]) -> Iterator[Written]:
+    for position, image in enumerate(content["images"]):
+        if not isinstance(image, dict) or image.get("split") not in splits:
+            continue
+        where = f"{path}, images[{position}]"
+        folder, name = image.get("filepath") or "", str(image.get("filename") or "")
+        sentences = image.get("sentences") or []
+        raw = [text.get("raw") if isinstance(text, dict) else text for text in sentences]
+        texts = tuple(text for text in raw if isinstance(text, str))
+        problem = None
+        if len(texts) < len(raw):
+            problem = "has a sentence without 'raw' text. Mend or remove it."
+        yield Written(where, f"{folder}/{name}" if folder else name, texts, problem)
+
+
+def _plain(value: Any) -> Any:
+    """Something hashable."""
+    return value if isinstance(value, int | str | float | None) else repr(value)

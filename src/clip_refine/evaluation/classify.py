@@ -1,0 +1,579 @@
+"""Images → classes: zero-shot, confusions, probes."""
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from clip_refine.evaluation.similarity import (
+    CHUNK_SIZE,
+    best_partner,
+    longest_row,
+    measured,
+    row_blocks,
+    tie_width,
+    unit_rows,
+    unit_sides,
+)
+
+# --------------------------------------------------------------------------------------------------
+# Classifying images by the captions of the classes, without an example of any.
+
+
+@measured
+def class_vectors(prompt_features: Tensor) -> Tensor:
+    """One unit vector a class from the features of its prompts.
+
+    w_c = normalise(1/T Σ_t normalise(prompt_ct)), as in Radford et al., ICML 2021,
+    arXiv 2103.00020, section 3.1.4 (ensembling over embedding space).
+
+    Args:
+        prompt_features: (C, T, d), raw or unit: C classes in T templates.
+
+    Returns:
+        (C, d), rows of norm 1.
+
+    Raises:
+        ValueError: If the shape is another, a prompt is zero or not finite, or the prompts of a
+            class cancel.
+
+    Example:
+        >>> class_vectors(torch.tensor([[[3.0, 0.0], [0.0, 0.5]]]))
+        tensor([[0.7071, 0.7071]])
+    """
+    if prompt_features.ndim != 3:
+        raise ValueError(
+            f"prompt features must be (classes, templates, dim), got {tuple(prompt_features.shape)}"
+        )
+    class_count, template_count, dim = prompt_features.shape
+    prompts = unit_rows("prompt features", prompt_features.reshape(-1, dim))
+    means = prompts.reshape(class_count, template_count, dim).mean(dim=1)
+    return unit_rows("mean of a class's prompts", means)
+
+
+@measured
+def zero_shot_scores(
+    image_features: Tensor,
+    class_features: Tensor,
+    labels: Tensor,
+    *,
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> dict[str, float]:
+    """How often the true class is the nearest, or among the nearest five.
+
+    Of equally similar classes (nearer than rounding) the lower index stands first. Higher is
+    better.
+
+    Args:
+        image_features: (N, d), raw or unit.
+        class_features: (C, d), raw or unit, for example from `class_vectors`.
+        labels: (N,) whole numbers, the true class of each image.
+        normalize: Whether similarity is the cosine; if not, the dot product of features as given,
+            for transforms whose lengths mean something.
+        chunk_size: Images compared at once; bounds the memory, not the result.
+
+    Returns:
+        `top1`; `top5`, with fewer than five classes necessarily 1; `mean_per_class_recall`, top1
+        within each class that has images, averaged over those classes. All in 0–1.
+
+    Raises:
+        ValueError: If shapes do not fit, a label names no class, or a row is zero or not finite.
+
+    Example:
+        Class 0: one of two images right; class 1: its one image right.
+
+        >>> image = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> scores = zero_shot_scores(image, torch.eye(2), torch.tensor([0, 0, 1]))
+        >>> {name: round(score, 3) for name, score in scores.items()}
+        {'top1': 0.667, 'top5': 1.0, 'mean_per_class_recall': 0.75}
+    """
+    ranks = zero_shot_ranks(
+        image_features, class_features, labels, normalize=normalize, chunk_size=chunk_size
+    )
+    labels = labels.to(ranks.device).long()
+    is_top = (ranks == 0).double()
+    images_per_class = labels.bincount(minlength=len(class_features))
+    hits_per_class = labels.bincount(weights=is_top, minlength=len(class_features))
+    seen = images_per_class > 0
+    return {
+        "top1": is_top.mean().item(),
+        "top5": (ranks < 5).double().mean().item(),
+        "mean_per_class_recall": (hits_per_class[seen] / images_per_class[seen]).mean().item(),
+    }
+
+
+@measured
+def zero_shot_ranks(
+    image_features: Tensor,
+    class_features: Tensor,
+    labels: Tensor,
+    *,
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """(N,) 0-based rank of each image's true class among all classes; 0 is a hit.
+
+    Arguments and errors as in `zero_shot_scores`.
+
+    Example:
+        >>> zero_shot_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0])).tolist()
+        [0, 1]
+    """
+    images, classes = unit_sides(image_features, class_features, names=("image", "class"))
+    labels = _checked_labels(labels, images, classes)
+    tie = tie_width(images.dtype)
+    if not normalize:
+        images, classes = image_features.to(images), class_features.to(classes)
+        tie *= longest_row(images) * longest_row(classes)
+    return torch.cat(
+        [
+            best_partner(images[rows] @ classes.T, labels[rows, None], tie=tie).rank
+            for rows in row_blocks(len(images), chunk_size)
+        ]
+    )
+
+
+def _checked_labels(labels: Tensor, image_unit: Tensor, class_unit: Tensor) -> Tensor:
+    if labels.shape != (len(image_unit),) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be ({len(image_unit)},) whole numbers, one an image; "
+            f"got {tuple(labels.shape)} of {labels.dtype}"
+        )
+    if labels.min() < 0 or labels.max() >= len(class_unit):
+        raise ValueError(
+            f"labels must be from 0 to {len(class_unit) - 1}, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    return labels.to(image_unit.device).long()
+
+
+# --------------------------------------------------------------------------------------------------
+# What a zero-shot classifier takes for what, and how far its confidence can be trusted.
+
+
+CALIBRATION_BINS = 15
+"""Bins of confidence, as in Guo et al."""
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of each image."""
+
+    predicted: Tensor
+    """(N,) int64, the most similar class; the lower index of equals."""
+    confidence: Tensor
+    """(N,) float64, its softmax probability."""
+
+
+class Confusion(NamedTuple):
+    """Images of one class that were taken for another."""
+
+    label: int
+    """The true class."""
+    predicted: int
+    """What they were taken for."""
+    images: int
+    """How many images."""
+    share: float
+    """Of all images of the true class, 0–1."""
+
+
+@measured
+def zero_shot_predictions(
+    image_features: Tensor,
+    class_features: Tensor,
+    *,
+    logit_scale: float = 100.0,
+    normalize: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> Predictions:
+    """The nearest class of every image, and the probability that softmax gives it.
+
+    Args:
+        image_features: (N, d), raw or unit.
+        class_features: (C, d), raw or unit, for example from `class_vectors`.
+        logit_scale: Factor on similarities in the softmax, the model's own.
+        normalize: Whether similarity is the cosine, or the dot product of features as given.
+        chunk_size: Images compared at once; bounds the memory, not the result.
+
+    Raises:
+        ValueError: If shapes do not fit, or a row is zero or not finite.
+
+    Example:
+        >>> found = zero_shot_predictions(torch.eye(2), torch.eye(2), logit_scale=1.0)
+        >>> found.predicted.tolist(), round(found.confidence[0].item(), 4)
+        ([0, 1], 0.7311)
+    """
+    images, classes = unit_sides(image_features, class_features, names=("image", "class"))
+    tie = tie_width(images.dtype)
+    if not normalize:
+        images, classes = image_features.to(images), class_features.to(classes)
+        tie *= longest_row(images) * longest_row(classes)
+    predicted, confidence = [], []
+    for rows in row_blocks(len(images), chunk_size):
+        similarity = images[rows] @ classes.T
+        is_best = similarity >= similarity.amax(dim=1, keepdim=True) - tie
+        best = is_best.to(torch.uint8).argmax(dim=1)  # the first of equals
+        predicted.append(best)
+        probability = (logit_scale * similarity.double()).softmax(dim=1)
+        confidence.append(probability.gather(1, best[:, None])[:, 0])
+    return Predictions(torch.cat(predicted), torch.cat(confidence))
+
+
+@measured
+def per_class_recall(predicted: Tensor, labels: Tensor, class_count: int) -> Tensor:
+    """The share of each class's images that are found, 0–1; higher is better.
+
+    Args:
+        predicted: (N,) whole numbers, as in `Predictions`.
+        labels: (N,) whole numbers, the true class of each image.
+        class_count: How many classes there are.
+
+    Returns:
+        (class_count,) float64; NaN for a class without images.
+
+    Example:
+        >>> per_class_recall(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3).tolist()
+        [0.5, 1.0, nan]
+    """
+    _check_classes(predicted, labels, class_count)
+    labels = labels.to(predicted.device).long()
+    hits = labels.bincount(weights=(predicted == labels).double(), minlength=class_count)
+    return hits / labels.bincount(minlength=class_count)
+
+
+@measured
+def confusion_pairs(
+    predicted: Tensor, labels: Tensor, class_count: int, *, limit: int | None = 20
+) -> list[Confusion]:
+    """The mistakes by true and predicted class, most frequent first, then by class.
+
+    Args:
+        predicted: (N,) whole numbers, as in `Predictions`.
+        labels: (N,) whole numbers, the true class of each image.
+        class_count: How many classes there are.
+        limit: How many pairs at most; None for all.
+
+    Example:
+        >>> confusion_pairs(torch.tensor([1, 1, 1]), torch.tensor([0, 0, 1]), 2)
+        [Confusion(label=0, predicted=1, images=2, share=1.0)]
+    """
+    _check_classes(predicted, labels, class_count)
+    labels = labels.to(predicted.device).long()
+    images_per_class = labels.bincount(minlength=class_count)
+    wrong = predicted != labels
+    pair, count = (labels[wrong] * class_count + predicted[wrong]).unique(return_counts=True)
+    order = (-count).argsort(stable=True)[:limit]
+    found = []
+    for number, times in zip(pair[order].tolist(), count[order].tolist(), strict=True):
+        label, taken_for = divmod(number, class_count)
+        found.append(Confusion(label, taken_for, times, times / int(images_per_class[label])))
+    return found
+
+
+@measured
+def expected_calibration_error(
+    confidence: Tensor, correct: Tensor, *, bins: int = CALIBRATION_BINS
+) -> float:
+    """How far confidence is from accuracy, on average over images; lower is better.
+
+    ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|, with B_m the images whose confidence is
+    in ((m−1)/M, m/M], M = `bins`. Source: Guo et al., "On Calibration of Modern Neural Networks",
+    ICML 2017, arXiv 1706.04599, equation 3.
+
+    Args:
+        confidence: (N,) probability of the predicted class, 0–1.
+        correct: (N,) whether that is the true one.
+        bins: M, of equal width.
+
+    Returns:
+        0–1.
+
+    Raises:
+        ValueError: If shapes differ, there are no images or bins, or a confidence is not in 0–1.
+
+    Example:
+        Two images of confidence 0.9, one of them right: |0.5 − 0.9|.
+
+        >>> round(expected_calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([1, 0])), 6)
+        0.4
+    """
+    if confidence.ndim != 1 or confidence.shape != correct.shape or not len(confidence):
+        raise ValueError(
+            "confidence and correct must both be (images,), at least one; "
+            f"got {tuple(confidence.shape)} and {tuple(correct.shape)}"
+        )
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    confidence, correct = confidence.double(), correct.to(confidence.device).double()
+    if not ((confidence >= 0) & (confidence <= 1 + 1e-12)).all():
+        raise ValueError("a confidence is not a probability from 0 to 1")
+    place = calibration_bins(confidence, bins=bins)
+    surplus = place.bincount(weights=correct - confidence, minlength=bins)
+    return surplus.abs().sum().item() / len(confidence)
+
+
+def calibration_bins(confidence: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:
+    """(N,) the bin of each confidence, from 0: the right edge belongs to a bin, the left does not.
+
+    Example:
+        >>> calibration_bins(torch.tensor([0.0, 0.5, 0.6]), bins=2).tolist()
+        [0, 0, 1]
+    """
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+    return torch.bucketize(confidence.double(), edges[1:-1])
+
+
+def _check_classes(predicted: Tensor, labels: Tensor, class_count: int) -> None:
+    for name, classes in (("predicted", predicted), ("labels", labels)):
+        if classes.shape != (len(labels),) or classes.is_floating_point() or not len(labels):
+            raise ValueError(
+                f"{name} must be (images,) whole numbers, as many as labels and at least one; "
+                f"got {tuple(classes.shape)} of {classes.dtype}"
+            )
+        if classes.min() < 0 or classes.max() >= class_count:
+            raise ValueError(
+                f"{name} must be from 0 to {class_count - 1}, "
+                f"got {int(classes.min())} to {int(classes.max())}"
+            )
+
+
+# --------------------------------------------------------------------------------------------------
+# What a linear classifier can still read from frozen image features.
+
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse regularisation, C in scikit-learn, that the probe chooses from."""
+
+FEW_SHOT_STRENGTH = 1e-2
+"""C with few images a class, where none can be spared to choose it on."""
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class ProbeHits(NamedTuple):
+    """Which test images a probe classifies right."""
+
+    correct: Tensor
+    """(T,) bool."""
+    strength: float
+    """C that was chosen."""
+
+
+@measured
+def linear_probe(image_features: Tensor, labels: Tensor, *, seed: int = 0) -> float:
+    """Accuracy of a logistic regression that was trained on half of the images on the other half.
+
+    Within each class half of the images (the odd one too) train it. Features are scaled to norm 1,
+    then every dimension to mean 0 and deviation 1 by the training half, so that neither the model's
+    norms nor its cone matter. C is the best of `STRENGTHS` (the lowest of equals) on half of the
+    training half; the final fit uses all of that. Source of the protocol: Radford et al.,
+    ICML 2021, arXiv 2103.00020, section 3.2, with a smaller sweep.
+
+    Args:
+        image_features: (N, d), raw or unit.
+        labels: (N,) whole numbers, the class of each image.
+        seed: Of both splits.
+
+    Returns:
+        The share of test images whose class is found, 0-1; higher is better.
+
+    Raises:
+        ValueError: If shapes do not fit, a row is zero or not finite, there are fewer than two
+            classes, or no class has two images.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]])
+        >>> linear_probe(features, torch.tensor([0, 0, 1, 1]))
+        1.0
+    """
+    generator = np.random.default_rng(seed)
+    train, test = probe_halves(image_features, labels, generator)
+    unit = unit_rows("image features", image_features)
+    hits = linear_probe_hits(unit[train], labels[train], unit[test], labels[test], generator)
+    return hits.correct.double().mean().item()
+
+
+def probe_halves(
+    image_features: Tensor, labels: Tensor, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Positions of the images that train and of those that test, half of each class.
+
+    Raises:
+        ValueError: As `linear_probe`.
+    """
+    _check_labels(image_features, labels)
+    sizes = labels.unique(return_counts=True)[1]
+    if len(sizes) < 2 or int(sizes.max()) < 2:
+        raise ValueError(
+            "a linear probe needs two classes or more and two images of some class; "
+            f"got {len(sizes)} classes with {int(sizes.max())} images at most"
+        )
+    halves = stratified_halves(labels.cpu().long().numpy(), generator)
+    return torch.from_numpy(halves[0]), torch.from_numpy(halves[1])
+
+
+@measured
+def linear_probe_hits(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    generator: np.random.Generator,
+) -> ProbeHits:
+    """Fit on some images and test on others, as in `linear_probe`.
+
+    Args:
+        train_features: (N, d), raw or unit.
+        train_labels: (N,) whole numbers.
+        test_features: (T, d), raw or unit.
+        test_labels: (T,) whole numbers, the same classes.
+        generator: Draws the part of the training images that C is chosen on.
+
+    Raises:
+        ValueError: If shapes do not fit, or a row is zero or not finite.
+    """
+    train, test = _units(train_features, train_labels, test_features, test_labels)
+    classes, test_classes = train_labels.cpu().long().numpy(), test_labels.cpu().long().numpy()
+    fit, validation = stratified_halves(classes, generator)
+    chosen = STRENGTHS[len(STRENGTHS) // 2]
+    if len(validation) and len(np.unique(classes[fit])) > 1:
+        hits = _hits(train[fit], classes[fit], train[validation], classes[validation], STRENGTHS)
+        chosen = STRENGTHS[int(np.argmax(hits.mean(axis=1)))]
+    correct = _hits(train, classes, test, test_classes, (chosen,))[0]
+    return ProbeHits(torch.from_numpy(correct), chosen)
+
+
+@measured
+def few_shot_hits(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    shots: int,
+    draws: int,
+    seed: int,
+) -> Tensor:
+    """The same with `shots` images a class, drawn several times.
+
+    Dimensions are scaled by all training images, whose classes are not needed for that; C is
+    `FEW_SHOT_STRENGTH`. A class with fewer images gives all it has.
+
+    Args:
+        train_features: (N, d), raw or unit: what is drawn from.
+        train_labels: (N,) whole numbers.
+        test_features: (T, d), raw or unit.
+        test_labels: (T,) whole numbers, the same classes.
+        shots: Images a class.
+        draws: How often.
+        seed: Of the draws; fewer shots are a part of more.
+
+    Returns:
+        (draws, T) bool, whether each test image is classified right.
+
+    Raises:
+        ValueError: If shapes do not fit, a row is zero or not finite, or a number is below 1.
+    """
+    if shots < 1 or draws < 1:
+        raise ValueError(f"{shots} shots and {draws} draws; both must be at least 1")
+    train, test = _units(train_features, train_labels, test_features, test_labels)
+    classes, test_classes = train_labels.cpu().long().numpy(), test_labels.cpu().long().numpy()
+    train, test = _scaled(train, test)
+    found = []
+    for draw in range(draws):
+        order = np.random.default_rng([seed, draw]).permutation(len(classes))
+        chosen = np.concatenate(
+            [order[classes[order] == label][:shots] for label in np.unique(classes)]
+        )
+        found.append(
+            _fit_hits(train[chosen], classes[chosen], test, test_classes, (FEW_SHOT_STRENGTH,))[0]
+        )
+    return torch.from_numpy(np.stack(found))
+
+
+def stratified_halves(
+    classes: Integers, generator: np.random.Generator
+) -> tuple[Integers, Integers]:
+    """Two sorted lists of positions, half of each class in either; the odd one goes to the first.
+
+    Example:
+        >>> first, second = stratified_halves(np.array([0, 0, 1]), np.random.default_rng(0))
+        >>> len(first), len(second)
+        (2, 1)
+    """
+    sides: tuple[list[int], list[int]] = ([], [])
+    for label in np.unique(classes):
+        members = generator.permutation(np.flatnonzero(classes == label)).tolist()
+        half = (len(members) + 1) // 2
+        sides[0].extend(members[:half])
+        sides[1].extend(members[half:])
+    first, second = (np.array(sorted(side), dtype=np.int64) for side in sides)
+    return first, second
+
+
+def _units(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
+) -> tuple[Floats, Floats]:
+    _check_labels(train_features, train_labels)
+    _check_labels(test_features, test_labels)
+    if len(train_labels.unique()) < 2:
+        raise ValueError("a linear probe needs two classes or more to train on")
+    train = unit_rows("training features", train_features).cpu().double().numpy()
+    return train, unit_rows("test features", test_features).cpu().double().numpy()
+
+
+def _check_labels(features: Tensor, labels: Tensor) -> None:
+    count = len(features)
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be ({count},) whole numbers, one an image; "
+            f"got {tuple(labels.shape)} of {labels.dtype}"
+        )
+
+
+def _hits(
+    train: Floats,
+    classes: Integers,
+    test: Floats,
+    test_classes: Integers,
+    strengths: Sequence[float],
+) -> NDArray[np.bool_]:
+    """As `_fit_hits`, with every dimension scaled by the training images."""
+    train_rows, test_rows = _scaled(train, test)
+    return _fit_hits(train_rows, classes, test_rows, test_classes, strengths)
+
+
+def _scaled(train: Floats, test: Floats) -> tuple[Floats, Floats]:
+    """Every dimension to mean 0 and deviation 1 by the training images."""
+    scaler = StandardScaler().fit(train)
+    return np.asarray(scaler.transform(train)), np.asarray(scaler.transform(test))
+
+
+def _fit_hits(
+    train: Floats,
+    classes: Integers,
+    test: Floats,
+    test_classes: Integers,
+    strengths: Sequence[float],
+) -> NDArray[np.bool_]:
+    """(strengths, T) which test images are right after a fit with each C, weak fits first."""
+    classifier = LogisticRegression(max_iter=500, warm_start=True)
+    found = []
+    for strength in strengths:
+        classifier.set_params(C=strength)
+        with warnings.catch_warnings():
+            # the last digits of the weights do not change which class is nearest
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(train, classes)
+        found.append(classifier.predict(test) == test_classes)
+    return np.stack(found)

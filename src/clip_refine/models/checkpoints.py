@@ -1,0 +1,430 @@
+"""Files and folders of weights, and factories: what is in them, and the model made of it."""
+
+import argparse
+import importlib
+import io
+import json
+import pickle
+import pickletools
+import re
+import shutil
+import sys
+import traceback
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.jit import _pickle as script_lists
+
+from clip_refine.errors import ModelError
+from clip_refine.models.encoder import DualEncoder, check_dual_encoder
+
+# --------------------------------------------------------------------------------------------------
+# The weights of a TorchScript archive, read without its code.
+#
+# OpenAI published CLIP as such archives: a zip of weights, of a pickle that says which module each
+# belongs to, and of code. Here the code is left out, and the pickle goes through PyTorch's own
+# restricted reader (`weights_only`), for which a script class is no more than a bag of attributes.
+
+
+_CODE = ("code/", "constants", "extra/")
+_LISTS = (  # each returns its first argument
+    "build_intlist",
+    "build_doublelist",
+    "build_boollist",
+    "build_tensorlist",
+    "restore_type_tag",
+)
+
+
+class ScriptModule:
+    """Stands in for any class of a script: it holds what was saved and does nothing."""
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_torchscript(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as `torch.jit.load(path).state_dict()` gives them.
+
+    Raises:
+        ModelError: The archive is damaged, or holds more than modules and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, TemporaryFile() as plain:
+            root = archive.namelist()[0].partition("/")[0]
+            _copy_without_code(archive, root, plain)
+            classes = _script_classes(archive.read(f"{root}/data.pkl"))
+            allowed: list[Any] = [(ScriptModule, name) for name in classes]
+            allowed += [getattr(script_lists, name) for name in _LISTS]
+            with torch.serialization.safe_globals(allowed):
+                module = torch.load(plain, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path}: a TorchScript archive whose weights cannot be read ({reason}). Download it "
+            "again, or save the model's state_dict() as .safetensors."
+        ) from error
+    return dict(_tensors(module, ""))
+
+
+def _copy_without_code(archive: zipfile.ZipFile, root: str, plain: IO[bytes]) -> None:
+    """The archive as `torch.save` would have written it, on disk because it may be large."""
+    with zipfile.ZipFile(plain, "w") as copy:
+        for entry in archive.infolist():
+            if not entry.filename.removeprefix(f"{root}/").startswith(_CODE):
+                target = zipfile.ZipInfo(entry.filename)
+                with archive.open(entry) as source, copy.open(target, "w") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+    plain.seek(0)
+
+
+def _script_classes(pickled: bytes) -> set[str]:
+    """The script's own classes that a pickle names; nothing is executed."""
+    operations = pickletools.genops(io.BytesIO(pickled))
+    named = (str(argument) for opcode, argument, _ in operations if opcode.name == "GLOBAL")
+    return {
+        name.replace(" ", ".") for name in named if name.startswith(("__torch__.", "__torch__ "))
+    }
+
+
+def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, ScriptModule):
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+# --------------------------------------------------------------------------------------------------
+# Files of weights of open_clip's trainer, OpenAI and others, read without running anything.
+
+
+_OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+"""Kept beside OpenAI's weights, and by nobody else."""
+_PREFIXES = ("module.", "_orig_mod.")  # of data-parallel and compiled models
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A file of weights.
+
+    Attributes:
+        path: As it was given.
+        readable: Where open_clip reads the same weights: the file itself, or a copy in its form.
+        shapes: Names and shapes of the weights; empty for big_vision's .npz.
+        is_openai: Whether OpenAI made it, whose models have QuickGELU.
+        run_name: What open_clip's trainer called its run, "" elsewhere.
+    """
+
+    path: Path
+    readable: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    is_openai: bool = False
+    run_name: str = ""
+
+
+@contextmanager
+def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
+    """A file of weights, ready for open_clip within the block.
+
+    Raises:
+        ModelError: It is damaged, holds no weights, or holds more than weights and plain settings.
+    """
+    if path.suffix in (".npz", ".npy"):
+        yield CheckpointFile(path, path, {})
+    elif path.suffix == ".safetensors":
+        yield CheckpointFile(path, path, _safetensors_shapes(path))
+    elif is_torchscript(path):
+        with _rewritten(path, read_torchscript(path), is_openai=True) as checkpoint:
+            yield checkpoint
+    else:
+        with torch.serialization.safe_globals(_plain_settings()):
+            stored = _read_pickle(path)
+            weights, run_name = _state_dict(path, stored)
+            cleaned = _cleaned(weights)
+            if _as_open_clip_names(weights) == set(cleaned):
+                shapes = {name: tuple(weight.shape) for name, weight in cleaned.items()}
+                yield CheckpointFile(path, path, shapes, run_name=run_name)
+            else:
+                is_openai = any(name in weights for name in _OPENAI_NUMBERS)
+                with _rewritten(path, cleaned, is_openai=is_openai) as checkpoint:
+                    yield replace(checkpoint, run_name=run_name)
+
+
+@contextmanager
+def _rewritten(
+    path: Path, weights: Mapping[str, Tensor], *, is_openai: bool
+) -> Iterator[CheckpointFile]:
+    """A copy as .safetensors, there within the block."""
+    cleaned = {name: weight.contiguous().clone() for name, weight in _cleaned(weights).items()}
+    shapes = {name: tuple(weight.shape) for name, weight in cleaned.items()}
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "weights.safetensors"
+        save_file(cleaned, copy)
+        yield CheckpointFile(path, copy, shapes, is_openai)
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not re.search("Unsupported (global|class)|unrecognized function", str(error)):
+            raise ModelError(f"{path}: is damaged or no file of weights.") from error
+        raise ModelError(
+            f"{path}: could not be loaded: it holds more than weights, and other objects are not "
+            "unpickled because they can run code. Save it as .safetensors, or save its state_dict "
+            "only."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path}: is damaged or no file of weights ({reason}).") from error
+
+
+def _state_dict(path: Path, stored: Any) -> tuple[dict[str, Tensor], str]:
+    """The weights in what was stored, and the run's name."""
+    weights = stored.get("state_dict", stored) if isinstance(stored, dict) else None
+    if not isinstance(weights, dict) or not any(isinstance(w, Tensor) for w in weights.values()):
+        raise ModelError(
+            f"{path}: holds no weights. Give a state dict, or a training checkpoint of open_clip "
+            "with one under 'state_dict'."
+        )
+    name = stored.get("name", "") if stored is not weights else ""
+    return {str(key): w for key, w in weights.items() if isinstance(w, Tensor)}, str(name)
+
+
+def _cleaned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of wrappers, and without what is no weight."""
+    cleaned = {}
+    for name, weight in weights.items():
+        while name.startswith(_PREFIXES):
+            name = name.partition(".")[2]
+        if name not in _OPENAI_NUMBERS and not name.endswith("attn_mask"):
+            cleaned[name] = weight
+    return cleaned
+
+
+def _as_open_clip_names(weights: Mapping[str, Tensor]) -> set[str]:
+    """The names as open_clip's own loader would have them."""
+    prefixed = next(iter(weights)).startswith("module.")
+    return {name[len("module.") :] if prefixed else name for name in weights}
+
+
+def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: is damaged or no .safetensors file ({error}).") from error
+
+
+def _plain_settings() -> list[Any]:
+    """What trainers put beside weights and what cannot run code: settings and numbers."""
+    scalar = np.float64(0).__reduce__()[0]  # numpy's own rebuilding of one number
+    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
+    return [
+        argparse.Namespace,
+        np.dtype,
+        *kinds,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        (_encode, "_codecs.encode"),  # how older pickles hold bytes
+    ]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise ValueError(f"bytes in encoding {encoding!r}")
+    return text.encode(encoding)
+
+
+# --------------------------------------------------------------------------------------------------
+# A model of the user's own, from a function that makes it.
+
+
+def call_factory(name: str) -> DualEncoder:
+    """Import a function and return the dual encoder that it makes.
+
+    Args:
+        name: `package.module:function`; the module may lie in the current folder.
+
+    Raises:
+        ModelError: There is no such module or function, it fails, or what it returns lacks
+            something of a dual encoder.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon and function_name):
+        raise ModelError(
+            f"model.factory {name!r}: expected a module and a function in it, as in "
+            "my_package.models:build."
+        )
+    module = _import(name, module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if _is_own(value, module_name)]
+        raise ModelError(
+            f"model.factory {name!r}: {module.__file__} has no function {function_name}."
+            + (f" It has {', '.join(known)}." if known else "")
+        )
+    try:
+        model = function()
+    except Exception as error:
+        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
+    try:
+        return check_dual_encoder(model)
+    except ModelError as error:
+        raise ModelError(f"model.factory {name!r}: {error}") from error
+
+
+def _import(name: str, module_name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # the command's own folder is there, the current one is not
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise ModelError(
+                f"model.factory {name!r}: there is no module {error.name}, neither in {here} nor "
+                "among the installed packages."
+            ) from error
+        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
+    except Exception as error:
+        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
+
+
+def _is_own(value: Any, module_name: str) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module_name
+
+
+def _where(error: Exception) -> str:
+    """An error of the user's code with the line that it comes from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.filename}, line {last.lineno}: {error}"
+
+
+# --------------------------------------------------------------------------------------------------
+# What a folder holds: an open_clip, Transformers or sentence-transformers model, or a run.
+
+
+Kind = Literal["open_clip", "transformers", "sentence-transformers"]
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+PROVENANCE = "provenance.json"
+"""What models saved by this package have beside their weights."""
+_TRANSFORMERS_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder that a model can be loaded from.
+
+    Attributes:
+        kind: In whose format.
+        path: The folder itself, for a run its model's.
+        remark: What was recognised, as a part of a sentence.
+    """
+
+    kind: Kind
+    path: Path
+    remark: str
+
+
+def recognise_folder(folder: Path) -> ModelFolder:
+    """Tell the kind of a model's or a run's folder by the files in it.
+
+    Raises:
+        ModelError: It holds no model that can be loaded.
+    """
+    if is_run(folder):
+        model = folder / "model"
+        if not model.is_dir():
+            raise ModelError(f"{folder}: a run without its model/. Give a model's folder.")
+        found = _recognise(model)
+        return ModelFolder(found.kind, found.path, f"a run, whose model is {found.remark}")
+    return _recognise(folder)
+
+
+def how_to_load(folder: Path) -> str:
+    """Which library loads a saved model, and how: the end of a sentence, or nothing.
+
+    >>> how_to_load(Path("nowhere"))
+    ''
+    """
+    try:
+        found = recognise_folder(folder)
+    except ModelError:
+        return ""
+    match found.kind:
+        case "open_clip":
+            return f", which open_clip loads as local-dir:{folder}"
+        case "transformers":
+            return ", which transformers loads with AutoModel.from_pretrained"
+        case "sentence-transformers":
+            return ", which sentence-transformers loads with SentenceTransformer"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `clip-refine refine` wrote this folder."""
+    return (folder / "scores.json").is_file() and (folder / "config.yaml").is_file()
+
+
+def _recognise(folder: Path) -> ModelFolder:
+    # a run that saved open_clip's files, too, trained and measured the other ones
+    comes_with_both = (folder / PROVENANCE).is_file() and any(
+        (folder / name).is_file() for name in ("modules.json", "config.json")
+    )
+    if (folder / OPEN_CLIP_CONFIG).is_file() and not comes_with_both:
+        return ModelFolder("open_clip", folder, "an open_clip model")
+    if (folder / "modules.json").is_file():
+        return ModelFolder("sentence-transformers", folder, "a sentence-transformers model")
+    if (folder / "config.json").is_file():
+        if not any((folder / name).is_file() for name in _TRANSFORMERS_WEIGHTS):
+            raise ModelError(
+                f"{folder}: config.json without weights beside it. Transformers keeps them in "
+                "model.safetensors (or pytorch_model.bin)."
+            )
+        kind = read_json(folder / "config.json").get("model_type", "of no named type")
+        return ModelFolder("transformers", folder, f"a Transformers model ({kind})")
+    if (folder / "model.safetensors").is_file():
+        raise ModelError(
+            f"{folder}: weights of a class of your own, with nothing that says how to build it. "
+            "Pass --model.factory MODULE:FUNCTION, whose function builds the model and loads them."
+        )
+    raise ModelError(
+        f"{folder}: holds no model. Allowed: an open_clip folder ({OPEN_CLIP_CONFIG}), a "
+        "Transformers folder (config.json and model.safetensors), a sentence-transformers folder "
+        "(modules.json), or a folder that `clip-refine refine` wrote."
+    )
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a model's folder.
+
+    Raises:
+        ModelError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: is not readable JSON ({error}). Copy the model again."
+        ) from error

@@ -1,0 +1,641 @@
+"""open_clip's weights in Transformers' layout: which name there is which name here."""
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+from open_clip.tokenizer import bytes_to_unicode, default_bpe
+from torch import Tensor
+
+from clip_refine.errors import ModelError
+
+# --------------------------------------------------------------------------------------------------
+# CLIP's byte-pair vocabulary, as open_clip ships it, in the files that Transformers reads.
+
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+CLIP_VOCABULARY_SIZE = 49_408
+_MERGES = CLIP_VOCABULARY_SIZE - 2 * 256 - 2  # bytes alone and at a word's end, start and end
+
+
+def clip_merges() -> list[str]:
+    """The merges in their order, two symbols a line; the file holds more than CLIP uses."""
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    return lines[1 : _MERGES + 1]
+
+
+def clip_vocabulary() -> dict[str, int]:
+    """Symbol → id: bytes, bytes at a word's end, merged symbols, start and end of text.
+
+    >>> vocabulary = clip_vocabulary()
+    >>> vocabulary[START], vocabulary[END], len(vocabulary)
+    (49406, 49407, 49408)
+    """
+    symbols = list(bytes_to_unicode().values())
+    symbols += [f"{symbol}</w>" for symbol in symbols]
+    symbols += [merge.replace(" ", "") for merge in clip_merges()]
+    return {symbol: number for number, symbol in enumerate([*symbols, START, END])}
+
+
+def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
+    """Write what `CLIPTokenizer.from_pretrained(folder)` reads.
+
+    Padding is end-of-text, as in OpenAI's folders; the features do not depend on it, because
+    nothing behind the first end-of-text is looked at.
+    """
+    vocabulary = json.dumps(clip_vocabulary(), ensure_ascii=False)
+    (folder / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
+    merges = "\n".join(["#version: 0.2", *clip_merges()])
+    (folder / "merges.txt").write_text(merges + "\n", encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "processor_class": "CLIPProcessor",
+        "model_max_length": context_length,
+        "do_lower_case": True,
+        **special,
+    }
+    for name, content in (("tokenizer_config", settings), ("special_tokens_map", special)):
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# One table of names that reads both ways: which tensors of two libraries hold the same weights.
+
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model in the terms of the other library.
+
+    Attributes:
+        config: Its settings: open_clip's `model_cfg`, or what Transformers calls `config.json`.
+        state: Its weights by the other library's names.
+    """
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Link:
+    """The same weights under the names of both libraries.
+
+    Attributes:
+        open_clip: One name, or several whose tensors together are the other side's, in this order.
+        transformers: The same for Transformers.
+        shape: How open_clip's tensor differs: `transposed`, `batched` (a leading 1 more), `scalar`
+            (0-d where Transformers' has one element), or not at all.
+        shares: Relative lengths of open_clip's tensors where they are several; equal ones if empty.
+    """
+
+    open_clip: tuple[str, ...]
+    transformers: tuple[str, ...]
+    shape: Literal["same", "transposed", "batched", "scalar"] = "same"
+    shares: tuple[int, ...] = ()
+
+
+def link(open_clip: str, transformers: str, shape: Any = "same") -> Link:
+    """One tensor on either side."""
+    return Link((open_clip,), (transformers,), shape)
+
+
+def layer_links(open_clip: str, transformers: str, *, bias: bool = True) -> list[Link]:
+    """The weight, and the bias, of a layer that both libraries have."""
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return [link(f"{open_clip}.{kind}", f"{transformers}.{kind}") for kind in kinds]
+
+
+def attention_links(open_clip_stem: str, transformers_layer: str) -> list[Link]:
+    """Query, key and value: one matrix in open_clip and timm, three in Transformers."""
+    return [
+        Link(
+            (f"{open_clip_stem}{kind}",),
+            tuple(f"{transformers_layer}.{part}_proj.{kind}" for part in "qkv"),
+        )
+        for kind in ("weight", "bias")
+    ]
+
+
+def to_transformers(links: Iterable[Link], state: State) -> dict[str, Tensor]:
+    """Weights by Transformers' names; those that are not split share memory with `state`.
+
+    Raises:
+        ModelError: A weight is missing, or left over.
+    """
+    links = list(links)
+    _check_names(state, {name for each in links for name in each.open_clip})
+    converted = {}
+    for each in links:
+        whole = _joined([state[name] for name in each.open_clip])
+        if each.shape == "transposed":
+            whole = whole.T
+        elif each.shape == "batched":
+            whole = whole.squeeze(0)
+        elif each.shape == "scalar":
+            whole = whole.reshape(1)
+        count = len(each.transformers)
+        parts = whole.chunk(count) if count > 1 else (whole,)
+        converted |= dict(zip(each.transformers, parts, strict=True))
+    return converted
+
+
+def to_open_clip(links: Iterable[Link], state: State) -> dict[str, Tensor]:
+    """Weights by open_clip's names; those that are not joined share memory with `state`.
+
+    Raises:
+        ModelError: A weight is missing, or left over.
+    """
+    links = list(links)
+    _check_names(state, {name for each in links for name in each.transformers})
+    converted = {}
+    for each in links:
+        whole = _joined([state[name] for name in each.transformers])
+        if each.shape == "transposed":
+            whole = whole.T
+        elif each.shape == "batched":
+            whole = whole.unsqueeze(0)
+        elif each.shape == "scalar":
+            whole = whole.reshape(())
+        shares = each.shares or (1,) * len(each.open_clip)
+        unit = len(whole) // sum(shares) if len(shares) > 1 else 0
+        parts = whole.split([unit * share for share in shares]) if unit else (whole,)
+        converted |= dict(zip(each.open_clip, parts, strict=True))
+    return converted
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _check_names(state: State, expected: set[str]) -> None:
+    missing, left_over = sorted(expected - set(state)), sorted(set(state) - expected)
+    if missing or left_over:
+        raise ModelError(
+            f"the weights do not fit their settings: {len(missing)} are missing"
+            + (f" (the first is {missing[0]})" if missing else "")
+            + f", {len(left_over)} are left over"
+            + (f" (the first is {left_over[0]})" if left_over else "")
+            + "."
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Preprocessing: open_clip's `preprocess_cfg` and Transformers' `preprocessor_config.json`.
+
+
+_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
+
+
+def preprocessing_to_transformers(
+    preprocess_config: Mapping[str, Any], *, processor: str
+) -> dict[str, Any]:
+    """The settings of an image processor that does what open_clip's inference transform does.
+
+    Args:
+        preprocess_config: open_clip's, complete: `size`, `mean`, `std`, `interpolation`,
+            `resize_mode`.
+        processor: `CLIP` or `Siglip`.
+
+    Raises:
+        ModelError: Transformers' image processor cannot do that.
+    """
+    size, mode = preprocess_config["size"], preprocess_config["resize_mode"]
+    height, width = (size, size) if isinstance(size, int) else size
+    whole = {"height": height, "width": width}
+    if mode not in ("shortest", "squash") or (mode == "shortest" and height != width):
+        raise ModelError(
+            f"Transformers' {processor}ImageProcessor cannot resize by {mode!r} to "
+            f"{height} x {width}. Export --to onnx, or use open_clip's format."
+        )
+    crops = {"do_center_crop": True, "crop_size": whole} if mode == "shortest" else {}
+    return {
+        "image_processor_type": f"{processor}ImageProcessor",
+        "processor_class": f"{processor}Processor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": height} if mode == "shortest" else whole,
+        "resample": _RESAMPLE[preprocess_config["interpolation"]],
+        "do_center_crop": False,
+        **crops,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess_config["mean"]),
+        "image_std": list(preprocess_config["std"]),
+    }
+
+
+def preprocessing_to_open_clip(image_processor: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's `preprocess_cfg` for an image processor's `to_dict()`.
+
+    Raises:
+        ModelError: open_clip's transform cannot do that.
+    """
+    size = dict(image_processor["size"])
+    if "shortest_edge" in size:
+        edge, crop = size["shortest_edge"], image_processor.get("crop_size") or {}
+        fits = image_processor.get("do_center_crop") and set(crop.values()) == {edge}
+        mode, side = "shortest", edge
+    else:
+        fits = not image_processor.get("do_center_crop")
+        mode, side = "squash", [size["height"], size["width"]]
+        side = side[0] if side[0] == side[1] else side
+    names = {number: name for name, number in _RESAMPLE.items()}
+    interpolation = names.get(int(image_processor["resample"]))
+    steps = ("do_resize", "do_rescale", "do_normalize")
+    if not fits or interpolation is None or not all(image_processor.get(step) for step in steps):
+        raise ModelError(
+            "open_clip's transform cannot do what this image processor does: it resizes, crops the "
+            "same size from the centre or squashes, and normalises."
+        )
+    return {
+        "size": side,
+        "mean": list(image_processor["image_mean"]),
+        "std": list(image_processor["image_std"]),
+        "interpolation": interpolation,
+        "resize_mode": mode,
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# CLIP with a vision transformer: open_clip's `CLIP`, `CustomTextCLIP`; Transformers' `CLIPModel`.
+#
+# Both are Radford et al.'s architecture (CLIP, ICML 2021, arXiv 2103.00020). They differ in names,
+# in
+# whether query, key and value stand in one matrix, and in which way a projection lies.
+
+
+EPSILON = 1e-5
+"""Both libraries' default of their layer norms."""
+BLOCK_FLAGS = (
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
+)
+_VISION_EXTRAS = ("timm_model_name", "attentional_pool", "no_ln_pre", "ls_init_value")
+_TEXT_EXTRAS = ("hf_model_name", "embed_cls", "no_causal_mask", "proj_bias", "ls_init_value")
+_SETTINGS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text"}
+_NEUTRAL = {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "output_dict"}
+
+
+def clip_to_transformers(
+    model_config: Mapping[str, Any], state: State, *, eos_id: int
+) -> Converted:
+    """An open_clip model as `transformers.CLIPModel`.
+
+    Args:
+        model_config: open_clip's `model_cfg`.
+        state: The model's state dict.
+        eos_id: The tokenizer's end-of-text id. `CLIPModel` pools at its first place in a text, and
+            so does open_clip: the highest id of a text (`argmax`), or its own `eos_id`.
+
+    Returns:
+        `config.json` and weights; the features are the same functions.
+
+    Raises:
+        ModelError: The architecture has parts that `CLIPModel` has not; they are named.
+    """
+    problems = why_no_clip_model(model_config, eos_id)
+    if problems:
+        raise ModelError(
+            f"this model cannot become a Transformers CLIPModel: {'; '.join(problems)}. Export it "
+            "--to onnx, or use it in open_clip's format, which every run saves."
+        )
+    vision = open_clip.CLIPVisionCfg(**model_config["vision_cfg"])
+    text = open_clip.CLIPTextCfg(**model_config["text_cfg"])
+    quick = bool(model_config.get("quick_gelu"))
+    embed_dim = model_config["embed_dim"]
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": "float32",
+        "projection_dim": embed_dim,
+        "vision_config": {
+            **tower_config(vision, embed_dim, vision.width // vision.head_width, quick=quick),
+            "model_type": "clip_vision_model",
+            "num_channels": 3,
+            "image_size": _side(vision.image_size),
+            "patch_size": _side(vision.patch_size),
+        },
+        "text_config": {
+            **tower_config(text, embed_dim, text.heads, quick=quick),
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "bos_token_id": eos_id - 1,
+            "eos_token_id": eos_id,
+            "pad_token_id": eos_id,
+        },
+    }
+    prefix = "text." if "text.positional_embedding" in state else ""
+    links = _clip_links(model_config["vision_cfg"].get("layers", 12), text.layers, prefix)
+    scalar = {**state, "logit_scale": state["logit_scale"].reshape(())}
+    return Converted(config, to_transformers(links, scalar))
+
+
+def clip_to_open_clip(config: Mapping[str, Any], state: State) -> Converted:
+    """A `transformers.CLIPModel` as open_clip's `CLIP`.
+
+    Args:
+        config: Its `config.to_dict()`, complete, with `vision_config` and `text_config`.
+        state: Its state dict.
+
+    Returns:
+        open_clip's `model_cfg` and weights; the features are the same functions.
+
+    Raises:
+        ModelError: open_clip cannot build this architecture.
+    """
+    vision, text = config["vision_config"], config["text_config"]
+    if vision["hidden_act"] != text["hidden_act"]:
+        raise ModelError(
+            f"the towers have two activations, {vision['hidden_act']} and {text['hidden_act']}; "
+            "open_clip's CLIP has one for both."
+        )
+    model_config = {
+        "embed_dim": config["projection_dim"],
+        **({"quick_gelu": True} if vision["hidden_act"] == "quick_gelu" else {}),
+        "vision_cfg": {
+            **_tower_settings(vision),
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
+        },
+        "text_cfg": {
+            **_tower_settings(text),
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "heads": text["num_attention_heads"],
+            **_pooling(text),
+        },
+    }
+    links = _clip_links(vision["num_hidden_layers"], text["num_hidden_layers"], "")
+    positions = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+    weights = {name: tensor for name, tensor in state.items() if name not in positions}
+    return Converted(model_config, to_open_clip(links, weights))
+
+
+def why_no_clip_model(model_config: Mapping[str, Any], eos_id: int) -> list[str]:
+    """What an open_clip architecture has that `CLIPModel` has not; nothing where it converts."""
+    unknown = set(model_config) - _SETTINGS - _NEUTRAL
+    problems = [f"it is built with {name}" for name in sorted(unknown)]
+    if model_config.get("init_logit_bias") is not None:
+        problems.append("it has a logit bias")
+    vision = open_clip.CLIPVisionCfg(**model_config["vision_cfg"])
+    text = open_clip.CLIPTextCfg(**model_config["text_cfg"])
+    if vision.timm_model_name:
+        problems.append(f"its image tower is timm's {vision.timm_model_name}")
+    elif not isinstance(vision.layers, int):
+        problems.append("its image tower is a ResNet")
+    if text.hf_model_name:
+        problems.append(f"its text tower is Transformers' {text.hf_model_name}")
+    if problems:
+        return problems
+    sides = (vision.image_size, vision.patch_size)
+    if any(isinstance(side, list | tuple) and side[0] != side[1] for side in sides):
+        problems.append("its images or patches are not square")
+    if vision.pool_type != "tok":
+        problems.append(f"its image tower is pooled by {vision.pool_type!r}")
+    if text.pool_type not in ("argmax", "eos"):
+        problems.append(f"its text tower is pooled by {text.pool_type!r}")
+    elif eos_id == 2 or (text.pool_type == "eos" and text.eos_id != eos_id):
+        problems.append("its end-of-text token is not where CLIPModel looks for it")
+    if text.proj_type != "linear":
+        problems.append("its text tower has no projection")
+    for tower, cfg, extras in (("image", vision, _VISION_EXTRAS), ("text", text, _TEXT_EXTRAS)):
+        on = [name for name in (*extras, *BLOCK_FLAGS) if asdict(cfg)[name]]
+        problems += [f"its {tower} tower is built with {name}" for name in on]
+        if set(cfg.act_kwargs or {}) - {"approximate"} or set(cfg.norm_kwargs or {}) - {"eps"}:
+            problems.append(f"its {tower} tower has an unusual activation or norm")
+    return problems
+
+
+def tower_config(cfg: Any, embed_dim: int, heads: int, *, quick: bool) -> dict[str, Any]:
+    """What Transformers' settings of an open_clip transformer have in common."""
+    tanh = (cfg.act_kwargs or {}).get("approximate") == "tanh"
+    activation = "quick_gelu" if quick else "gelu_pytorch_tanh" if tanh else "gelu"
+    return {
+        "hidden_size": cfg.width,
+        "intermediate_size": int(cfg.width * cfg.mlp_ratio),
+        "projection_dim": embed_dim,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+        "layer_norm_eps": (cfg.norm_kwargs or {}).get("eps", EPSILON),
+    }
+
+
+def _tower_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config["hidden_size"]
+    settings = {"width": width, "layers": config["num_hidden_layers"]}
+    ratio = config["intermediate_size"] / width
+    if int(width * ratio) != config["intermediate_size"]:  # open_clip rounds down
+        ratio += 0.5 / width
+    if ratio != 4:
+        settings["mlp_ratio"] = ratio
+    if config["layer_norm_eps"] != EPSILON:
+        settings["norm_kwargs"] = {"eps": config["layer_norm_eps"]}
+    match config["hidden_act"]:
+        case "gelu" | "quick_gelu":
+            pass
+        case "gelu_pytorch_tanh":
+            settings["act_kwargs"] = {"approximate": "tanh"}
+        case other:
+            raise ModelError(f"open_clip has no activation {other!r}.")
+    return settings
+
+
+def _pooling(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Where open_clip finds the end of a text; the highest id is what it looks for by default."""
+    eos_id = text["eos_token_id"]  # 2 stands for the highest id, too, in old configurations
+    if eos_id in (2, text["vocab_size"] - 1):
+        return {}
+    return {"pool_type": "eos", "eos_id": eos_id}
+
+
+def _side(size: Any) -> int:
+    return size[0] if isinstance(size, list | tuple) else size
+
+
+def _clip_links(vision_layers: int, text_layers: int, text_prefix: str) -> list[Link]:
+    image, text = "vision_model", "text_model"
+    return [
+        link("logit_scale", "logit_scale"),
+        link("visual.class_embedding", f"{image}.embeddings.class_embedding"),
+        link("visual.conv1.weight", f"{image}.embeddings.patch_embedding.weight"),
+        link("visual.positional_embedding", f"{image}.embeddings.position_embedding.weight"),
+        *layer_links("visual.ln_pre", f"{image}.pre_layrnorm"),  # Transformers' own spelling
+        *block_links("visual.transformer", image, vision_layers),
+        *layer_links("visual.ln_post", f"{image}.post_layernorm"),
+        link("visual.proj", "visual_projection.weight", "transposed"),
+        *layer_links(
+            f"{text_prefix}token_embedding", f"{text}.embeddings.token_embedding", bias=False
+        ),
+        link(f"{text_prefix}positional_embedding", f"{text}.embeddings.position_embedding.weight"),
+        *block_links(f"{text_prefix}transformer", text, text_layers),
+        *layer_links(f"{text_prefix}ln_final", f"{text}.final_layer_norm"),
+        link(f"{text_prefix}text_projection", "text_projection.weight", "transposed"),
+    ]
+
+
+def block_links(open_clip_tower: str, transformers_tower: str, layers: int) -> list[Link]:
+    """The layers of one of open_clip's own transformers."""
+    links = []
+    for layer in range(layers):
+        ours = f"{open_clip_tower}.resblocks.{layer}"
+        theirs = f"{transformers_tower}.encoder.layers.{layer}"
+        links += attention_links(f"{ours}.attn.in_proj_", f"{theirs}.self_attn")
+        for mine, other in (
+            ("attn.out_proj", "self_attn.out_proj"),
+            ("ln_1", "layer_norm1"),
+            ("ln_2", "layer_norm2"),
+            ("mlp.c_fc", "mlp.fc1"),
+            ("mlp.c_proj", "mlp.fc2"),
+        ):
+            links += layer_links(f"{ours}.{mine}", f"{theirs}.{other}")
+    return links
+
+
+# --------------------------------------------------------------------------------------------------
+# SigLIP: open_clip's `CustomTextCLIP` with timm's trunk → Transformers' `SiglipModel`.
+#
+# Both are Zhai et al.'s architecture (SigLIP, ICCV 2023, arXiv 2303.15343): a vision transformer
+# that
+# is pooled by attention, a text tower that sees its padding and is pooled at the last place.
+
+
+_TRUNK = "visual.trunk"
+_IMAGE, _TEXT = "vision_model", "text_model"
+
+
+def is_siglip(model_config: Mapping[str, Any]) -> bool:
+    """Whether an open_clip architecture has a text tower and a pooling like SigLIP's."""
+    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
+    return bool(
+        vision.get("timm_model_name")
+        and vision.get("timm_pool") == "map"
+        and text.get("no_causal_mask")
+        and text.get("pool_type") == "last"
+    )
+
+
+def siglip_to_transformers(model_config: Mapping[str, Any], state: State, trunk: Any) -> Converted:
+    """An open_clip SigLIP as `transformers.SiglipModel`.
+
+    Args:
+        model_config: open_clip's `model_cfg`, of which `is_siglip` is true.
+        state: The model's state dict.
+        trunk: timm's module, whose sizes its name alone does not tell.
+
+    Returns:
+        `config.json` and weights; the features are the same functions.
+
+    Raises:
+        ModelError: The architecture has parts that `SiglipModel` has not.
+    """
+    text = open_clip.CLIPTextCfg(**model_config["text_cfg"])
+    problems = _why_not(text, trunk)
+    if problems:
+        raise ModelError(
+            f"this model cannot become a Transformers SiglipModel: {'; '.join(problems)}. Export "
+            "it --to onnx, or use it in open_clip's format."
+        )
+    block = trunk.blocks[0]
+    vision_config = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": trunk.embed_dim,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "num_hidden_layers": len(trunk.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "num_channels": 3,
+        "image_size": trunk.patch_embed.img_size[0],
+        "patch_size": trunk.patch_embed.patch_size[0],
+        "hidden_act": _activation(block.mlp.act),
+        "layer_norm_eps": trunk.norm.eps,
+    }
+    text_config = {
+        **tower_config(text, model_config["embed_dim"], text.heads, quick=False),
+        "model_type": "siglip_text_model",
+        "projection_size": model_config["embed_dim"],
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.context_length,
+    }
+    del text_config["projection_dim"]
+    config = {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "dtype": "float32",
+        "vision_config": vision_config,
+        "text_config": text_config,
+    }
+    return Converted(config, to_transformers(_siglip_links(len(trunk.blocks), text.layers), state))
+
+
+def _why_not(text: Any, trunk: Any) -> list[str]:
+    problems = []
+    size, patch = trunk.patch_embed.img_size, trunk.patch_embed.patch_size
+    if size[0] != size[1] or patch[0] != patch[1]:
+        problems.append("its images or patches are not square")
+    pool = trunk.attn_pool
+    if type(pool).__name__ != "AttentionPoolLatent" or pool.latent_len != 1:
+        problems.append(f"its image tower is pooled by {type(pool).__name__}")
+    elif pool.num_heads != trunk.blocks[0].attn.num_heads:
+        problems.append("its pooling has other heads than its blocks")
+    if not text.proj_bias or text.proj_type != "linear":
+        problems.append("its text tower does not end in a linear layer with a bias")
+    on = [flag for flag in ("embed_cls", "ls_init_value", *BLOCK_FLAGS) if getattr(text, flag)]
+    return problems + [f"its text tower is built with {flag}" for flag in on]
+
+
+def _activation(layer: Any) -> str:
+    tanh = getattr(layer, "approximate", "none") == "tanh" or type(layer).__name__ == "GELUTanh"
+    return "gelu_pytorch_tanh" if tanh else "gelu"
+
+
+def _siglip_links(image_layers: int, text_layers: int) -> list[Link]:
+    pool, head = f"{_TRUNK}.attn_pool", f"{_IMAGE}.head"
+    links = [
+        link("logit_scale", "logit_scale", "scalar"),
+        link("logit_bias", "logit_bias", "scalar"),
+        link(f"{_TRUNK}.pos_embed", f"{_IMAGE}.embeddings.position_embedding.weight", "batched"),
+        *layer_links(f"{_TRUNK}.patch_embed.proj", f"{_IMAGE}.embeddings.patch_embedding"),
+        *layer_links(f"{_TRUNK}.norm", f"{_IMAGE}.post_layernorm"),
+        link(f"{pool}.latent", f"{head}.probe"),
+        *layer_links(f"{pool}.proj", f"{head}.attention.out_proj"),
+        *layer_links(f"{pool}.norm", f"{head}.layernorm"),
+        *layer_links(f"{pool}.mlp.fc1", f"{head}.mlp.fc1"),
+        *layer_links(f"{pool}.mlp.fc2", f"{head}.mlp.fc2"),
+        *layer_links("text.token_embedding", f"{_TEXT}.embeddings.token_embedding", bias=False),
+        link("text.positional_embedding", f"{_TEXT}.embeddings.position_embedding.weight"),
+        *block_links("text.transformer", _TEXT, text_layers),
+        *layer_links("text.ln_final", f"{_TEXT}.final_layer_norm"),
+        *layer_links("text.text_projection", f"{_TEXT}.head"),
+    ]
+    for kind in ("weight", "bias"):  # timm's query stands alone, key and value together
+        names = (f"{pool}.q.{kind}", f"{pool}.kv.{kind}")
+        links.append(Link(names, (f"{head}.attention.in_proj_{kind}",), shares=(1, 2)))
+    for layer in range(image_layers):
+        ours, theirs = f"{_TRUNK}.blocks.{layer}", f"{_IMAGE}.encoder.layers.{layer}"
+        links += attention_links(f"{ours}.attn.qkv.", f"{theirs}.self_attn")
+        for mine, other in (
+            ("attn.proj", "self_attn.out_proj"),
+            ("norm1", "layer_norm1"),
+            ("norm2", "layer_norm2"),
+            ("mlp.fc1", "mlp.fc1"),
+            ("mlp.fc2", "mlp.fc2"),
+        ):
+            links += layer_links(f"{ours}.{mine}", f"{theirs}.{other}")
+    return links

@@ -1,0 +1,432 @@
+"""open_clip's models: loading by name or folder, encoding, saving."""
+
+import difflib
+import json
+import logging
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import parse_model_name
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clip_refine.errors import ModelError
+from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint
+from clip_refine.models.text_length import CuttingTokenizer, detect_text_cut, text_tower
+
+# --------------------------------------------------------------------------------------------------
+# open_clip models as dual encoders, and how they are saved.
+
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+class OpenClipEncoder(nn.Module):
+    """An open_clip model behind the `DualEncoder` protocol.
+
+    Attributes:
+        clip: The open_clip model itself.
+        preprocess: Its inference transform.
+        tokenizer: Its tokenizer; rows end with the longest text where that is exact.
+        model_config: open_clip's `model_cfg`, which rebuilds the architecture.
+        full_length_tokenizer: Its tokenizer as open_clip made it.
+        text_cut: How text is cut, None where the tower always needs full length.
+    """
+
+    def __init__(
+        self, clip: nn.Module, preprocess: Any, tokenizer: Any, model_config: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.clip: Any = clip
+        self.preprocess = preprocess
+        self.model_config = model_config
+        self.full_length_tokenizer = tokenizer
+        self.eval()  # open_clip hands models out in train mode
+        self.text_cut = detect_text_cut(clip, tokenizer)
+        self.tokenizer = CuttingTokenizer(tokenizer, self.text_cut) if self.text_cut else tokenizer
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """0-d factor on cosines."""
+        return self.clip.logit_scale.exp().squeeze()
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """0-d offset of SigLIP-type models, None for others."""
+        bias = getattr(self.clip, "logit_bias", None)
+        return None if bias is None else bias.squeeze()
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, d) raw image features.
+
+        Raises:
+            ValueError: The pixels are not of the size that the model was made for.
+        """
+        size = getattr(self.clip.visual, "image_size", None)
+        expected = (size, size) if isinstance(size, int) else tuple(size) if size else None
+        if expected and tuple(pixels.shape[-2:]) != expected:
+            raise ValueError(
+                f"pixels are {tuple(pixels.shape[-2:])}, but the image tower takes {expected}; "
+                "use the model's own preprocess"
+            )
+        return self.clip.encode_image(pixels, normalize=False)  # CoCa would, unasked
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) → (B, d) raw text features; L is the context length, or less where cut."""
+        if self.text_cut is None:
+            return self.clip.encode_text(tokens, normalize=False)
+        return self.text_cut.encode(text_tower(self.clip), tokens)
+
+    def save(self, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Write an open_clip folder that `local-dir:` loads, weights in float32.
+
+        Args:
+            folder: Created where missing.
+            metadata: Texts for the safetensors header.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        preprocess_config = open_clip.get_model_preprocess_cfg(self.clip)
+        config = {"model_cfg": self.model_config, "preprocess_cfg": preprocess_config}
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        weights = {
+            name: (tensor.float() if tensor.is_floating_point() else tensor)
+            .detach()
+            .cpu()
+            .contiguous()
+            .clone()  # safetensors refuses tensors that share memory
+            for name, tensor in self.clip.state_dict().items()
+        }
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", **(metadata or {})})
+        # safetensors lets only the owner read its files
+        (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+        if hasattr(self.full_length_tokenizer, "save_pretrained"):
+            self.full_length_tokenizer.save_pretrained(str(folder))
+
+
+# --------------------------------------------------------------------------------------------------
+# open_clip models by name, tag, path or folder.
+
+
+def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
+    """Load an open_clip model in evaluation mode with float32 weights.
+
+    Args:
+        name: An architecture (`ViT-B-32`), `local-dir:FOLDER` or `hf-hub:ORG/NAME`.
+        pretrained: For an architecture: a tag, or a path to a .pt or .safetensors file. None takes
+            the tag `openai` where the architecture has it.
+
+    Raises:
+        ModelError: Unknown architecture or tag (near ones are named), missing file or folder,
+            weights that do not fit, or a download that failed.
+    """
+    try:
+        schema, identifier = parse_model_name(name)
+    except ValueError as error:
+        raise ModelError(f"model.name {name!r}: {error}") from error
+    if schema is None:
+        pretrained = _resolve_pretrained(name, pretrained)
+    elif pretrained:
+        raise ModelError(
+            f"model.pretrained {pretrained!r} does not go with {name!r}, which names its own "
+            "weights. Leave --model.pretrained out."
+        )
+    elif schema == "local-dir" and not (Path(identifier) / CONFIG_FILE).is_file():
+        raise ModelError(f"{identifier}: no {CONFIG_FILE} there. Give an open_clip model's folder.")
+    path = Path(pretrained or "")
+    if schema or not path.is_file():
+        return _create(name, pretrained)
+    with open_checkpoint(path) as checkpoint:
+        return _create(name, str(checkpoint.readable), checkpoint)
+
+
+def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
+    """Load a file of weights whose names and shapes tell the architecture.
+
+    Args:
+        path: OpenAI's TorchScript archive, a checkpoint of open_clip's trainer, or a state dict as
+            .pt or .safetensors.
+
+    Returns:
+        The model, and what was recognised, as a part of a sentence.
+
+    Raises:
+        ModelError: The file is damaged, or its architecture cannot be told.
+    """
+    with open_checkpoint(path) as checkpoint:
+        config = openai_config(checkpoint.shapes) if checkpoint.is_openai else None
+        if config is None:
+            architecture = infer_architecture(checkpoint)
+            model = _create(architecture, str(checkpoint.readable), checkpoint)
+            return model, f"weights of {architecture}"
+        with TemporaryDirectory() as folder:
+            settings = {"model_cfg": config, "preprocess_cfg": {}}
+            (Path(folder) / CONFIG_FILE).write_text(json.dumps(settings), encoding="utf-8")
+            shutil.copyfile(checkpoint.readable, Path(folder) / WEIGHTS_FILE)
+            model = _create(f"local-dir:{folder}", None, checkpoint)
+        vision = config["vision_cfg"]
+        return model, (
+            f"OpenAI's weights, with QuickGELU: {vision['layers']} layers for images of "
+            f"{vision['image_size']} pixels, {config['embed_dim']} dimensions"
+        )
+
+
+def _create(
+    name: str, pretrained: str | None, checkpoint: CheckpointFile | None = None
+) -> OpenClipEncoder:
+    """What open_clip makes, with its errors in our words."""
+    shown = str(checkpoint.path) if checkpoint else pretrained
+    try:
+        return _build(name, pretrained, from_file=checkpoint is not None)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{shown or name}: could not be loaded: it holds more than weights, and other "
+            "objects are not unpickled because they can run code. Save it as .safetensors, or save "
+            "its state_dict only."
+        ) from error
+    except ImportError as error:
+        raise ModelError(
+            f"{name}: needs a package that is not installed ({error}). Install it with pip."
+        ) from error
+    except StopIteration as error:
+        raise ModelError(f"{shown or name}: holds no weights. Give a state dict.") from error
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(_why_not_loaded(name, shown, checkpoint, error)) from error
+
+
+def _build(name: str, pretrained: str | None, *, from_file: bool) -> OpenClipEncoder:
+    schema = parse_model_name(name)[0]
+    architecture = name if schema else name.replace("/", "-")
+    # A tag's weights were trained with their own activation; open_clip only warns where it differs.
+    tag_config = {} if schema else open_clip.get_pretrained_cfg(architecture, pretrained or "")
+    quick_gelu = bool(tag_config.get("quick_gelu", False))
+    by_path = from_file and schema is None
+    with quiet_open_clip():
+        clip, _, preprocess = open_clip.create_model_and_transforms(
+            architecture,
+            pretrained=pretrained,
+            precision="fp32",
+            force_quick_gelu=quick_gelu,
+            require_pretrained=True,
+            weights_only=True,
+            **(_usual_preprocess(architecture) if by_path else {}),
+        )
+        tokenizer = open_clip.get_tokenizer(architecture)
+    model_config = open_clip.get_model_config(architecture) or {}
+    if quick_gelu:
+        model_config["quick_gelu"] = True
+    return OpenClipEncoder(clip, preprocess, tokenizer, model_config)
+
+
+def _usual_preprocess(architecture: str) -> dict[str, Any]:
+    """What all published weights of an architecture agree on, since a file does not say it."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    settings = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    names = ("mean", "std", "interpolation", "resize_mode")
+    found = {name: [tag.get(name) for tag in settings] for name in names}
+    return {
+        f"image_{name}": values[0]
+        for name, values in found.items()
+        if values and values[0] is not None and all(value == values[0] for value in values)
+    }
+
+
+def _resolve_pretrained(name: str, pretrained: str | None) -> str:
+    """The tag or path to load for an architecture."""
+    architecture = name.replace("/", "-")
+    architectures = open_clip.list_models()
+    if architecture not in architectures:
+        near = difflib.get_close_matches(architecture, architectures, n=3, cutoff=0.5)
+        raise ModelError(
+            f"model.name {name!r}: no such open_clip architecture."
+            + (f" Did you mean {', '.join(near)}?" if near else "")
+            + " There is no folder or file of this name either. A model of the Hub is written "
+            "hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained is None:
+        if "openai" in tags:
+            return "openai"
+        raise ModelError(
+            f"model.pretrained: say which weights of {name} to load: a tag "
+            f"({', '.join(tags) or 'it has none'}) or a path to a .pt or .safetensors file."
+        )
+    if open_clip.is_pretrained_cfg(architecture, pretrained) or Path(pretrained).is_file():
+        return pretrained
+    near = difflib.get_close_matches(pretrained, tags, n=3, cutoff=0.4)
+    raise ModelError(
+        f"model.pretrained {pretrained!r}: neither a file nor a tag of {name}."
+        + (f" Did you mean {', '.join(near)}?" if near else f" Tags: {', '.join(tags) or 'none'}.")
+    )
+
+
+def _why_not_loaded(
+    name: str, shown: str | None, checkpoint: CheckpointFile | None, error: Exception
+) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    what = f"{name} ({shown})" if shown else name
+    if checkpoint:
+        fitting = fitting_architectures(checkpoint.shapes)
+        belong = f"They are weights of {' or '.join(fitting)}." if fitting else ""
+        return f"{what}: could not be loaded: {reason} {belong or 'Do they belong to this model?'}"
+    if not name.startswith("local-dir:"):
+        return (
+            f"{what}: could not be loaded: {reason} If there is no network here, download the "
+            "weights elsewhere and give their path with --model.pretrained or local-dir:FOLDER."
+        )
+    return f"{what}: could not be loaded: {reason} Do the weights belong to this architecture?"
+
+
+# --------------------------------------------------------------------------------------------------
+# Which open_clip architecture a set of weights belongs to, by names and shapes.
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+_FREE = ("logit_scale", "logit_bias")  # 0-d or (1,), and a bias that is missing is made
+_IGNORED = ("position_ids",)
+
+
+def infer_architecture(checkpoint: CheckpointFile) -> str:
+    """The name of the only architecture of open_clip with these weights.
+
+    Raises:
+        ModelError: There is none, or several that differ in what shapes do not show.
+    """
+    found = fitting_architectures(checkpoint.shapes)
+    named = re.search(r"model_(.+?)-lr_", checkpoint.run_name)
+    if named and named.group(1) in found:
+        return named.group(1)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ModelError(
+            f"{checkpoint.path}: no architecture of open_clip that can be built here has these "
+            f"{len(checkpoint.shapes)} weights. Say which it is: --model.name ARCHITECTURE "
+            f"--model.pretrained {checkpoint.path}"
+        )
+    quick = any(name.endswith("-quickgelu") for name in found)
+    raise ModelError(
+        f"{checkpoint.path}: its weights fit {' and '.join(found)}, which differ in "
+        + ("activation (OpenAI's, MetaCLIP's and DFN's are quickgelu)" if quick else "settings")
+        + f". Say which it is: --model.name {found[0]} --model.pretrained {checkpoint.path}"
+    )
+
+
+def fitting_architectures(shapes: Shapes) -> list[str]:
+    """All architectures of open_clip whose weights have these names and shapes."""
+    expected = _comparable(shapes)
+    names = [
+        name
+        for name in open_clip.list_models()
+        if _may_fit(open_clip.get_model_config(name) or {}, shapes)
+    ]
+    return [name for name in names if _comparable(_shapes_of(name)) == expected]
+
+
+def openai_config(shapes: Shapes) -> dict[str, Any] | None:
+    """open_clip's `model_cfg` for weights named as OpenAI's, None for other names.
+
+    The numbers of layers, widths and sizes all show in the shapes; heads are 64 wide everywhere.
+    """
+    try:
+        text_width = shapes["ln_final.weight"][0]
+        return {
+            "embed_dim": shapes["text_projection"][1],
+            "quick_gelu": True,
+            "vision_cfg": _vision_transformer(shapes)
+            if "visual.proj" in shapes
+            else _resnet(shapes),
+            "text_cfg": {
+                "context_length": shapes["positional_embedding"][0],
+                "vocab_size": shapes["token_embedding.weight"][0],
+                "width": text_width,
+                "heads": text_width // 64,
+                "layers": _count(shapes, r"transformer\.resblocks\.(\d+)\."),
+            },
+        }
+    except (KeyError, IndexError):
+        return None
+
+
+def _vision_transformer(shapes: Shapes) -> dict[str, Any]:
+    width, _, _, patch_size = shapes["visual.conv1.weight"]
+    grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+    return {
+        "image_size": patch_size * grid,
+        "layers": _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
+        "width": width,
+        "patch_size": patch_size,
+    }
+
+
+def _resnet(shapes: Shapes) -> dict[str, Any]:
+    grid = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
+    return {
+        "image_size": grid * 32,
+        "layers": [_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
+        "width": shapes["visual.layer1.0.conv1.weight"][0],
+        "patch_size": None,
+    }
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return len({match.group(1) for name in shapes if (match := re.match(pattern, name))})
+
+
+def _may_fit(config: dict[str, Any], shapes: Shapes) -> bool:
+    """What the settings say without building the model, which takes a moment for each."""
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    own_tower = any(name.startswith("text.") for name in shapes)
+    if "hf_model_name" in text:
+        return own_tower and "text.token_embedding.weight" not in shapes
+    prefix = "text." if own_tower else ""
+    vocabulary = shapes.get(f"{prefix}token_embedding.weight")
+    expected = (text.get("vocab_size", 49408), text.get("width", 512))
+    timm = "timm_model_name" in vision
+    return (
+        own_tower == bool(config.get("custom_text"))
+        and vocabulary == expected
+        and _count(shapes, rf"{prefix}transformer\.resblocks\.(\d+)\.") == text.get("layers", 12)
+        and timm == any(name.startswith("visual.trunk.") for name in shapes)
+        and ("multimodal_cfg" in config) == any(name.startswith("text_decoder.") for name in shapes)
+    )
+
+
+def _shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an architecture, built without memory for its weights."""
+    with quiet_open_clip():
+        try:
+            with torch.device("meta"):
+                model = open_clip.create_model(name, pretrained_text=False, device="meta")
+        except (OSError, ImportError, RuntimeError, ValueError):  # needs the Hub or a package
+            return {}
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+def _comparable(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in _FREE and not name.endswith(_IGNORED)
+    }
+
+
+@contextmanager
+def quiet_open_clip() -> Iterator[None]:
+    """Without what open_clip and the Hub client log: a `ModelError` says it once."""
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

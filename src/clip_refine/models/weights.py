@@ -1,0 +1,229 @@
+"""Arithmetic on weights: the scale of raw features, the line between two models."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_refine.errors import ModelError
+
+# --------------------------------------------------------------------------------------------------
+# Raw features at the paper's scale: canonical norms for any tower.
+#
+# The paper's losses see raw features, and its settings belong to OpenAI's models, whose raw norms
+# are
+# about 10 on both sides and whose dot products so are about the logit scale times a cosine. Here
+# each
+# tower's output layer is multiplied by one number, so that the mean raw norm of both is the square
+# root of the logit scale, and divided by it again after training. Unit features never notice; but
+# the losses and AdamW, whose steps ignore the gradient's size and so do not fit every weight's, see
+# every model at one scale. A model whose output layer was multiplied by any constant is therefore
+# refined exactly alike.
+
+
+PAPER_RATIO = 1.5
+"""Norms may differ by this factor from the paper's before they count as far from them."""
+_BARE = 8  # bare matrices tried: a few near the root of the model
+_LEAVES = 16  # layers tried from the last one back; the output layer is among the last few
+
+
+@dataclass(frozen=True)
+class RawNorms:
+    """What the teacher's features measure.
+
+    Attributes:
+        image: Mean raw norm of image features.
+        text: Mean raw norm of text features.
+        logit_scale: The model's own factor on cosines.
+    """
+
+    image: float
+    text: float
+    logit_scale: float
+
+    @property
+    def canonical(self) -> float:
+        """The norm at which raw dot products are the logit scale times a cosine."""
+        return self.logit_scale**0.5
+
+    @property
+    def near_the_papers(self) -> bool:
+        """Whether both norms are within a factor of 1.5 of the canonical one.
+
+        >>> RawNorms(10.5, 10.1, 100.0).near_the_papers, RawNorms(16.2, 24.0, 100.0).near_the_papers
+        (True, False)
+        """
+        ratios = (self.image / self.canonical, self.text / self.canonical)
+        return all(1 / PAPER_RATIO <= ratio <= PAPER_RATIO for ratio in ratios)
+
+
+class FeatureScale:
+    """What a model's towers were multiplied by for training, until `undo`; 1 and 1 at first.
+
+    Attributes:
+        image_factor: Of the image tower's raw features.
+        text_factor: Of the text tower's.
+    """
+
+    def __init__(self) -> None:
+        self.image_factor = self.text_factor = 1.0
+        self._layers: list[tuple[list[nn.Parameter], float]] = []
+
+    @classmethod
+    def canonical(
+        cls, model: Any, pixels: Tensor, tokens: Tensor, norms: RawNorms
+    ) -> "FeatureScale":
+        """Rescale both output layers of `model`, in place, to the canonical norm.
+
+        Args:
+            model: A dual encoder and module, in evaluation mode.
+            pixels: (B, 3, H, W), a few images, on the model's device.
+            tokens: (B, L), a few texts.
+            norms: Measured on as many features as is convenient.
+
+        Raises:
+            ModelError: A tower does not end in a layer that scales its features.
+        """
+        image_layer = output_layer(model, lambda: model.encode_image(pixels), "image")
+        text_layer = output_layer(model, lambda: model.encode_text(tokens), "text")
+        scale = cls()
+        scale.image_factor = norms.canonical / norms.image
+        scale.text_factor = norms.canonical / norms.text
+        scale._layers = [(image_layer, scale.image_factor), (text_layer, scale.text_factor)]
+        for parameters, factor in scale._layers:
+            _multiply(parameters, factor)
+        return scale
+
+    def gap(self, features: Any) -> Tensor:
+        """(d,) from the image to the text centroid, of raw features before they were multiplied.
+
+        Args:
+            features: With `image_features` and `text_features`, (N, d) each.
+        """
+        image, text = features.image_features.mean(dim=0), features.text_features.mean(dim=0)
+        return self.text_factor * text - self.image_factor * image
+
+    def undo(self) -> None:
+        """Give the output layers their own scale back, after training."""
+        for parameters, factor in self._layers:
+            _multiply(parameters, 1 / factor)
+        self._layers = []
+        self.image_factor = self.text_factor = 1.0
+
+
+def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> list[nn.Parameter]:
+    """The parameters that scale a tower's features: doubling them doubles every feature exactly.
+
+    Found by trying the layers that the features depend on, from the last one back, so that any
+    architecture will do, frozen or not. Leaves weights and gradients as they were.
+
+    Raises:
+        ModelError: No layer does that, for example after a pooling without weights.
+    """
+    used = {id(parameter) for parameter in used_parameters(model, encode)}
+    with torch.no_grad():  # all through here: kernels may round differently with gradients
+        features = encode()
+        for parameters in _candidate_layers(model, used):
+            _multiply(parameters, 2.0)
+            doubled = torch.equal(encode(), 2 * features)
+            _multiply(parameters, 0.5)
+            if doubled:
+                return parameters
+    raise ModelError(
+        f"the {tower} tower does not end in a layer that scales its features, so they cannot be "
+        "brought to the paper's norms. Pass --loss.feature-scale as-is."
+    )
+
+
+def used_parameters(model: nn.Module, encode: Callable[[], Tensor]) -> list[nn.Parameter]:
+    """The parameters that features depend on, whether or not they are trained."""
+    every = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    before = [parameter.requires_grad for parameter in every]
+    try:
+        for parameter in every:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(encode().sum(), every, allow_unused=True)
+    finally:
+        for parameter, trained in zip(every, before, strict=True):
+            parameter.requires_grad_(trained)
+    return [p for p, gradient in zip(every, gradients, strict=True) if gradient is not None]
+
+
+def _candidate_layers(model: nn.Module, used: set[int]) -> Iterator[list[nn.Parameter]]:
+    """Bare matrices of composite modules, shallow ones first, then leaf modules, last ones first.
+
+    A projection that is a bare parameter belongs to the tower itself or to the model, and comes
+    before the norm in front of it, which would scale the features, too.
+    """
+    owners = [(name, m) for name, m in model.named_modules() if list(m.parameters(recurse=False))]
+    others = [(name.count("."), m) for name, m in owners if list(m.children())]
+    bare = [
+        [parameter]
+        for _, module in sorted(others, key=lambda pair: pair[0])
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim >= 2 and id(parameter) in used
+    ]
+    leaves = [m for _, m in reversed(owners) if not list(m.children())]
+    layers = [list(leaf.parameters(recurse=False)) for leaf in leaves]
+    yield from bare[:_BARE]
+    yield from [layer for layer in layers if id(layer[0]) in used][:_LEAVES]
+
+
+@torch.no_grad()
+def _multiply(parameters: list[nn.Parameter], factor: float) -> None:
+    for parameter in parameters:
+        parameter.mul_(factor)
+
+
+# --------------------------------------------------------------------------------------------------
+# A point on the line between two models' weights.
+#
+# Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), CVPR 2022, arXiv
+# 2109.01903.
+
+
+def interpolate_weights(
+    base: Mapping[str, Tensor], refined: Mapping[str, Tensor], weight: float
+) -> dict[str, Tensor]:
+    """(1 − weight)·base + weight·refined, computed in float32 at least.
+
+    Args:
+        base: State dict of the model before.
+        refined: State dict of the same architecture after.
+        weight: 0 gives `base`, 1 gives `refined`, both exactly.
+
+    Returns:
+        A new state dict; tensors that are not floating point (counters) are those of `refined`.
+
+    Raises:
+        ModelError: Names or shapes differ.
+        ValueError: `weight` is outside 0-1.
+
+    Example:
+        >>> base, refined = {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([4.0, 2.0])}
+        >>> interpolate_weights(base, refined, 0.25)["w"].tolist()
+        [1.0, 2.0]
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be from 0 to 1, got {weight}")
+    shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (base, refined)]
+    if shapes[0] != shapes[1]:
+        names = [name for name in {**base, **refined} if shapes[0].get(name) != shapes[1].get(name)]
+        raise ModelError(
+            f"the two models are not of one architecture: {len(names)} weights differ in name or "
+            f"shape, the first is {names[0]}."
+        )
+    mixed = {}
+    for name, after in refined.items():
+        before = base[name].to(after.device)
+        if not after.is_floating_point() or weight == 1:
+            mixed[name] = after.clone()
+        elif weight == 0:
+            mixed[name] = before.clone()
+        else:
+            wide = torch.promote_types(after.dtype, torch.float32)
+            mixed[name] = torch.lerp(before.to(wide), after.to(wide), weight).to(after.dtype)
+    return mixed

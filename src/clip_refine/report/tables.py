@@ -1,0 +1,814 @@
+"""Numbers → tables in the terminal and in Markdown."""
+
+import csv
+import io
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any, Literal
+
+import yaml
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from clip_refine.results import (
+    Comparison,
+    ComparisonRow,
+    Difference,
+    Findings,
+    Interval,
+    Measured,
+    NumberSpread,
+    Problem,
+    RecipeSummary,
+    RunScores,
+    Score,
+    Scores,
+    Spread,
+    SuiteScores,
+)
+from clip_refine.support.console import printable
+
+# --------------------------------------------------------------------------------------------------
+# How a run was made, as names and values.
+
+
+_PATH = re.compile(r"(?<![\w./])/(?:[^/\s'\"]+/)*([^/\s'\"]+/[^/\s'\"]+)")
+
+_LOSSES = {"rafa_weight": "RaFA", "hycd_weight": "HyCD", "m2_mix_weight": "m²-mix"}
+
+
+def making_facts(
+    scores: RunScores, settings: Mapping[str, Any], environment: Mapping[str, Any], source: str
+) -> dict[str, str]:
+    """What was trained on what, how, with which seed, where."""
+    recipe, train = scores.recipe, settings.get("train", {})
+    loss = settings.get("loss", {})
+    weights = {
+        _LOSSES.get(name, name.removesuffix("_weight").replace("_", " ")): value
+        for name, value in loss.items()
+        if name.endswith("_weight") and value
+    }
+    prior = settings.get("prior", {})
+    rate = f"{train.get('learning_rate', 0):g}, {train.get('schedule')}"
+    facts = {
+        "Model": _named(settings.get("model", {})),
+        "Recipe": settings.get("recipe"),
+        "Losses": ", ".join(f"{name} × {value:g}" for name, value in weights.items()),
+        "References": f"{prior.get('kind')}, scale {prior.get('scale'):g}" if prior else None,
+        "Feature scale in training": loss.get("feature_scale"),
+        "Training images": f"{recipe['pairs']:,} from {settings.get('data', {}).get('train')}",
+        "Steps": f"{recipe['steps']:,} of {train.get('batch_size')} pairs, {_epochs(train)}",
+        "Interpolation": _way(recipe.get("interpolation")),
+        "Learning rate": rate,
+        "Precision": train.get("precision"),
+        "Held-out images": f"{scores.after.pairs:,} from {source}",
+        "Seed": settings.get("seed"),
+        "Device": environment.get("device"),
+        "Machine": environment.get("platform"),
+        "Commit": str(environment.get("git_commit") or "")[:12],
+    }
+    return {
+        name: short_paths(str(value)) for name, value in facts.items() if value not in (None, "")
+    }
+
+
+def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Python's and those of the packages that numbers depend on."""
+    packages = {"python": environment.get("python"), **environment.get("packages", {})}
+    return [(name, str(version)) for name, version in packages.items() if version]
+
+
+def seconds(scores: RunScores) -> list[tuple[str, str]]:
+    """Of each part of the run."""
+    return [(name.replace("_", " "), f"{value:.1f}") for name, value in scores.seconds.items()]
+
+
+def command(environment: Mapping[str, Any]) -> str:
+    """The command line that made the run; empty where it was made from Python."""
+    words: Sequence[str] = environment.get("command", ())
+    if not words or not words[0].endswith(("clip-refine", "clip_refine/__main__.py")):
+        return ""
+    return short_paths(shlex.join(["clip-refine", *words[1:]]))
+
+
+def all_settings(settings: Mapping[str, Any]) -> str:
+    """As in `config.yaml`."""
+    return short_paths(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+
+def short_paths(text: str) -> str:
+    """Without the folders above the last, which are nobody's business where a report is shared.
+
+    >>> short_paths("--data.train /home/someone/secret/photos/captions.csv")
+    '--data.train …/photos/captions.csv'
+    """
+    return _PATH.sub(r"…/\1", text)
+
+
+def short_name(name: str) -> str:
+    """The same for a name that is a path as a whole, spaces and all.
+
+    >>> short_name("/home/some one/photos/a dog.jpg")
+    '…/photos/a dog.jpg'
+    """
+    return f"…/{'/'.join(name.split('/')[-2:])}" if name.startswith("/") else name
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    tag = f" ({model['pretrained']})" if model.get("pretrained") else ""
+    return f"{model.get('name')}{tag}"
+
+
+def _way(interpolation: Mapping[str, Any] | None) -> str:
+    """How far from the model to its refinement the result lies; empty where that is all the way."""
+    if interpolation is None:
+        return ""
+    chosen = ", chosen on held-out training pairs" if interpolation.get("tried") else ""
+    return f"{interpolation['weight']:g} of the way from the model to its refinement{chosen}"
+
+
+def _epochs(train: Mapping[str, Any]) -> str:
+    if train.get("steps"):
+        return "as many as were asked for"
+    count = train.get("epochs", 1)
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Scores before and after as lines of a table, and the verdict in a sentence.
+
+
+Mark = Literal["better", "worse", "no clear change", ""]
+
+GEOMETRY = {
+    # name: (heading, True where a higher value is better, None where neither is)
+    "centroid_distance": ("centroid distance (the gap)", False),
+    "true_pair_cosine": ("cosine of true pairs", None),
+    "alignment": ("alignment, mean squared distance", False),
+    "uniformity_log": ("uniformity, log", False),
+    "relative_modality_gap": ("relative modality gap", False),
+    "text_first_share": ("text ranks first in a mixed index", False),
+    "linear_separability": ("images told from text by a line", False),
+    "hubness_skewness": ("hubness, skewness", False),
+    "effective_rank": ("effective rank", True),
+}
+_MIXED = GEOMETRY["text_first_share"][0]
+
+Sides = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One score of a model before and after.
+
+    Attributes:
+        group: `geometry`, `retrieval` or `zero-shot`.
+        heading: What to call it.
+        before: Of the model as it came.
+        after: Of the refined model.
+        difference: After less before with its interval, where there is one.
+        higher_is_better: None where neither direction is.
+    """
+
+    group: str
+    heading: str
+    before: float
+    after: float
+    difference: Interval | None
+    higher_is_better: bool | None
+
+    @property
+    def mark(self) -> Mark:
+        """As `mark_of`; empty where nothing is known, too."""
+        if self.difference is None or self.higher_is_better is None:
+            return ""
+        return mark_of(self.difference, self.after - self.before, self.higher_is_better)
+
+
+def mark_of(difference: Interval, change: float, higher_is_better: bool) -> Mark:
+    """Better or worse only where the interval excludes zero and three places show the change.
+
+    A run of two steps can move a score in its fifth place for certain; "fell from 0.829 to 0.829"
+    would tell nobody anything.
+
+    >>> mark_of(Interval(mean=-0.0001, low=-0.0002, high=-0.0001), -0.0001, False)
+    'no clear change'
+    >>> mark_of(Interval(mean=-0.01, low=-0.02, high=-0.001), -0.01, False)
+    'better'
+    """
+    if difference.low <= 0 <= difference.high or signed(change) == "0.000":
+        return "no clear change"
+    return "better" if (difference.low > 0) == higher_is_better else "worse"
+
+
+def score_lines(scores: RunScores) -> list[ScoreLine]:
+    """Every score that tables show, group after group."""
+    return [*_geometry(scores), *_retrieval(scores), *_zero_shot(scores)]
+
+
+def headline_lines(scores: RunScores) -> list[ScoreLine]:
+    """The few that the verdict is about: gap, mean R@1, zero-shot; then mixed search."""
+    gap, *others = _geometry(scores)
+    recall = mean_recall_at_1(scores.before), mean_recall_at_1(scores.after)
+    lines = [gap, _line(scores, "retrieval", "mean R@1", "mean_recall@1", recall, True)]
+    if scores.before.zero_shot:
+        top1 = mean_top1(scores.before), mean_top1(scores.after)
+        heading = "mean zero-shot top-1"
+        lines.append(_line(scores, "zero-shot", heading, "zero_shot_top1", top1, True))
+    return lines + [line for line in others if line.heading == _MIXED]
+
+
+def verdict(scores: RunScores) -> str:
+    """What the refinement did, in a sentence."""
+    gap, *means = [line for line in headline_lines(scores) if line.heading != _MIXED]
+    share = "" if signed(gap.after - gap.before) == "0.000" else _share(gap)
+    parts = [_clause("the gap", gap) + share]
+    parts += [_clause(line.heading, line) for line in means]
+    listed = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and ") + parts[-1]
+    pairs = f"{scores.after.pairs:,} held-out images"
+    return f"{listed[0].upper()}{listed[1:]}, on {pairs}.".replace("(-", "(−")
+
+
+def mean_recall_at_1(scores: Scores) -> float:
+    """Mean of R@1 in both directions."""
+    return (
+        scores.retrieval["image_to_text_recall@1"] + scores.retrieval["text_to_image_recall@1"]
+    ) / 2
+
+
+def mean_top1(scores: Scores) -> float:
+    """Mean of top-1 over the zero-shot tasks."""
+    values = [task["top1"] for task in scores.zero_shot.values()]
+    return sum(values) / len(values)
+
+
+def retrieval_heading(name: str) -> str:
+    """What to call a score of retrieval.
+
+    >>> retrieval_heading("image_to_text_recall@5")
+    'image to text R@5'
+    """
+    return name.replace("_recall", " R").replace("_", " ")
+
+
+def number(value: float) -> str:
+    """Three places, or two digits where that would show zero."""
+    text = f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
+    return text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, a true minus, and no sign on what rounds to zero."""
+    text = f"{value:+.3f}".replace("-", "−")
+    return "0.000" if text[1:] == "0.000" else text
+
+
+def interval_text(difference: Interval | None) -> str:
+    """`[−0.010, +0.020]`, or nothing."""
+    return f"[{signed(difference.low)}, {signed(difference.high)}]" if difference else ""
+
+
+def _share(line: ScoreLine) -> str:
+    return f" ({line.after / line.before - 1:+.0%})"
+
+
+def _clause(name: str, line: ScoreLine) -> str:
+    values = f"from {number(line.before)} to {number(line.after)}"
+    if line.mark == "no clear change":
+        return f"{name} did not clearly change ({values.removeprefix('from ')})"
+    verb = ("rose" if line.after > line.before else "fell") if line.mark else "went"
+    return f"{name} {verb} {values}"
+
+
+def _line(
+    scores: RunScores, group: str, heading: str, path: str, sides: Sides, up: bool | None
+) -> ScoreLine:
+    return ScoreLine(group, heading, *sides, scores.difference.get(path), up)
+
+
+def _geometry(scores: RunScores) -> list[ScoreLine]:
+    return [
+        _line(scores, "geometry", heading, f"geometry.{name}", _both(scores, "geometry", name), up)
+        for name, (heading, up) in GEOMETRY.items()
+    ]
+
+
+def _retrieval(scores: RunScores) -> list[ScoreLine]:
+    lines = []
+    for name in scores.before.retrieval:
+        sides, path = _both(scores, "retrieval", name), f"retrieval.{name}"
+        lines.append(_line(scores, "retrieval", retrieval_heading(name), path, sides, True))
+    return lines
+
+
+def _zero_shot(scores: RunScores) -> list[ScoreLine]:
+    lines = []
+    for task, before in scores.before.zero_shot.items():
+        for name in ("top1", "top5"):
+            sides = before[name], scores.after.zero_shot[task][name]
+            path = f"zero_shot.{task}.{name}"
+            lines.append(_line(scores, "zero-shot", f"{task} {name}", path, sides, True))
+    return lines
+
+
+def _both(scores: RunScores, group: str, name: str) -> Sides:
+    before: Mapping[str, float] = getattr(scores.before, group)
+    after: Mapping[str, float] = getattr(scores.after, group)
+    return before[name], after[name]
+
+
+# --------------------------------------------------------------------------------------------------
+# Scores as tables for the terminal.
+
+
+_STYLES = {"better": "green", "worse": "red"}
+_SIGNS = {"better": " +", "worse": " −"}
+
+
+def before_after_table(scores: RunScores) -> Table:
+    """Both sides; green + is better, red − is worse, as `mark_of` says."""
+    table = Table(
+        title="Held-out scores",
+        title_justify="left",
+        title_style="bold",
+        caption="+ better, − worse, neither where the 95 % interval holds 0 or there is none.",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for heading in ("before", "after", "change", "95 % interval"):
+        table.add_column(heading, justify="right")
+    group = ""
+    for line in score_lines(scores):
+        if group and line.group != group:
+            table.add_section()
+        group = line.group
+        change = f"{signed(line.after - line.before)}{_SIGNS.get(line.mark, '  ')}"
+        style = _STYLES.get(line.mark)
+        table.add_row(
+            escape(line.heading),
+            number(line.before),
+            number(line.after),
+            f"[{style}]{change}[/]" if style else change,
+            escape(interval_text(line.difference)),
+        )
+    return table
+
+
+def scores_table(scores: Scores) -> Table:
+    """All numbers of one model."""
+    title = f"Scores on {scores.pairs:,} images with {scores.captions:,} captions"
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in scores.geometry.items():
+        heading = GEOMETRY[name][0] if name in GEOMETRY else name.replace("_", " ")
+        table.add_row(heading, number(value))
+    table.add_section()
+    for name, value in scores.retrieval.items():
+        table.add_row(retrieval_heading(name), number(value))
+    table.add_section()
+    for task, values in scores.zero_shot.items():
+        for name, value in values.items():
+            table.add_row(escape(f"{task} {name}"), number(value))
+    return table
+
+
+# --------------------------------------------------------------------------------------------------
+# A comparison as a table for the terminal, as Markdown and as CSV.
+
+
+COLUMNS = {
+    "gap": "gap ↓",
+    "image_to_text_recall@1": "R@1 i→t ↑",
+    "text_to_image_recall@1": "R@1 t→i ↑",
+    "mean_recall@10": "mean R@10 ↑",
+    "zero_shot_top1": "zero-shot ↑",
+    "linear_probe": "linear probe ↑",
+}
+DIFFERENCES = {
+    "gap": ("gap", False),
+    "mean_recall@1": ("mean R@1", True),
+    "zero_shot_top1": ("zero-shot", True),
+}
+"""Headings, and whether higher is better."""
+BEST = "*"
+LEGEND = (
+    "Mean ± standard deviation over seeds; one value where nothing is trained. "
+    f"{BEST} Pareto-best: no other row is as good in gap, mean R@1, zero-shot and linear probe and "
+    "better in one."
+)
+INTERVALS = (
+    "Differences from the untouched model with 95 % intervals of a paired bootstrap over the "
+    "evaluation images; + is better, − worse, neither where the interval holds 0. They do not "
+    "cover what another training seed would change."
+)
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """The numbers of every recipe, and their differences from the untouched model."""
+    return [_scores_table(comparison), _differences_table(comparison)]
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """Both tables and the learning rates as Markdown."""
+    lines = _markdown_table(*scores_cells(comparison))
+    lines += ["", LEGEND, ""]
+    lines += _markdown_table(*differences_cells(comparison))
+    lines += ["", INTERVALS]
+    if comparison.learning_rates:
+        lines += ["", *_markdown_table(*rates_cells(comparison)), "", RATES_LEGEND]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """One line a run with every number; empty where a run has none."""
+    rows = [_flat(row) for row in comparison.rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+RATES_LEGEND = (
+    "Learning rates by mean recall (R@1, R@5, R@10, both directions) on held-out training pairs, "
+    "first seed; ! where the best one is at the edge of the grid."
+)
+
+
+def _scores_table(comparison: Comparison) -> Table:
+    heads, rows = scores_cells(comparison)
+    table = _table("Comparison", LEGEND)
+    _add_columns(table, [head.replace(" ", "\n", 1) for head in heads])
+    for line, (name, *cells) in zip(comparison.summary, rows, strict=True):
+        # the deviation below its mean: six columns of both do not fit side by side
+        narrow = [cell.replace(" ± 0", "\n±").replace(" ± ", "\n±") for cell in cells]
+        table.add_row(escape(name), *narrow, style="bold" if line.pareto_best else "")
+    return table
+
+
+def _differences_table(comparison: Comparison) -> Table:
+    heads, rows = differences_cells(comparison)
+    table = _table("Less the untouched model", INTERVALS)
+    _add_columns(table, heads)
+    for name, *cells in rows:
+        # three columns of both do not fit side by side
+        narrow = [cell.replace(" [", "\n[") for cell in cells] if len(cells) > 2 else cells
+        table.add_row(escape(name), *(_coloured(cell) for cell in narrow))
+    return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _add_columns(table: Table, heads: Sequence[str]) -> None:
+    for position, head in enumerate(heads):
+        is_name = position == 0
+        table.add_column(head, justify="left" if is_name else "right", overflow="fold")
+
+
+def _coloured(cell: str) -> str:
+    style = {"+": "green", "−": "red"}.get(cell[-1:], "")
+    return f"[{style}]{escape(cell)}[/]" if style else escape(cell)
+
+
+def scores_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the numbers."""
+    present = [name for name in COLUMNS if name in comparison.summary[0].scores]
+    heads = ["", *(COLUMNS[name] for name in present), "lr", "s", "GB"]
+    rows = []
+    for line in comparison.summary:
+        mark = f" {BEST}" if line.pareto_best else ""
+        rate = "" if line.learning_rate is None else f"{line.learning_rate:g}"
+        cells = [_spread(line.scores[name]) for name in present]
+        memory = f"{line.peak_memory.mean:.2f}" if line.peak_memory.mean else ""
+        seconds = f"{line.seconds.mean:.1f}"
+        rows.append([line.recipe + mark, *cells, rate, seconds, memory])
+    return heads, rows
+
+
+def differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the differences from the untouched model."""
+    lines = [line for line in comparison.summary if line.difference]
+    present = [name for name in DIFFERENCES if lines and name in lines[0].difference]
+    heads = ["", *(DIFFERENCES[name][0] for name in present)]
+    return heads, [[line.recipe, *_intervals(line, present)] for line in lines]
+
+
+def _intervals(line: RecipeSummary, names: Sequence[str]) -> list[str]:
+    return [_interval(line.difference[name], DIFFERENCES[name][1]) for name in names]
+
+
+def _interval(difference: Interval, higher_is_better: bool) -> str:
+    sign = {"better": " +", "worse": " −"}.get(
+        mark_of(difference, difference.mean, higher_is_better), ""
+    )
+    return f"{signed(difference.mean)} {interval_text(difference)}{sign}"
+
+
+def rates_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of how learning rates were chosen."""
+    rows = []
+    for choice in comparison.learning_rates:
+        tried = ", ".join(
+            f"{rate}: {'failed' if score is None else f'{score:.3f}'}"
+            for rate, score in choice.tried.items()
+        )
+        chosen = f"{choice.chosen:g}" + (" !" if choice.at_edge else "")
+        rows.append([choice.recipe, chosen, tried])
+    return ["", "chosen", "tried"], rows
+
+
+def _spread(value: Spread) -> str:
+    deviation = "" if value.deviation is None else f" ± {value.deviation:.3f}"
+    return f"{value.mean:.3f}{deviation}"
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace(BEST, f"\\{BEST}")
+
+
+def _flat(row: ComparisonRow) -> dict[str, object]:
+    """`{"geometry": {"alignment": 1}}` as `{"geometry.alignment": 1}`."""
+    flat: dict[str, object] = {}
+
+    def walk(prefix: str, values: Mapping[str, object]) -> None:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                walk(f"{prefix}{name}.", value)
+            else:
+                flat[f"{prefix}{name}"] = value
+
+    walk("", row.model_dump())
+    return flat
+
+
+# --------------------------------------------------------------------------------------------------
+# The numbers of a suite for the terminal: a table a kind of task, models side by side.
+
+
+_SHOWN = {
+    "zero-shot": ("top1", "top5", "mean_per_class_recall", "expected_calibration_error"),
+    "geometry": (
+        *("centroid_distance", "true_pair_cosine", "alignment", "uniformity_log"),
+        *("relative_modality_gap", "linear_separability", "effective_rank"),
+    ),
+}
+"""Of the kinds that have more numbers than a table should; the JSON has them all."""
+
+
+def suite_tables(scores: SuiteScores) -> list[RenderableType]:
+    """Which model is which, one table a kind of task, what was left out, and how to read it."""
+    several = len(scores.models) > 1
+    letters = dict(zip((m.label for m in scores.models), _letters(scores), strict=True))
+    parts: list[RenderableType] = [
+        Text(f"{letters[model.label]}  {model.label}" if several else model.label)
+        for model in scores.models
+    ]
+    kinds = dict.fromkeys(found.kind for found in scores.measured)
+    parts += [_suite_table(scores, kind, letters) for kind in kinds]
+    parts += [
+        Text(f"Left out: {name}: {why}", style="yellow") for name, why in scores.missing.items()
+    ]
+    remark = f"Brackets: 95 % bootstrap interval over images ({scores.resamples:,} resamples)."
+    if scores.differences:
+        remark += (
+            " Changes are from A, resampled together; coloured where the interval excludes zero, "
+            "green for better."
+        )
+    parts.append(Text(remark, style="dim"))
+    return parts
+
+
+def _letters(scores: SuiteScores) -> list[str]:
+    """A, B, C for the columns, since paths are too long for them."""
+    names = (ascii_uppercase[i] if i < 26 else str(i + 1) for i in range(len(scores.models)))
+    return list(names) if len(scores.models) > 1 else [""]
+
+
+def _suite_table(scores: SuiteScores, kind: str, letters: Mapping[str, str]) -> Table:
+    table = Table(title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    for model in scores.models:
+        table.add_column(letters[model.label], justify="right", no_wrap=True)
+    changes = {(d.task, d.score, d.model): d for d in scores.differences}
+    by_task: dict[str, list[Measured]] = {}
+    for found in scores.measured:
+        if found.kind == kind:
+            by_task.setdefault(found.task, []).append(found)
+    for task, of_models in by_task.items():
+        heading = Text(task, style="bold")
+        heading.append(f"\n{_about(of_models[0])}", style="not bold dim")
+        table.add_row(heading)
+        for name in _names(kind, of_models[0]):
+            cells = (
+                _suite_cell(m.scores[name], changes.get((task, name, m.model))) for m in of_models
+            )
+            table.add_row(Text(name), *cells)
+        table.add_section()
+    return table
+
+
+def _names(kind: str, found: Measured) -> Sequence[str]:
+    return [name for name in _SHOWN.get(kind, tuple(found.scores)) if name in found.scores]
+
+
+def _about(found: Measured) -> str:
+    """How many, and with which prompts or captions."""
+    about = f"n = {found.counts['images']:,}"
+    if found.prompts is not None:
+        return f"{about}, prompts: {found.prompts}"
+    for protocol in ("first-caption", "all-captions"):  # the first mentions the second
+        if protocol in found.protocol:
+            return f"{about}, {protocol}"
+    return about
+
+
+def _suite_cell(score: Score, change: Difference | None) -> Text:
+    text = Text(_number(score.value))
+    if score.low is not None and score.high is not None:
+        text.append(f" [{_number(score.low)}, {_number(score.high)}]", style="dim")
+    if change is not None:
+        text.append(f"\n{_signed(change.mean)}", style=_style(change))
+        if change.low is not None and change.high is not None:
+            text.append(f" [{_signed(change.low)}, {_signed(change.high)}]", style="dim")
+    return text
+
+
+def _style(change: Difference) -> str:
+    if change.low is None or change.high is None or change.higher_is_better is None:
+        return ""
+    if change.low <= 0 <= change.high:
+        return ""
+    return "green" if (change.mean > 0) == change.higher_is_better else "red"
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.3f}"
+
+
+# --------------------------------------------------------------------------------------------------
+# What was found in a source, as a table for the terminal.
+
+
+LISTED = 5
+_LONGEST = 160
+
+
+def findings_table(findings: Findings) -> RenderableType:
+    """Counts first, then examples of what is wrong or doubtful, then a sentence."""
+    table = Table(
+        title=escape(f"{findings.source}: {findings.kind}"),
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+    )
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_column("")
+    sections = (_rows(findings), _images(findings), _captions(findings))
+    for section in sections:
+        for name, number, remark in section:
+            table.add_row(name, number, escape(remark))
+        table.add_section()
+    return Group(table, *_examples(findings), Text(findings_verdict(findings)))
+
+
+def findings_verdict(findings: Findings) -> str:
+    """Whether a run on the source would start, in a sentence."""
+    if findings.broken_off:
+        return "Reading broke off, so a run would stop there."
+    bad = len(findings.bad_rows) + len(findings.images.unreadable)
+    if bad:
+        return (
+            "A run stops before training because of the bad rows and unreadable images; "
+            "--data.skip-bad leaves them out."
+        )
+    return "Nothing here stops a run."
+
+
+Line = tuple[str, str, str]
+
+
+def _rows(findings: Findings) -> Iterator[Line]:
+    yield _count("rows", findings.rows)
+    if findings.broken_off:
+        yield "reading broke off", "", findings.broken_off
+    yield _count("bad rows", len(findings.bad_rows))
+
+
+def _images(findings: Findings) -> Iterator[Line]:
+    images = findings.images
+    yield _count("images", images.count, _counted(images.kinds))
+    yield _count("unreadable", len(images.unreadable))
+    yield _count("without captions", len(images.without_captions))
+    yield _count("exact duplicates", *_grouped(images.duplicates))
+    yield _count("near duplicates", *_grouped(images.near_duplicates))
+    if images.odd:
+        yield _count("odd ones, decoded right", sum(images.odd.values()), _counted(images.odd))
+    yield from _number_spread("shorter side, pixels", images.short_side)
+    yield from _number_spread("longer side, pixels", images.long_side)
+
+
+def _captions(findings: Findings) -> Iterator[Line]:
+    captions = findings.captions
+    yield _count("captions", captions.count)
+    yield from _number_spread("an image", captions.per_image)
+    yield from _number_spread("words", captions.words)
+    yield from _number_spread("tokens", captions.tokens)
+    if captions.tokens and captions.context_length:
+        share = captions.too_long / max(1, captions.count)
+        remark = f"{share:.1%} are cut to the {captions.context_length} tokens that the model reads"
+        yield _count("too long", captions.too_long, remark)
+    yield _count("on several images", sum(captions.shared.values()), _shared(captions.shared))
+
+
+def _examples(findings: Findings) -> Iterator[Text]:
+    images, captions = findings.images, findings.captions
+    yield from _listed("Bad rows", _told(findings.bad_rows))
+    yield from _listed("Unreadable", [problem.problem for problem in images.unreadable])
+    yield from _listed("Without captions", images.without_captions)
+    yield from _listed("Exact duplicates", [" = ".join(group) for group in images.duplicates])
+    yield from _listed("Near duplicates", [" ~ ".join(group) for group in images.near_duplicates])
+    shared = [f"{count:,} times: {text}" for text, count in captions.shared.items()]
+    yield from _listed("On several images", shared)
+    yield from _listed("Too long", captions.too_long_examples, captions.too_long)
+
+
+def _told(problems: Sequence[Problem]) -> list[str]:
+    return [f"{problem.where}: {problem.problem}" for problem in problems]
+
+
+def _listed(title: str, items: Sequence[str], count: int | None = None) -> Iterator[Text]:
+    """A few of them and how many more there are; as plain text, since it comes from data."""
+    if not items:
+        return
+    more = (len(items) if count is None else count) - LISTED
+    lines = [_short(item) for item in items[:LISTED]]
+    lines += [f"... and {more:,} more."] if more > 0 else []
+    yield Text(f"{title}:", style="bold")
+    yield Text("\n".join(f"  {line}" for line in lines))
+
+
+def _short(text: str) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 2]} …"
+
+
+def _count(name: str, count: int, remark: str = "") -> Line:
+    return name, f"{count:,}", remark
+
+
+def _grouped(groups: Sequence[Sequence[str]]) -> tuple[int, str]:
+    """How many images there are besides the first of each group."""
+    surplus = sum(len(group) - 1 for group in groups)
+    return surplus, f"beside {_findings_number(len(groups), 'other')}" if groups else ""
+
+
+def _number_spread(name: str, spread: NumberSpread | None) -> Iterator[Line]:
+    if spread is not None:
+        yield (
+            name,
+            f"{spread.mean:,.1f}",
+            f"{spread.smallest:,} to {spread.largest:,}, median {spread.median:,}, "
+            f"95 % up to {spread.high:,}",
+        )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _shared(shared: Mapping[str, int]) -> str:
+    return _findings_number(len(shared), "text") if shared else ""
+
+
+def _findings_number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -1,0 +1,189 @@
+"""Look a source of captioned images over before a run is spent on it."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_refine import build
+from clip_refine.config import DataConfig, ModelConfig
+from clip_refine.data import ImageCaptions
+from clip_refine.data.look import (
+    PICTURE,
+    ImageFacts,
+    Sample,
+    Unreadable,
+    draw_sheet,
+    near_groups,
+    scan_images,
+)
+from clip_refine.data.pixels import PixelReader
+from clip_refine.errors import ConfigError
+from clip_refine.models.transformers import context_length, token_counts
+from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
+from clip_refine.support.console import Bar, console
+from clip_refine.support.folder import check_free, complete_file
+
+SAMPLES = 10
+_SHOWN = 10
+_TEXTS = 1000
+
+
+def check_data(
+    source: str,
+    data: DataConfig | None = None,
+    *,
+    model: ModelConfig | None = None,
+    near: int = 4,
+    out: Path | None = None,
+    sheet: Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Findings:
+    """Count, measure and decode everything in a source, and stop at nothing that is wrong with it.
+
+    Args:
+        source: As `data.train`.
+        data: How to read it, where the defaults do not do.
+        model: Whose tokenizer counts tokens; OpenAI's CLIP without it.
+        near: Bits of 64 in which the perceptual hashes of near duplicates may differ.
+        out: JSON file for the findings.
+        sheet: PNG file for ten pairs.
+        seed: Which pairs those are.
+        workers: Processes that decode; one a core, up to 8, without it.
+        overwrite: Replace `out` and `sheet` where they exist.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        DataError: The source cannot be read at all.
+        ModelError: The model has no tokenizer that can be loaded.
+        OutputError: `out` or `sheet` exists, or cannot be written.
+    """
+    if not 0 <= near <= 16:
+        raise ConfigError(f"near {near}: must be from 0 to 16 bits.")
+    data = data or DataConfig()
+    if data.train or data.val:
+        raise ConfigError("data check takes the source itself. Leave --data.train and .val out.")
+    for path in (out, sheet):
+        if path is not None:
+            check_free(path, overwrite=overwrite, folder=False)
+    tokenizer = build.build_tokenizer(model or ModelConfig())
+    found = build.read_all_rows(source, data)
+    facts = scan_images(found.images, workers=build.count_free_workers(workers))
+    findings = Findings(
+        source=source,
+        kind=found.kind,
+        rows=found.rows,
+        bad_rows=tuple(Problem(where=row.where, problem=row.problem) for row in found.bad),
+        broken_off=found.broken_off,
+        images=_images(found.images, facts, near),
+        captions=_captions(found.images.captions, tokenizer),
+    )
+    if out is not None:
+        with complete_file(out) as partial:
+            partial.write_text(findings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if sheet is not None:
+        samples = _samples(found.images, facts, seed)
+        if not samples:
+            console.print("No sheet: no pair has a readable image and a caption.")
+        else:
+            with complete_file(sheet) as partial:
+                draw_sheet(samples).save(partial, "PNG")
+    return findings
+
+
+def _images(
+    images: ImageCaptions, facts: Sequence[ImageFacts | Unreadable], near: int
+) -> ImageFindings:
+    names = [images.image_name(index) for index in range(len(images))]
+    readable = {i: fact for i, fact in enumerate(facts) if isinstance(fact, ImageFacts)}
+    by_content: dict[str, list[int]] = defaultdict(list)
+    for index, fact in readable.items():
+        by_content[fact.content].append(index)
+    # one image a content: copies are listed as such already
+    firsts = [group[0] for group in by_content.values()]
+    looks = np.array([readable[index].look for index in firsts], dtype=np.uint64)
+    alike = near_groups(looks, near) if firsts else []
+    return ImageFindings(
+        count=len(images),
+        kinds=_most_common(fact.kind for fact in readable.values()),
+        odd=_most_common(odd for fact in readable.values() for odd in fact.odd),
+        short_side=NumberSpread.of([min(fact.width, fact.height) for fact in readable.values()]),
+        long_side=NumberSpread.of([max(fact.width, fact.height) for fact in readable.values()]),
+        unreadable=tuple(
+            Problem(where=names[index], problem=fact.problem)
+            for index, fact in enumerate(facts)
+            if isinstance(fact, Unreadable)
+        ),
+        without_captions=tuple(
+            name for name, texts in zip(names, images.captions, strict=True) if not texts
+        ),
+        duplicates=tuple(
+            tuple(names[index] for index in group)
+            for group in by_content.values()
+            if len(group) > 1
+        ),
+        near_duplicates=tuple(tuple(names[firsts[at]] for at in group) for group in alike),
+    )
+
+
+def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindings:
+    texts = [text for own in captions for text in own]
+    tokens = _count_tokens(tokenizer, texts)
+    limit = context_length(tokenizer)
+    is_long = [limit is not None and count > limit for count in tokens or ()]
+    long = [index for index, too_long in enumerate(is_long) if too_long]
+    long.sort(key=lambda index: -(tokens or [])[index])
+    shared = Counter(text for own in captions for text in set(own))
+    return CaptionFindings(
+        count=len(texts),
+        per_image=NumberSpread.of([len(own) for own in captions if own]),
+        characters=NumberSpread.of([len(text) for text in texts]),
+        words=NumberSpread.of([len(text.split()) for text in texts]),
+        tokens=None if tokens is None else NumberSpread.of(tokens),
+        context_length=limit,
+        too_long=len(long),
+        too_long_examples=tuple(texts[index] for index in long[:_SHOWN]),
+        shared={text: count for text, count in shared.most_common() if count > 1},
+    )
+
+
+def _count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int] | None:
+    counts: list[int] = []
+    starts = range(0, len(texts), _TEXTS)
+    for start in Bar("Counting tokens", len(starts), transient=True).over(starts):
+        counted = token_counts(tokenizer, texts[start : start + _TEXTS])
+        if counted is None:
+            return None
+        counts += counted
+    return counts
+
+
+def _samples(
+    images: ImageCaptions, facts: Sequence[ImageFacts | Unreadable], seed: int
+) -> list[Sample]:
+    """Pairs drawn at random from those that can be shown, in the order of the source."""
+    generator = random.Random(seed)
+    shown = [
+        index
+        for index, fact in enumerate(facts)
+        if isinstance(fact, ImageFacts) and images.captions[index]
+    ]
+    chosen = sorted(generator.sample(shown, min(SAMPLES, len(shown))))
+    reader = PixelReader(lambda image: image, PICTURE)  # pyright: ignore
+    return [
+        Sample(
+            reader.load(images, index),
+            Path(images.image_name(index)).name,
+            generator.choice(images.captions[index]),
+        )
+        for index in chosen
+    ]
+
+
+def _most_common(names: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(names).most_common())

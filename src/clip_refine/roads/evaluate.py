@@ -1,0 +1,63 @@
+"""Measuring a model as it stands: the numbers that a refinement takes before and after."""
+
+from torch import nn
+
+from clip_refine import build
+from clip_refine.config import EvaluateConfig
+from clip_refine.errors import ConfigError
+from clip_refine.evaluation import Embedder, score_model
+from clip_refine.evaluation.embed import embed_pairs
+from clip_refine.models import DualEncoder
+from clip_refine.results import Scores
+from clip_refine.support.folder import check_free, write_file
+from clip_refine.vectors.files import FeatureSet, check_features_path, write_features
+
+
+def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Scores:
+    """Measure a model as it stands: the same numbers as before and after a refinement.
+
+    Args:
+        config: Every setting.
+        model: Measured instead of loading `config.model`.
+
+    Raises:
+        ClipRefineError: Bad settings, data or model, or an output file that exists.
+    """
+    _check_no_suite(config)
+    if config.out is not None:
+        check_free(config.out, overwrite=config.overwrite, folder=False)
+    if config.save_features is not None:
+        check_features_path(config.save_features, overwrite=config.overwrite)
+    accelerator = build.build_accelerator(config.device)
+    device = accelerator.device
+    held_out = build.build_held_out(config.data, seed=config.seed)
+    tasks = build.build_tasks(config.evaluation)
+    encoder = model or build.build_model(config.model)
+    if isinstance(encoder, nn.Module):
+        encoder.float().eval().to(device)
+    workers = build.count_workers(config.workers, device)
+    reader = build.build_reader(config.data, encoder, [held_out, *tasks], workers=config.workers)
+    batch_size = config.evaluation.batch_size
+    embedder = Embedder(encoder, device, batch_size, workers, reader=reader)
+    pairs = embed_pairs(embedder, held_out)
+    scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
+    if config.out is not None and accelerator.is_main_process:
+        write_file(config.out, scores.model_dump_json(indent=2) + "\n")
+    if config.save_features is not None and accelerator.is_main_process:
+        features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
+        note = {"model": config.model.name}
+        write_features(config.save_features, features, note=note, overwrite=config.overwrite)
+    return scores
+
+
+def _check_no_suite(config: EvaluateConfig) -> None:
+    """Refuse settings that only a suite heeds."""
+    fields = EvaluateConfig.model_fields
+    for name in ("suite", "data_root", "models", "prompts", "missing", "download", "cache"):
+        if getattr(config, name) != fields[name].get_default():
+            flag = name.replace("_", "-")
+            raise ConfigError(
+                "suite: call evaluate_suite for it."
+                if name == "suite"
+                else f"--{flag} belongs to a suite. Name one with --suite, or leave it out."
+            )

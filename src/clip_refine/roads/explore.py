@@ -1,0 +1,393 @@
+"""`explore`: a page on this machine that searches images and captions with two models."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clip_refine import build
+from clip_refine.config import ModelConfig, RefineConfig, load_config, override
+from clip_refine.data import ImageCaptions, Subset
+from clip_refine.data.images import SUFFIXES, open_image
+from clip_refine.data.pairs import Images
+from clip_refine.errors import ConfigError, DataError, ModelError
+from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.similarity import unit_rows
+
+# --------------------------------------------------------------------------------------------------
+# One model's features of images and captions, searched by text or image.
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Something that was found.
+
+    Attributes:
+        rank: 1 is first.
+        image: Position of the image, None for a caption.
+        caption: The text, None for an image.
+        cosine: With the query.
+    """
+
+    rank: int
+    image: int | None
+    caption: str | None
+    cosine: float
+
+
+class SearchIndex:
+    """Unit features of one model.
+
+    Attributes:
+        embedder: The model and how to feed it.
+        image_unit: (N, d).
+        text_unit: (M, d), M may be 0.
+        captions: The M texts.
+    """
+
+    def __init__(self, embedder: Embedder, images: Images, captions: list[str], name: str) -> None:
+        """Encode everything once.
+
+        Args:
+            embedder: The model.
+            images: What is searched.
+            captions: What is searched, too, in a mixed index.
+            name: Of the model, for the progress bar.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        self.embedder = embedder
+        self.captions = captions
+        self.image_unit = unit_rows("images", embedder.images(images, f"{name}: images"))
+        self.text_unit = self.image_unit[:0]
+        if captions:
+            self.text_unit = unit_rows("captions", embedder.texts(captions, f"{name}: captions"))
+
+    def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
+        """The nearest to a text, first the nearest.
+
+        Args:
+            query: The text.
+            mixed: Whether captions are searched, too; those that are the query itself are not.
+            count: How many.
+        """
+        model = self.embedder.model
+        with torch.no_grad():
+            tokens = model.tokenizer([query]).to(self.embedder.device)
+            features = model.encode_text(tokens).float().cpu()
+        return self._nearest(features, mixed=mixed, count=count, but=query)
+
+    def by_image(self, query: Image.Image, *, mixed: bool, count: int) -> list[Hit]:
+        """The nearest to an image; arguments as in `by_text`."""
+        model = self.embedder.model
+        with torch.no_grad():
+            pixels = model.preprocess(query.convert("RGB"))[None].to(self.embedder.device)
+            features = model.encode_image(pixels).float().cpu()
+        return self._nearest(features, mixed=mixed, count=count)
+
+    def _nearest(
+        self, query: Tensor, *, mixed: bool, count: int, but: str | None = None
+    ) -> list[Hit]:
+        unit = unit_rows("query", query)[0]
+        cosines = self.image_unit @ unit
+        if mixed:
+            of_captions = self.text_unit @ unit
+            same = torch.tensor([text == but for text in self.captions], dtype=torch.bool)
+            cosines = torch.cat([cosines, of_captions.masked_fill(same, -torch.inf)])
+        best = cosines.topk(min(count, len(cosines)))
+        return [
+            self._hit(rank, position, cosine)
+            for rank, (position, cosine) in enumerate(
+                zip(best.indices.tolist(), best.values.tolist(), strict=True), start=1
+            )
+            if cosine > -2
+        ]
+
+    def _hit(self, rank: int, position: int, cosine: float) -> Hit:
+        if position < len(self.image_unit):
+            return Hit(rank, position, None, cosine)
+        return Hit(rank, None, self.captions[position - len(self.image_unit)], cosine)
+
+
+# --------------------------------------------------------------------------------------------------
+# The folder of a run → two searchable models.
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Two models on the same images.
+
+    Attributes:
+        title: What is explored.
+        images: What is searched.
+        captions: Of the images; empty where they have none.
+        base: The model as it came.
+        refined: The refined model.
+    """
+
+    title: str
+    images: Images
+    captions: list[str]
+    base: SearchIndex
+    refined: SearchIndex
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files without captions.
+
+    Attributes:
+        paths: One path an image.
+    """
+
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index` in RGB.
+
+        Raises:
+            DataError: The file is gone or cannot be decoded.
+        """
+        return open_image(self.paths[index])
+
+    def image_name(self, index: int) -> str:
+        """The image's path."""
+        return str(self.paths[index])
+
+
+def open_explorer(
+    run: Path, images: str | None = None, *, limit: int = 2000, device: str = "auto"
+) -> Explorer:
+    """Load both models of a run and encode what is to be searched.
+
+    Args:
+        run: The folder that `refine` wrote.
+        images: A folder of images, or captioned images as for `refine --data.train`; None for the
+            run's held-out images.
+        limit: Images at most, the first ones.
+        device: auto, cpu, cuda, cuda:1, mps.
+
+    Raises:
+        ClipRefineError: The run, a model or the images cannot be read.
+    """
+    if not (run / "config.yaml").is_file():
+        raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
+    config = load_config(RefineConfig, run / "config.yaml")
+    if config.model.name.startswith("python:"):
+        raise ModelError(
+            f"{run}: its base model was passed from Python ({config.model.name}), so it cannot be "
+            "loaded by name. Refine with --model.name or --model.factory to explore."
+        )
+    found, captions = _images(config, images, limit)
+    accelerator = build.build_accelerator(device)
+    indices = []
+    for name, model in (("base", config.model), ("refined", ModelConfig(name=str(run / "model")))):
+        encoder = build.build_model(model)
+        if isinstance(encoder, nn.Module):
+            encoder.float().eval().to(accelerator.device)
+        workers = build.count_workers(None, accelerator.device)
+        embedder = Embedder(encoder, accelerator.device, config.evaluation.batch_size, workers)
+        indices.append(SearchIndex(embedder, found, captions, name))
+    return Explorer(f"{config.model.name}, {config.recipe}", found, captions, *indices)
+
+
+def _images(config: RefineConfig, name: str | None, limit: int) -> tuple[Images, list[str]]:
+    folder = Path(name) if name else None
+    if folder and folder.is_dir():
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise DataError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")
+        return ImageFiles(paths[:limit]), []
+    pairs = _pairs(config, name)
+    chosen = Subset(pairs, range(min(limit, len(pairs))), pairs.name)
+    return chosen, [text for texts in chosen.captions for text in texts]
+
+
+def _pairs(config: RefineConfig, name: str | None) -> ImageCaptions:
+    if name is not None:
+        return build.open_source(name, override(config, data={"split": None}).data, training=False)
+    return build.build_data(config.data, seed=config.seed)[1]
+
+
+# --------------------------------------------------------------------------------------------------
+# The page of `clip-refine explore`, by Gradio.
+
+
+COUNT = 12
+"""Hits that are shown for each model."""
+
+THUMBNAIL = 200
+_FONTS = ("system-ui", "sans-serif")
+_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
+)
+_CSS = """
+.hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)); }
+.hits .hit { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 6px;
+  background: var(--background-fill-primary); min-width: 0; }
+.hits .hit.only { border-color: var(--color-accent); }
+.hits img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; margin: 0; }
+.hits .text { aspect-ratio: 1; display: flex; align-items: center; justify-content: center;
+  text-align: center; font-size: .8rem; line-height: 1.3; overflow: hidden;
+  overflow-wrap: anywhere; padding: 4px; border-radius: 6px;
+  background: var(--background-fill-secondary); }
+.hits .score { font-size: .75rem; opacity: .75; margin-top: 4px; }
+"""
+
+
+def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = True) -> Any:
+    """Serve the page on this machine only.
+
+    Args:
+        explorer: What to search.
+        port: Of localhost; None for the first free one from 7860 on.
+        browser: Whether to open one.
+        wait: Whether to stay until the server is stopped.
+
+    Returns:
+        Gradio's app, which has `local_url` and `close()`.
+
+    Raises:
+        ConfigError: Gradio is not installed, or the port is taken.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        gradio: Any = import_module("gradio")
+    except ModuleNotFoundError as error:
+        raise ConfigError("explore needs Gradio. Run `pip install 'clip-refine[app]'`.") from error
+    app = _page(gradio, explorer)
+    theme = gradio.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace"))
+    try:
+        app.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            inbrowser=browser,
+            prevent_thread_lock=not wait,
+            quiet=not wait,
+            share=False,
+            footer_links=[],
+            theme=theme,
+            css=_CSS,
+            app_kwargs={"middleware": [_no_network()]},
+        )
+    except OSError as error:
+        raise ConfigError(f"port {port}: {error}. Choose another --port.") from error
+    return app
+
+
+def _no_network() -> Any:
+    """A header that keeps the page's browser from asking any other machine."""
+    from starlette.middleware import Middleware
+
+    class Policy:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def with_header(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    header = (b"content-security-policy", _POLICY.encode())
+                    message["headers"] = [*message.get("headers", []), header]
+                await send(message)
+
+            await self.app(scope, receive, with_header)
+
+    return Middleware(Policy)
+
+
+def _page(gradio: Any, explorer: Explorer) -> Any:
+    render = renderer(explorer)
+
+    def search(text: str, image: Image.Image | None, mixed: bool) -> tuple[str, str]:
+        return render(text, image, mixed)
+
+    with gradio.Blocks(title="clip-refine explore", analytics_enabled=False) as app:
+        gradio.Markdown("## Before and after, on your images")
+        gradio.Markdown(
+            f"{len(explorer.images):,} images, {len(explorer.captions):,} captions. Type a query, "
+            "or drop an image, which then is the query. Frames mark what only one of the two finds."
+        )
+        with gradio.Row():
+            with gradio.Column(scale=3):
+                text = gradio.Textbox(label="Query", placeholder="a red circle")
+                mixed = gradio.Checkbox(
+                    label="Mixed index: search captions, too",
+                    interactive=bool(explorer.captions),
+                )
+                go = gradio.Button("Search", variant="primary")
+            with gradio.Column(scale=2):
+                image = gradio.Image(
+                    label="Image query", type="pil", sources=["upload", "clipboard"], height=180
+                )
+        with gradio.Row():
+            columns = []
+            for name in ("Base", "Refined"):
+                with gradio.Column():
+                    gradio.Markdown(f"### {name}")
+                    columns.append(gradio.HTML(elem_id=name.lower()))
+        inputs = [text, image, mixed]
+        for event in (text.submit, go.click, image.change, mixed.change):
+            event(search, inputs, columns, show_progress="hidden", api_visibility="private")
+    return app
+
+
+def renderer(
+    explorer: Explorer,
+) -> Callable[[str, Image.Image | None, bool], tuple[str, str]]:
+    """What turns a query into the hits of both models, as HTML with all text escaped."""
+
+    @lru_cache(maxsize=1024)
+    def thumbnail(index: int) -> str:
+        small = explorer.images.load_image(index).convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        small.save(file, "JPEG", quality=80)
+        return base64.b64encode(file.getvalue()).decode("ascii")
+
+    def hits(index: SearchIndex, text: str, image: Image.Image | None, mixed: bool) -> list[Hit]:
+        if image is not None:
+            return index.by_image(image, mixed=mixed, count=COUNT)
+        return index.by_text(text, mixed=mixed, count=COUNT)
+
+    def card(hit: Hit, others: set[object]) -> str:
+        if hit.image is not None:
+            name = escape(explorer.images.image_name(hit.image))
+            source = f"data:image/jpeg;base64,{thumbnail(hit.image)}"
+            shown = f'<img src="{source}" alt="{name}" title="{name}">'
+        else:
+            shown = f'<div class="text">{escape(hit.caption or "")}</div>'
+        only = "" if _identity(hit) in others else " only"
+        score = f'<div class="score">{hit.rank} · cosine {hit.cosine:.3f}</div>'
+        return f'<div class="hit{only}">{shown}{score}</div>'
+
+    def grid(found: Sequence[Hit], other: Sequence[Hit]) -> str:
+        others = {_identity(hit) for hit in other}
+        return f'<div class="hits">{"".join(card(hit, others) for hit in found)}</div>'
+
+    def render(text: str, image: Image.Image | None, mixed: bool) -> tuple[str, str]:
+        text = (text or "").strip()
+        if not text and image is None:
+            return "", ""
+        found = [hits(index, text, image, mixed) for index in (explorer.base, explorer.refined)]
+        return grid(*found), grid(*found[::-1])
+
+    return render
+
+
+def _identity(hit: Hit) -> object:
+    return hit.caption if hit.image is None else hit.image

@@ -1,0 +1,361 @@
+"""`export`: a model in another library's format, loaded back there and compared."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.tokenizer import basic_clean
+from PIL import Image
+from torch import Tensor
+
+from clip_refine import __version__, build
+from clip_refine.config import ModelConfig, RefineConfig, load_config
+from clip_refine.data import ImageCaptions, Subset
+from clip_refine.data.toy import toy_val
+from clip_refine.errors import ClipRefineError, ConfigError, ModelError
+from clip_refine.models import OpenClipEncoder, TransformersEncoder
+from clip_refine.models.transformers import quiet_transformers
+from clip_refine.results import Provenance, RunScores, read_run_scores
+from clip_refine.saving import (
+    base_model,
+    read_provenance,
+    write_card,
+    write_onnx,
+    write_open_clip,
+    write_sentence_transformers,
+    write_transformers,
+)
+from clip_refine.saving.onnx import (
+    IMAGE_FILE,
+    INSTALL,
+    TEXT_FILE,
+    full_length_tokenizer,
+    image_size,
+)
+from clip_refine.support.folder import check_free, complete_folder
+
+# --------------------------------------------------------------------------------------------------
+# Whether an exported model gives the same features.
+
+
+SAMPLE = 16
+"""Images and captions that are compared."""
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """An exported model as its users run it.
+
+    Attributes:
+        images: PIL images → (B, d) raw features.
+        texts: Texts → (B, d) raw features.
+    """
+
+    images: Callable[[list[Image.Image]], Tensor]
+    texts: Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """How an exported model compares with its source.
+
+    Attributes:
+        pairs: Name of the pairs that were compared.
+        count: How many.
+        image_difference: Largest difference in any dimension of any image's raw features, as a
+            share of their mean norm, for images of the model's own size.
+        text_difference: The same for captions, with characters cleaned as open_clip does.
+        image_cosine: Lowest cosine for the images as they are, each side resizing by itself.
+        text_cosine: Lowest cosine for the captions as they are.
+        tolerance: What the differences may be.
+    """
+
+    pairs: str
+    count: int
+    image_difference: float
+    text_difference: float
+    image_cosine: float
+    text_cosine: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether both differences are within the tolerance; not where one is not a number."""
+        differences = (self.image_difference, self.text_difference)
+        return all(difference <= self.tolerance for difference in differences)
+
+    def __str__(self) -> str:
+        """The differences in half a sentence."""
+        return (
+            f"features differ by at most {self.image_difference:.1e} (images) and "
+            f"{self.text_difference:.1e} (texts) of their norm, {self.tolerance:.0e} allowed, on "
+            f"{self.count} pairs of {self.pairs}"
+        )
+
+
+def sample_pairs(run: Path | None) -> ImageCaptions:
+    """16 held-out pairs of a run where they can be read, else of the drawn world."""
+    pairs: ImageCaptions = toy_val()
+    if run:
+        try:
+            config = load_config(RefineConfig, run / "config.yaml")
+            held_out = build.build_held_out(config.data, seed=config.seed)
+            first = Subset(held_out, range(min(SAMPLE, len(held_out))), held_out.name)
+            for index in range(len(first)):
+                first.load_image(index)
+            return first
+        except ClipRefineError:
+            pass  # the data are elsewhere by now
+    return Subset(pairs, range(SAMPLE), "drawn pairs")
+
+
+@torch.no_grad()
+def compare_features(
+    model: Any, exported: Encoders, pairs: ImageCaptions, *, tolerance: float
+) -> ExportCheck:
+    """Encode the same pairs by both.
+
+    Args:
+        model: A dual encoder, the source.
+        exported: The other.
+        pairs: What to encode, each image with its first caption.
+        tolerance: See `ExportCheck`.
+    """
+    originals = [pairs.load_image(index).convert("RGB") for index in range(len(pairs))]
+    height, width = image_size(model)
+    images = [image.resize((width, height), Image.Resampling.BICUBIC) for image in originals]
+    captions = [pairs.captions[index][0] for index in range(len(pairs))]
+    cleaned = [" ".join(basic_clean(caption).split()) for caption in captions]
+    source = _encoders(model)
+    return ExportCheck(
+        pairs=Path(pairs.name).name,
+        count=len(pairs),
+        image_difference=_difference(source.images(images), exported.images(images)),
+        text_difference=_difference(source.texts(cleaned), exported.texts(cleaned)),
+        image_cosine=_lowest_cosine(source.images(originals), exported.images(originals)),
+        text_cosine=_lowest_cosine(source.texts(captions), exported.texts(captions)),
+        tolerance=tolerance,
+    )
+
+
+def _encoders(model: Any) -> Encoders:
+    device = next(model.parameters()).device
+
+    def images(these: Sequence[Image.Image]) -> Tensor:
+        return model.encode_image(torch.stack([model.preprocess(i) for i in these]).to(device))
+
+    return Encoders(
+        images=images, texts=lambda texts: model.encode_text(model.tokenizer(texts).to(device))
+    )
+
+
+def _difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference of two (B, d) features over the mean norm of the first."""
+    found = found.to(expected)
+    if expected.shape != found.shape:
+        return float("inf")
+    return float((expected - found).abs().max() / expected.norm(dim=-1).mean())
+
+
+def _lowest_cosine(expected: Tensor, found: Tensor) -> float:
+    return float(torch.cosine_similarity(expected, found.to(expected), dim=-1).min())
+
+
+# --------------------------------------------------------------------------------------------------
+# Exported folders, loaded by the library they are for and without any of ours.
+
+
+_INSTALL_HF = "pip install 'clip-refine[hf]'"
+
+
+def load_back(folder: Path, kind: str, model: Any) -> Encoders:
+    """An exported model as its users load it.
+
+    Args:
+        folder: What was written.
+        kind: In which format.
+        model: The source, whose preprocessing feeds ONNX files: these have none of their own.
+
+    Raises:
+        ModelError: The library is not installed.
+    """
+    try:
+        match kind:
+            case "open_clip":
+                return _open_clip(folder)
+            case "transformers":
+                return _transformers(folder)
+            case "sentence-transformers":
+                return _sentence_transformers(folder)
+            case _:
+                return _onnx(folder, model)
+    except ImportError as error:
+        install = INSTALL if kind == "onnx" else _INSTALL_HF
+        raise ModelError(
+            f"the export cannot be checked without {error.name}. Install it with {install}."
+        ) from error
+
+
+def _open_clip(folder: Path) -> Encoders:
+    name = f"local-dir:{folder}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
+    tokenizer = open_clip.get_tokenizer(name)
+    clip: Any = model.eval()
+
+    def images(these: list[Image.Image]) -> Tensor:
+        pixels = torch.stack([preprocess(image) for image in these])  # type: ignore[operator]
+        return clip.encode_image(pixels, normalize=False)
+
+    return Encoders(images, lambda texts: clip.encode_text(tokenizer(texts), normalize=False))
+
+
+def _transformers(folder: Path) -> Encoders:
+    from transformers import AutoModel, AutoProcessor
+
+    with quiet_transformers():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        processor = AutoProcessor.from_pretrained(folder)
+
+    def pooled(features: Any) -> Tensor:  # Transformers 5 wraps them, Transformers 4 does not
+        return features if isinstance(features, Tensor) else features.pooler_output
+
+    def images(these: list[Image.Image]) -> Tensor:
+        return pooled(model.get_image_features(**processor(images=these, return_tensors="pt")))
+
+    def texts(these: list[str]) -> Tensor:
+        tokens = processor(text=these, padding="max_length", truncation=True, return_tensors="pt")
+        return pooled(model.get_text_features(**tokens))
+
+    return Encoders(images, texts)
+
+
+def _sentence_transformers(folder: Path) -> Encoders:
+    from sentence_transformers import SentenceTransformer
+
+    with quiet_transformers():
+        model = SentenceTransformer(str(folder), device="cpu")
+
+    def encode(these: list[Any]) -> Tensor:
+        return model.encode(these, convert_to_tensor=True, show_progress_bar=False)
+
+    return Encoders(images=encode, texts=encode)
+
+
+def _onnx(folder: Path, model: Any) -> Encoders:
+    from onnxruntime import InferenceSession
+
+    image_tower = InferenceSession(folder / IMAGE_FILE, providers=["CPUExecutionProvider"])
+    text_tower = InferenceSession(folder / TEXT_FILE, providers=["CPUExecutionProvider"])
+    tokenizer = full_length_tokenizer(model)
+
+    def images(these: list[Image.Image]) -> Tensor:
+        pixels = torch.stack([model.preprocess(image) for image in these])
+        return torch.from_numpy(image_tower.run(None, {"pixel_values": pixels.numpy()})[0])
+
+    def texts(these: list[str]) -> Tensor:
+        return torch.from_numpy(text_tower.run(None, {"input_ids": tokenizer(these).numpy()})[0])
+
+    return Encoders(images, texts)
+
+
+# --------------------------------------------------------------------------------------------------
+# The road out: load → write → load back as its users would → compare → keep or refuse.
+
+
+FORMATS = ("open_clip", "transformers", "sentence-transformers", "onnx")
+_TOLERANCE = {"onnx": 1e-4}
+_ANY_TOLERANCE = 1e-5
+
+
+def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> ExportCheck:
+    """Write a model in another library's format, if it gives the same features there.
+
+    The written folder is loaded back with that library and compared on 16 images and captions: of
+    the run's held-out pairs where they can be read, else drawn ones.
+
+    Args:
+        source: A run's folder, a model's folder, or a name as for `model.name`.
+        to: One of `FORMATS`.
+        out: Folder to write.
+        overwrite: Replace `out` where it holds an earlier result.
+
+    Returns:
+        By how much the features differ.
+
+    Raises:
+        ConfigError: There is no such format.
+        ModelError: The model cannot be loaded, has no like in that library, or gives other
+            features there. Nothing is left at `out` then.
+        OutputError: `out` exists.
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"--to {to}: there is no such format. Allowed: {', '.join(FORMATS)}.")
+    check_free(out, overwrite=overwrite)
+    run = _run_of(Path(source))
+    model = _load(source, run, to)
+    provenance, scores = _origin(source, run)
+    pairs = sample_pairs(run)
+    with complete_folder(out, overwrite=overwrite) as folder:
+        _write(model, folder, to, provenance.header())
+        write_card(folder, provenance, scores)
+        check = compare_features(
+            model, load_back(folder, to, model), pairs, tolerance=_TOLERANCE.get(to, _ANY_TOLERANCE)
+        )
+        if not check.passed:
+            raise ModelError(
+                f"the exported model gives other features than {source}: {check}. Nothing was "
+                "kept. Please report this with the model's name."
+            )
+    return check
+
+
+def _run_of(source: Path) -> Path | None:
+    """The run that a folder is, or is the model of."""
+    for folder in (source, source.parent if source.name == "model" else source):
+        if (folder / "scores.json").is_file() and (folder / "config.yaml").is_file():
+            return folder
+    return None
+
+
+def _load(source: str, run: Path | None, to: str) -> Any:
+    """The model, in its Transformers files where these are wanted and there."""
+    folder = (run / "model" if run else Path(source)).absolute()
+    if to in ("transformers", "sentence-transformers") and (
+        (folder / "config.json").is_file() or (folder / "modules.json").is_file()
+    ):
+        return build.build_model(ModelConfig(name=f"transformers:{folder}"))
+    return build.build_model(ModelConfig(name=str(run or source)))
+
+
+def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None]:
+    """Where the model comes from, and the scores of the run that made it."""
+    if run:
+        try:
+            scores = read_run_scores(run / "scores.json")
+            return Provenance.model_validate(scores.recipe["provenance"]), scores
+        except (ClipRefineError, KeyError, ValueError):
+            pass  # of another version: then the weights say what they say
+    folder = run / "model" if run else Path(source.removeprefix("local-dir:"))
+    found = read_provenance(folder) if folder.is_dir() else None
+    if found:
+        return found, None
+    return Provenance(version=__version__, made="converted", base=base_model(source)), None
+
+
+def _write(model: Any, folder: Path, to: str, header: dict[str, str]) -> None:
+    match to:
+        case "open_clip" if isinstance(model, OpenClipEncoder):
+            model.save(folder, metadata=header)
+        case "open_clip" if isinstance(model, TransformersEncoder):
+            write_open_clip(model, folder, header)
+        case "open_clip":
+            raise ModelError(f"open_clip builds no {type(model).__name__}. Export it --to onnx.")
+        case "transformers":
+            write_transformers(model, folder, header)
+        case "sentence-transformers":
+            write_sentence_transformers(model, folder, header)
+        case _:
+            write_onnx(model, folder, header)

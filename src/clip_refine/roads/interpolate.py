@@ -1,0 +1,136 @@
+"""Weights on the line between a model and its refinement (WiSE-FT, arXiv 2109.01903)."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from clip_refine import __version__, build
+from clip_refine.config import ModelConfig, RefineConfig
+from clip_refine.data import ImageCaptions, Stream, hold_out
+from clip_refine.errors import ConfigError, ModelError
+from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.scores import scores_along_line
+from clip_refine.models import OpenClipEncoder, Teacher, TransformersEncoder
+from clip_refine.models.weights import interpolate_weights
+from clip_refine.results import Provenance
+from clip_refine.saving import base_model, read_provenance, save_model
+from clip_refine.support.console import console
+from clip_refine.support.folder import check_free, complete_folder
+
+# --------------------------------------------------------------------------------------------------
+# Settings → how far the refined weights go from where they came from (WiSE-FT).
+
+
+SELECTION_FRACTION = 0.1
+"""Share of the training images (at least 100) that `auto` chooses on instead of training on it."""
+
+
+def set_aside(
+    config: RefineConfig, pairs: ImageCaptions | Stream
+) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
+    """What is trained on, and the pairs that the interpolation weight is chosen on, if it is.
+
+    Raises:
+        ConfigError: The pairs are a stream, of which no part can be held out.
+        DataError: There are too few pairs for that.
+    """
+    if config.interpolate != "auto":
+        return pairs, None
+    if isinstance(pairs, Stream):
+        raise ConfigError(
+            "interpolate auto holds a part of the training pairs out, which a stream does not "
+            "allow. Give a number, as in --interpolate 0.8, or leave --data.streaming out."
+        )
+    return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
+
+
+def interpolate_student(
+    config: RefineConfig,
+    student: nn.Module,
+    teacher: Teacher,
+    embedder: Embedder,
+    selection: ImageCaptions | None,
+) -> dict[str, Any] | None:
+    """Move the student's weights toward its teacher's, as far as the settings say.
+
+    Of equally good weights the lowest is taken, which is nearest to the teacher.
+
+    Returns:
+        For the record: the weight of the refined model, and the selection scores of those tried.
+        None where the settings ask for nothing.
+    """
+    if config.interpolate is None:
+        return None
+    base, refined = teacher.state_dict(), student.state_dict()
+    if selection is None:
+        weight, tried = float(config.interpolate), {}
+    else:
+        tried = scores_along_line(embedder, student, base, selection)
+        weight = max(tried, key=lambda weight: (tried[weight], -weight))
+        if embedder.visible:
+            console.print(
+                f"Interpolation: {weight:g} of the way from the model to its refinement, chosen on "
+                f"{len(selection):,} held-out training images (mean recall {tried[0.0]:.3f} at 0, "
+                f"{tried[weight]:.3f} at {weight:g}, {tried[1.0]:.3f} at 1)."
+            )
+    student.load_state_dict(interpolate_weights(base, refined, weight))
+    return {"weight": weight, "tried": {f"{at:g}": score for at, score in tried.items()}}
+
+
+# --------------------------------------------------------------------------------------------------
+# Two checkpoints → one on the line between them.
+
+
+def interpolate(
+    base: str, refined: str, *, weight: float, out: Path, overwrite: bool = False
+) -> None:
+    """Write (1 − weight)·base + weight·refined in the format of `refined`.
+
+    Weights between a model and its refinement often keep most of what was gained and lose less of
+    what was there (WiSE-FT, arXiv 2109.01903).
+
+    Args:
+        base: A run's folder, a model's folder, or a name as for `model.name`.
+        refined: The same, of the same architecture; its preprocessing and tokenizer are kept.
+        weight: From 0, which gives `base`, to 1, which gives `refined`.
+        out: Folder to write.
+        overwrite: Replace `out` where it holds an earlier result.
+
+    Raises:
+        ConfigError: `weight` is outside 0-1.
+        ModelError: A model cannot be loaded, or they differ in architecture.
+        OutputError: `out` exists.
+    """
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"weight: must be from 0 to 1, got {weight}.")
+    check_free(out, overwrite=overwrite)
+    before, after = _load(base), _load(refined)
+    after.load_state_dict(interpolate_weights(before.state_dict(), after.state_dict(), weight))
+    with complete_folder(out, overwrite=overwrite) as folder:
+        save_model(after, folder, _provenance(base, refined, weight))
+
+
+def _provenance(base: str, refined: str, weight: float) -> Provenance:
+    """Of the line's start as far as it goes, and of the data that its end was refined on."""
+    start, end = base_model(base), base_model(refined)
+    folder = _folder(refined)
+    known = read_provenance(folder) if folder else None
+    return Provenance(
+        version=__version__,
+        made="interpolated",
+        base=start,
+        recipe=f"{weight:g} of the way from {start.name} to {end.name}",
+        train=known.train if known else None,
+    )
+
+
+def _folder(name: str) -> Path | None:
+    return next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
+
+
+def _load(name: str) -> OpenClipEncoder | TransformersEncoder:
+    model = build.build_model(ModelConfig(name=str(_folder(name) or name)))
+    if not isinstance(model, OpenClipEncoder | TransformersEncoder):
+        raise ModelError(f"{name}: is no open_clip or Transformers model, which this verb needs.")
+    return model

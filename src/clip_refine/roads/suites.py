@@ -1,0 +1,715 @@
+"""`evaluate --suite`: sources, prompts and models of a suite → its scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from clip_refine import build
+from clip_refine.build import open_source
+from clip_refine.config import DataConfig, EvaluateConfig, ModelConfig, Suite, explain, load_suite
+from clip_refine.config.suites import (
+    CaptionsSource,
+    FewShotTask,
+    LinearProbeTask,
+    RowsSource,
+    Source,
+    SuiteSource,
+    Task,
+    ZeroShotTask,
+    shipped,
+)
+from clip_refine.data import ImageCaptions
+from clip_refine.data.images import DECODING
+from clip_refine.data.labelled import (
+    OPEN_CLIP,
+    IndexedImages,
+    choose_names,
+    read_cub,
+    read_labelled_rows,
+    read_listed_folders,
+    read_texts,
+    read_torchvision,
+)
+from clip_refine.data.pairs import Images, fingerprint
+from clip_refine.data.pixels import preprocess_fingerprint
+from clip_refine.data.toy import toy_tasks, toy_val
+from clip_refine.errors import ConfigError, DataError
+from clip_refine.evaluation import Embedder, class_vectors
+from clip_refine.evaluation.bootstrap import interval
+from clip_refine.evaluation.embed import EmbeddedPairs, FeatureStore, Filler, image_fingerprints
+from clip_refine.evaluation.scores import Bootstrap, Outcome, higher_is_better, mean_of
+from clip_refine.evaluation.tasks import (
+    few_shot_task,
+    geometry_task,
+    linear_probe_task,
+    mixed_search_task,
+    retrieval_task,
+    separation_task,
+    zero_shot_task,
+)
+from clip_refine.models.encoder import identity
+from clip_refine.results import Difference, EvaluatedModel, Measured, Score, SuiteScores
+from clip_refine.support.console import Clock, console
+from clip_refine.support.environment import describe_environment
+from clip_refine.support.folder import check_free, write_file
+
+# --------------------------------------------------------------------------------------------------
+# A suite's settings → opened sources, prompts, models.
+
+
+class NotThereError(DataError):
+    """A source that has not been laid out, which a run may leave out."""
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A suite's source whose images can be loaded.
+
+    Attributes:
+        name: As the suite calls it.
+        images: What to encode.
+        place: Where it was found.
+        note: What the suite says about it.
+        captions: The texts of each image; None where it has classes.
+        labels: The class of each image; empty where it has captions.
+        class_names: For prompts.
+        names_from: Which list those are.
+    """
+
+    name: str
+    images: Images
+    place: str
+    note: str | None
+    captions: Sequence[Sequence[str]] | None = None
+    labels: Sequence[int] = ()
+    class_names: Sequence[str] = ()
+    names_from: str | None = None
+
+
+@dataclass(frozen=True)
+class SuitePlaces:
+    """Where a suite's relative paths start.
+
+    Attributes:
+        data: For images.
+        files: For lists, class names and prompts: the suite file's folder, then that for images.
+        download: Whether torchvision may fetch what is missing.
+    """
+
+    data: Path
+    files: tuple[Path, ...]
+    download: bool
+
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> "SuitePlaces":
+        """By `data_root` and by where the suite's file is."""
+        suite = Path(config.suite or "")
+        beside = suite.parent if suite.is_file() else Path()
+        data = config.data_root or beside
+        return cls(data, (beside, data, Path()), config.download)
+
+    def file(self, name: str) -> str:
+        """The first file of this name; the name itself where there is none."""
+        return next((str(at / name) for at in self.files if (at / name).is_file()), name)
+
+
+def open_sources(
+    suite: Suite, places: SuitePlaces
+) -> tuple[dict[str, OpenedSource], dict[str, str]]:
+    """The sources that tasks name, and those that are not there with how to get them.
+
+    Raises:
+        DataError: A source is there but bad.
+    """
+    opened: dict[str, OpenedSource] = {}
+    missing: dict[str, str] = {}
+    wanted = [name for task in suite.tasks for name in task.sources().values()]
+    for name in dict.fromkeys(wanted):
+        try:
+            opened[name] = open_suite_source(name, suite.sources[name], places)
+        except NotThereError as absent:
+            missing[name] = str(absent)
+    return opened, missing
+
+
+def open_suite_source(name: str, source: SuiteSource, places: SuitePlaces) -> OpenedSource:
+    """The first of a source's places that is there.
+
+    Raises:
+        NotThereError: None is; the message lists them and says how to get it.
+        DataError: It is there but bad.
+    """
+    tried = []
+    for place in source.at:
+        try:
+            images, where = _open(place, places)
+        except NotThereError as absent:
+            tried.append(str(absent))
+            continue
+        if source.captioned:
+            return OpenedSource(name, images, where, source.note, captions=images.captions)
+        asked = source.class_names
+        if isinstance(asked, str) and asked != OPEN_CLIP:
+            asked = places.file(asked)
+        names, names_from = choose_names(images.class_names, asked, naming=source.naming)
+        return OpenedSource(
+            name,
+            images,
+            where,
+            source.note,
+            labels=images.labels,
+            class_names=names,
+            names_from=names_from,
+        )
+    advice = f" {source.how_to_get}" if source.how_to_get else ""
+    raise NotThereError(f"looked for {', '.join(tried)}.{advice}")
+
+
+def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
+    """The images of a place, and what to call it."""
+    match place.kind:
+        case "toy" if place.task is None:
+            return toy_val(), "toy"
+        case "toy":
+            tasks = {task.name: task for task in toy_tasks()}
+            if place.task not in tasks:
+                raise DataError(f"toy: has no task {place.task!r}, only {', '.join(tasks)}.")
+            return tasks[place.task], f"toy {place.task}"
+        case "rows" | "captions" if place.path.startswith("hf:"):
+            return _open_from_hub(place), place.path
+    file, mark, part = place.path.partition("#")
+    path = places.data / file
+    if not path.exists() and not any(mark in file for mark in "{*"):  # else several files
+        raise NotThereError(str(path))
+    where = f"{path}{mark}{part}"
+    match place.kind:
+        case "folder":
+            only = Path(places.file(place.only)) if place.only else None
+            return read_listed_folders(path, only), where
+        case "cub":
+            return read_cub(path, split=place.split), f"{where} {place.split}"
+        case "torchvision":
+            where = f"torchvision {place.dataset} {place.split or ''} in {path}".replace("  ", " ")
+            # torchvision makes this folder, there or not
+            made = path / "caltech101"
+            if place.dataset == "Caltech101" and not made.is_dir() and not places.download:
+                raise NotThereError(str(made))
+            try:
+                found = read_torchvision(
+                    place.dataset, path, split=place.split, download=places.download
+                )
+            except DataError as error:
+                raise NotThereError(f"torchvision's {place.dataset} in {path}") from error
+            return found, where
+        case "rows":
+            return _read_rows(place, str(path)), where
+        case "captions":
+            return _read_captions(place, where), where
+
+
+def _open_from_hub(place: RowsSource | CaptionsSource) -> Images:
+    """What is on the Hub may be out of reach, which is as good as not there."""
+    try:
+        if isinstance(place, RowsSource):
+            return _read_rows(place, place.path)
+        return _read_captions(place, place.path)
+    except DataError as error:
+        raise NotThereError(f"{place.path} ({error})") from error
+
+
+def _read_rows(place: RowsSource, path: str) -> IndexedImages:
+    return read_labelled_rows(
+        path, split=place.split, subset=place.subset, image=place.image, label=place.label
+    )
+
+
+def _read_captions(place: CaptionsSource, where: str) -> ImageCaptions:
+    try:
+        config = DataConfig.model_validate({"val": where, **place.options})
+    except ValidationError as error:
+        raise ConfigError(explain(error, where=f"{where}: options.")) from error
+    return open_source(where, config, training=False)
+
+
+# --------------------------------------------------------------------------------------------------
+# A suite's settings → prompts and models.
+
+
+PAPER_TEMPLATE = "a photo of a {}"
+
+
+def build_templates(
+    task: ZeroShotTask, override: str | None, places: SuitePlaces
+) -> tuple[str, tuple[str, ...]]:
+    """A task's prompt set: its name and its templates.
+
+    Raises:
+        ConfigError: There is no such set, or a template has no place for the class name.
+        DataError: A file of prompts cannot be read.
+    """
+    asked = override or task.prompts
+    if not isinstance(asked, str):
+        return "the suite's", asked
+    match asked:
+        case "paper":
+            return asked, (PAPER_TEMPLATE,)
+        case "openai-imagenet":
+            return asked, tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+        case "simple-imagenet":
+            return asked, tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
+        case "short":
+            sets = yaml.safe_load(shipped("prompts.yaml"))
+            return asked, tuple(sets.get(task.source, sets["any"]))
+    if not Path(asked).suffix:
+        raise ConfigError(
+            f"prompts: there is no set {asked!r}. There are paper, short, openai-imagenet and "
+            "simple-imagenet; or give a .txt, .yaml or .json file."
+        )
+    found = read_texts(Path(places.file(asked)))
+    templates = tuple(found.values() if isinstance(found, dict) else found)
+    bad = [template for template in templates if "{}" not in template]
+    if bad or not templates:
+        what = f"{bad[0]!r} has no {{}} for the class name" if bad else "holds no prompts"
+        raise ConfigError(f"{asked}: {what}.")
+    return asked, templates
+
+
+def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
+    """Label → model; a run's folder gives its base and its model.
+
+    Raises:
+        ConfigError: A run's settings cannot be read.
+    """
+    if not config.models:
+        model = config.model
+        label = f"{model.name}@{model.pretrained}" if model.pretrained else model.name
+        return {label: model}
+    found: dict[str, ModelConfig] = {}
+    for name in config.models:
+        folder = Path(name)
+        if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
+            base = _base_of(folder / "config.yaml")
+            if base not in found.values():
+                tag = f"@{base.pretrained}" if base.pretrained else ""
+                found[f"{base.name}{tag}"] = base
+        architecture, mark, tag = name.rpartition("@")
+        if mark and not folder.exists():
+            found[name] = ModelConfig(name=architecture, pretrained=tag)
+        else:
+            found[name] = ModelConfig(name=name)
+    return found
+
+
+def _base_of(path: Path) -> ModelConfig:
+    """The model in a run's settings; the others may be of another version."""
+    try:
+        return ModelConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))["model"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: its model, from which the run started, cannot be read "
+            f"({str(error).splitlines()[0]}). Name both models, base and {path.parent / 'model'}."
+        ) from error
+
+
+# --------------------------------------------------------------------------------------------------
+# What the models of a suite are measured on: sources that were looked at, and their tasks.
+
+
+@dataclass(frozen=True)
+class Content:
+    """An opened source with what is in its images."""
+
+    source: OpenedSource
+    fingerprints: Sequence[str]
+
+    @property
+    def texts(self) -> list[str]:
+        """All captions, image by image."""
+        return [text for texts in self.source.captions or () for text in texts]
+
+    @property
+    def owners(self) -> Tensor:
+        """(M,) the image of each caption."""
+        counts = torch.tensor([len(texts) for texts in self.source.captions or ()])
+        return torch.repeat_interleave(torch.arange(len(counts)), counts)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) the class of each image."""
+        return torch.tensor(list(self.source.labels))
+
+    def fingerprint(self, *more: str) -> str:
+        """Of images with captions or classes, and what else counts."""
+        described = self.source.captions or [(str(label),) for label in self.source.labels]
+        parts = [
+            "\0".join((name, *texts))
+            for name, texts in zip(self.fingerprints, described, strict=True)
+        ]
+        return fingerprint(*(part.encode() for part in (*parts, *more)))
+
+
+def read_sources(
+    config: EvaluateConfig, suite: Suite, accelerator: Accelerator
+) -> tuple[dict[str, Content], dict[str, str]]:
+    """Open all sources before anything is computed, and look at every image.
+
+    Returns:
+        The sources that are there, and why others are not.
+
+    Raises:
+        DataError: One is not there and none may be missing, no task is left, or one is bad.
+    """
+    opened, missing = open_sources(suite, SuitePlaces.of(config))
+    if missing:
+        listed = "\n".join(f"  {name}: {why}" for name, why in missing.items())
+        none_left = all(set(task.sources().values()) & set(missing) for task in suite.tasks)
+        if config.missing == "stop" or none_left:
+            raise DataError(
+                f"suite {suite.name}: {len(missing)} of {len(missing) + len(opened)} sources are "
+                f"not there.\n{listed}\nLay them out (docs/evaluation.md), say where they are with "
+                "--data-root, or pass --missing skip to measure on the others."
+            )
+        if accelerator.is_main_process:
+            console.print(f"Left out, not there:\n{listed}", style="yellow", markup=False)
+    visible = accelerator.is_main_process
+    return {
+        name: Content(source, image_fingerprints(source.images, f"Reading {name}", visible=visible))
+        for name, source in opened.items()
+    }, missing
+
+
+@dataclass(frozen=True)
+class EncodedModel:
+    """A model's features, when the model itself is gone.
+
+    Attributes:
+        fingerprint: Of the model.
+        features: On disk.
+        logit_scale: The model's.
+    """
+
+    fingerprint: str
+    features: FeatureStore
+    logit_scale: float
+
+
+@dataclass(frozen=True)
+class SuiteBench:
+    """What all models are measured on.
+
+    Attributes:
+        config: Every setting.
+        suite: Sources and tasks.
+        contents: The sources that are there.
+        accelerator: Which process this is.
+    """
+
+    config: EvaluateConfig
+    suite: Suite
+    contents: Mapping[str, Content]
+    accelerator: Accelerator
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Those whose sources are there."""
+        return [
+            task
+            for task in self.suite.tasks
+            if all(name in self.contents for name in task.sources().values())
+        ]
+
+    def encode(self, label: str, model: ModelConfig) -> EncodedModel:
+        """Put all features of a model into the cache."""
+        device = self.accelerator.device
+        encoder = build.build_model(model)
+        embedder = Embedder(
+            encoder,
+            device,
+            self.config.evaluation.batch_size,
+            build.count_workers(self.config.workers, device),
+            visible=self.accelerator.is_main_process,
+        )
+        if isinstance(encoder, nn.Module):
+            encoder.float().eval().to(device)
+        pixels = preprocess_fingerprint(encoder.preprocess).encode()
+        name = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
+        store = FeatureStore((self.config.cache or build.default_cache()) / "features" / name)
+        filler = Filler(store, embedder, self.accelerator)
+        for source, content in self.contents.items():
+            filler.images(content.source.images, content.fingerprints, f"{label}: {source}")
+            if content.source.captions is not None:
+                filler.texts(content.texts, f"{label}: {source} captions")
+        for task in self.tasks:
+            if task.kind == "zero-shot":
+                filler.texts(self._prompts(task), f"{label}: {task.source} prompts")
+        scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
+        return EncodedModel(name, store, scale)
+
+    def measure(self, task: Task, model: EncodedModel) -> Outcome:
+        """One task from the features in the cache.
+
+        Raises:
+            DataError: The source is too small for the task, or does not fit it.
+        """
+        try:
+            if self.contents[task.source].source.captions is None:
+                return self._measure_classes(task, model)
+            return self._measure_captions(task, model)
+        except ValueError as error:
+            raise DataError(f"task {task.title}: {error}.") from error
+
+    def _measure_classes(self, task: Task, model: EncodedModel) -> Outcome:
+        content, bootstrap = self.contents[task.source], self._bootstrap(task)
+        images, labels = model.features.images(content.fingerprints), content.labels
+        match task.kind:
+            case "zero-shot":
+                names = content.source.class_names
+                prompts = model.features.texts(self._prompts(task))
+                classes = class_vectors(prompts.view(len(names), -1, prompts.shape[1]))
+                return zero_shot_task(
+                    images,
+                    classes,
+                    labels,
+                    class_names=names,
+                    logit_scale=model.logit_scale,
+                    bootstrap=bootstrap,
+                )
+            case "linear-probe":
+                training = self._training(task, model)
+                return linear_probe_task(images, labels, training, bootstrap=bootstrap)
+            case "few-shot-probe":
+                return few_shot_task(
+                    images,
+                    labels,
+                    self._training(task, model),
+                    shots=task.shots,
+                    draws=task.draws,
+                    bootstrap=bootstrap,
+                )
+        raise ValueError(f"{task.kind} is not measured on classes")
+
+    def _measure_captions(self, task: Task, model: EncodedModel) -> Outcome:
+        content, bootstrap = self.contents[task.source], self._bootstrap(task)
+        pairs = EmbeddedPairs(
+            model.features.images(content.fingerprints),
+            model.features.texts(content.texts),
+            content.owners,
+        )
+        match task.kind:
+            case "retrieval":
+                return retrieval_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
+            case "mixed-search":
+                return mixed_search_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
+            case "separation":
+                return separation_task(
+                    pairs,
+                    protocol=task.protocol,
+                    false_positive_rate=task.false_positive_rate,
+                    bootstrap=bootstrap,
+                )
+            case "geometry":
+                return geometry_task(pairs, bootstrap=bootstrap)
+        raise ValueError(f"{task.kind} is not measured on captions")
+
+    def templates(self, task: ZeroShotTask) -> tuple[str, tuple[str, ...]]:
+        """The name of a task's prompt set, and the set."""
+        return build_templates(task, self.config.prompts, SuitePlaces.of(self.config))
+
+    def data_fingerprint(self, task: Task) -> str:
+        """Of images with captions or classes, of class names, prompts and training images."""
+        content, more = self.contents[task.source], []
+        if task.kind == "zero-shot":
+            more = [*content.source.class_names, *self.templates(task)[1]]
+        train = task.sources().get("train")
+        return content.fingerprint(*more, *([self.contents[train].fingerprint()] if train else []))
+
+    def _bootstrap(self, task: Task) -> Bootstrap:
+        return Bootstrap(self.suite.resamples, self.config.seed, task.source)
+
+    def _training(
+        self, task: LinearProbeTask | FewShotTask, model: EncodedModel
+    ) -> tuple[Tensor, Tensor] | None:
+        if task.train is None:
+            return None
+        content = self.contents[task.train]
+        if content.source.class_names != self.contents[task.source].source.class_names:
+            raise ValueError(f"{task.train} and {task.source} have other classes")
+        return model.features.images(content.fingerprints), content.labels
+
+    def _prompts(self, task: ZeroShotTask) -> list[str]:
+        """Every class name in every template, class by class."""
+        names = self.contents[task.source].source.class_names
+        return [t.replace("{}", name) for name in names for t in self.templates(task)[1]]
+
+
+# --------------------------------------------------------------------------------------------------
+# Measuring models side by side on a suite: sources → features → tasks → differences.
+
+
+MEAN = "mean of zero-shot tasks"
+
+
+def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
+    """Measure one or several models on every task of `config.suite`.
+
+    Features are kept in `config.cache` and only computed where they are not there, so a run that
+    was stopped goes on. Several processes share that work.
+
+    Args:
+        config: Every setting.
+
+    Returns:
+        All numbers, also written to `config.out`; None on processes other than the first.
+
+    Raises:
+        ClipRefineError: Bad settings, suite, data or model, or an output file that exists. Data
+            that are not there are listed before anything runs.
+    """
+    clock = Clock()
+    if config.save_features is not None:
+        raise ConfigError("--save-features does not go with --suite, which keeps them in --cache.")
+    suite = load_suite(config.suite or "")
+    if config.out is not None:
+        check_free(config.out, overwrite=config.overwrite, folder=False)
+    models = expand_models(config)
+    accelerator = build.build_accelerator(config.device)
+    contents, missing = read_sources(config, suite, accelerator)
+    bench = SuiteBench(config, suite, contents, accelerator)
+    evaluated: list[EvaluatedModel] = []
+    found: dict[str, dict[str, Outcome]] = {}
+    for label, model in models.items():
+        encoded = bench.encode(label, model)
+        evaluated.append(
+            EvaluatedModel(
+                label=label,
+                name=model.name,
+                pretrained=model.pretrained,
+                fingerprint=encoded.fingerprint,
+            )
+        )
+        if accelerator.is_main_process:
+            found[label] = _measure(bench, encoded)
+    if not accelerator.is_main_process:
+        return None
+    measured = [
+        _record(bench, task, model, found[model.label][task.title])
+        for task in bench.tasks
+        for model in evaluated
+    ]
+    measured += [
+        _mean_record(model, measured, found[model.label][MEAN])
+        for model in evaluated
+        if MEAN in found[model.label]
+    ]
+    scores = SuiteScores(
+        suite=suite.name,
+        models=tuple(evaluated),
+        measured=tuple(measured),
+        differences=tuple(_differences(found)),
+        missing=missing,
+        resamples=suite.resamples,
+        seed=config.seed,
+        seconds=clock.seconds["total"],
+        environment=describe_environment(str(accelerator.device)),
+    )
+    if config.out is not None:
+        write_file(Path(config.out), scores.model_dump_json(indent=2) + "\n")
+    return scores
+
+
+def _measure(bench: SuiteBench, model: EncodedModel) -> dict[str, Outcome]:
+    """Every task, and where there are several of zero-shot classification, their mean."""
+    found = {task.title: bench.measure(task, model) for task in bench.tasks}
+    zero_shot = {t.title: found[t.title] for t in bench.tasks if t.kind == "zero-shot"}
+    return found | ({MEAN: mean_of(zero_shot, "top1")} if len(zero_shot) > 1 else {})
+
+
+def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outcome) -> Measured:
+    """The numbers with everything that they depend on."""
+    source, counts = bench.contents[task.source].source, dict(outcome.counts)
+    prompts, templates, names = None, (), None
+    if task.kind == "zero-shot":
+        prompts, templates = bench.templates(task)
+        names = source.names_from
+        counts["prompts_a_class"] = len(templates)
+    return Measured(
+        task=task.title,
+        kind=task.kind,
+        model=model.label,
+        protocol=outcome.protocol,
+        source=source.place,
+        note=source.note,
+        counts=counts,
+        prompts=prompts,
+        templates=templates,
+        class_names=names,
+        model_fingerprint=model.fingerprint,
+        data_fingerprint=bench.data_fingerprint(task),
+        scores={name: _score(name, outcome) for name in outcome.scores},
+        details=outcome.details,
+    )
+
+
+def _mean_record(model: EvaluatedModel, measured: Sequence[Measured], outcome: Outcome) -> Measured:
+    """The mean over zero-shot tasks, whose own records say how they were taken."""
+    parts = [one for one in measured if one.kind == "zero-shot" and one.model == model.label]
+    prompts = {str(one.prompts) for one in parts}
+    return Measured(
+        task=MEAN,
+        kind="zero-shot",
+        model=model.label,
+        protocol=outcome.protocol,
+        source=f"{len(parts)} sources",
+        note=None,
+        counts=outcome.counts,
+        prompts=" and ".join(sorted(prompts)),
+        templates=(),
+        class_names=None,
+        model_fingerprint=model.fingerprint,
+        data_fingerprint=fingerprint(*(one.data_fingerprint.encode() for one in parts)),
+        scores={"top1": _score("top1", outcome)},
+        details={},
+    )
+
+
+def _score(name: str, outcome: Outcome) -> Score:
+    low, high = None, None
+    if name in outcome.resampled:
+        low, high = interval(outcome.resampled[name])
+    return Score(
+        value=outcome.scores[name], low=low, high=high, higher_is_better=higher_is_better(name)
+    )
+
+
+def _differences(found: Mapping[str, Mapping[str, Outcome]]) -> list[Difference]:
+    """Every other model less the first, both with the same images drawn."""
+    first, *others = found
+    differences = []
+    for label in others:
+        for task, outcome in found[label].items():
+            base = found[first][task]
+            for name, value in outcome.scores.items():
+                low, high = None, None
+                if name in outcome.resampled:
+                    low, high = interval(outcome.resampled[name] - base.resampled[name])
+                differences.append(
+                    Difference(
+                        task=task,
+                        score=name,
+                        model=label,
+                        against=first,
+                        mean=value - base.scores[name],
+                        low=low,
+                        high=high,
+                        higher_is_better=higher_is_better(name),
+                    )
+                )
+    return differences

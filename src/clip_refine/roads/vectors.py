@@ -1,0 +1,93 @@
+"""What `clip-refine posthoc fit` and `apply` do: from files to files."""
+
+from pathlib import Path
+
+from clip_refine.errors import DataError
+from clip_refine.support.folder import check_free
+from clip_refine.vectors.files import (
+    FeatureSet,
+    check_features_path,
+    load_peer,
+    read_features,
+    save_peer,
+    write_features,
+)
+from clip_refine.vectors.transforms import Peer, check_name, fit_peer
+
+
+def fit_file(
+    name: str,
+    features: Path,
+    out: Path,
+    *,
+    neighbours: int = 128,
+    alpha: float = 0.75,
+    strength: float = 1.0,
+    overwrite: bool = False,
+) -> Peer:
+    """Fit a peer on a file of features and save it.
+
+    Args:
+        name: As for `fit_peer`.
+        features: Of held-out training pairs; not of those to be evaluated on, since means of
+            the evaluation set flatter every gap metric.
+        out: Folder for the peer; must not exist.
+        neighbours: As for `fit_peer`.
+        alpha: As for `fit_peer`.
+        strength: As for `fit_peer`.
+        overwrite: Replace `out` where it exists.
+
+    Raises:
+        ClipRefineError: No such peer, features that cannot be read or fitted, or `out` exists.
+    """
+    check_name(name)
+    check_free(out, overwrite=overwrite)
+    found = read_features(features)
+    try:
+        peer = fit_peer(
+            name,
+            found.image_features,
+            found.text_features,
+            neighbours=neighbours,
+            alpha=alpha,
+            strength=strength,
+        )
+    except ValueError as error:
+        raise DataError(f"{features}: {name} cannot be fitted. {error}.") from error
+    save_peer(peer, out, overwrite=overwrite)
+    return peer
+
+
+def apply_file(peer_folder: Path, features: Path, out: Path, *, overwrite: bool = False) -> Peer:
+    """Transform a file of features by a saved peer.
+
+    The written features are compared by their dot product as they are; the file's note names the
+    peer and how many score columns stand behind the features (2 for `nnn`).
+
+    Args:
+        peer_folder: What `fit_file` wrote.
+        features: To be transformed; a `text_to_image` in it is passed on.
+        out: A `.safetensors` file; must not exist.
+        overwrite: Replace `out` where it exists.
+
+    Raises:
+        ClipRefineError: A peer or features that cannot be read or do not fit, or `out` exists.
+    """
+    check_features_path(out, overwrite=overwrite)
+    peer = load_peer(peer_folder)
+    found = read_features(features)
+    try:
+        moved = FeatureSet(
+            peer.transform_image(found.image_features),
+            peer.transform_text(found.text_features),
+            found.text_to_image,
+        )
+    except ValueError as error:
+        raise DataError(f"{features}: {peer.name} cannot be applied. {error}.") from error
+    note = {
+        "peer": peer.name,
+        "similarity": "dot product, without scaling to norm 1",
+        "score_columns": peer.score_columns,
+    }
+    write_features(out, moved, note=note, overwrite=overwrite)
+    return peer

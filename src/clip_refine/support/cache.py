@@ -1,0 +1,249 @@
+"""Rows kept by fingerprint: on disk, read again instead of made again."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clip_refine.errors import OutputError
+from clip_refine.results import ComparisonRow
+
+# --------------------------------------------------------------------------------------------------
+# Finished runs on disk, so that a comparison that stopped goes on where it was.
+
+
+class StoredRow(BaseModel):
+    """A finished run as `rows/NAME.json` has it.
+
+    Attributes:
+        depends_on: Everything that its numbers follow from, as one fingerprint.
+        row: The numbers; None where training failed, which happens while learning rates are tried.
+        resampled: Headline name → its value in each bootstrap resample.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depends_on: str
+    row: ComparisonRow | None
+    resampled: Mapping[str, tuple[float, ...]]
+
+
+class RowStore:
+    """The folder of a comparison.
+
+    Attributes:
+        folder: The comparison's `out`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Refuse what `open` would refuse, before anything is read or cleared.
+
+        Raises:
+            OutputError: The folder holds something else.
+        """
+        if folder.exists():
+            _check_usable(folder, settings, overwrite=overwrite)
+
+    @classmethod
+    def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "RowStore":
+        """Begin at an empty folder, or go on in one with the same settings.
+
+        Args:
+            folder: Where the results go.
+            settings: What all runs share, as plain data; written to `config.yaml`.
+            overwrite: Clear the folder first, where it holds a comparison.
+
+        Raises:
+            OutputError: The folder holds something else, or cannot be written.
+        """
+        try:
+            cls.check(folder, settings, overwrite=overwrite)
+            if overwrite and folder.exists():
+                shutil.rmtree(folder)
+            (folder / "rows").mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+            (folder / "config.yaml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be written ({error.strerror}). Choose another --out."
+            ) from error
+        return cls(folder)
+
+    def read(self, name: str, depends_on: str) -> StoredRow | None:
+        """The run of this name if it is finished and followed from the same things."""
+        try:
+            stored = StoredRow.model_validate_json(self._path(name).read_bytes())
+        except (OSError, ValidationError):  # not there, or cut off while it was written
+            return None
+        return stored if stored.depends_on == depends_on else None
+
+    def write(self, name: str, stored: StoredRow) -> None:
+        """Keep a finished run; it is there whole or not at all."""
+        path = self._path(name)
+        partial = path.with_suffix(".partial")
+        partial.write_text(stored.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def once(self, name: str, find: Callable[[], str]) -> str:
+        """A word that is found when a comparison begins and kept when it goes on.
+
+        Without a finished run nothing depends on it, and it may be of other settings.
+        """
+        path = self.folder / f"{name}.txt"
+        if not (path.is_file() and any((self.folder / "rows").glob("*.json"))):
+            path.write_text(find() + "\n", encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
+
+    def _path(self, name: str) -> Path:
+        """Readable, and different for different names on every file system."""
+        readable = re.sub(r"[^A-Za-z0-9.=+-]+", "_", name)[:120]
+        return self.folder / "rows" / f"{readable}-{digest(name)[:8]}.json"
+
+
+def digest(value: Any) -> str:
+    """A fingerprint of plain data: 32 hexadecimal digits.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse a folder that is no comparison, or one with finished runs of other settings."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        earlier = _flat(yaml.safe_load(text))
+        finished = any((folder / "rows").glob("*.json"))
+        if not (folder / "rows").is_dir():
+            raise NotADirectoryError
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        raise OutputError(
+            f"{folder}: exists already and holds no comparison. Choose another --out."
+        ) from None
+    if overwrite or not finished:
+        return
+    now = _flat(settings)
+    differing = sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
+    if differing:
+        name = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise OutputError(
+            f"{folder}: holds a comparison with other settings ({name} was "
+            f"{earlier.get(name)!r}, is {now.get(name)!r}{more}). Pass --overwrite to start "
+            "again, or another --out."
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+# --------------------------------------------------------------------------------------------------
+# Rows of features on disk, each beside the fingerprint of what it was made from.
+#
+# A folder holds many small files, so that an interrupted run loses little, several processes can
+# add to it at the same time, and each file is there whole or not at all.
+
+
+class FeatureRows:
+    """A folder of features.
+
+    Attributes:
+        folder: Made when needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def missing(self, names: Sequence[str]) -> list[int]:
+        """Positions of the fingerprints that have no row yet, each fingerprint once."""
+        known = self._places()
+        first = {name: position for position, name in reversed(list(enumerate(names)))}
+        return sorted(position for name, position in first.items() if name not in known)
+
+    def read(self, names: Sequence[str]) -> Tensor:
+        """(N, d) float32, a row a fingerprint.
+
+        Raises:
+            OutputError: A row is missing: the folder is not the same for all processes.
+        """
+        known = self._places()
+        lacking = sum(name not in known for name in names)
+        if lacking:
+            raise OutputError(
+                f"{self.folder}: {lacking} rows that were just computed are not there. Is --cache "
+                "a folder that all processes share?"
+            )
+        loaded: dict[Path, Tensor] = {}
+        rows = []
+        for name in names:
+            path, row = known[name]
+            if path not in loaded:
+                loaded[path] = _features(path)
+            rows.append(loaded[path][row])
+        return torch.stack(rows)
+
+    def add(self, names: Sequence[str], rows: Tensor) -> None:
+        """Keep rows under their fingerprints.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        listed = [list(bytes.fromhex(name)) for name in names]
+        fingerprints = torch.tensor(listed, dtype=torch.uint8)
+        tensors = {"features": rows.contiguous(), "fingerprints": fingerprints}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as partial:
+                temporary = Path(partial.name)
+            save_file(tensors, temporary)
+            temporary.replace(temporary.with_suffix(".safetensors"))
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: cannot be written ({error.strerror}). Choose another --cache."
+            ) from error
+
+    def _places(self) -> dict[str, tuple[Path, int]]:
+        """Fingerprint → the file and row; damaged files count as not there."""
+        found: dict[str, tuple[Path, int]] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as stored:
+                    listed = stored.get_tensor("fingerprints").numpy()
+                    rows = stored.get_slice("features").get_shape()[0]
+            except (OSError, SafetensorError):
+                continue
+            if rows == len(listed):
+                found |= {bytes(row).hex(): (path, place) for place, row in enumerate(listed)}
+        return found
+
+
+def _features(path: Path) -> Tensor:
+    with safe_open(path, "pt") as stored:
+        return stored.get_tensor("features")

@@ -1,0 +1,145 @@
+"""What a person sees while it runs: remarks, bars, seconds, memory."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from unicodedata import category
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# --------------------------------------------------------------------------------------------------
+# Wall-clock seconds of the parts of a run.
+
+
+class Clock:
+    """Times named parts: `with clock("train"): ...`, then `clock.seconds`."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Time the block as `part`."""
+        start = time.perf_counter()
+        yield
+        self._parts[part] = time.perf_counter() - start
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part so far, and `total` since the clock was made."""
+        return {**self._parts, "total": time.perf_counter() - self._start}
+
+
+# --------------------------------------------------------------------------------------------------
+# The most memory that a part of a run held at one time.
+
+
+_GB = 1e9
+
+
+class PeakMemory:
+    """Watches from its making on: of the GPU where the model is on one, else of the process.
+
+    On Linux a process's mark is reset, so that each part is seen alone; elsewhere it is the most
+    that the process ever held.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset the high-water mark
+        except OSError:
+            return  # no Linux, or not allowed
+
+    @property
+    def gigabytes(self) -> float:
+        """The peak so far in 10⁹ bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / _GB
+        try:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / _GB
+        except OSError:
+            pass
+        return _process_peak_bytes() / _GB
+
+
+def _process_peak_bytes() -> int:
+    """Since the process began; 0 on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# --------------------------------------------------------------------------------------------------
+# The terminal: one console on standard error, one kind of progress bar.
+
+
+Item = TypeVar("Item")
+
+console = Console(stderr=True, highlight=False)
+"""Progress and remarks go to standard error, so that results can be piped."""
+
+
+def printable(text: str) -> str:
+    """Text from data without what would move a terminal's cursor or change its title."""
+    return "".join("\ufffd" if c != "\n" and category(c) in ("Cc", "Cs") else c for c in text)
+
+
+def remark(line: str, style: str | None = None) -> None:
+    """Print a line as it stands, once where several processes run."""
+    if not int(os.environ.get("RANK", "0")):
+        console.print(printable(line), style=style, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """A progress bar over something iterable, with a remark that can change.
+
+    Where standard error is no terminal only the finished bar is printed; `transient` bars vanish
+    when done; `visible=False` (other processes of a group) prints nothing.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int | None = None,
+        *,
+        visible: bool = True,
+        transient: bool = False,
+    ) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[remark]}", style="dim"),
+            console=console,
+            transient=transient,
+            disable=not visible or (transient and not console.is_terminal),
+        )
+        self.task = self.progress.add_task(title, total=total, remark="")
+
+    def over(self, items: Iterable[Item], *, step: int = 1) -> Iterator[Item]:
+        """Yield the items, moving on by `step` after each."""
+        with self.progress:
+            for item in items:
+                yield item
+                self.progress.advance(self.task, step)
+
+    def remark(self, text: str) -> None:
+        """Show a short text behind the bar."""
+        self.progress.update(self.task, remark=text)

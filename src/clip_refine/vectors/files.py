@@ -1,0 +1,332 @@
+"""Files of features and of fitted transforms."""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clip_refine.errors import DataError, OutputError
+from clip_refine.support.folder import check_free, complete_folder
+from clip_refine.vectors.transforms import PEERS, Chain, Peer
+
+# --------------------------------------------------------------------------------------------------
+# Features of a model on disk: one file with those of images and texts, and who describes whom.
+#
+# A `.safetensors` file, or a `.npz` file to read, with `image_features` (N, d), `text_features`
+# (M, d) and where captions are not one an image in order `text_to_image` (M,). `clip-refine
+# evaluate
+# --features` writes one. The names `image` and `text` are understood, too.
+
+
+OTHER_NAMES = {"image": "image_features", "text": "text_features"}
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """What a model makes of some images and their captions.
+
+    Attributes:
+        image_features: (N, d), floating point.
+        text_features: (M, d), floating point.
+        text_to_image: (M,) int64, the image of each caption; None where caption i is of image i.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    text_to_image: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no set of features.
+
+        Raises:
+            ValueError: On wrong shapes or types, or a number that is not finite.
+        """
+        for name in ("image_features", "text_features"):
+            features = getattr(self, name)
+            if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
+                raise ValueError(
+                    f"{name} must be (rows, dim) of floating point, both at least 1; "
+                    f"got {tuple(features.shape)} of {features.dtype}"
+                )
+            if not features.isfinite().all():
+                row = int((~features.isfinite().all(dim=1)).nonzero()[0, 0])
+                raise ValueError(f"{name}: row {row} is not finite (NaN or infinity)")
+        image_dim, text_dim = self.image_features.shape[1], self.text_features.shape[1]
+        if image_dim != text_dim:
+            raise ValueError(
+                f"image_features and text_features must have one dimension, "
+                f"got {image_dim} and {text_dim}"
+            )
+        if self.text_to_image is not None:
+            _check_owners(self.text_to_image, len(self.image_features), len(self.text_features))
+
+
+def read_features(path: Path) -> FeatureSet:
+    """Read a `.safetensors` or `.npz` file of features.
+
+    Raises:
+        DataError: The file is missing or damaged, or its arrays are not those named above.
+    """
+    found = _read_tensors(path)
+    tensors = {OTHER_NAMES.get(name, name): tensor for name, tensor in found.items()}
+    known = {"image_features", "text_features", "text_to_image"}
+    if not {"image_features", "text_features"} <= set(tensors) <= known or len(tensors) < len(
+        found
+    ):
+        raise DataError(
+            f"{path}: expected image_features, text_features and perhaps text_to_image, "
+            f"got {', '.join(sorted(found)) or 'nothing'}. Rename or remove what is in the file."
+        )
+    try:
+        return FeatureSet(**tensors)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}. Write the features again.") from error
+
+
+def write_features(
+    path: Path, features: FeatureSet, *, note: Mapping[str, str | int], overwrite: bool = False
+) -> None:
+    """Write a `.safetensors` file that appears complete or not at all.
+
+    Args:
+        path: Where to; must not exist.
+        features: Written as they are, contiguous and from the CPU.
+        note: What they are, kept as JSON in the file's metadata under `clip_refine`.
+        overwrite: Replace `path` where it exists.
+
+    Raises:
+        OutputError: `path` exists, has another ending, or cannot be written.
+    """
+    check_features_path(path, overwrite=overwrite)
+    tensors = {"image_features": features.image_features, "text_features": features.text_features}
+    if features.text_to_image is not None:
+        tensors["text_to_image"] = features.text_to_image.long()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # one key only: safetensors writes several in random order, and one input shall give one file
+    metadata = {"clip_refine": json.dumps(dict(note), sort_keys=True)}
+    partial = path.parent / f".{path.name}.partial"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path}: cannot be written ({error}). Choose another.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_features_path(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path that `write_features` would refuse, before any work is done.
+
+    Raises:
+        OutputError: `path` exists, or does not end in .safetensors.
+    """
+    if path.suffix != ".safetensors":
+        raise OutputError(f"{path}: features are written as .safetensors. Give such a name.")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder. Give the name of a file.")
+    check_free(path, overwrite=overwrite, folder=False)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
+
+
+def _check_owners(text_to_image: Tensor, image_count: int, text_count: int) -> None:
+    if text_to_image.shape != (text_count,) or text_to_image.dtype not in (
+        torch.int64,
+        torch.int32,
+    ):
+        raise ValueError(
+            f"text_to_image must be ({text_count},) whole numbers, one a text; "
+            f"got {tuple(text_to_image.shape)} of {text_to_image.dtype}"
+        )
+    if text_to_image.min() < 0 or text_to_image.max() >= image_count:
+        raise ValueError(
+            f"text_to_image must be from 0 to {image_count - 1}, "
+            f"got {int(text_to_image.min())} to {int(text_to_image.max())}"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# A fitted peer on disk: `peer.json` says what it is, `peer.safetensors` holds its tensors.
+#
+# A single peer is stored as a chain of one, so there is one format.
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Step(_Record):
+    """One peer: its name, what it was fitted with, and what its tensors must agree with."""
+
+    kind: str
+    dim: StrictInt
+    fitted_on_images: StrictInt
+    fitted_on_texts: StrictInt
+    settings: dict[str, StrictInt | StrictFloat]
+
+
+class _PeerFile(_Record):
+    format: Literal[1] = 1
+    clip_refine_version: str
+    steps: list[_Step]
+
+
+def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
+    """Write a peer into a new folder, which appears complete or not at all.
+
+    Args:
+        peer: Fitted; also a chain.
+        folder: Must not exist.
+        overwrite: Replace it where it does.
+
+    Raises:
+        OutputError: The folder exists, or cannot be written.
+    """
+    steps = _flat(peer)
+    tensors = {
+        f"{number}.{name}": value.detach().cpu().contiguous()
+        for number, step in enumerate(steps)
+        for name, value in _attributes(step).items()
+        if isinstance(value, Tensor)
+    }
+    record = _PeerFile(clip_refine_version=_version(), steps=[_describe(step) for step in steps])
+    with complete_folder(folder, overwrite=overwrite) as partial_folder:
+        save_file(tensors, partial_folder / "peer.safetensors")
+        text = record.model_dump_json(indent=2) + "\n"
+        (partial_folder / "peer.json").write_text(text, encoding="utf-8")
+
+
+def load_peer(folder: Path) -> Peer:
+    """Read what `save_peer` wrote.
+
+    Raises:
+        DataError: A file is missing or damaged, the kind is not known, or the two files do not
+            belong together.
+    """
+    record = _read_record(folder / "peer.json")
+    path = folder / "peer.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Fit the peer again.") from error
+    try:
+        steps = [_rebuild(number, step, tensors) for number, step in enumerate(record.steps)]
+        if tensors:
+            raise ValueError(f"{', '.join(sorted(tensors))} not expected")
+        return steps[0] if len(steps) == 1 else Chain(tuple(steps))
+    except ValueError as error:
+        raise DataError(
+            f"{folder}: peer.json and peer.safetensors do not make a peer ({error}). "
+            "Fit the peer again."
+        ) from error
+
+
+def _version() -> str:
+    try:
+        return version("clip-refine")
+    except PackageNotFoundError:  # run from a folder of sources
+        return "unknown"
+
+
+def _flat(peer: Peer) -> list[Peer]:
+    if isinstance(peer, Chain):
+        return [inner for step in peer.steps for inner in _flat(step)]
+    return [peer]
+
+
+def _attributes(peer: Peer) -> dict[str, Any]:
+    """What its class is made from: tensors and numbers."""
+    return {field.name: getattr(peer, field.name) for field in fields(peer)}  # pyright: ignore
+
+
+COUNTS = ("image_count", "text_count")
+"""Attributes of some peers that the file gives for all of them, outside `settings`."""
+
+
+def _describe(peer: Peer) -> _Step:
+    images, texts = peer.fitted_on
+    settings = {
+        name: value
+        for name, value in _attributes(peer).items()
+        if not isinstance(value, Tensor) and name not in COUNTS
+    }
+    return _Step(
+        kind=peer.kind,
+        dim=peer.dim,
+        fitted_on_images=images,
+        fitted_on_texts=texts,
+        settings=settings,
+    )
+
+
+def _read_record(path: Path) -> _PeerFile:
+    try:
+        return _PeerFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). "
+            "Give a folder that `clip-refine posthoc fit` wrote."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(
+            f"{path}: is no description of a fitted peer ({where}: {first['msg']}). "
+            "Fit the peer again."
+        ) from error
+
+
+def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
+    """The peer of one step; takes its tensors out of `tensors`."""
+    chosen = next((peer for peer in PEERS if peer.kind == step.kind), None)
+    if chosen is None:
+        raise ValueError(f"step {number}: there is no peer {step.kind!r}")
+    counts = {"image_count": step.fitted_on_images, "text_count": step.fitted_on_texts}
+    made_from = {field.name: field.type for field in fields(chosen)}  # pyright: ignore
+    values: dict[str, Any] = {name: counts[name] for name in COUNTS if name in made_from}
+    for name in made_from:
+        if f"{number}.{name}" in tensors:
+            values[name] = _floating(f"{number}.{name}", tensors.pop(f"{number}.{name}"))
+    given = [*values, *step.settings]
+    if sorted(given) != sorted(made_from):
+        raise ValueError(
+            f"step {number}: {step.kind} is made from {', '.join(made_from)}; "
+            f"got {', '.join(given) or 'nothing'}"
+        )
+    values |= step.settings
+    peer = chosen(**values)
+    stated = (step.dim, (step.fitted_on_images, step.fitted_on_texts))
+    if (peer.dim, peer.fitted_on) != stated:
+        raise ValueError(
+            f"step {number}: dim {step.dim}, fitted on {stated[1]}, but the tensors are of "
+            f"dim {peer.dim}, fitted on {peer.fitted_on}"
+        )
+    return peer
+
+
+def _floating(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}")
+    return tensor

@@ -1,0 +1,800 @@
+"""Transforms of stored features: training-free peers and what they are fitted on."""
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from clip_refine.errors import ConfigError
+
+# --------------------------------------------------------------------------------------------------
+# What every peer does to features first: check them, widen them, scale them to norm 1.
+
+
+def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
+    """Rows scaled to norm 1, in float32, or in float64 if they are given so.
+
+    Args:
+        name: What to call the features in a message.
+        features: (N, d), raw or unit.
+        dim: What d has to be.
+
+    Raises:
+        ValueError: If `features` is no matrix, empty or of another dimension, or a row is not
+            finite or zero.
+
+    Example:
+        >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(
+            f"{name} must be (rows, dim) of floating point, both at least 1; "
+            f"got {tuple(features.shape)} of {features.dtype}"
+        )
+    if dim is not None and features.shape[1] != dim:
+        raise ValueError(f"{name} must have dimension {dim}, got {features.shape[1]}")
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    norms = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    if not norms.isfinite().all():
+        row = int((~norms.isfinite()).nonzero()[0, 0])
+        raise ValueError(f"{name}: row {row} is not finite (NaN or infinity)")
+    if not norms.all():
+        row = int((norms == 0).nonzero()[0, 0])
+        raise ValueError(f"{name}: row {row} is zero, so it has no direction")
+    return features / norms
+
+
+def mean_row(unit: Tensor) -> Tensor:
+    """Centroid of the rows, (d,), summed in float64 and given in the rows' dtype.
+
+    Example:
+        >>> mean_row(torch.eye(2)).tolist()
+        [0.5, 0.5]
+    """
+    unit_or_copy = unit.cpu() if unit.device.type == "mps" else unit  # no float64 there
+    return unit_or_copy.mean(dim=0, dtype=torch.float64).to(unit)
+
+
+def dot_products(rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows @ columns.T` with autocast off, which would round it to eight bits.
+
+    Example:
+        >>> dot_products(torch.eye(2), torch.tensor([[1.0, 2.0]])).tolist()
+        [[1.0], [2.0]]
+    """
+    dtype = torch.promote_types(rows.dtype, columns.dtype)
+    with torch.autocast(device_type=rows.device.type, enabled=False):
+        return rows.to(dtype) @ columns.to(rows.device, dtype).T
+
+
+# --------------------------------------------------------------------------------------------------
+# What every training-free peer is: two feature transforms and nothing else.
+
+
+class Peer(ABC):
+    """Something fitted on held-out training pairs that changes features of a finished model.
+
+    Convention, the same for all: features go in raw or unit, are scaled to norm 1 first, and the
+    new score of an image and a text is the *dot product* of their transformed features, as they
+    come out. So `evaluation.retrieval(..., normalize=False)` on transformed features ranks by any
+    peer. Arithmetic is in float32, in float64 where features are; a peer is never changed by use.
+
+    Attributes:
+        kind: The name in files and on the command line.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """`kind`, or the kinds of a chain joined by `+`."""
+        return self.kind
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Dimension of the features that go in."""
+
+    @property
+    @abstractmethod
+    def fitted_on(self) -> tuple[int, int]:
+        """How many images and how many texts it was fitted on."""
+
+    @property
+    def returns_unit(self) -> bool:
+        """Whether transformed rows have norm 1, so that the dot product is the cosine."""
+        return True
+
+    @property
+    def score_columns(self) -> int:
+        """Columns appended behind the `dim` first ones that carry scores, no place in the space.
+
+        Geometry is measured without them: `transform_image(...)[:, :peer.dim]`.
+        """
+        return 0
+
+    @abstractmethod
+    def transform_image(self, image_features: Tensor) -> Tensor:
+        """(N, d) raw or unit → (N, d + score_columns).
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+
+    @abstractmethod
+    def transform_text(self, text_features: Tensor) -> Tensor:
+        """(M, d) raw or unit → (M, d + score_columns).
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+
+    def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(N, M) scores of every image with every text, higher is nearer.
+
+        Args:
+            image_features: (N, d), raw or unit.
+            text_features: (M, d), raw or unit.
+
+        Raises:
+            ValueError: As the transforms.
+        """
+        return dot_products(
+            self.transform_image(image_features), self.transform_text(text_features)
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# What three of the peers are fitted to: where each modality's centroid lies.
+
+
+@dataclass(frozen=True, eq=False)
+class CentroidPeer(Peer):
+    """A peer that knows the centroids of unit features, and how many rows they were taken over.
+
+    Attributes:
+        image_mean: (d,), mean of unit image features.
+        text_mean: (d,), mean of unit text features.
+        image_count: Images fitted on.
+        text_count: Texts fitted on.
+    """
+
+    image_mean: Tensor
+    text_mean: Tensor
+    image_count: int
+    text_count: int
+
+    def __post_init__(self) -> None:
+        image_shape, text_shape = tuple(self.image_mean.shape), tuple(self.text_mean.shape)
+        if len(image_shape) != 1 or image_shape != text_shape or 0 in image_shape:
+            raise ValueError(
+                f"image_mean and text_mean must both be (dim,), got {image_shape} and {text_shape}"
+            )
+        for name in ("image_mean", "text_mean"):
+            # the mean of unit vectors is in the unit ball; a hair for rounding
+            norm = getattr(self, name).double().norm().item()
+            if not norm < 1 + 1e-6:
+                raise ValueError(f"{name} must be a mean of unit features, got norm {norm}")
+        for name in ("image_count", "text_count"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features that go in."""
+        return len(self.image_mean)
+
+    @property
+    def fitted_on(self) -> tuple[int, int]:
+        """How many images and how many texts it was fitted on."""
+        return self.image_count, self.text_count
+
+    def _image_unit(self, image_features: Tensor) -> Tensor:
+        return unit_rows("image features", image_features, dim=self.dim)
+
+    def _text_unit(self, text_features: Tensor) -> Tensor:
+        return unit_rows("text features", text_features, dim=self.dim)
+
+
+def centroids(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """The four attributes of a `CentroidPeer`.
+
+    Args:
+        image_features: (N, d), raw or unit.
+        text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
+
+    Raises:
+        ValueError: If shapes do not fit, or a row is not finite or zero.
+
+    Example:
+        >>> import torch
+        >>> image_mean, text_mean, *counts = centroids(torch.eye(2), 5 * torch.eye(2)[:1])
+        >>> image_mean.tolist(), text_mean.tolist(), counts
+        ([0.5, 0.5], [1.0, 0.0], [2, 1])
+    """
+    image_unit = unit_rows("image features", image_features)
+    text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
+    return mean_row(image_unit), mean_row(text_unit), len(image_unit), len(text_unit)
+
+
+# --------------------------------------------------------------------------------------------------
+# Distribution normalisation, DN: the dot product with half of each centroid taken off.
+
+
+@dataclass(frozen=True, eq=False)
+class DistributionNormalisation(CentroidPeer):
+    """image′ = image − μ_image/2, text′ = text − μ_text/2 on unit features, *not* renormalised.
+
+    The score is (x − μ_image/2)·(y − μ_text/2). For a query x that is x·y less a bias y·μ_image/2
+    of each gallery text (and a constant), so lengths carry meaning: a cosine of these features is
+    another method and ranks differently. Source: "Test-Time Distribution Normalization for
+    Contrastively Learned Visual-language Models", NeurIPS 2023, arXiv 2302.11084.
+
+    Attributes:
+        image_mean: (d,), mean of unit image features.
+        text_mean: (d,), mean of unit text features.
+        image_count: Images fitted on.
+        text_count: Texts fitted on.
+
+    Example:
+        Both means are (½, ½), so (1, 0) becomes (¾, −¼) on either side: 9/16 + 1/16 with itself.
+
+        >>> import torch
+        >>> peer = DistributionNormalisation.fit(torch.eye(2), torch.eye(2))
+        >>> peer.transform_image(torch.tensor([[2.0, 0.0]])).tolist()
+        [[0.75, -0.25]]
+        >>> peer.similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item()
+        0.625
+    """
+
+    kind: ClassVar[str] = "distribution-normalisation"
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor) -> Self:
+        """Take the means.
+
+        Args:
+            image_features: (N, d), raw or unit.
+            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
+
+        Raises:
+            ValueError: If shapes do not fit, or a row is not finite or zero.
+        """
+        return cls(*centroids(image_features, text_features))
+
+    @property
+    def returns_unit(self) -> bool:
+        """False: lengths are part of the score."""
+        return False
+
+    def transform_image(self, image_features: Tensor) -> Tensor:
+        """(N, d) raw or unit → (N, d), lengths from ½ to 3/2.
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+        unit = self._image_unit(image_features)
+        return unit - self.image_mean.to(unit) / 2
+
+    def transform_text(self, text_features: Tensor) -> Tensor:
+        """(M, d) raw or unit → (M, d), lengths from ½ to 3/2.
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+        unit = self._text_unit(text_features)
+        return unit - self.text_mean.to(unit) / 2
+
+
+# --------------------------------------------------------------------------------------------------
+# Mean-centring: each modality is moved so that its centroid is the origin.
+
+
+@dataclass(frozen=True, eq=False)
+class MeanCentring(CentroidPeer):
+    """image′ = normalise(image − μ_image), text′ = normalise(text − μ_text), on unit features.
+
+    Closes the centroid gap up to the renormalisation and up to how well the means of the fitted
+    pairs stand for those of others. Source: "Closing the Modality Gap for Mixed Modality Search"
+    (GR-CLIP), arXiv 2507.19054.
+
+    Attributes:
+        image_mean: (d,), mean of unit image features.
+        text_mean: (d,), mean of unit text features.
+        image_count: Images fitted on.
+        text_count: Texts fitted on.
+
+    Example:
+        Images (1, 0) and (0, 1) have the mean (½, ½), so (1, 0) becomes (½, −½) / √½.
+
+        >>> import torch
+        >>> peer = MeanCentring.fit(torch.eye(2), torch.eye(2))
+        >>> peer.transform_image(torch.tensor([[2.0, 0.0]]))
+        tensor([[ 0.7071, -0.7071]])
+    """
+
+    kind: ClassVar[str] = "mean-centring"
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor) -> Self:
+        """Take the means.
+
+        Args:
+            image_features: (N, d), raw or unit.
+            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
+
+        Raises:
+            ValueError: If shapes do not fit, or a row is not finite or zero.
+        """
+        return cls(*centroids(image_features, text_features))
+
+    def transform_image(self, image_features: Tensor) -> Tensor:
+        """(N, d) raw or unit → (N, d) unit.
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite, zero or at the mean.
+        """
+        unit = self._image_unit(image_features)
+        return unit_rows("image features less their mean", unit - self.image_mean.to(unit))
+
+    def transform_text(self, text_features: Tensor) -> Tensor:
+        """(M, d) raw or unit → (M, d) unit.
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite, zero or at the mean.
+        """
+        unit = self._text_unit(text_features)
+        return unit_rows("text features less their mean", unit - self.text_mean.to(unit))
+
+
+# --------------------------------------------------------------------------------------------------
+# Modality shift: both modalities walk toward each other along the line between centroids.
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityShift(CentroidPeer):
+    """image′ = normalise(image − λ·Δ/2), text′ = normalise(text + λ·Δ/2), Δ = μ_image − μ_text.
+
+    On unit features. λ = 1 closes the centroid gap but for the renormalisation, λ = 0 changes
+    nothing, λ below 0 widens the gap. Source: Liang et al., "Mind the Gap", NeurIPS 2022,
+    arXiv 2203.02053, the section on shifting embeddings along the gap.
+
+    Unlike mean-centring it leaves what the centroids have in common, and items near that become
+    hubs: on CLIP's features of 500 COCO pairs λ = 1 takes the gap away and R@1 falls from .552 to
+    .358 for images and from .506 to .366 for texts; with `nnn` after it they are .566 and .536.
+
+    Attributes:
+        image_mean: (d,), mean of unit image features.
+        text_mean: (d,), mean of unit text features.
+        image_count: Images fitted on.
+        text_count: Texts fitted on.
+        strength: λ.
+
+    Example:
+        Δ = (1, −1), so at λ = 1 both modalities meet halfway, at normalise(½, ½).
+
+        >>> import torch
+        >>> image, text = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+        >>> peer = ModalityShift.fit(image, text)
+        >>> peer.transform_image(image), peer.transform_text(text)
+        (tensor([[0.7071, 0.7071]]), tensor([[0.7071, 0.7071]]))
+    """
+
+    strength: float
+
+    kind: ClassVar[str] = "modality-shift"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.strength):
+            raise ValueError(f"strength must be finite, got {self.strength}")
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, *, strength: float = 1.0) -> Self:
+        """Take the means.
+
+        Args:
+            image_features: (N, d), raw or unit.
+            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
+            strength: λ, the share of the gap to close.
+
+        Raises:
+            ValueError: If shapes do not fit, a row is not finite or zero, or `strength` is not
+                finite.
+        """
+        return cls(*centroids(image_features, text_features), strength=float(strength))
+
+    def transform_image(self, image_features: Tensor) -> Tensor:
+        """(N, d) raw or unit → (N, d) unit.
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite, or zero before or after.
+        """
+        unit = self._image_unit(image_features)
+        return unit_rows("shifted image features", unit - self._half_step(unit))
+
+    def transform_text(self, text_features: Tensor) -> Tensor:
+        """(M, d) raw or unit → (M, d) unit.
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite, or zero before or after.
+        """
+        unit = self._text_unit(text_features)
+        return unit_rows("shifted text features", unit + self._half_step(unit))
+
+    def _half_step(self, unit: Tensor) -> Tensor:
+        return (self.image_mean.to(unit) - self.text_mean.to(unit)) * (self.strength / 2)
+
+
+# --------------------------------------------------------------------------------------------------
+# Nearest-neighbour normalisation, NNN: an item that everybody is near to loses that head start.
+
+
+ROWS_AT_ONCE = 256
+"""Items compared with the references at a time: 120 MB of float32 for 118,000 references."""
+
+
+@dataclass(frozen=True, eq=False)
+class NearestNeighbourNormalisation(Peer):
+    """score(query, item) = query·item − bias(item), bias = α · mean of the item's top-k references.
+
+    On unit features. The bias of a text is α times its mean similarity to the k reference *images*
+    nearest to it, that of an image the same over reference *texts*: what an item gets from queries
+    of the other modality at large. Source: "Nearest Neighbor Normalization Improves Multimodal
+    Retrieval", EMNLP 2024, arXiv 2410.24114.
+
+    Convention: each direction has a bias of its own, yet one pair of transforms serves both. Two
+    columns are appended, image′ = (x, −image_bias, 1) and text′ = (y, 1, −text_bias), so that
+    image′·text′ = x·y − image_bias(x) − text_bias(y). Within the results of one query its own bias
+    is a constant: ranks, recall and softmax over the gallery are exactly NNN's in both directions.
+    Scores themselves are NNN's up to that constant; for these add `image_bias` to the rows of
+    `similarity` (images are queries) or `text_bias` to its columns (texts are).
+
+    Attributes:
+        image_references: (N, d), unit image features, the queries that texts are corrected by.
+        text_references: (M, d), unit text features, the queries that images are corrected by.
+        neighbours: k; all references where there are fewer.
+        alpha: α.
+
+    Example:
+        The text (0.6, 0.8) is at 0.6 and 0.8 from the reference images, so with k = 2 and α = ½ its
+        bias is 0.35.
+
+        >>> peer = NearestNeighbourNormalisation.fit(
+        ...     torch.eye(2), torch.eye(2), neighbours=2, alpha=0.5
+        ... )
+        >>> peer.transform_text(torch.tensor([[0.6, 0.8]]))
+        tensor([[ 0.6000,  0.8000,  1.0000, -0.3500]])
+    """
+
+    image_references: Tensor
+    text_references: Tensor
+    neighbours: int
+    alpha: float
+
+    kind: ClassVar[str] = "nnn"
+
+    def __post_init__(self) -> None:
+        dim = None
+        for name in ("image_references", "text_references"):
+            references = getattr(self, name)
+            unit = unit_rows(name, references, dim=dim)
+            dim = unit.shape[1]
+            if not torch.allclose(references.to(unit), unit, rtol=0, atol=1e-5):
+                raise ValueError(f"{name} must be rows of norm 1")
+        if not isinstance(self.neighbours, int) or self.neighbours < 1:
+            raise ValueError(
+                f"neighbours must be a whole number of at least 1, got {self.neighbours!r}"
+            )
+        if not (math.isfinite(self.alpha) and self.alpha >= 0):
+            raise ValueError(f"alpha must be at least 0 and finite, got {self.alpha}")
+
+    @classmethod
+    def fit(
+        cls,
+        image_features: Tensor,
+        text_features: Tensor,
+        *,
+        neighbours: int = 128,
+        alpha: float = 0.75,
+    ) -> Self:
+        """Keep the features as references; a saved peer is as large as they are.
+
+        Args:
+            image_features: (N, d), raw or unit.
+            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
+            neighbours: k, references an item's bias is the mean of.
+            alpha: α, the share of that mean to take off; 0 leaves the cosine.
+
+        Raises:
+            ValueError: If shapes do not fit, a row is not finite or zero, or a number is out of
+                range.
+        """
+        image_unit = unit_rows("image features", image_features)
+        text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
+        return cls(image_unit, text_unit, neighbours, float(alpha))
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features that go in."""
+        return self.image_references.shape[1]
+
+    @property
+    def fitted_on(self) -> tuple[int, int]:
+        """How many images and how many texts it was fitted on."""
+        return len(self.image_references), len(self.text_references)
+
+    @property
+    def returns_unit(self) -> bool:
+        """False: the score columns add to the length."""
+        return False
+
+    @property
+    def score_columns(self) -> int:
+        """The two last columns are biases and ones."""
+        return 2
+
+    def image_bias(self, image_features: Tensor) -> Tensor:
+        """What text queries at large give to each image: (N, d) raw or unit → (N,).
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+        return self._bias(
+            unit_rows("image features", image_features, dim=self.dim), self.text_references
+        )
+
+    def text_bias(self, text_features: Tensor) -> Tensor:
+        """What image queries at large give to each text: (M, d) raw or unit → (M,).
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+        return self._bias(
+            unit_rows("text features", text_features, dim=self.dim), self.image_references
+        )
+
+    def transform_image(self, image_features: Tensor) -> Tensor:
+        """(N, d) raw or unit → (N, d + 2): (unit features, −bias, 1).
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+        unit = unit_rows("image features", image_features, dim=self.dim)
+        bias = self._bias(unit, self.text_references)[:, None]
+        return torch.cat([unit, -bias, torch.ones_like(bias)], dim=1)
+
+    def transform_text(self, text_features: Tensor) -> Tensor:
+        """(M, d) raw or unit → (M, d + 2): (unit features, 1, −bias).
+
+        Raises:
+            ValueError: If the shape is another, or a row is not finite or zero.
+        """
+        unit = unit_rows("text features", text_features, dim=self.dim)
+        bias = self._bias(unit, self.image_references)[:, None]
+        return torch.cat([unit, torch.ones_like(bias), -bias], dim=1)
+
+    def _bias(self, unit: Tensor, references: Tensor) -> Tensor:
+        references = references.to(unit)
+        k = min(self.neighbours, len(references))
+        nearest = [
+            dot_products(rows, references).topk(k, dim=1).values.mean(dim=1)
+            for rows in unit.split(ROWS_AT_ONCE)
+        ]
+        return self.alpha * torch.cat(nearest)
+
+
+# --------------------------------------------------------------------------------------------------
+# Several peers one after the other.
+
+
+Fit = Callable[[Tensor, Tensor], Peer]
+"""(image features, text features) → a peer: `MeanCentring.fit`, or a `partial` of another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Peer):
+    """Each step transforms what the steps before it made, and was fitted on such features.
+
+    A peer scales what it gets to norm 1, so one whose lengths carry meaning (`returns_unit` is
+    False) can only stand at the end.
+
+    Attributes:
+        steps: At least one, in order.
+
+    Example:
+        Mean-centring takes the means away, so there is nothing left to shift.
+
+        >>> import torch
+        >>> from clip_refine.posthoc import MeanCentring, ModalityShift
+        >>> image, text = torch.eye(2), -torch.eye(2)
+        >>> chain = Chain.fit(image, text, steps=[MeanCentring.fit, ModalityShift.fit])
+        >>> chain.name, chain.transform_image(image)[0]
+        ('mean-centring+modality-shift', tensor([ 0.7071, -0.7071]))
+    """
+
+    steps: tuple[Peer, ...]
+
+    kind: ClassVar[str] = "chain"
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("a chain needs at least one step")
+        for step in self.steps[:-1]:
+            _check_can_be_followed(step)
+        dims = sorted({step.dim for step in self.steps})
+        if len(dims) > 1:
+            raise ValueError(f"the steps of a chain must have one dimension, got {dims}")
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, *, steps: Sequence[Fit]) -> Self:
+        """Fit each step on what the steps before it make of the features.
+
+        Args:
+            image_features: (N, d), raw or unit.
+            text_features: (M, d), raw or unit.
+            steps: The `fit` of each peer, for example
+                `[MeanCentring.fit, partial(NearestNeighbourNormalisation.fit, alpha=0.5)]`.
+
+        Raises:
+            ValueError: As the steps, and if there is none or a step is not at its place.
+        """
+        fitted: list[Peer] = []
+        for number, fit in enumerate(steps, 1):
+            fitted.append(fit(image_features, text_features))
+            if number < len(steps):
+                _check_can_be_followed(fitted[-1])
+                image_features = fitted[-1].transform_image(image_features)
+                text_features = fitted[-1].transform_text(text_features)
+        return cls(tuple(fitted))
+
+    @property
+    def name(self) -> str:
+        """The kinds of the steps joined by `+`."""
+        return "+".join(step.name for step in self.steps)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the features that go in."""
+        return self.steps[0].dim
+
+    @property
+    def fitted_on(self) -> tuple[int, int]:
+        """How many images and how many texts the first step was fitted on."""
+        return self.steps[0].fitted_on
+
+    @property
+    def returns_unit(self) -> bool:
+        """As the last step."""
+        return self.steps[-1].returns_unit
+
+    @property
+    def score_columns(self) -> int:
+        """As the last step."""
+        return self.steps[-1].score_columns
+
+    def transform_image(self, image_features: Tensor) -> Tensor:
+        """(N, d) raw or unit → (N, d + score_columns), through every step.
+
+        Raises:
+            ValueError: As the steps.
+        """
+        for step in self.steps:
+            image_features = step.transform_image(image_features)
+        return image_features
+
+    def transform_text(self, text_features: Tensor) -> Tensor:
+        """(M, d) raw or unit → (M, d + score_columns), through every step.
+
+        Raises:
+            ValueError: As the steps.
+        """
+        for step in self.steps:
+            text_features = step.transform_text(text_features)
+        return text_features
+
+
+def _check_can_be_followed(step: Peer) -> None:
+    if not step.returns_unit:
+        raise ValueError(
+            f"{step.name} must be the last step of a chain: the lengths of its features carry "
+            "meaning, and a step after it would scale them to 1"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Names → peers: the one place that knows all of them.
+
+
+PEERS: tuple[type[Peer], ...] = (
+    MeanCentring,
+    DistributionNormalisation,
+    NearestNeighbourNormalisation,
+    ModalityShift,
+)
+"""Every peer that is no chain; `kind` is its name."""
+
+
+def fit_peer(
+    name: str,
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    neighbours: int = 128,
+    alpha: float = 0.75,
+    strength: float = 1.0,
+) -> Peer:
+    """Fit a peer, or a chain of them, by name.
+
+    Args:
+        name: `mean-centring`, `distribution-normalisation`, `nnn` or `modality-shift`, or several
+            joined by `+` in the order in which they are applied, as `mean-centring+nnn`.
+        image_features: (N, d), raw or unit, of held-out training pairs.
+        text_features: (M, d), raw or unit, of held-out training pairs.
+        neighbours: k of `nnn`; the other peers do not look at it.
+        alpha: α of `nnn`.
+        strength: λ of `modality-shift`.
+
+    Raises:
+        ConfigError: There is no such peer, or it cannot stand at its place in the chain.
+        ValueError: As the peer's `fit`.
+
+    Example:
+        >>> import torch
+        >>> fit_peer("modality-shift+nnn", torch.eye(3), torch.eye(3).flip(0)).name
+        'modality-shift+nnn'
+    """
+    check_name(name)
+    settings = {"neighbours": neighbours, "alpha": alpha, "strength": strength}
+    steps = [_fit_of(kind, **settings) for kind in name.split("+")]
+    if len(steps) == 1:
+        return steps[0](image_features, text_features)
+    return Chain.fit(image_features, text_features, steps=steps)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that `fit_peer` would refuse, before features are read.
+
+    Raises:
+        ConfigError: As `fit_peer`.
+    """
+    kinds = name.split("+")
+    for kind in kinds:
+        _check_kind(kind)
+    if any(kind in ("nnn", "distribution-normalisation") for kind in kinds[:-1]):
+        raise ConfigError(
+            f"{name}: nnn and distribution-normalisation give features whose lengths carry "
+            "meaning, so either can only be the last of a chain. Put it there."
+        )
+
+
+def _check_kind(kind: str) -> None:
+    known = [peer.kind for peer in PEERS]
+    if kind in known:
+        return
+    near = difflib.get_close_matches(kind, known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ConfigError(
+        f"{kind!r}: there is no such peer.{hint} There are {', '.join(known)}, "
+        "alone or joined by +."
+    )
+
+
+def _fit_of(kind: str, *, neighbours: int, alpha: float, strength: float) -> Fit:
+    match kind:
+        case "mean-centring":
+            return MeanCentring.fit
+        case "distribution-normalisation":
+            return DistributionNormalisation.fit
+        case "modality-shift":
+            return partial(ModalityShift.fit, strength=strength)
+        case _:
+            return partial(NearestNeighbourNormalisation.fit, neighbours=neighbours, alpha=alpha)

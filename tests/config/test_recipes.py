@@ -1,0 +1,136 @@
+"""Every named objective runs, and computes the terms that it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from clip_refine.cli import main
+from clip_refine.config import load_config, override, with_recipe
+from clip_refine.config.runs import RefineConfig
+from clip_refine.config.settings import RECIPES
+from clip_refine.data.toy import ToyPairs
+from clip_refine.errors import ConfigError
+from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.roads.refine import refine
+from tests.conftest import TINY, write_model
+
+TERMS = {
+    "clip-refine": {"rafa", "hycd"},
+    "clip-refine-paper": {"rafa", "hycd"},
+    "balanced": {"hycd", "anchor"},
+    "hycd": {"hycd"},
+    "self-kd": {"hycd"},
+    "hycd+align": {"hycd", "alignment"},
+    "rafa": {"rafa"},
+    "contrastive": {"contrastive"},
+    "contrastive-raw": {"contrastive"},
+    "contrastive+anchor": {"contrastive", "anchor"},
+    "m2-mix": {"contrastive", "m2_mix"},
+    "feature-distillation": {"anchor"},
+    "logit-distillation": {"logit_distillation"},
+}
+SETTINGS = {"train": {"batch_size": 16, "learning_rate": 1e-4, "precision": "fp32"}}
+
+
+def first_step(config: RefineConfig, *parts: object) -> dict[str, float]:
+    model, pairs, held_out = parts
+    refine(config, model=model, train_pairs=pairs, held_out=held_out)  # pyright: ignore
+    return json.loads((config.out / "log.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_with_its_terms(
+    name: str, tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
+):
+    config = RefineConfig.model_validate({**SETTINGS, "recipe": name, "out": tmp_path / "run"})
+    record = first_step(config, tiny, pairs, held_out)
+    terms = {key.removeprefix("loss_") for key in record if key.startswith("loss_")}
+    assert terms == TERMS[name] | {"total"}
+    written = load_config(RefineConfig, config.out / "config.yaml")
+    assert (written.recipe, written.loss.feature_scale != "auto") == (name, True)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["uniform", "gaussian_image", "gaussian_text", "gaussian_both", "fixed", "norm_matched"],
+)
+def test_every_prior_runs(
+    kind: str, tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
+):
+    config = RefineConfig.model_validate(
+        {**SETTINGS, "prior": {"kind": kind}, "out": tmp_path / "run"}
+    )
+    assert first_step(config, tiny, pairs, held_out)["loss_rafa"] > 0
+
+
+def test_independent_references_and_decay(
+    tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
+):
+    config = RefineConfig.model_validate(
+        {
+            "train": {**SETTINGS["train"], "learning_rate": 1e-12},
+            "loss": {"references": "independent", "rafa_decay": "linear", "hycd_weight": 0},
+            "prior": {"scale": 100},
+            "out": tmp_path / "run",
+        }
+    )
+    first_step(config, tiny, pairs, held_out)
+    lines = (config.out / "log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss_rafa"] for line in lines]
+    # noise of variance 100 dominates, so the loss follows the weight: 1, 3/4, 1/2, 1/4
+    assert [loss / losses[0] for loss in losses] == pytest.approx([1, 0.75, 0.5, 0.25], abs=0.1)
+
+
+def test_a_recipe_sets_only_what_is_not_given():
+    assert RefineConfig(recipe="contrastive").loss.contrastive_weight == 1
+    assert RefineConfig.model_validate(
+        {"recipe": "contrastive", "loss": {"contrastive_weight": 3}}
+    ).loss.model_dump(include={"contrastive_weight", "hycd_weight"}) == {
+        "contrastive_weight": 3,
+        "hycd_weight": 0,
+    }
+    changed = with_recipe(override(RefineConfig(), seed=3), "self-kd")
+    assert (changed.seed, changed.loss.alpha, changed.recipe) == (3, 0, "self-kd")
+
+
+def test_unknown_recipes_name_near_ones():
+    with pytest.raises(ValidationError, match="Did you mean contrastive"):
+        RefineConfig(recipe="contrastiv")
+    with pytest.raises(ConfigError, match="There are: clip-refine"):
+        with_recipe(RefineConfig(), "zzz")
+
+
+def test_recipe_on_the_command_line(capsys: pytest.CaptureFixture[str]):
+    main(["refine", "--recipe", "self-kd", "--loss.hycd-weight", "2", "--print-config"])
+    shown = capsys.readouterr().out
+    assert "recipe: self-kd" in shown
+    assert "alpha: 0.0" in shown
+    assert "hycd_weight: 2.0" in shown
+    assert "rafa_weight: 0.0" in shown
+
+
+def test_siglips_own_loss_for_models_with_a_bias(
+    pairs: ToyPairs, held_out: ToyPairs, tiny: OpenClipEncoder, tmp_path: Path
+):
+    siglip = load_open_clip(write_model(tmp_path, {**TINY, "init_logit_bias": -10}))
+    bias = siglip.logit_bias
+    assert bias is not None
+    before = bias.item()
+    settings = {
+        "train": {**SETTINGS["train"], "logit_scale": "trained"},
+        "recipe": "contrastive",
+        "loss": {"contrastive_form": "sigmoid"},
+        "out": tmp_path / "run",
+    }
+    config = RefineConfig.model_validate(settings)
+    assert first_step(config, siglip, pairs, held_out)["loss_contrastive"] > 0
+    assert siglip.clip.logit_bias.item() != before
+    with pytest.raises(ConfigError, match=r"needs a model with a logit bias.*Use softmax"):
+        refine(
+            override(config, out=tmp_path / "other"),
+            model=tiny,
+            train_pairs=pairs,
+            held_out=held_out,
+        )

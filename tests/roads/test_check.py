@@ -1,0 +1,193 @@
+"""What `clip-refine data check` says of a source with one of every fault."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clip_refine.cli import main
+from clip_refine.config import DataConfig, ModelConfig
+from clip_refine.data.toy import ToyPairs
+from clip_refine.errors import ConfigError, DataError, OutputError
+from clip_refine.report.tables import findings_table, findings_verdict
+from clip_refine.results import Findings, NumberSpread
+from clip_refine.roads.check import check_data
+from tests.data.files import drawn_files
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight sound rows and one of every fault."""
+    folder = tmp_path_factory.mktemp("faulty")
+    files = drawn_files(folder, 8, size=(320, 240))
+    shutil.copy(files.paths[0], folder / "copy.jpg")
+    files.load_image(1).resize((200, 150)).save(folder / "near.jpg", quality=60)
+    (folder / "cut.jpg").write_bytes(files.paths[2].read_bytes()[:2000])
+    (folder / "empty.jpg").touch()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files.load_image(3).save(folder / "turned.jpg", exif=exif)
+    glass = files.load_image(4).convert("RGBA")
+    glass.putpixel((0, 0), (0, 0, 0, 0))
+    glass.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "glass.png")
+    rows = ["file_name,caption", *(f"{index:03}.jpg,picture {index}" for index in range(8))]
+    rows += ["copy.jpg,[bold]twin[/bold]", "near.jpg,[bold]twin[/bold]", "cut.jpg,cut"]
+    rows += ["empty.jpg,nothing", f"turned.jpg,{'word ' * 120}", "glass.png,glass", "gone.jpg,gone"]
+    rows += ["000.jpg,", "/etc/passwd,outside", "one,too,many"]
+    (folder / "captions.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def findings(faulty: Path) -> Findings:
+    return check_data(str(faulty / "captions.csv"), DataConfig())
+
+
+def names(groups: tuple[tuple[str, ...], ...]) -> list[list[str]]:
+    return [[Path(name).name for name in group] for group in groups]
+
+
+def test_every_row_is_counted_and_every_bad_one_listed(findings: Findings):
+    assert findings.kind == "CSV table"
+    assert findings.rows == 18
+    assert [row.where.rpartition(" ")[2] for row in findings.bad_rows] == ["17", "18", "19"]
+    problems = " ".join(row.problem for row in findings.bad_rows)
+    for problem in ("empty caption", "absolute path", "3 fields"):
+        assert problem in problems
+    assert findings.broken_off is None
+    assert not findings.sound
+
+
+def test_images(findings: Findings):
+    images = findings.images
+    assert images.count == 15
+    assert images.kinds == {"JPEG": 11, "PNG": 1}
+    assert images.odd == {"turned by EXIF": 1, "transparent": 1}
+    unreadable = {Path(found.where).name: found.problem for found in images.unreadable}
+    assert list(unreadable) == ["cut.jpg", "empty.jpg", "gone.jpg"]
+    assert "truncated" in unreadable["cut.jpg"]
+    assert "0 bytes" in unreadable["empty.jpg"]
+    assert names(images.duplicates) == [["000.jpg", "copy.jpg"]]
+    assert names(images.near_duplicates) == [["001.jpg", "near.jpg"]]
+    assert images.short_side == NumberSpread(
+        smallest=150, median=240, mean=232.5, high=240, largest=240
+    )
+
+
+def test_captions(findings: Findings):
+    captions = findings.captions
+    assert captions.count == 15
+    assert captions.context_length == 77
+    assert captions.too_long == 1
+    assert captions.too_long_examples[0].startswith("word word")
+    assert captions.tokens
+    assert captions.tokens.largest == 122
+    assert captions.words
+    assert captions.words.largest == 120
+    assert captions.shared == {"[bold]twin[/bold]": 2}
+
+
+def test_workers_find_the_same(faulty: Path, findings: Findings, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("clip_refine.data.pixels.FEW", 1)
+    assert check_data(findings.source, DataConfig(), workers=2) == findings
+
+
+def test_the_models_own_context_counts(faulty: Path, tiny_name: str):
+    short = check_data(
+        str(faulty / "captions.csv"), DataConfig(), model=ModelConfig(name=tiny_name)
+    )
+    assert short.captions.context_length == 32
+    assert short.captions.too_long == 1
+
+
+def test_json_and_sheet(faulty: Path, findings: Findings, tmp_path: Path):
+    out, sheet = tmp_path / "new" / "found.json", tmp_path / "pairs.png"
+    source = str(faulty / "captions.csv")
+    check_data(source, DataConfig(), out=out, sheet=sheet, seed=3)
+    assert Findings.model_validate_json(out.read_text()) == findings
+    with Image.open(sheet) as drawn:
+        assert drawn.width == 5 * 264
+        first = drawn.tobytes()
+    with pytest.raises(OutputError, match="exists already"):
+        check_data(source, DataConfig(), sheet=sheet)
+    for seed, same in ((3, True), (4, False)):
+        check_data(source, DataConfig(), sheet=sheet, seed=seed, overwrite=True)
+        with Image.open(sheet) as drawn:
+            assert (drawn.tobytes() == first) is same
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "pairs.png"]
+
+
+def test_a_sound_source_and_images_without_captions(tmp_path: Path):
+    files = drawn_files(tmp_path, 3)
+    annotations = {
+        "images": [{"id": i, "file_name": path.name} for i, path in enumerate(files.paths)],
+        "annotations": [{"id": i, "image_id": i, "caption": f"one {i}"} for i in range(2)],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(annotations))
+    found = check_data(str(tmp_path / "coco.json"), DataConfig())
+    assert [Path(name).name for name in found.images.without_captions] == ["002.jpg"]
+    assert found.sound
+    assert findings_verdict(found) == "Nothing here stops a run."
+
+
+def test_a_source_that_breaks_off(tmp_path: Path):
+    drawn_files(tmp_path, 1)
+    rows = "".join(f"000.jpg,number {index}\n" for index in range(30))
+    (tmp_path / "broken.csv").write_text(f'image,caption\n{rows}000.jpg,"two\n')
+    found = check_data(str(tmp_path / "broken.csv"), DataConfig())
+    assert found.captions.count == 30
+    assert "no valid CSV" in (found.broken_off or "")
+    assert "broke off" in findings_verdict(found)
+
+
+def test_nothing_to_read(tmp_path: Path):
+    with pytest.raises(DataError, match="nowhere.csv: cannot be read"):
+        check_data(str(tmp_path / "nowhere.csv"), DataConfig())
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(DataError, match="no image column"):
+        check_data(str(tmp_path / "empty.csv"), DataConfig())
+    with pytest.raises(ConfigError, match="from 0 to 16"):
+        check_data("toy", DataConfig(), near=20)
+    with pytest.raises(ConfigError, match="Leave --data.train"):
+        check_data("toy", DataConfig(train="toy"))
+
+
+def test_only_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "c.csv").write_text("image,caption\ngone.jpg,one\n")
+    found = check_data(str(tmp_path / "c.csv"), DataConfig(), sheet=tmp_path / "sheet.png")
+    assert found.images.short_side is None
+    assert not (tmp_path / "sheet.png").exists()
+    assert "No sheet" in capsys.readouterr().err
+
+
+def test_drawn_images(monkeypatch: pytest.MonkeyPatch):
+    drawn = ToyPairs("check", size=20)
+    monkeypatch.setattr("clip_refine.build.toy_train", lambda: drawn)
+    found = check_data("toy", DataConfig())
+    assert (found.images.count, found.images.kinds) == (20, {"drawn": 20})
+
+
+def test_from_the_command_line(faulty: Path, capsys: pytest.CaptureFixture[str]):
+    main(["data", "check", str(faulty / "captions.csv"), "--data.caption-column", "caption"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("bad rows │ 3", "unreadable │ 3", "too long │ 1", "2 times: [bold]twin[/bold]"):
+        assert text in shown
+    assert "A run stops before training" in shown
+    with pytest.raises(SystemExit):
+        main(["data"])
+    assert "clip-refine data check" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "look"])
+    assert stop.value.code == 2
+    assert "there is no such action" in capsys.readouterr().err
+
+
+def test_the_table_shows_no_markup_of_the_data(findings: Findings):
+    from rich.console import Console
+
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(findings_table(findings.model_copy(update={"source": "[red]x[/red]"})))
+    assert "[red]x[/red]" in captured.get()

@@ -1,0 +1,411 @@
+"""Comparing recipes on a few drawn pairs: fair, resumable, the same twice."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clip_refine.cli import main
+from clip_refine.config import override
+from clip_refine.config.runs import CompareConfig
+from clip_refine.data import EpochPlan, PairLoader, hold_out
+from clip_refine.data.toy import ToyClasses, ToyPairs
+from clip_refine.errors import ConfigError, DataError, OutputError, TrainingError
+from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.results import Comparison
+from clip_refine.roads import compare as workbench
+from clip_refine.roads.compare import Training, Workbench, compare
+from clip_refine.roads.refine import refine
+from tests.data.files import Files, drawn_files
+
+TRAIN = ToyPairs("compare", size=220, captions_per_image=2)
+HELD_OUT = ToyPairs("compare-held-out", size=30, captions_per_image=2)
+TASKS = [ToyClasses("toy_shape", size=48)]
+RATES = (1e-4, 3e-3)
+
+
+def settings(model: str, folder: Path) -> CompareConfig:
+    return CompareConfig.model_validate(
+        {
+            "recipes": ("clip-refine", "contrastive"),
+            "seeds": 2,
+            "combine": ("clip-refine+mean-centring",),
+            "learning_rates": RATES,
+            "model": {"name": model},
+            "train": {"batch_size": 24, "epochs": 2, "precision": "fp32", "device": "cpu"},
+            "resamples": 50,
+            "out": folder / "compared",
+            "cache": folder / "cache",
+            "seed": 3,
+        }
+    )
+
+
+@pytest.fixture
+def config(tiny_name: str, tmp_path: Path) -> CompareConfig:
+    return settings(tiny_name, tmp_path)
+
+
+def run(config: CompareConfig, model: OpenClipEncoder | None = None) -> Comparison:
+    return compare(config, model=model, train_pairs=TRAIN, held_out=HELD_OUT, tasks=TASKS)
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Recipe, seed and learning rate of every training that is really done."""
+    done: list[str] = []
+    train = Workbench.train
+
+    def counted(self: Workbench, config: Any, *, fraction: float) -> Training:
+        done.append(f"{config.recipe} {config.seed} {config.train.learning_rate:g}")
+        return train(self, config, fraction=fraction)
+
+    monkeypatch.setattr(Workbench, "train", counted)
+    return done
+
+
+@dataclass
+class Watched:
+    """One comparison that several tests look at.
+
+    Attributes:
+        config: Its settings.
+        result: What came out.
+        batches: Recipe, seed and learning rate → the images and captions of every batch.
+    """
+
+    config: CompareConfig
+    result: Comparison
+    batches: dict[str, list[list[tuple[str, str]]]]
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    config = settings(tiny_name, tmp_path_factory.mktemp("watched"))
+    seen: dict[str, list[list[tuple[str, str]]]] = {}
+    train = Workbench.train
+    current: list[str] = []
+
+    def named(self: Workbench, config: Any, *, fraction: float) -> Training:
+        current[:] = [f"{config.recipe} {config.seed} {config.train.learning_rate:g}"]
+        return train(self, config, fraction=fraction)
+
+    class Recorded(PairLoader):
+        def __init__(self, pairs: Any, **more: Any) -> None:
+            super().__init__(pairs, **more)
+            self.pairs = pairs
+
+        def epoch(self, plan: EpochPlan):
+            for batch in super().epoch(plan):
+                chosen = [(i, plan.caption_choice[i]) for i in batch.indices]
+                shown = [(self.pairs.image_name(i), self.pairs.captions[i][k]) for i, k in chosen]
+                seen.setdefault(current[0], []).append(shown)
+                yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workbench, "train", named)
+        patch.setattr(workbench, "PairLoader", Recorded)
+        result = run(config)
+    return Watched(config, result, seen)
+
+
+def without_measurements(value: Any) -> Any:
+    if isinstance(value, dict):
+        timed = ("seconds", "peak_memory")
+        return {name: without_measurements(v) for name, v in value.items() if name not in timed}
+    return [without_measurements(v) for v in value] if isinstance(value, list) else value
+
+
+def test_everything_promised_is_written(watched: Watched):
+    config, result = watched.config, watched.result
+    saved = json.loads((config.out / "comparison.json").read_text())
+    assert Comparison.model_validate(saved) == result
+    assert [(row["recipe"], row["seed"]) for row in saved["rows"]] == [
+        *((name, 3) for name in ("pre-trained", *config.peers)),
+        *(("clip-refine", 3), ("clip-refine+mean-centring", 3)),
+        *(("clip-refine", 4), ("clip-refine+mean-centring", 4)),
+        *(("contrastive", 3), ("contrastive", 4)),
+    ]
+    for row in saved["rows"]:
+        assert set(row) >= {"geometry", "retrieval", "zero_shot", "linear_probe", "learning_rate"}
+        assert set(row["linear_probe"]) == set(row["zero_shot"]) == {"toy_shape"}
+        assert (row["learning_rate"] is None) == (row["steps"] == 0)
+        assert (row["seconds"] > 0) == (row["recipe"] != "pre-trained")
+    trained = saved["rows"][5]
+    assert (trained["steps"], trained["pairs"]) == (2 * (120 // 24), 120)
+    assert trained["peak_memory"] > 0.05
+    assert [line["recipe"] for line in saved["summary"]] == [
+        *("pre-trained", *config.peers),
+        *("clip-refine", "clip-refine+mean-centring", "contrastive"),
+    ]
+    assert [line["runs"] for line in saved["summary"]] == [1] * 5 + [2] * 3
+    with (config.out / "comparison.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(saved["rows"])
+    assert float(table[5]["zero_shot.toy_shape.top1"]) == trained["zero_shot"]["toy_shape"]["top1"]
+    shown = (config.out / "comparison.md").read_text()
+    assert "clip-refine+mean-centring" in shown
+    assert " ± " in shown
+    assert "clip-refine+mean-centring" in (config.out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_learning_rate_is_chosen_on_the_selection_pairs(watched: Watched):
+    result = watched.result
+    for choice in result.learning_rates:
+        assert set(choice.tried) == {"0.0001", "0.003"}
+        assert choice.tried[f"{choice.chosen:g}"] == max(s for s in choice.tried.values() if s)
+        assert choice.at_edge
+        rows = [row for row in result.rows if row.recipe == choice.recipe]
+        assert {row.learning_rate for row in rows} == {choice.chosen}
+        assert rows[0].selection == choice.tried[f"{choice.chosen:g}"]
+
+
+def test_peers_and_untouched_model_are_what_they_are_called(config: CompareConfig):
+    result = run(override(config, recipes=("hycd",), combine=(), seeds=1, learning_rates=(1e-4,)))
+    rows = {row.recipe: row for row in result.rows}
+    untouched, nnn = rows["pre-trained"], rows["nnn"]
+    # nnn moves nobody, it only changes the ranking
+    assert nnn.geometry == pytest.approx(untouched.geometry, abs=1e-6)
+    assert nnn.retrieval != untouched.retrieval
+    centred = rows["mean-centring"].geometry["centroid_distance"]
+    assert centred < untouched.geometry["centroid_distance"]
+    assert {row.selection is None for row in result.rows if row.recipe in config.peers} == {True}
+
+
+def test_all_recipes_see_the_same_batches(watched: Watched):
+    seen = watched.batches
+    assert len(seen) == 6
+    by_seed: dict[str, list[Any]] = {"3": [], "4": []}
+    for name, batches in seen.items():
+        by_seed[name.split()[1]].append(batches)
+    assert all(batches == by_seed["3"][0] for batches in by_seed["3"])
+    assert all(batches == by_seed["4"][0] for batches in by_seed["4"])
+    assert by_seed["3"][0] != by_seed["4"][0]
+    training, selection = hold_out(TRAIN, fraction=0.1, seed=3)
+    used = {image for batch in by_seed["3"][0] for image, _ in batch}
+    assert used == {training.image_name(index) for index in range(len(training))}
+    assert not used & {selection.image_name(index) for index in range(len(selection))}
+    assert [len(batch) for batch in by_seed["3"][0]] == [24] * 10
+
+
+def test_a_row_is_what_refine_gives_with_a_live_teacher(config: CompareConfig, tmp_path: Path):
+    config = override(config, recipes=("clip-refine",), combine=(), seeds=1, learning_rates=(1e-3,))
+    [row] = [row for row in run(config).rows if row.recipe == "clip-refine"]
+    training, _ = hold_out(TRAIN, fraction=0.1, seed=3)
+    settings = override(config.refinement(), out=tmp_path / "run", train={"learning_rate": 1e-3})
+    after = refine(settings, train_pairs=training, held_out=HELD_OUT).after
+    assert row.geometry == pytest.approx(after.geometry, abs=1e-4)
+    assert row.retrieval == pytest.approx(after.retrieval, abs=0.04)
+
+
+def test_twice_is_the_same(watched: Watched, tmp_path: Path):
+    # the second time the teacher's features are read from the cache
+    again = run(override(watched.config, out=tmp_path / "again"))
+    first, second = (
+        without_measurements(json.loads((folder / "comparison.json").read_text()))
+        for folder in (watched.config.out, tmp_path / "again")
+    )
+    assert first == second
+    assert again.rows != watched.result.rows  # seconds do differ
+
+
+def test_it_goes_on_where_it_stopped(
+    config: CompareConfig,
+    trainings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    config = override(config, learning_rates=RATES[:1], peers=("nnn",))
+    score = Workbench.score
+
+    def stop(self: Workbench, name: str, training: Training, *rest: Any, **more: Any):
+        if (name, training.seed) == ("contrastive", 4):
+            raise KeyboardInterrupt
+        return score(self, name, training, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workbench, "score", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    assert not (config.out / "comparison.json").exists()
+    assert len(trainings) == 4
+    last = trainings[-1]
+    trainings.clear()
+    result = run(config)
+    assert trainings == [last]
+    trainings.clear()
+    assert run(config) == result
+    assert trainings == []
+    # another recipe, seed or peer is added to what is there
+    more = run(override(config, recipes=(*config.recipes, "hycd"), peers=("nnn", "mean-centring")))
+    assert [name.split()[0] for name in trainings] == ["hycd", "hycd"]
+    assert all(row in more.rows for row in result.rows if row.learning_rate)
+    # and what is named no more is not passed over in silence
+    capsys.readouterr()
+    run(override(config, recipes=config.recipes[:1]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not name them: mean-centring, contrastive, hycd." in said
+
+
+def test_other_settings_or_data_are_not_mixed(config: CompareConfig, trainings: list[str]):
+    config = override(config, recipes=("hycd",), combine=(), seeds=1, learning_rates=(1e-4,))
+    run(config)
+    other = override(config, train={"epochs": 1})
+    with pytest.raises(OutputError, match=r"other settings \(train.epochs was 2, is 1\)"):
+        run(other)
+    trainings.clear()
+    compare(config, train_pairs=TRAIN, held_out=ToyPairs("others", 30), tasks=TASKS)
+    assert trainings == ["hycd 3 0.0001"]
+    run(override(other, overwrite=True))
+    assert len(list((config.out / "rows").glob("hycd-*"))) == 1
+
+
+def test_a_sweep_and_a_part_of_the_data(config: CompareConfig):
+    sweep = ("loss.alpha=0,1", "data.fraction=0.5")
+    config = override(config, recipes=("clip-refine",), seeds=1, peers=(), learning_rates=RATES[:1])
+    result = run(override(config, sweep=sweep))
+    assert [line.recipe for line in result.summary] == [
+        "pre-trained",
+        "clip-refine[loss.alpha=0]",
+        "clip-refine[loss.alpha=0]+mean-centring",
+        "clip-refine[loss.alpha=1]",
+        "clip-refine[loss.alpha=1]+mean-centring",
+        "clip-refine[data.fraction=0.5]",
+        "clip-refine[data.fraction=0.5]+mean-centring",
+    ]
+    rows = {row.recipe: row for row in result.rows}
+    half = rows["clip-refine[data.fraction=0.5]"]
+    assert (half.pairs, half.steps) == (60, 4)
+    assert rows["clip-refine[loss.alpha=0]"].geometry != rows["clip-refine[loss.alpha=1]"].geometry
+
+
+def test_a_learning_rate_that_fails_is_passed_over(config: CompareConfig):
+    config = override(config, recipes=("clip-refine",), combine=(), seeds=1, peers=())
+    result = run(override(config, learning_rates=(1e-4, 1e30)))
+    [choice] = result.learning_rates
+    assert (choice.chosen, choice.tried["1e+30"]) == (1e-4, None)
+    with pytest.raises(TrainingError, match="training failed at every learning rate tried"):
+        run(override(config, learning_rates=(1e30,)))
+
+
+def test_models_are_kept_on_request(config: CompareConfig, trainings: list[str]):
+    config = override(
+        config, recipes=("contrastive",), combine=(), peers=(), learning_rates=RATES[:1]
+    )
+    run(override(config, seeds=1))
+    config = override(config, save_models=True)
+    trainings.clear()
+    result = run(config)
+    # the finished run's weights were not kept, so it is done once more
+    assert [name.split()[1] for name in trainings] == ["3", "4"]
+    folders = sorted(path.name for path in (config.out / "models").iterdir())
+    assert folders == ["contrastive-3", "contrastive-4"]
+    model = load_open_clip(f"local-dir:{config.out}/models/contrastive-4")
+    chosen = result.learning_rates[0].chosen
+    one = override(config, seeds=1, seed=4, learning_rates=(chosen,), out=config.out / "x")
+    # the untouched model of this comparison is the saved one
+    other = compare(
+        override(one, recipes=("hycd",), save_models=False),
+        model=model,
+        train_pairs=TRAIN,
+        held_out=HELD_OUT,
+        tasks=TASKS,
+    )
+    saved, row = other.rows[0], result.rows[-1]
+    assert saved.retrieval == pytest.approx(row.retrieval)
+    trainings.clear()
+    run(config)
+    assert trainings == []
+
+
+def test_a_model_of_ones_own_is_given_back_untouched(config: CompareConfig, tiny: OpenClipEncoder):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    run(override(config, recipes=("rafa",), combine=(), seeds=1, learning_rates=(1e-3,)), tiny)
+    assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+
+
+def test_a_mistake_costs_no_earlier_comparison(config: CompareConfig):
+    (config.out / "rows").mkdir(parents=True)
+    (config.out / "config.yaml").write_text("seed: 1")
+    (config.out / "comparison.json").write_text("precious")
+    again = override(config, overwrite=True)
+    with pytest.raises(DataError, match=r"gone\.csv"):
+        compare(override(again, data={"train": "gone.csv", "val": "gone.csv"}))
+    with pytest.raises(DataError, match="fewer than a batch"):
+        run(override(again, train={"batch_size": 121}))
+    assert (config.out / "comparison.json").read_text() == "precious"
+
+
+def test_mistakes_are_found_before_anything_is_trained(config: CompareConfig, trainings: list[str]):
+    for changes, message in (
+        ({"recipes": ("hicd",)}, "Did you mean hycd"),
+        ({"peers": ("mean-centering",)}, "Did you mean mean-centring"),
+        ({"peers": ("nnn", "nnn")}, "comes twice"),
+        ({"combine": ("hycd+nnn",)}, "does not begin with a recipe that is compared"),
+        ({"sweep": ("loss.alfa=1",)}, "Did you mean loss.alpha"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(override(config, **changes))
+    with pytest.raises(DataError, match="100 aside for choosing learning rates"):
+        compare(config, train_pairs=ToyPairs("few", 150), held_out=HELD_OUT, tasks=TASKS)
+    with pytest.raises(DataError, match="120 images, fewer than a batch of 121"):
+        run(override(config, train={"batch_size": 121}))
+    assert trainings == []
+
+
+def test_from_the_command_line(
+    tiny_name: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for index in range(len(TRAIN)):
+        TRAIN.load_image(index).save(tmp_path / f"{index}.png")
+    lines = [f'{index}.png,"{texts[0]}"' for index, texts in enumerate(TRAIN.captions)]
+    pairs = tmp_path / "train.csv"
+    pairs.write_text("\n".join(["image,caption", *lines]) + "\n", encoding="utf-8")
+    out = tmp_path / "compared"
+    arguments = [
+        *("compare", "--recipes", "hycd,contrastive+anchor", "--seeds", "1"),
+        *("--peers=mean-centring,mean-centring+nnn", "--combine", "hycd+mean-centring"),
+        *("--learning-rates", "1e-5,1e-4", "--model.name", tiny_name, "--resamples", "20"),
+        *("--data.train", str(pairs), "--data.val", str(table), "--train.batch-size", "40"),
+        *("--train.precision", "fp32", "--cache", str(tmp_path / "cache"), "--out", str(out)),
+    ]
+    main(arguments)
+    shown = capsys.readouterr()
+    assert "contrastive+anchor" in shown.out
+    assert "Less the untouched model" in shown.out
+    assert "hycd, seed 42, learning rate 1e-05: gap" in shown.err
+    assert "hycd: learning rate" in shown.err
+    saved = json.loads((out / "comparison.json").read_text())
+    assert len(saved["rows"]) == 6
+    assert saved["rows"][0]["linear_probe"] == {}
+    assert (out / "report.html").is_file()
+    main([*arguments, "--json"])
+    shown = capsys.readouterr()
+    assert "gap" not in shown.err
+    assert json.loads(shown.out) == saved
+    with pytest.raises(SystemExit):
+        main([*arguments, "--train.epochs", "2"])
+    assert "Pass --overwrite to start again, or another --out" in capsys.readouterr().err
+
+
+def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
+    files = drawn_files(tmp_path / "images", 210)
+    held_out = Files(files.paths[:20])
+    small = {"recipes": ("clip-refine",), "seeds": 1, "combine": (), "peers": ()}
+    small |= {"learning_rates": (1e-3,), "train": {"epochs": 1}}
+
+    def rows(name: str, **data: Any) -> list[Any]:
+        chosen = override(config, **small, data=data, out=tmp_path / name, cache=tmp_path / name)
+        found = compare(chosen, train_pairs=files, held_out=held_out, tasks=[])
+        return [(row.geometry, row.retrieval, row.selection) for row in found.rows]
+
+    assert rows("cached", cache_images=True) == rows("plain")
+    (pixels,) = (tmp_path / "cached" / "pixels").glob("*/pixels")
+    assert pixels.stat().st_size == 210 * 3 * 48 * 48
+    # a cache is no reason to begin again
+    with_another = override(config, **small, out=tmp_path / "plain", data={"cache_images": True})
+    assert len(compare(with_another, train_pairs=files, held_out=held_out, tasks=[]).rows) == 2

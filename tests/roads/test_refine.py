@@ -1,0 +1,317 @@
+"""The whole road on a few drawn pairs: what is written, and what is left after an error."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_refine import build
+from clip_refine.config import load_config, override
+from clip_refine.config.runs import EvaluateConfig, RefineConfig
+from clip_refine.data.toy import ToyPairs
+from clip_refine.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
+from clip_refine.evaluation import Embedder, score_model
+from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.results import read_run_scores
+from clip_refine.roads.evaluate import evaluate
+from clip_refine.roads.refine import refine
+from clip_refine.train import StepLog
+from tests.conftest import TINY, write_model
+
+RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+GEOMETRY = {
+    "centroid_distance",
+    "centroid_squared_over_dim",
+    "true_pair_cosine",
+    "alignment",
+    "residual_alignment",
+    "uniformity_log",
+    "uniformity_mean",
+    "relative_modality_gap",
+    "text_first_share",
+    "linear_separability",
+    "hubness_skewness",
+    "effective_rank",
+}
+
+
+@pytest.fixture
+def config(tiny_name: str, table: Path, tmp_path: Path) -> RefineConfig:
+    return RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": {"train": str(table), "val": str(table)},
+            "train": {"batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"},
+            "out": tmp_path / "run",
+            "seed": 1,
+        }
+    )
+
+
+def test_everything_promised_is_written(config: RefineConfig):
+    scores = refine(config)
+    written = {path.relative_to(config.out).as_posix() for path in config.out.rglob("*.*")}
+    assert written == {
+        "scores.json",
+        "config.yaml",
+        "log.jsonl",
+        "environment.json",
+        "report.html",
+        "report.json",
+        "model/open_clip_config.json",
+        "model/README.md",
+        "model/provenance.json",
+        "model/open_clip_model.safetensors",
+    }
+    assert read_run_scores(config.out / "scores.json") == scores
+    saved = json.loads((config.out / "scores.json").read_text())
+    assert set(saved) == {"before", "after", "difference", "recipe", "seconds"}
+    for side in (saved["before"], saved["after"]):
+        assert set(side["geometry"]) == GEOMETRY
+        assert set(side["retrieval"]) == RECALLS
+        assert (side["pairs"], side["captions"]) == (64, 192)
+    assert set(saved["seconds"]) >= {"load", "evaluate_before", "train", "evaluate_after", "total"}
+    assert saved["recipe"]["steps"] == 4
+    environment = json.loads((config.out / "environment.json").read_text())
+    assert environment["packages"]["open_clip_torch"] == open_clip.__version__
+    assert len((config.out / "log.jsonl").read_text().splitlines()) == 4
+    assert not list(config.out.parent.glob(".run*"))
+
+
+def test_a_run_is_kept_where_its_report_fails(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("no plane")
+
+    monkeypatch.setattr("clip_refine.roads.refine.gather_evidence", fail)
+    refine(config)
+    assert "No report: 'no plane'" in capsys.readouterr().err
+    assert (config.out / "model" / "open_clip_model.safetensors").is_file()
+
+
+def test_the_report_can_be_left_out(config: RefineConfig):
+    refine(override(config, report=False))
+    assert not list(config.out.glob("report.*"))
+
+
+def test_the_saved_model_scores_what_the_run_said(config: RefineConfig, tmp_path: Path):
+    scores = refine(config)
+    again = evaluate(
+        EvaluateConfig.model_validate(
+            {
+                "model": {"name": f"local-dir:{config.out / 'model'}"},
+                "data": {"val": config.data.val},
+                "out": tmp_path / "again.json",
+                "seed": config.seed,
+            }
+        )
+    )
+    assert again.geometry == pytest.approx(scores.after.geometry, abs=1e-5)
+    assert again.retrieval == pytest.approx(scores.after.retrieval)
+    assert json.loads((tmp_path / "again.json").read_text())["pairs"] == 64
+    before = evaluate(EvaluateConfig(model=config.model, data=config.data, seed=config.seed))
+    assert before.geometry == pytest.approx(scores.before.geometry, abs=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that nobody can write to")
+def test_scores_that_cannot_be_written(config: RefineConfig):
+    settings = EvaluateConfig(
+        model=config.model, data=config.data, out=Path("/proc/clip-refine.json")
+    )
+    with pytest.raises(OutputError, match="cannot be written"):
+        evaluate(settings)
+
+
+def test_the_written_configuration_repeats_the_run(config: RefineConfig, tmp_path: Path):
+    first = refine(config)
+    settings = load_config(RefineConfig, config.out / "config.yaml")
+    second = refine(override(settings, out=tmp_path / "again"))
+    assert second.after == first.after
+    weights, same = (
+        load_file(path / "model" / "open_clip_model.safetensors")
+        for path in (config.out, tmp_path / "again")
+    )
+    assert all(torch.equal(weight, same[name]) for name, weight in weights.items())
+
+
+def test_the_written_configuration_works_from_another_folder(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    refine(override(config, out=Path("run"), data={"train": "captions.csv", "val": "captions.csv"}))
+    written = load_config(RefineConfig, tmp_path / "run" / "config.yaml")
+    assert written.data.train == written.data.val == str(tmp_path / "captions.csv")
+    assert written.out == tmp_path / "run"
+    assert written.model.name == config.model.name
+
+
+def test_precision_auto_is_resolved_in_the_written_configuration(config: RefineConfig):
+    refine(override(config, train={"precision": "auto"}))
+    written = load_config(RefineConfig, config.out / "config.yaml")
+    assert written.train.precision in ("fp32", "bf16", "bf16-image", "bf16-text")
+
+
+def test_a_model_and_pairs_of_ones_own(
+    config: RefineConfig, tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs
+):
+    before = tiny.clip.visual.proj.clone()
+    scores = refine(config, model=tiny, train_pairs=pairs, held_out=held_out)
+    assert not torch.equal(before, tiny.clip.visual.proj)
+    assert scores.after.pairs == 24
+
+
+class PlainEncoder(torch.nn.Module):
+    """The least that can be refined: nothing of open_clip, no save()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = torch.nn.Linear(3, 4)
+        self.text = torch.nn.Embedding(128, 4)
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    def preprocess(self, image) -> torch.Tensor:
+        return torch.tensor(list(image.getpixel((20, 20)))) / 255
+
+    def tokenizer(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[ord(text[0]), ord(text[-1])] for text in texts])
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        return self.scale.exp()
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.image(pixels)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.text(tokens).mean(dim=1)
+
+
+def test_any_object_that_fits_can_be_refined(
+    config: RefineConfig, pairs: ToyPairs, held_out: ToyPairs
+):
+    refine(config, model=PlainEncoder(), train_pairs=pairs, held_out=held_out)
+    assert (config.out / "model" / "model.safetensors").is_file()
+
+
+def test_an_existing_folder_is_kept_unless_overwritten(config: RefineConfig):
+    config.out.mkdir()
+    (config.out / "precious.txt").write_text("keep me")
+    (config.out / "config.yaml").write_text("many programs have such a file")
+    with pytest.raises(OutputError, match="exists already. Pass --overwrite"):
+        refine(config)
+    assert (config.out / "precious.txt").read_text() == "keep me"
+    with pytest.raises(OutputError, match="holds no results of an earlier run"):
+        refine(override(config, overwrite=True))
+    assert (config.out / "precious.txt").read_text() == "keep me"
+    (config.out / "scores.json").write_text("{}")
+    refine(override(config, overwrite=True))
+    assert not (config.out / "precious.txt").exists()
+    assert (config.out / "scores.json").exists()
+    assert load_config(RefineConfig, config.out / "config.yaml").overwrite is False
+
+
+def test_an_error_leaves_nothing_and_loses_nothing(config: RefineConfig, monkeypatch):
+    config.out.mkdir()
+    (config.out / "precious.txt").write_text("keep me")
+    (config.out / "scores.json").write_text("{}")
+
+    def fail(self: StepLog, record: object) -> None:
+        raise TrainingError("step 1: the loss is not finite")
+
+    monkeypatch.setattr(StepLog, "write", fail)
+    with pytest.raises(TrainingError):
+        refine(override(config, overwrite=True))
+    assert {path.name for path in config.out.iterdir()} == {"precious.txt", "scores.json"}
+    assert not list(config.out.parent.glob(".run*"))
+
+
+def test_nan_weights_are_found_before_training(config: RefineConfig, tiny: OpenClipEncoder):
+    with torch.no_grad():
+        tiny.clip.visual.proj[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="not finite"):
+        refine(config, model=tiny)
+    assert not config.out.exists()
+
+
+def test_only_one_side_of_the_data_may_be_passed(config: RefineConfig, tiny: OpenClipEncoder):
+    many = ToyPairs("many", size=240)
+    scores = refine(
+        override(config, data={"train": None, "val": None}), model=tiny, train_pairs=many
+    )
+    assert scores.after.pairs == 100
+    assert scores.recipe["pairs"] == 140
+    assert scores.recipe["model"] == "python:OpenClipEncoder"
+
+
+def test_held_out_images_that_are_trained_on_are_reported(config: RefineConfig, capsys):
+    refine(config)
+    assert "64 of the 64 held-out images are trained on" in capsys.readouterr().err
+
+
+def test_the_toy_worlds_validation_pairs_are_others():
+    train, held_out = build.build_data(
+        RefineConfig.model_validate({"data": {"train": "toy", "val": "toy"}}).data, seed=0
+    )
+    assert (train.name, held_out.name) == ("toy-train", "toy-val")
+
+
+def test_too_few_held_out_images(config: RefineConfig, tiny: OpenClipEncoder, pairs: ToyPairs):
+    with pytest.raises(DataError, match="5 held-out images are too few"):
+        refine(config, model=tiny, train_pairs=pairs, held_out=ToyPairs("few", size=5))
+
+
+def test_the_folder_one_is_in_is_not_overwritten(config: RefineConfig, tmp_path: Path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "scores.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="is the folder you are in"):
+        refine(override(config, out=Path("."), overwrite=True))
+
+
+def test_updated_statistics_are_only_updated_in_training(
+    config: RefineConfig, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs
+):
+    resnet = {
+        **TINY,
+        "vision_cfg": {
+            "image_size": 48,
+            "layers": [1, 1, 1, 1],
+            "width": 16,
+            "head_width": 16,
+            "patch_size": None,
+        },
+    }
+    model = load_open_clip(write_model(tmp_path / "resnet", resnet))
+    before = evaluate_unit(model, held_out)
+    settings = override(config, train={"normalization_statistics": "updated"})
+    scores = refine(settings, model=model, train_pairs=pairs, held_out=held_out)
+    assert scores.before.geometry == pytest.approx(before, abs=1e-5)
+    assert not any(module.training for module in model.modules())
+
+
+def evaluate_unit(model: OpenClipEncoder, held_out: ToyPairs):
+    embedder = Embedder(model, torch.device("cpu"), 7, visible=False)
+    return score_model(embedder, held_out, [], seed=1).geometry
+
+
+def test_warm_up_longer_than_the_run(config: RefineConfig):
+    with pytest.raises(ConfigError, match="not below the 4 steps"):
+        refine(override(config, train={"warmup_steps": 4}))
+
+
+def test_missing_sources_say_what_to_pass():
+    with pytest.raises(ConfigError, match="--data.train captions.csv"):
+        refine(RefineConfig())
+    with pytest.raises(ConfigError, match="--data.val captions.csv"):
+        evaluate(EvaluateConfig())
+    with pytest.raises(DataError, match=r"photos.xlsx: not a kind of source"):
+        refine(RefineConfig.model_validate({"data": {"train": "photos.xlsx"}}))
+
+
+def test_a_device_that_is_not_there(config: RefineConfig):
+    with pytest.raises(ConfigError, match="device 'cuda:7': not usable here"):
+        refine(override(config, train={"device": "cuda:7"}))

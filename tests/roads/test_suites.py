@@ -1,0 +1,377 @@
+"""Suites: from a YAML file to a table of models side by side."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from clip_refine.cli import main
+from clip_refine.config import EvaluateConfig, ModelConfig, RefineConfig, dump_config, load_suite
+from clip_refine.config.suites import SHIPPED, ZeroShotTask
+from clip_refine.data.toy import ToyPairs
+from clip_refine.errors import ConfigError, DataError, OutputError
+from clip_refine.report.tables import suite_tables
+from clip_refine.results import SuiteScores, read_suite_scores
+from clip_refine.roads.evaluate import evaluate
+from clip_refine.roads.suites import (
+    MEAN,
+    SuitePlaces,
+    build_templates,
+    evaluate_suite,
+    expand_models,
+)
+from tests.conftest import TINY, write_model
+
+SUITE = {
+    "about": "two small sources",
+    "sources": {
+        "pairs": {"at": {"kind": "captions", "path": "captions.csv"}},
+        "kinds": {
+            "at": [{"kind": "folder", "path": "gone"}, {"kind": "folder", "path": "kinds"}],
+            "class_names": {"a_one": "one [bold]thing[/]", "b_two": "another thing"},
+            "note": "drawn",
+        },
+    },
+    "tasks": [
+        {"kind": "zero-shot", "source": "kinds", "prompts": ["a {}", "the {}"]},
+        {"kind": "zero-shot", "source": "kinds", "name": "kinds, single prompt"},
+        {"kind": "retrieval", "source": "pairs"},
+        {"kind": "retrieval", "source": "pairs", "name": "single", "protocol": "first-caption"},
+        {"kind": "mixed-search", "source": "pairs"},
+        {"kind": "separation", "source": "pairs"},
+        {"kind": "geometry", "source": "pairs"},
+        {"kind": "linear-probe", "source": "kinds"},
+        {"kind": "few-shot-probe", "source": "kinds", "shots": [1, 2], "draws": 2},
+    ],
+    "resamples": 20,
+}
+
+
+@pytest.fixture
+def suite(tmp_path: Path, table: Path, held_out: ToyPairs) -> Path:
+    """A YAML file beside its images: 64 captioned ones and 2 classes of 12."""
+    for index in range(24):
+        folder = tmp_path / "kinds" / ("a_one", "b_two")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        held_out.load_image(index).save(folder / f"{index}.png")
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SUITE, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def config(suite: Path, tiny_name: str, tmp_path: Path) -> EvaluateConfig:
+    return EvaluateConfig.model_validate(
+        {
+            "suite": str(suite),
+            "models": [tiny_name],
+            "cache": tmp_path / "cache",
+            "out": tmp_path / "scores.json",
+            "device": "cpu",
+        }
+    )
+
+
+def run(config: EvaluateConfig, **changes: object) -> SuiteScores:
+    scores = evaluate_suite(config.model_copy(update=changes))
+    assert scores is not None
+    return scores
+
+
+def test_every_kind_of_task_with_all_that_it_depends_on(config: EvaluateConfig, tiny_name: str):
+    scores = run(config)
+    assert config.out is not None
+    assert read_suite_scores(config.out) == scores
+    assert scores.suite == "mine"
+    assert [found.task for found in scores.measured] == [
+        *("kinds zero-shot", "kinds, single prompt", "pairs retrieval", "single"),
+        *("pairs mixed-search", "pairs separation", "pairs geometry", "kinds linear-probe"),
+        *("kinds few-shot-probe", MEAN),
+    ]
+    by_task = {found.task: found for found in scores.measured}
+    zero_shot = by_task["kinds zero-shot"]
+    assert zero_shot.counts == {"images": 24, "classes": 2, "prompts_a_class": 2}
+    assert zero_shot.prompts == "the suite's"
+    assert zero_shot.templates == ("a {}", "the {}")
+    assert zero_shot.class_names == "the suite's"
+    assert zero_shot.source.endswith("kinds")
+    assert zero_shot.note == "drawn"
+    assert zero_shot.details["per_class"][0]["class"] == "one [bold]thing[/]"
+    single = by_task["kinds, single prompt"]
+    assert single.prompts == "paper"
+    assert single.data_fingerprint != zero_shot.data_fingerprint
+    assert by_task["pairs retrieval"].counts["captions"] == 192
+    assert by_task["single"].counts["captions"] == 64
+    for found in scores.measured:
+        assert found.model_fingerprint == scores.models[0].fingerprint
+        assert found.counts["images"] > 0
+        for score in found.scores.values():
+            assert score.low is None or score.high is not None
+    top1 = [zero_shot.scores["top1"].value, single.scores["top1"].value]
+    assert by_task[MEAN].scores["top1"].value == pytest.approx(sum(top1) / 2)
+
+
+def test_the_numbers_are_those_of_a_plain_evaluation(
+    config: EvaluateConfig, suite: Path, tiny_name: str
+):
+    by_task = {found.task: found.scores for found in run(config).measured}
+    plain = evaluate(
+        EvaluateConfig.model_validate(
+            {
+                "model": {"name": tiny_name},
+                "data": {"val": str(suite.parent / "captions.csv")},
+                "seed": config.seed,
+                "device": "cpu",
+            }
+        )
+    )
+    for name, value in plain.retrieval.items():
+        assert by_task["pairs retrieval"][name].value == pytest.approx(value)
+    for name, value in plain.geometry.items():
+        assert by_task["pairs geometry"][name].value == pytest.approx(value, abs=1e-5)
+
+
+def test_features_are_computed_once_and_reused(
+    config: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
+):
+    first = run(config)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr("clip_refine.models.OpenClipEncoder.encode_image", refuse)
+    monkeypatch.setattr("clip_refine.models.OpenClipEncoder.encode_text", refuse)
+    again = run(config, out=None)
+    assert again.measured == first.measured
+
+
+def test_two_models_side_by_side(config: EvaluateConfig, tiny_name: str, tmp_path: Path):
+    other = write_model(tmp_path / "other", TINY, seed=1)
+    scores = run(config, models=(tiny_name, other))
+    assert [model.label for model in scores.models] == [tiny_name, other]
+    values = {
+        (found.model, found.task, name): score.value
+        for found in scores.measured
+        for name, score in found.scores.items()
+    }
+    assert scores.differences
+    for found in scores.differences:
+        pair = (values[model, found.task, found.score] for model in (other, tiny_name))
+        assert found.mean == pytest.approx(next(pair) - next(pair))
+        assert found.low is None or found.high is not None
+    moved = next(d for d in scores.differences if d.score == "true_pair_cosine")
+    assert moved.low is not None
+    assert moved.high is not None
+    assert moved.low <= moved.mean <= moved.high
+
+
+def test_equal_models_do_not_differ(config: EvaluateConfig, tmp_path: Path, tiny_name: str):
+    same = write_model(tmp_path / "same", TINY)
+    scores = run(config, models=(tiny_name, same))
+    for found in scores.differences:
+        assert found.mean == 0
+        assert found.low in (0, None)
+        assert found.high in (0, None)
+
+
+def test_a_runs_folder_is_its_base_and_its_model(tmp_path: Path, tiny_name: str):
+    folder = tmp_path / "runs" / "mine"
+    write_model(folder / "model", TINY)
+    base = ModelConfig(name="ViT-B-32", pretrained="openai")
+    (folder / "config.yaml").write_text(dump_config(RefineConfig(model=base)))
+    models = (str(folder), "ViT-B-16@laion2b", "ViT-B-32@openai", tiny_name)
+    found = expand_models(EvaluateConfig(suite="toy", models=models))
+    assert found == {
+        "ViT-B-32@openai": base,
+        str(folder): ModelConfig(name=str(folder)),
+        "ViT-B-16@laion2b": ModelConfig(name="ViT-B-16", pretrained="laion2b"),
+        tiny_name: ModelConfig(name=tiny_name),
+    }
+
+
+def test_what_is_missing_is_listed_before_anything_runs(
+    config: EvaluateConfig, suite: Path, monkeypatch: pytest.MonkeyPatch
+):
+    values = yaml.safe_load(suite.read_text())
+    values["sources"]["pairs"]["at"]["path"] = "nowhere.csv"
+    values["sources"]["pairs"]["how_to_get"] = "Ask for it."
+    suite.write_text(yaml.safe_dump(values))
+    with monkeypatch.context() as patched:
+        patched.setattr("clip_refine.build.build_model", None)
+        with pytest.raises(DataError) as refusal:
+            run(config)
+    message = str(refusal.value)
+    assert "1 of 2 sources are not there" in message
+    assert f"pairs: looked for {suite.parent / 'nowhere.csv'}. Ask for it." in message
+    scores = run(config, missing="skip")
+    assert set(scores.missing) == {"pairs"}
+    assert {found.kind for found in scores.measured} == {
+        *("zero-shot", "linear-probe", "few-shot-probe")
+    }
+
+
+def test_what_is_on_the_hub_may_be_out_of_reach(
+    config: EvaluateConfig, suite: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    values = yaml.safe_load(suite.read_text())
+    values["sources"]["far"] = {"at": {"kind": "rows", "path": "hf:nobody/nothing"}}
+    values["tasks"] = [
+        {"kind": "zero-shot", "source": "far"},
+        {"kind": "geometry", "source": "pairs"},
+    ]
+    suite.write_text(yaml.safe_dump(values))
+    with pytest.raises(DataError, match=r"far: looked for hf:nobody/nothing \(.*no network"):
+        run(config)
+    assert set(run(config, missing="skip").missing) == {"far"}
+
+
+def test_images_elsewhere_and_files_beside_the_suite(
+    config: EvaluateConfig, suite: Path, tmp_path: Path
+):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    values = yaml.safe_load(suite.read_text())
+    values["tasks"] = [{"kind": "zero-shot", "source": "kinds", "prompts": "mine.txt"}]
+    del values["sources"]["pairs"]
+    (elsewhere / "other.yaml").write_text(yaml.safe_dump(values))
+    (elsewhere / "mine.txt").write_text("a picture of {}\n")
+    scores = run(config, suite=str(elsewhere / "other.yaml"), data_root=suite.parent)
+    assert scores.measured[0].templates == ("a picture of {}",)
+    assert scores.measured[0].prompts == "mine.txt"
+    again = run(
+        config,
+        suite=str(elsewhere / "other.yaml"),
+        data_root=suite.parent,
+        prompts="paper",
+        overwrite=True,
+    )
+    assert again.measured[0].templates == ("a photo of a {}",)
+
+
+def test_prompt_sets(tmp_path: Path):
+    places = SuitePlaces(tmp_path, (tmp_path,), download=False)
+
+    def templates(prompts: str, source: str = "dtd") -> tuple[str, ...]:
+        task = ZeroShotTask(kind="zero-shot", source=source, prompts=prompts)
+        return build_templates(task, None, places)[1]
+
+    assert templates("paper") == ("a photo of a {}",)
+    assert len(templates("openai-imagenet")) == 80
+    assert len(templates("simple-imagenet")) == 7
+    assert all("{}" in template for template in templates("openai-imagenet"))
+    assert templates("short")[0] == "a {} texture"
+    assert templates("short", "unknown") == templates("short", "any")
+    with pytest.raises(ConfigError, match="there is no set 'papre'"):
+        templates("papre")
+    (tmp_path / "bad.txt").write_text("a photo\n")
+    with pytest.raises(ConfigError, match="'a photo' has no {} for the class name"):
+        templates("bad.txt")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_suites_hold_together(name: str):
+    suite = load_suite(name)
+    assert suite.name == name
+    assert suite.about
+    used = {source for task in suite.tasks for source in task.sources().values()}
+    assert used == set(suite.sources)
+    assert name == "toy" or all(source.how_to_get for source in suite.sources.values())
+
+
+def test_the_papers_suite_has_the_papers_sets():
+    tasks = [task for task in load_suite("paper").tasks if task.kind == "zero-shot"]
+    assert len(tasks) == 12
+    assert {task.prompts for task in tasks} == {"paper"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": []}, "tasks: needs at least one"),
+        ({"tasks": [{"kind": "zeroshot", "source": "kinds"}]}, "tasks.0: .*'zero-shot'"),
+        ({"tasks": [{"kind": "zero-shot", "source": "kind"}]}, "there is no source 'kind'"),
+        (
+            {"tasks": [{"kind": "retrieval", "source": "kinds"}]},
+            "retrieval needs a source with captions, 'kinds' has none",
+        ),
+        (
+            {"tasks": [{"kind": "geometry", "source": "pairs"}] * 2},
+            "two are called 'pairs geometry'",
+        ),
+        ({"sources": {"kinds": {"at": []}}}, "needs at least one place"),
+        (
+            {"tasks": [{"kind": "zero-shot", "source": "kinds", "prompts": ["a photo"]}]},
+            "'a photo' has no {} for the class name",
+        ),
+        ({"task": []}, "task: there is no such setting"),
+    ],
+)
+def test_what_a_suite_must_not_be(suite: Path, changes: dict, message: str):
+    suite.write_text(yaml.safe_dump(SUITE | changes))
+    with pytest.raises(ConfigError, match=message):
+        load_suite(str(suite))
+
+
+def test_suites_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"papers: no suite of this name \(paper, quick, toy\)"):
+        load_suite("papers")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="expected name, sources and tasks"):
+        load_suite(str(tmp_path / "list.yaml"))
+
+
+def test_a_source_that_is_too_small_for_a_task(config: EvaluateConfig, suite: Path):
+    few = "\n".join((suite.parent / "captions.csv").read_text().splitlines()[:10])
+    (suite.parent / "captions.csv").write_text(few)
+    with pytest.raises(DataError, match="task pairs geometry: geometry with k = 10"):
+        run(config)
+    assert config.out is not None
+    assert not config.out.exists()
+
+
+def test_settings_that_belong_together(config: EvaluateConfig):
+    with pytest.raises(ConfigError, match="--models belongs to a suite"):
+        evaluate(EvaluateConfig(models=("toy",)))
+    with pytest.raises(ConfigError, match="call evaluate_suite"):
+        evaluate(EvaluateConfig(suite="toy"))
+    with pytest.raises(ConfigError, match="--save-features does not go with --suite"):
+        run(config, save_features=Path("f.safetensors"))
+    assert config.out is not None
+    config.out.write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        run(config)
+
+
+def test_the_verb_prints_tables_or_json(
+    config: EvaluateConfig, tiny_name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    arguments = ["evaluate", "--suite", str(config.suite), "--models", tiny_name, tiny_name]
+    arguments += ["--cache", str(config.cache), "--device", "cpu"]
+    main([*arguments, "--json"])
+    assert SuiteScores.model_validate(json.loads(capsys.readouterr().out)).suite == "mine"
+    main(arguments)
+    shown = capsys.readouterr().out
+    assert "zero-shot" in shown
+    assert "95 % bootstrap interval" in shown
+
+
+def test_text_from_data_is_shown_as_it_is(config: EvaluateConfig):
+    scores = run(config)
+    odd = "[red]odd[/] <script>"
+    changed = scores.model_dump()
+    changed["models"][0]["label"] = odd
+    for found in changed["measured"]:
+        found["model"] = odd
+        found["task"] = f"{odd} {found['task']}"
+    terminal = Console(width=200, file=io.StringIO())
+    terminal.print(*suite_tables(SuiteScores.model_validate(changed)))
+    shown = terminal.file.getvalue()  # pyright: ignore
+    assert f"{odd} kinds zero-shot" in shown
+    assert shown.count(odd) > len(scores.measured)

@@ -1,0 +1,82 @@
+"""What a list of recipes and sweeps stands for, and what is refused."""
+
+import pytest
+
+from clip_refine.config import RefineConfig
+from clip_refine.errors import ConfigError
+from clip_refine.roads.sweeps import list_variants, parse_sweep, split_combination
+
+BASE = RefineConfig()
+
+
+def test_recipes_stand_under_their_names():
+    plain = list_variants(BASE, recipes=["clip-refine", "self-kd"], sweeps=[])
+    assert [variant.name for variant in plain] == ["clip-refine", "self-kd"]
+    assert [variant.config.loss.alpha for variant in plain] == [0.5, 0.0]
+    at = plain[1].at(seed=7, learning_rate=2e-5)
+    assert (at.seed, at.train.learning_rate, at.loss) == (7, 2e-5, plain[1].config.loss)
+
+
+def test_every_recipe_with_every_value_one_setting_at_a_time():
+    found = list_variants(
+        BASE,
+        recipes=["clip-refine", "hycd"],
+        sweeps=["loss.alpha=0, 1", "data.fraction=0.5", "train.learning_rate=1e-5"],
+    )
+    assert [variant.name for variant in found][:4] == [
+        "clip-refine[loss.alpha=0]",
+        "clip-refine[loss.alpha=1]",
+        "clip-refine[data.fraction=0.5]",
+        "clip-refine[train.learning_rate=1e-5]",
+    ]
+    assert len(found) == 8
+    assert [variant.config.loss.alpha for variant in found[:3]] == [0.0, 1.0, 0.5]
+    assert [variant.fraction for variant in found[:4]] == [1.0, 1.0, 0.5, 1.0]
+    assert [variant.fixed_rate for variant in found[:4]] == [None, None, None, 1e-5]
+    assert found[4].config.loss.rafa_weight == 0.0  # hycd's own
+
+
+def test_values_of_every_kind():
+    found = parse_sweep("loss.temperature=null,0.01,2")
+    assert [value for _, value in found.values] == [None, 0.01, 2]
+    found = list_variants(BASE, recipes=["hycd"], sweeps=["prior.kind=uniform,fixed"])
+    assert [variant.config.prior.kind for variant in found] == ["uniform", "fixed"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("loss.alpha", "expected a setting and its values"),
+        ("loss.alpha=", "expected a setting and its values"),
+        ("loss.alpha=0,,1", "expected a setting and its values"),
+        ("alpha=0,1", "expected a setting and its values"),
+        ("loss.alhpa=0,1", "Did you mean loss.alpha?"),
+        ("model.name=a,b", "settings of train, loss, prior and data.fraction can be swept"),
+        ("data.train=a.csv", "Did you mean data.fraction"),
+        ("data.fraction=0,1", "above 0 and at most 1"),
+        ("loss.alpha=0,2", r"clip-refine\[loss.alpha=2\]: loss.alpha: .* got 2"),
+        ("loss.alpha=[", "a value cannot be read"),
+        ("loss.alpha=0.5,0.5", "would be trained twice"),
+    ],
+)
+def test_sweeps_that_are_refused(sweep: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        list_variants(BASE, recipes=["clip-refine"], sweeps=[sweep])
+
+
+def test_recipes_that_are_refused():
+    with pytest.raises(ConfigError, match="Did you mean contrastive?"):
+        list_variants(BASE, recipes=["contrastiv"], sweeps=[])
+    with pytest.raises(ConfigError, match="hycd would be trained twice"):
+        list_variants(BASE, recipes=["hycd", "hycd"], sweeps=[])
+
+
+def test_combinations_with_a_plus_in_either_name():
+    recipes = ["hycd", "hycd+align", "contrastive+anchor"]
+    assert split_combination("hycd+nnn", recipes) == ("hycd", "nnn")
+    assert split_combination("hycd+align+mean-centring+nnn", recipes) == (
+        "hycd+align",
+        "mean-centring+nnn",
+    )
+    with pytest.raises(ConfigError, match="does not begin with a recipe that is compared"):
+        split_combination("rafa+nnn", recipes)

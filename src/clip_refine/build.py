@@ -91,11 +91,7 @@ from clip_refine.train import (
 
 
 def build_accelerator(device: str) -> Accelerator:
-    """Accelerate's view of devices and processes.
-
-    Raises:
-        ConfigError: There is no such device here, or several processes are to share one.
-    """
+    """Accelerate's view of devices and processes."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if device != "auto":
         try:
@@ -150,11 +146,7 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def build_model(config: ModelConfig) -> DualEncoder:
-    """The model to start from, float32, in evaluation mode.
-
-    Raises:
-        ModelError: It cannot be found or loaded.
-    """
+    """The model to start from, float32, in evaluation mode."""
     kind, identifier = model_source(config.name)
     if kind not in ("open_clip", "local-dir", "toy") and config.pretrained:
         raise ModelError(
@@ -212,11 +204,7 @@ def _load_folder(folder: Path) -> DualEncoder:
 
 
 def build_tokenizer(config: ModelConfig) -> Any:
-    """What turns texts into tokens for this model.
-
-    Raises:
-        ModelError: The model or its tokenizer cannot be found or loaded.
-    """
+    """What turns texts into tokens for this model."""
     architecture = config.name.replace("/", "-")
     is_open_clip = model_source(config.name)[0] == "open_clip"
     if not is_open_clip or architecture not in open_clip.list_models():
@@ -245,20 +233,7 @@ def build_reader(
     visible: bool = True,
     folder: Path | None = None,
 ) -> PixelReader:
-    """What decodes and preprocesses images for a model, or reads them from the cache.
-
-    Args:
-        config: Whether to cache, and where.
-        model: Whose preprocessing.
-        sources: Whose images will be asked for.
-        workers: Processes that fill the cache.
-        visible: Whether to say what is done.
-        folder: Of the cache, where `config` names none.
-
-    Raises:
-        DataError: An image cannot be decoded, or the preprocessing cannot be cached.
-        OutputError: The cache cannot be written.
-    """
+    """What decodes and preprocesses images for a model, or reads them from the cache."""
     preprocess = model.preprocess
     reader = PixelReader(preprocess, side_to_keep(preprocess) if config.draft else None)
     if not config.cache_images:
@@ -290,18 +265,7 @@ _OWN = ("kind", "split", "subset", "images")
 
 
 def open_source(name: str, config: DataConfig, *, training: bool = True) -> ImageCaptions:
-    """Recognise a source of captioned images, open it, and say what it is.
-
-    Args:
-        name: File, folder, pattern or dataset, and its own settings behind a `#`.
-        config: Settings of all sources.
-        training: Whether to take the training split or the validation split where there are both
-            and none is named.
-
-    Raises:
-        ConfigError: A setting behind `#` is not known.
-        DataError: The kind is not known, or the source is bad.
-    """
+    """Recognise a source of captioned images, open it, and say what it is."""
     name, own = split_name(name)
     kind: SourceKind = own.get("kind") or config.kind or recognise(name)
     if kind == "toy":
@@ -315,13 +279,7 @@ def open_source(name: str, config: DataConfig, *, training: bool = True) -> Imag
 
 
 def open_training(config: DataConfig) -> ImageCaptions | Stream:
-    """All training sources as one, before any of it is held out.
-
-    Raises:
-        ConfigError: There is not one weight for each source, or none for streams that are to be
-            mixed, or a setting behind `#` is not known.
-        DataError: A source is bad, or cannot be streamed.
-    """
+    """All training sources as one, before any of it is held out."""
     if config.weights and len(config.weights) != len(config.sources):
         raise ConfigError(
             f"data.weights: {len(config.weights)} numbers for {len(config.sources)} sources in "
@@ -359,12 +317,7 @@ def _open_stream(name: str, config: DataConfig) -> PairStream:
 
 
 def read_all_rows(name: str, config: DataConfig) -> AllRows:
-    """Recognise a source of captioned images and read all of its rows, good or bad.
-
-    Raises:
-        ConfigError: A setting behind `#` is not known.
-        DataError: The kind is not known, or nothing can be read.
-    """
+    """Recognise a source of captioned images and read all of its rows, good or bad."""
     name, own = split_name(name)
     kind: SourceKind = own.get("kind") or config.kind or recognise(name)
     if kind == "toy":
@@ -380,9 +333,6 @@ def split_name(name: str) -> tuple[str, dict[str, Any]]:
 
     >>> split_name("hf:nlphuji/flickr30k#split=test")
     ('hf:nlphuji/flickr30k', {'split': 'test'})
-
-    Raises:
-        ConfigError: A kind is not known.
     """
     source, mark, settings = name.rpartition("#")
     pairs = [setting.partition("=") for setting in settings.split("&")]
@@ -462,18 +412,7 @@ def build_data(
     train_pairs: ImageCaptions | Stream | None = None,
     held_out: ImageCaptions | None = None,
 ) -> tuple[ImageCaptions | Stream, ImageCaptions]:
-    """Training pairs and held-out pairs.
-
-    Args:
-        config: What to open.
-        seed: Of the held-out part.
-        train_pairs: Used instead of opening `config.train`.
-        held_out: Used instead of opening `config.val` or holding a part out.
-
-    Raises:
-        ConfigError: No training source is named, or pairs are to be held out of a stream.
-        DataError: A source cannot be read, or is too small to hold a part out.
-    """
+    """Training pairs and held-out pairs."""
     if train_pairs is None:
         if not config.sources:
             raise ConfigError(
@@ -530,12 +469,7 @@ def _check_held_out(held_out: ImageCaptions, train_pairs: ImageCaptions | None) 
 
 
 def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
-    """The zero-shot tasks.
-
-    Raises:
-        DataError: A folder is missing or has no classes.
-        ConfigError: Two tasks have one name.
-    """
+    """The zero-shot tasks."""
     tasks: list[LabelledImages] = []
     for name in config.zero_shot:
         if name == TOY:
@@ -562,11 +496,7 @@ MOMENT_SAMPLE = 4096
 
 
 def build_student(model: DualEncoder, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The model ready to be trained, on `device`.
-
-    Raises:
-        ModelError: The object is no dual encoder or no module.
-    """
+    """The model ready to be trained, on `device`."""
     student: nn.Module = check_dual_encoder(model)
     prepare_student(student, logit_scale=config.logit_scale)
     return student.to(device)
@@ -609,14 +539,7 @@ def measure_features(
 def build_scale(
     config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
 ) -> tuple[RefineConfig, FeatureScale]:
-    """Bring the student's raw features to the paper's scale where the settings ask for it.
-
-    Returns:
-        The settings with `auto` decided, and what was changed, to undo it after training.
-
-    Raises:
-        ModelError: `canonical` was asked for and a tower has no layer to rescale.
-    """
+    """Bring the student's raw features to the paper's scale where the settings ask for it."""
     loss = config.loss
     norms = RawNorms(
         image=float(features.image_features.norm(dim=-1).mean()),
@@ -727,9 +650,6 @@ def build_part(
     """Train only what the settings ask for within the block; the student is whole after it.
 
     What is random in a model, such as dropout and new adapters, follows the seed in here.
-
-    Raises:
-        ModelError: The student has no such part.
     """
     train = config.train
     seed = seeded_generator(config.seed, "training").initial_seed() + accelerator.process_index
@@ -803,13 +723,7 @@ def build_trainer(
 
 
 def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
-    """Steps of all epochs, or as many as were asked for; incomplete batches are left out.
-
-    Raises:
-        DataError: There are fewer pairs than a batch.
-        ConfigError: The processes cannot share a batch evenly, or a stream does not tell its
-            length.
-    """
+    """Steps of all epochs, or as many as were asked for; incomplete batches are left out."""
     if config.batch_size % processes:
         raise ConfigError(
             f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "

@@ -40,17 +40,11 @@ class Scores(_Record):
 
 
 class Interval(_Record):
-    """A difference from the untouched model and its 95 % bootstrap interval over images.
+    """A difference from the untouched model and its 95 % bootstrap interval over images."""
 
-    Attributes:
-        mean: Mean over seeds less the untouched model's value.
-        low: 2.5 % quantile.
-        high: 97.5 % quantile.
-    """
-
-    mean: float
-    low: float
-    high: float
+    mean: float  # mean over seeds less the untouched model's value
+    low: float  # 2.5 % quantile
+    high: float  # 97.5 % quantile
 
 
 class RunScores(_Record):
@@ -73,11 +67,7 @@ class RunScores(_Record):
 
 
 def read_run_scores(path: Path) -> RunScores:
-    """Read a `scores.json`.
-
-    Raises:
-        DataError: The file is missing or holds something else.
-    """
+    """Read a `scores.json`."""
     try:
         return RunScores.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -89,11 +79,7 @@ def read_run_scores(path: Path) -> RunScores:
 
 
 def read_comparison(path: Path) -> "Comparison":
-    """Read a `comparison.json`.
-
-    Raises:
-        DataError: The file is missing or holds something else.
-    """
+    """Read a `comparison.json`."""
     try:
         return Comparison.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -103,49 +89,31 @@ def read_comparison(path: Path) -> "Comparison":
 
 
 class Spread(_Record):
-    """A number over the runs of a recipe.
+    """A number over the runs of a recipe."""
 
-    Attributes:
-        mean: Over its seeds.
-        deviation: Sample standard deviation over its seeds, None for a single run.
-    """
-
-    mean: float
-    deviation: float | None
+    mean: float  # over its seeds
+    deviation: float | None  # sample standard deviation over its seeds, None for a single run
 
 
 class ComparisonRow(_Record):
-    """One run of one recipe: a line of `comparison.csv`.
+    """One run of one recipe: a line of `comparison.csv`."""
 
-    Attributes:
-        recipe: `pre-trained`, a recipe, a peer, or a combination such as `hycd+mean-centring`.
-        seed: Of the order, the captions drawn and the references; results that depend on none
-            stand once, with the first seed.
-        learning_rate: None where nothing was trained.
-        steps: Training steps.
-        pairs: Training images.
-        geometry: As in `Scores`.
-        retrieval: As in `Scores`.
-        zero_shot: As in `Scores`.
-        linear_probe: Task name → accuracy, 0-1.
-        selection: Mean recall on the selection pairs, which chose the learning rate; None for
-            peers, which are fitted on those.
-        seconds: Of training, or of fitting and applying a peer, or both.
-        peak_memory: GB, of the process or the GPU, while it ran.
-    """
-
-    recipe: str
+    recipe: str  # `pre-trained`, a recipe, a peer, or a combination such as `hycd+mean-centring`
+    # of the order, the captions drawn and the references; results that depend on none stand once,
+    # with the first seed
     seed: int
-    learning_rate: float | None
-    steps: int
-    pairs: int
-    geometry: Mapping[str, float]
-    retrieval: Mapping[str, float]
-    zero_shot: Mapping[str, Mapping[str, float]]
-    linear_probe: Mapping[str, float]
+    learning_rate: float | None  # none where nothing was trained
+    steps: int  # training steps
+    pairs: int  # training images
+    geometry: Mapping[str, float]  # as in `Scores`
+    retrieval: Mapping[str, float]  # as in `Scores`
+    zero_shot: Mapping[str, Mapping[str, float]]  # as in `Scores`
+    linear_probe: Mapping[str, float]  # task name → accuracy, 0-1
+    # mean recall on the selection pairs, which chose the learning rate; None for peers, which are
+    # fitted on those
     selection: float | None
-    seconds: float
-    peak_memory: float
+    seconds: float  # of training, or of fitting and applying a peer, or both
+    peak_memory: float  # GB, of the process or the GPU, while it ran
 
     @property
     def headline(self) -> dict[str, float]:
@@ -171,44 +139,31 @@ class ComparisonRow(_Record):
 
 
 class RecipeSummary(_Record):
-    """All runs of one recipe together: a line of the table.
+    """All runs of one recipe together: a line of the table."""
 
-    Attributes:
-        recipe: As in the rows.
-        runs: How many rows.
-        learning_rate: As in the rows.
-        scores: The headline numbers first, then every number of the rows by its path, as in
-            `zero_shot.cifar10.top1`.
-        seconds: As in the rows.
-        peak_memory: As in the rows.
-        difference: Headline name → difference from the untouched model; empty for that itself.
-        pareto_best: No other recipe is as good in all of gap, mean R@1, zero-shot and linear probe
-            and better in one.
-    """
-
-    recipe: str
-    runs: int
-    learning_rate: float | None
+    recipe: str  # as in the rows
+    runs: int  # how many rows
+    learning_rate: float | None  # as in the rows
+    # the headline numbers first, then every number of the rows by its path, as in
+    # `zero_shot.cifar10.top1`
     scores: Mapping[str, Spread]
-    seconds: Spread
-    peak_memory: Spread
+    seconds: Spread  # as in the rows
+    peak_memory: Spread  # as in the rows
+    # headline name → difference from the untouched model; empty for that itself
     difference: Mapping[str, Interval]
+    # no other recipe is as good in all of gap, mean R@1, zero-shot and linear probe and better in
+    # one
     pareto_best: bool
 
 
 class LearningRateChoice(_Record):
-    """How a recipe came by its learning rate.
+    """How a recipe came by its learning rate."""
 
-    Attributes:
-        recipe: Which.
-        chosen: The best of those tried, the lower one of equals.
-        tried: Learning rate → mean recall on the selection pairs; None where training failed.
-        at_edge: Whether the best one is the lowest or highest of several: a wider grid might win.
-    """
-
-    recipe: str
-    chosen: float
+    recipe: str  # which
+    chosen: float  # the best of those tried, the lower one of equals
+    # learning rate → mean recall on the selection pairs; None where training failed
     tried: Mapping[str, float | None]
+    # whether the best one is the lowest or highest of several: a wider grid might win
     at_edge: bool
 
 
@@ -231,95 +186,56 @@ class Comparison(_Record):
 
 
 class Score(_Record):
-    """A number and how much it would move with other images of the same kind.
+    """A number and how much it would move with other images of the same kind."""
 
-    Attributes:
-        value: On the images that there are.
-        low: 2.5 % quantile of bootstrap resamples of the images; None where it is not resampled.
-        high: 97.5 % quantile.
-        higher_is_better: None where neither is.
-    """
-
-    value: float
+    value: float  # on the images that there are
+    # 2.5 % quantile of bootstrap resamples of the images; None where it is not resampled
     low: float | None
-    high: float | None
-    higher_is_better: bool | None
+    high: float | None  # 97.5 % quantile
+    higher_is_better: bool | None  # none where neither is
 
 
 class Measured(_Record):
-    """One task with one model.
+    """One task with one model."""
 
-    Attributes:
-        task: The task's name in the suite.
-        kind: What was measured.
-        model: The model's label.
-        protocol: How, in a sentence.
-        source: Where the images are from.
-        note: What the suite says about them.
-        counts: How many images, captions, classes, prompts, ... there were.
-        prompts: Which prompt set; None where there are none.
-        templates: The prompts, with `{}` for the class name.
-        class_names: Which list of class names; None where there are none.
-        model_fingerprint: Of weights, architecture, preprocessing and tokenizer.
-        data_fingerprint: Of every image with its captions or class, of class names and prompts.
-        scores: Name → number with interval.
-        details: What stands behind the numbers: per class, confusions, histograms, draws.
-    """
-
-    task: str
-    kind: str
-    model: str
-    protocol: str
-    source: str
-    note: str | None
-    counts: Mapping[str, int]
-    prompts: str | None
-    templates: tuple[str, ...]
-    class_names: str | None
-    model_fingerprint: str
-    data_fingerprint: str
-    scores: Mapping[str, Score]
+    task: str  # the task's name in the suite
+    kind: str  # what was measured
+    model: str  # the model's label
+    protocol: str  # how, in a sentence
+    source: str  # where the images are from
+    note: str | None  # what the suite says about them
+    counts: Mapping[str, int]  # how many images, captions, classes, prompts, ... there were.
+    prompts: str | None  # which prompt set; None where there are none
+    templates: tuple[str, ...]  # the prompts, with `{}` for the class name
+    class_names: str | None  # which list of class names; None where there are none
+    model_fingerprint: str  # of weights, architecture, preprocessing and tokenizer
+    data_fingerprint: str  # of every image with its captions or class, of class names and prompts
+    scores: Mapping[str, Score]  # name → number with interval
+    # what stands behind the numbers: per class, confusions, histograms, draws
     details: Mapping[str, Any]
 
 
 class Difference(_Record):
-    """One score of two models on the same images.
+    """One score of two models on the same images."""
 
-    Attributes:
-        task: The task's name.
-        score: The score's name.
-        model: Whose score.
-        against: Less whose: the first model's.
-        mean: The difference.
-        low: 2.5 % quantile, both models resampled with the same images; None where not resampled.
-        high: 97.5 % quantile.
-        higher_is_better: As in `Score`.
-    """
-
-    task: str
-    score: str
-    model: str
-    against: str
-    mean: float
+    task: str  # the task's name
+    score: str  # the score's name
+    model: str  # whose score
+    against: str  # less whose: the first model's
+    mean: float  # the difference
+    # 2.5 % quantile, both models resampled with the same images; None where not resampled
     low: float | None
-    high: float | None
-    higher_is_better: bool | None
+    high: float | None  # 97.5 % quantile
+    higher_is_better: bool | None  # as in `Score`
 
 
 class EvaluatedModel(_Record):
-    """A model of the comparison.
+    """A model of the comparison."""
 
-    Attributes:
-        label: What tables call it.
-        name: As given or as a run's settings have it.
-        pretrained: Tag or file of weights.
-        fingerprint: Of weights, architecture, preprocessing and tokenizer.
-    """
-
-    label: str
-    name: str
-    pretrained: str | None
-    fingerprint: str
+    label: str  # what tables call it
+    name: str  # as given or as a run's settings have it
+    pretrained: str | None  # tag or file of weights
+    fingerprint: str  # of weights, architecture, preprocessing and tokenizer
 
 
 class SuiteScores(_Record):
@@ -349,11 +265,7 @@ class SuiteScores(_Record):
 
 
 def read_suite_scores(path: Path) -> SuiteScores:
-    """Read what `evaluate --suite --out` wrote.
-
-    Raises:
-        DataError: The file is missing or holds something else.
-    """
+    """Read what `evaluate --suite --out` wrote."""
     try:
         return SuiteScores.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -373,21 +285,13 @@ class _Finding(BaseModel):
 
 
 class NumberSpread(_Finding):
-    """Some whole numbers in five.
+    """Some whole numbers in five."""
 
-    Attributes:
-        smallest: The smallest.
-        median: The one in the middle, of two the lower.
-        mean: Their mean.
-        high: 95 % are not above it.
-        largest: The largest.
-    """
-
-    smallest: int
-    median: int
-    mean: float
-    high: int
-    largest: int
+    smallest: int  # the smallest
+    median: int  # the one in the middle, of two the lower
+    mean: float  # their mean
+    high: int  # 95 % are not above it
+    largest: int  # the largest
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> "NumberSpread | None":
@@ -410,90 +314,54 @@ class NumberSpread(_Finding):
 
 
 class Problem(_Finding):
-    """Something that a run would stop at.
+    """Something that a run would stop at."""
 
-    Attributes:
-        where: The row or image.
-        problem: What is wrong and what to do.
-    """
-
-    where: str
-    problem: str
+    where: str  # the row or image
+    problem: str  # what is wrong and what to do
 
 
 class CaptionFindings(_Finding):
-    """About the texts.
+    """About the texts."""
 
-    Attributes:
-        count: All of them.
-        per_image: How many an image has, of those that have any.
-        characters: Their lengths.
-        words: Their lengths in words.
-        tokens: Their lengths as the model's tokenizer has them, with start and end; None where it
-            does not tell.
-        context_length: Tokens that the model reads; None where it is not known.
-        too_long: Captions that are cut for the model.
-        too_long_examples: The longest of them, longest first.
-        shared: Text → how many images have it, of those that several have, most common first.
-    """
-
-    count: int
-    per_image: NumberSpread | None
-    characters: NumberSpread | None
-    words: NumberSpread | None
+    count: int  # all of them
+    per_image: NumberSpread | None  # how many an image has, of those that have any
+    characters: NumberSpread | None  # their lengths
+    words: NumberSpread | None  # their lengths in words
+    # their lengths as the model's tokenizer has them, with start and end; None where it does not
+    # tell
     tokens: NumberSpread | None
-    context_length: int | None
-    too_long: int
-    too_long_examples: tuple[str, ...]
+    context_length: int | None  # tokens that the model reads; None where it is not known
+    too_long: int  # captions that are cut for the model
+    too_long_examples: tuple[str, ...]  # the longest of them, longest first
+    # text → how many images have it, of those that several have, most common first
     shared: Mapping[str, int]
 
 
 class ImageFindings(_Finding):
-    """About the images.
+    """About the images."""
 
-    Attributes:
-        count: Different ones that rows name, readable or not.
-        kinds: Format → how many.
-        odd: What had to be done to see them as they are meant → how many.
-        short_side: In pixels.
-        long_side: In pixels.
-        unreadable: Those that cannot be decoded.
-        without_captions: Their names.
-        duplicates: Groups of names with the same content.
-        near_duplicates: Groups of names that look the same but differ in content.
-    """
-
-    count: int
-    kinds: Mapping[str, int]
-    odd: Mapping[str, int]
-    short_side: NumberSpread | None
-    long_side: NumberSpread | None
-    unreadable: tuple[Problem, ...]
-    without_captions: tuple[str, ...]
-    duplicates: tuple[tuple[str, ...], ...]
+    count: int  # different ones that rows name, readable or not
+    kinds: Mapping[str, int]  # format → how many
+    odd: Mapping[str, int]  # what had to be done to see them as they are meant → how many
+    short_side: NumberSpread | None  # in pixels
+    long_side: NumberSpread | None  # in pixels
+    unreadable: tuple[Problem, ...]  # those that cannot be decoded
+    without_captions: tuple[str, ...]  # their names
+    duplicates: tuple[tuple[str, ...], ...]  # groups of names with the same content
+    # groups of names that look the same but differ in content
     near_duplicates: tuple[tuple[str, ...], ...]
 
 
 class Findings(_Finding):
-    """Everything about a source.
+    """Everything about a source."""
 
-    Attributes:
-        source: As it was named.
-        kind: What it was recognised as.
-        rows: All of them, bad ones too.
-        bad_rows: Those with something wrong besides the image.
-        broken_off: Why reading stopped before the end, if it did.
-        images: About its images.
-        captions: About its captions.
-    """
-
-    source: str
-    kind: str
-    rows: int
-    bad_rows: tuple[Problem, ...]
-    broken_off: str | None
-    images: ImageFindings
-    captions: CaptionFindings
+    source: str  # as it was named
+    kind: str  # what it was recognised as
+    rows: int  # all of them, bad ones too
+    bad_rows: tuple[Problem, ...]  # those with something wrong besides the image
+    broken_off: str | None  # why reading stopped before the end, if it did
+    images: ImageFindings  # about its images
+    captions: CaptionFindings  # about its captions
 
     @property
     def sound(self) -> bool:
@@ -509,220 +377,126 @@ Point = tuple[float, float]
 
 
 class Pair(_Record):
-    """A held-out image with its first caption, as the charts name it.
+    """A held-out image with its first caption, as the charts name it."""
 
-    Attributes:
-        image: Its position among the held-out images, by which thumbnails are named.
-        name: What its source calls it.
-        caption: The text.
-        cosine_before: Between image and caption.
-        cosine_after: The same of the refined model.
-        rank_before: Where the image's best caption stands among all captions, 1 is first.
-        rank_after: The same of the refined model.
-    """
-
-    image: int
-    name: str
-    caption: str
-    cosine_before: float
-    cosine_after: float
-    rank_before: int
-    rank_after: int
+    image: int  # its position among the held-out images, by which thumbnails are named
+    name: str  # what its source calls it
+    caption: str  # the text
+    cosine_before: float  # between image and caption
+    cosine_after: float  # the same of the refined model
+    rank_before: int  # where the image's best caption stands among all captions, 1 is first
+    rank_after: int  # the same of the refined model
 
 
 class Clouds(_Record):
-    """Unit features of some pairs in the plane of one joint PCA of both models.
+    """Unit features of some pairs in the plane of one joint PCA of both models."""
 
-    Attributes:
-        pairs: Which are drawn, in the order of all the points.
-        image_before: One point a pair.
-        text_before: The same.
-        image_after: The same.
-        text_after: The same.
-        explained: Share of the variance that each axis shows.
-        fitted_on: Pairs that the plane was fitted on.
-    """
-
-    pairs: tuple[Pair, ...]
-    image_before: tuple[Point, ...]
-    text_before: tuple[Point, ...]
-    image_after: tuple[Point, ...]
-    text_after: tuple[Point, ...]
-    explained: Point
-    fitted_on: int
+    pairs: tuple[Pair, ...]  # which are drawn, in the order of all the points
+    image_before: tuple[Point, ...]  # one point a pair
+    text_before: tuple[Point, ...]  # the same
+    image_after: tuple[Point, ...]  # the same
+    text_after: tuple[Point, ...]  # the same
+    explained: Point  # share of the variance that each axis shows
+    fitted_on: int  # pairs that the plane was fitted on
 
 
 class Histograms(_Record):
-    """How cosines are spread: shares of the pairs in each bin.
+    """How cosines are spread: shares of the pairs in each bin."""
 
-    Attributes:
-        edges: One more than there are bins.
-        true_before: Of captions with their own images.
-        wrong_before: Of captions with other images.
-        true_after: The same of the refined model.
-        wrong_after: The same.
-        auc: Before and after, the chance that a true pair scores above a wrong one.
-        threshold: Before and after, the cosine that 1 % of the wrong pairs reach.
-        recall: Before and after, share of true pairs that reach it.
-    """
-
-    edges: tuple[float, ...]
-    true_before: tuple[float, ...]
-    wrong_before: tuple[float, ...]
-    true_after: tuple[float, ...]
-    wrong_after: tuple[float, ...]
+    edges: tuple[float, ...]  # one more than there are bins
+    true_before: tuple[float, ...]  # of captions with their own images
+    wrong_before: tuple[float, ...]  # of captions with other images
+    true_after: tuple[float, ...]  # the same of the refined model
+    wrong_after: tuple[float, ...]  # the same
+    # before and after, the chance that a true pair scores above a wrong one
     auc: tuple[float, float]
-    threshold: tuple[float, float]
-    recall: tuple[float, float]
+    threshold: tuple[float, float]  # before and after, the cosine that 1 % of the wrong pairs reach
+    recall: tuple[float, float]  # before and after, share of true pairs that reach it
 
 
 class Spectra(_Record):
-    """Singular values of the centred unit features over the root of their number, falling.
+    """Singular values of the centred unit features over the root of their number, falling."""
 
-    Attributes:
-        image_before: One a dimension; squared, they are the variances along the principal axes.
-        text_before: The same.
-        image_after: The same.
-        text_after: The same.
-    """
-
+    # one a dimension; squared, they are the variances along the principal axes
     image_before: tuple[float, ...]
-    text_before: tuple[float, ...]
-    image_after: tuple[float, ...]
-    text_after: tuple[float, ...]
+    text_before: tuple[float, ...]  # the same
+    image_after: tuple[float, ...]  # the same
+    text_after: tuple[float, ...]  # the same
 
 
 class ImageQuery(_Record):
-    """An image that looks for its captions.
+    """An image that looks for its captions."""
 
-    Attributes:
-        image: Its position.
-        caption: The best-placed of its own captions, after.
-        rank_before: Where the best of its own stands, 1 is first.
-        rank_after: The same of the refined model.
-        first_before: The caption that stood first.
-        first_after: The caption that stands first.
-    """
-
-    image: int
-    caption: str
-    rank_before: int
-    rank_after: int
-    first_before: str
-    first_after: str
+    image: int  # its position
+    caption: str  # the best-placed of its own captions, after
+    rank_before: int  # where the best of its own stands, 1 is first
+    rank_after: int  # the same of the refined model
+    first_before: str  # the caption that stood first
+    first_after: str  # the caption that stands first
 
 
 class CaptionQuery(_Record):
-    """A caption that looks for its image.
+    """A caption that looks for its image."""
 
-    Attributes:
-        caption: The text.
-        image: The image that it describes.
-        rank_before: Where that stands, 1 is first.
-        rank_after: The same of the refined model.
-        first_before: The image that stood first.
-        first_after: The image that stands first.
-    """
-
-    caption: str
-    image: int
-    rank_before: int
-    rank_after: int
-    first_before: int
-    first_after: int
+    caption: str  # the text
+    image: int  # the image that it describes
+    rank_before: int  # where that stands, 1 is first
+    rank_after: int  # the same of the refined model
+    first_before: int  # the image that stood first
+    first_after: int  # the image that stands first
 
 
 Query = TypeVar("Query", ImageQuery, CaptionQuery)
 
 
 class Ranking(_Record, Generic[Query]):
-    """How the ranks of all queries of one kind moved.
+    """How the ranks of all queries of one kind moved."""
 
-    Attributes:
-        queries: How many.
-        improved: How many found their own earlier than before.
-        worsened: How many found it later.
-        most_improved: Examples.
-        most_worsened: As many, chosen alike.
-    """
-
-    queries: int
-    improved: int
-    worsened: int
-    most_improved: tuple[Query, ...]
-    most_worsened: tuple[Query, ...]
+    queries: int  # how many
+    improved: int  # how many found their own earlier than before
+    worsened: int  # how many found it later
+    most_improved: tuple[Query, ...]  # examples
+    most_worsened: tuple[Query, ...]  # as many, chosen alike
 
 
 class ClassChange(_Record):
-    """A class of a zero-shot task.
+    """A class of a zero-shot task."""
 
-    Attributes:
-        name: The class.
-        images: Of this class.
-        before: Share of them that is found, 0-1.
-        after: The same of the refined model.
-    """
-
-    name: str
-    images: int
-    before: float
-    after: float
+    name: str  # the class
+    images: int  # of this class
+    before: float  # share of them that is found, 0-1
+    after: float  # the same of the refined model
 
 
 class ConfusionChange(_Record):
-    """Images of one class that are taken for another.
+    """Images of one class that are taken for another."""
 
-    Attributes:
-        label: The true class.
-        predicted: The other one.
-        images: Of the true class.
-        before: How many of them were taken for the other.
-        after: How many are.
-    """
-
-    label: str
-    predicted: str
-    images: int
-    before: int
-    after: int
+    label: str  # the true class
+    predicted: str  # the other one
+    images: int  # of the true class
+    before: int  # how many of them were taken for the other
+    after: int  # how many are
 
 
 class TaskChange(_Record):
-    """A zero-shot task.
+    """A zero-shot task."""
 
-    Attributes:
-        name: The task.
-        classes: Those with images.
-        confusions: The most frequent ones, before or after.
-    """
-
-    name: str
-    classes: tuple[ClassChange, ...]
-    confusions: tuple[ConfusionChange, ...]
+    name: str  # the task
+    classes: tuple[ClassChange, ...]  # those with images
+    confusions: tuple[ConfusionChange, ...]  # the most frequent ones, before or after
 
 
 class Evidence(_Record):
-    """`report.json`.
+    """`report.json`."""
 
-    Attributes:
-        source: Where the held-out pairs are from.
-        clouds: For the scatter plots.
-        histograms: Of cosines.
-        spectra: Of both modalities.
-        images: As queries.
-        captions: As queries.
-        tasks: Zero-shot, class by class.
-        thumbnails: Position of a held-out image → a small JPEG, base64.
-    """
-
-    source: str
-    clouds: Clouds
-    histograms: Histograms
-    spectra: Spectra
-    images: Ranking[ImageQuery]
-    captions: Ranking[CaptionQuery]
-    tasks: tuple[TaskChange, ...]
-    thumbnails: Mapping[int, str]
+    source: str  # where the held-out pairs are from
+    clouds: Clouds  # for the scatter plots
+    histograms: Histograms  # of cosines
+    spectra: Spectra  # of both modalities
+    images: Ranking[ImageQuery]  # as queries
+    captions: Ranking[CaptionQuery]  # as queries
+    tasks: tuple[TaskChange, ...]  # zero-shot, class by class
+    thumbnails: Mapping[int, str]  # position of a held-out image → a small JPEG, base64
 
     def write(self, path: Path) -> None:
         """Save as JSON."""
@@ -730,11 +504,7 @@ class Evidence(_Record):
 
 
 def read_evidence(path: Path) -> Evidence:
-    """Read a `report.json`.
-
-    Raises:
-        DataError: The file is missing or holds something else.
-    """
+    """Read a `report.json`."""
     try:
         return Evidence.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -758,55 +528,35 @@ class _Facts(BaseModel):
 
 
 class BaseModelFacts(_Facts):
-    """The model that was started from.
+    """The model that was started from."""
 
-    Attributes:
-        name: What to call it: `ViT-B-32 (openai)`, a Hub name, or a folder's last part.
-        hub_id: Its name on the Hugging Face Hub, where it is known.
-        licence: The Hub's identifier of its licence, where its folder names one.
-    """
-
-    name: str
-    hub_id: str | None = None
-    licence: str | None = None
+    name: str  # what to call it: `ViT-B-32 (openai)`, a Hub name, or a folder's last part
+    hub_id: str | None = None  # its name on the Hugging Face Hub, where it is known
+    licence: str | None = None  # the Hub's identifier of its licence, where its folder names one
 
 
 class DataFacts(_Facts):
-    """Pairs of image and captions.
+    """Pairs of image and captions."""
 
-    Attributes:
-        name: The file's or data set's name.
-        images: How many.
-        captions: How many they have together.
-        fingerprint: 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`; of a
-            stream those of its first pairs.
-    """
-
-    name: str
-    images: int
-    captions: int
+    name: str  # the file's or data set's name
+    images: int  # how many
+    captions: int  # how many they have together
+    # 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`; of a stream those
+    # of its first pairs
     fingerprint: str
 
 
 class Provenance(_Facts):
-    """Everything that a model's card and the header of its weights say.
+    """Everything that a model's card and the header of its weights say."""
 
-    Attributes:
-        version: Of clip-refine.
-        made: How the model came about.
-        base: The model that was started from.
-        recipe: The named objective of a refinement, or how else the weights were made.
-        train: What it was refined on.
-        held_out: What it was measured on.
-        settings: Name → value of what matters to repeat it.
-    """
-
-    version: str
-    made: Literal["refined", "interpolated", "converted"]
-    base: BaseModelFacts
+    version: str  # of clip-refine
+    made: Literal["refined", "interpolated", "converted"]  # how the model came about
+    base: BaseModelFacts  # the model that was started from
+    # the named objective of a refinement, or how else the weights were made
     recipe: str | None = None
-    train: DataFacts | None = None
-    held_out: DataFacts | None = None
+    train: DataFacts | None = None  # what it was refined on
+    held_out: DataFacts | None = None  # what it was measured on
+    # name → value of what matters to repeat it
     settings: Mapping[str, str | int | float | bool] = {}
 
     def header(self) -> dict[str, str]:

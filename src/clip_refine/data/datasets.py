@@ -46,11 +46,7 @@ class ImageOnHub:
 
 
 def hub_rows(name: str, options: ReadOptions, *, training: bool) -> Iterator[Row]:
-    """The rows of a dataset on the Hub.
-
-    Raises:
-        DataError: It cannot be read, or it is not clear which split to read.
-    """
+    """The rows of a dataset on the Hub."""
     import datasets
 
     split = hub_split(name, options, training=training)
@@ -61,11 +57,7 @@ def hub_rows(name: str, options: ReadOptions, *, training: bool) -> Iterator[Row
 
 
 def hub_split(name: str, options: ReadOptions, *, training: bool) -> str:
-    """The split to read, as `datasets` writes it.
-
-    Raises:
-        DataError: The dataset cannot be reached, or it is not clear which split to read.
-    """
+    """The split to read, as `datasets` writes it."""
     import datasets
 
     if options.split and "[" in options.split:  # a slice, which `datasets` understands
@@ -153,11 +145,7 @@ class ImageInTable:
 
 
 def parquet_rows(files: Sequence[str], name: str, options: ReadOptions) -> Iterator[Row]:
-    """The rows of Parquet files, which may be remote; relative paths start beside the first.
-
-    Raises:
-        DataError: They cannot be read or lack a column.
-    """
+    """The rows of Parquet files, which may be remote; relative paths start beside the first."""
     import datasets
 
     with readable(name):
@@ -166,11 +154,7 @@ def parquet_rows(files: Sequence[str], name: str, options: ReadOptions) -> Itera
 
 
 def saved_rows(folder: Path, options: ReadOptions, *, training: bool) -> Iterator[Row]:
-    """The rows of a folder that `save_to_disk` wrote.
-
-    Raises:
-        DataError: It cannot be read, or it is not clear which split to read.
-    """
+    """The rows of a folder that `save_to_disk` wrote."""
     import datasets
 
     with readable(str(folder)):
@@ -185,17 +169,7 @@ def saved_rows(folder: Path, options: ReadOptions, *, training: bool) -> Iterato
 
 
 def dataset_table_rows(table: Any, name: str, file: Path, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a `datasets` table with an image and a caption column.
-
-    Args:
-        table: Of `datasets`, map-style.
-        name: What to call it.
-        file: Relative image paths start beside it.
-        options: Columns, and what else there is to choose.
-
-    Raises:
-        DataError: A column is missing.
-    """
+    """The rows of a `datasets` table with an image and a caption column."""
     return file_rows(file, table_written(table, name, options), options)
 
 
@@ -258,11 +232,7 @@ def content_of(image: Any, image_column: str) -> bytes | None:
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Errors of `datasets` as one of ours, its log and bars kept off what is no terminal.
-
-    Raises:
-        DataError: Something could not be read.
-    """
+    """Errors of `datasets` as one of ours, its log and bars kept off what is no terminal."""
     import datasets
 
     verbosity, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
@@ -280,11 +250,7 @@ def readable(name: str) -> Iterator[None]:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Errors of `datasets` as one of ours.
-
-    Raises:
-        DataError: Something could not be read.
-    """
+    """Errors of `datasets` as one of ours."""
     from datasets.exceptions import DatasetsError
 
     try:
@@ -313,9 +279,6 @@ def image_folder_rows(folder: Path, options: ReadOptions, *, training: bool) -> 
     """The rows of all metadata files, then the images that none of them mentions.
 
     Where the files lie in folders named like splits, only those of one split are read.
-
-    Raises:
-        DataError: There is no metadata file, or it is not clear which split to read.
     """
     files = metadata_files(folder)
     if not files:

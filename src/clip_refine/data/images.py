@@ -32,26 +32,12 @@ _NOT_FOUND = "is not there"
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB.
-
-    Raises:
-        DataError: The file is missing, empty, cut off, too large, or no image.
-    """
+    """Decode an image file to RGB."""
     return _decode(path, str(path))
 
 
 def decode_image(data: bytes, name: str, *, side: int | None = None) -> Image.Image:
-    """Decode the content of an image file to RGB.
-
-    Args:
-        data: What the file holds.
-        name: What to call the image in an error.
-        side: A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which is faster, as long as
-            both sides keep this many pixels and none is rounded.
-
-    Raises:
-        DataError: The image is empty, cut off, too large, or none.
-    """
+    """Decode the content of an image file to RGB."""
     return _decode(data, name, side)
 
 
@@ -103,11 +89,7 @@ def _decode(encoded: Encoded, name: str, side: int | None = None) -> Image.Image
 
 @contextmanager
 def opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read.
-
-    Raises:
-        Exception: Whatever Pillow raises; `_why` explains it.
-    """
+    """The image with its header read."""
     size = len(encoded) if isinstance(encoded, bytes) else encoded.stat().st_size
     if not size:
         raise _RefusedError("is empty (0 bytes)")

@@ -23,10 +23,6 @@ OPEN_CLIP = "open_clip"
 def readable(name: str, naming: str) -> str:
     """A folder's name as one would write it.
 
-    Args:
-        name: As the source has it.
-        naming: `plain`, `camel-case` or `numbered`.
-
     Example:
         >>> readable("001.Black_footed_Albatross", "numbered"), readable("YoYo", "camel-case")
         ('Black footed Albatross', 'yo yo')
@@ -41,17 +37,7 @@ def readable(name: str, naming: str) -> str:
 def choose_names(
     own: Sequence[str], asked: str | Sequence[str] | Mapping[str, str] | None, *, naming: str
 ) -> tuple[tuple[str, ...], str]:
-    """The class names to put into prompts, and what to call this list in the results.
-
-    Args:
-        own: The source's.
-        asked: None for those; a list in their order; a mapping from them; a file with either; or
-            `open_clip` for its list of ImageNet's 1,000.
-        naming: As in `readable`, for the source's own.
-
-    Raises:
-        DataError: A file cannot be read, or a list does not fit the source's classes.
-    """
+    """The class names to put into prompts, and what to call this list in the results."""
     if asked is None:
         how = "the source's own" + ("" if naming == "plain" else f", {naming}")
         return tuple(readable(name, naming) for name in own), how
@@ -73,11 +59,7 @@ def choose_names(
 
 
 def read_texts(path: Path) -> Any:
-    """A list of texts, or a mapping, from a .txt (one a line), .yaml or .json file.
-
-    Raises:
-        DataError: It cannot be read or holds something else.
-    """
+    """A list of texts, or a mapping, from a .txt (one a line), .yaml or .json file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".txt":
@@ -194,29 +176,18 @@ _LABELS = ("targets", "labels", "y", "_labels")
 
 @dataclass(frozen=True)
 class IndexedImages:
-    """Images with one class each in something that is asked by position.
+    """Images with one class each in something that is asked by position."""
 
-    Attributes:
-        name: Where they are from.
-        class_names: As the source has them.
-        labels: `labels[i]` is the position of image `i`'s class in `class_names`.
-        fetch: Gives image `i`.
-    """
-
-    name: str
-    class_names: Sequence[str]
-    labels: Sequence[int]
-    fetch: Callable[[int], Image.Image]
+    name: str  # where they are from
+    class_names: Sequence[str]  # as the source has them
+    labels: Sequence[int]  # `labels[i]` is the position of image `i`'s class in `class_names`
+    fetch: Callable[[int], Image.Image]  # gives image `i`
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def load_image(self, index: int) -> Image.Image:
-        """Image `index` in RGB.
-
-        Raises:
-            DataError: It cannot be decoded.
-        """
+        """Image `index` in RGB."""
         try:
             return to_rgb(self.fetch(index))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -254,17 +225,7 @@ class _Column:
 def read_torchvision(
     dataset: str, root: Path, *, split: str | None, download: bool = False
 ) -> ClassFolders | IndexedImages:
-    """A dataset by its class in `torchvision.datasets`.
-
-    Args:
-        dataset: The class's name.
-        root: torchvision's `root`.
-        split: As that class calls it; `train` or `test` for CIFAR; None where it has no splits.
-        download: Whether torchvision may fetch what is missing.
-
-    Raises:
-        DataError: It is not there, not whole, or has no such split.
-    """
+    """A dataset by its class in `torchvision.datasets`."""
     from torchvision import datasets
 
     options: dict[str, Any] = {}
@@ -298,16 +259,7 @@ def read_torchvision(
 
 
 def read_cub(folder: Path, *, split: str) -> ClassFolders:
-    """CUB-200-2011 by its own lists.
-
-    Args:
-        folder: That with `images`, `images.txt`, `image_class_labels.txt`,
-            `train_test_split.txt` and `classes.txt`.
-        split: `train` or `test`.
-
-    Raises:
-        DataError: A list is missing or damaged.
-    """
+    """CUB-200-2011 by its own lists."""
     columns: dict[str, list[str]] = {}
     for name in ("classes", "images", "image_class_labels", "train_test_split"):
         path = folder / f"{name}.txt"
@@ -338,11 +290,7 @@ def read_cub(folder: Path, *, split: str) -> ClassFolders:
 
 
 def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
-    """Class folders with the names as they are, and perhaps only the images of a list.
-
-    Raises:
-        DataError: As `read_class_folders`; or the list cannot be read or names no image there.
-    """
+    """Class folders with the names as they are, and perhaps only the images of a list."""
     found = read_class_folders(folder, templates=())
     folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if only is None:
@@ -370,18 +318,7 @@ def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
 def read_labelled_rows(
     path: str, *, split: str, subset: str | None, image: str, label: str
 ) -> IndexedImages:
-    """Rows of Parquet or WebDataset files or of a dataset on the Hub.
-
-    Args:
-        path: A folder of .parquet or .tar files, or `hf:ORG/NAME`.
-        split: On the Hub; a folder is read as a whole.
-        subset: The configuration on the Hub, where there are several.
-        image: Column of images.
-        label: Column of classes: numbers, names, or the library's own class labels.
-
-    Raises:
-        DataError: It cannot be read or has no such column.
-    """
+    """Rows of Parquet or WebDataset files or of a dataset on the Hub."""
     from datasets import Image as ImageColumn
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError

@@ -31,34 +31,21 @@ DRAWN = "drawn"
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """One readable image.
+    """One readable image."""
 
-    Attributes:
-        content: Fingerprint of its file.
-        look: 64-bit perceptual hash.
-        width: In pixels, as stored.
-        height: In pixels, as stored.
-        kind: Its format, as in JPEG.
-        odd: What had to be done to see it as it is meant.
-    """
-
-    content: str
-    look: int
-    width: int
-    height: int
-    kind: str
-    odd: tuple[str, ...] = ()
+    content: str  # fingerprint of its file
+    look: int  # 64-bit perceptual hash
+    width: int  # in pixels, as stored
+    height: int  # in pixels, as stored
+    kind: str  # its format, as in JPEG
+    odd: tuple[str, ...] = ()  # what had to be done to see it as it is meant
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that cannot be decoded.
+    """An image that cannot be decoded."""
 
-    Attributes:
-        problem: A sentence that names it and says what to do.
-    """
-
-    problem: str
+    problem: str  # A sentence that names it and says what to do
 
 
 class _Scan(Dataset[ImageFacts | Unreadable]):
@@ -88,11 +75,7 @@ def scan_images(
 
 
 def scan_image(data: bytes, name: str) -> ImageFacts:
-    """Everything about one image file.
-
-    Raises:
-        DataError: It cannot be decoded.
-    """
+    """Everything about one image file."""
     image = decode_image(data, name, side=HASHED_SIDE)
     with opened(data) as header:
         width, height = header.size
@@ -141,9 +124,6 @@ def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:
     Args:
         hashes: (N,) of 64 bits.
         distance: Largest number of bits that differ.
-
-    Returns:
-        Groups of two or more, by their first position.
 
     Example:
         >>> near_groups(np.array([0b1111, 0, 0b0111, 1 << 40], dtype=np.uint64), 1)
@@ -201,17 +181,11 @@ _INK, _GREY, _PAPER, _FRAME = "#1a1a1a", "#808080", "white", "#e6e6e6"
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair on the sheet.
+    """A pair on the sheet."""
 
-    Attributes:
-        image: In RGB, of any size.
-        name: What the image is called.
-        caption: One of its texts.
-    """
-
-    image: Image.Image
-    name: str
-    caption: str
+    image: Image.Image  # in RGB, of any size
+    name: str  # what the image is called
+    caption: str  # one of its texts
 
 
 def draw_sheet(samples: Sequence[Sample]) -> Image.Image:

@@ -99,11 +99,7 @@ _DIGEST_BYTES = 16
 
 
 def image_bytes(images: Images, index: int) -> bytes | None:
-    """The content of the file that image `index` is decoded from, or None for a drawn one.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """The content of the file that image `index` is decoded from, or None for a drawn one."""
     source: Any = images
     if not hasattr(source, "image_bytes"):
         return None
@@ -120,9 +116,6 @@ def image_fingerprint(images: Images, index: int) -> str:
     """Of the image file's content, wherever it is stored.
 
     Of the pixels and the name where there is no such content, because the image is drawn.
-
-    Raises:
-        DataError: The image cannot be read.
     """
     data = image_bytes(images, index)
     if data is not None:
@@ -229,9 +222,6 @@ def collect(
     """Check every row and put the captions of one image together.
 
     Images keep the order of their first row.
-
-    Raises:
-        DataError: There are bad rows, as `policy` has it, or no good ones.
     """
     policy = policy or BadRowPolicy()
     bad = BadRows(name, policy)
@@ -462,29 +452,17 @@ class EveryCaption:
 
 @dataclass(frozen=True)
 class AllRows:
-    """What a source holds, before anything is left out.
+    """What a source holds, before anything is left out."""
 
-    Attributes:
-        kind: What the source was recognised as.
-        images: All that rows name, readable or not; some have no captions.
-        rows: How many there are.
-        bad: Those with something wrong besides the image.
-        broken_off: Why reading stopped before the end, if it did.
-    """
-
-    kind: str
-    images: ImageCaptions
-    rows: int
-    bad: Sequence[BadRow] = ()
-    broken_off: str | None = None
+    kind: str  # what the source was recognised as
+    images: ImageCaptions  # all that rows name, readable or not; some have no captions
+    rows: int  # how many there are
+    bad: Sequence[BadRow] = ()  # those with something wrong besides the image
+    broken_off: str | None = None  # why reading stopped before the end, if it did
 
 
 def read_all(name: str, kind: str, rows: Iterable[Row], *, visible: bool = True) -> AllRows:
-    """Go through a source without opening its images or stopping at what is wrong.
-
-    Raises:
-        DataError: Not even the first row can be read.
-    """
+    """Go through a source without opening its images or stopping at what is wrong."""
     captions: dict[ImagePlace, list[str]] = {}
     bad: list[BadRow] = []
     count, broken_off = 0, None

@@ -40,22 +40,14 @@ class Levels:
 
     It is measured on even images, so that nothing needs to be known of the preprocessing, and
     `encode` checks every pixel of every image: what is decoded is what was encoded, bit by bit.
-
-    Attributes:
-        values: (3, 256) float32, rising.
-        size: Height and width of preprocessed images.
     """
 
-    values: NDArray[np.float32]
-    size: tuple[int, int]
+    values: NDArray[np.float32]  # (3, 256) float32, rising
+    size: tuple[int, int]  # height and width of preprocessed images
 
     @classmethod
     def of(cls, preprocess: Preprocess) -> "Levels":
-        """Measure a preprocessing.
-
-        Raises:
-            DataError: It does more to levels than to move each of them to a value of its own.
-        """
+        """Measure a preprocessing."""
         even = [Image.new("RGB", (_SIDE, _SIDE), (level,) * 3) for level in range(LEVELS)]
         shape = preprocess(even[0]).shape
         values = torch.empty(3, LEVELS)
@@ -73,11 +65,7 @@ class Levels:
         return cls(values.numpy(), (shape[1], shape[2]))
 
     def encode(self, pixels: Tensor, name: str) -> NDArray[np.uint8]:
-        """(3, H, W) float32 → uint8 levels.
-
-        Raises:
-            DataError: A pixel is no level, or the size is another.
-        """
+        """(3, H, W) float32 → uint8 levels."""
         if tuple(pixels.shape[1:]) != self.size:
             raise _inexact(f"makes {name} {tuple(pixels.shape)}, others (3, *{self.size})")
         found = pixels.numpy()
@@ -177,11 +165,7 @@ class PixelStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Alone: another writer waits until this one is done, then finds its rows.
-
-        Raises:
-            OutputError: The folder cannot be written.
-        """
+        """Alone: another writer waits until this one is done, then finds its rows."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / "lock")
@@ -200,11 +184,7 @@ class PixelStore:
             lock.release()
 
     def check_room(self, count: int) -> int:
-        """Free bytes where `count` more rows are to go.
-
-        Raises:
-            OutputError: They would not fit.
-        """
+        """Free bytes where `count` more rows are to go."""
         free = shutil.disk_usage(self.folder).free
         needed = count * self.row_bytes
         if needed + _SPARE > free:
@@ -216,11 +196,7 @@ class PixelStore:
         return free
 
     def add(self, batches: Iterable[Mapping[str, NDArray[np.uint8]]]) -> None:
-        """Append rows by fingerprint, each batch in one go; only inside `writing`.
-
-        Raises:
-            OutputError: They cannot be written, for example because the disk is full.
-        """
+        """Append rows by fingerprint, each batch in one go; only inside `writing`."""
         count = len(self.known())
         try:
             with (
@@ -284,15 +260,7 @@ Item = TypeVar("Item")
 def in_parallel(
     items: Dataset[Item], count: int, title: str, *, workers: int, visible: bool
 ) -> Iterator[Item]:
-    """All items in order, with a progress bar.
-
-    Args:
-        items: Indexed from 0; must not raise, since a worker process would bury the message.
-        count: How many there are.
-        title: Of the bar.
-        workers: Processes.
-        visible: Whether to show the bar.
-    """
+    """All items in order, with a progress bar."""
     loader: DataLoader[Any] = DataLoader(
         items,
         sampler=range(count),
@@ -315,17 +283,11 @@ that it is resized to was enough; of that preprocessing may cut an eighth off. S
 
 @dataclass(frozen=True, eq=False)
 class CachedPixels:
-    """Preprocessed pixels of some images, kept as 8-bit levels.
+    """Preprocessed pixels of some images, kept as 8-bit levels."""
 
-    Attributes:
-        levels: What the levels stand for.
-        store: Where they are.
-        rows: Image name → its row there.
-    """
-
-    levels: Levels
-    store: PixelStore
-    rows: Mapping[str, int]
+    levels: Levels  # what the levels stand for
+    store: PixelStore  # where they are
+    rows: Mapping[str, int]  # image name → its row there
 
     def find(self, name: str) -> Tensor | None:
         """(3, H, W) pixels of an image, None where they are not kept."""
@@ -522,11 +484,7 @@ def _encoded(
 
 
 def _over(dataset: Any, workers: int, title: str, visible: bool) -> Iterator[tuple[str, Any]]:
-    """The items of a dataset in order.
-
-    Raises:
-        DataError: An item is one.
-    """
+    """The items of a dataset in order."""
     count = len(dataset)
     for name, item in in_parallel(dataset, count, title, workers=workers, visible=visible):
         if isinstance(item, DataError):

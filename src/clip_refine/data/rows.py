@@ -33,20 +33,14 @@ ImagePlace = Path | StoredImage
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a source, not yet checked.
+    """One row of a source, not yet checked."""
 
-    Attributes:
-        where: What to call the row in a message, as in `captions.csv, line 3`.
-        image: Where its image is; rows with equal places belong to one image. None where the row
-            names none.
-        captions: Its texts; none at all for an image that nobody has described.
-        problem: What the reader found wrong with it.
-    """
-
-    where: str
+    where: str  # what to call the row in a message, as in `captions.csv, line 3`
+    # where its image is; rows with equal places belong to one image. None where the row names
+    # none.
     image: ImagePlace | None
-    captions: tuple[str, ...]
-    problem: str | None = None
+    captions: tuple[str, ...]  # its texts; none at all for an image that nobody has described
+    problem: str | None = None  # what the reader found wrong with it
 
 
 @dataclass(frozen=True)
@@ -73,22 +67,14 @@ class ReadOptions:
 
 
 def load_place(place: ImagePlace) -> Image.Image:
-    """The image there, in RGB.
-
-    Raises:
-        DataError: It is gone or cannot be decoded.
-    """
+    """The image there, in RGB."""
     if isinstance(place, Path):
         return open_image(place)
     return decode_image(place.read(), str(place))
 
 
 def read_place(place: ImagePlace) -> bytes:
-    """The content of the image file there.
-
-    Raises:
-        OSError: It is gone.
-    """
+    """The content of the image file there."""
     return place.read_bytes() if isinstance(place, Path) else place.read()
 
 
@@ -104,10 +90,6 @@ def image_problem(place: ImagePlace, *, decode: bool = False) -> str | None:
 
     Reads the header and the last bytes; what does not end as its format should is decoded to be
     sure, since many sound files have something behind their end.
-
-    Args:
-        place: Where it is.
-        decode: Decode every image, which also finds damage in the middle of a file.
     """
     try:
         problem, whole = _look(place)
@@ -214,14 +196,7 @@ class BadRows:
         self.found.append(BadRow(where, problem))
 
     def settle(self, *, say: bool = True) -> None:
-        """All rows were seen: stop, or go on without the bad ones.
-
-        Args:
-            say: Whether to tell how many are skipped.
-
-        Raises:
-            DataError: There are bad rows, and they are not to be skipped or are too many.
-        """
+        """All rows were seen: stop, or go on without the bad ones."""
         if not self.found:
             return
         if not self.policy.skip:
@@ -235,11 +210,7 @@ class BadRows:
             )
 
     def settle_so_far(self) -> None:
-        """A stream goes on: stop at the first bad row, or when they are too many.
-
-        Raises:
-            DataError: As `settle`.
-        """
+        """A stream goes on: stop at the first bad row, or when they are too many."""
         if not self.found:
             return
         if not self.policy.skip:
@@ -332,15 +303,7 @@ def expand_braces(name: str) -> list[str]:
 
 
 def expand(name: str, suffixes: tuple[str, ...]) -> list[str]:
-    """The files that a name stands for, in order.
-
-    Args:
-        name: A file, a folder, or a pattern with braces and `*`; local or remote.
-        suffixes: Of the files to take where `name` is a folder.
-
-    Raises:
-        DataError: There are none.
-    """
+    """The files that a name stands for, in order."""
     files: list[str] = []
     for one in expand_braces(name):
         if is_remote(one):
@@ -383,20 +346,7 @@ _TRIED = 20
 
 
 def find_image_folder(file: Path, written: Iterable[str], options: ReadOptions) -> Path:
-    """The folder where relative image paths start.
-
-    Args:
-        file: The annotation file.
-        written: Some image paths as it has them.
-        options: `image_folder` is taken as it is.
-
-    Returns:
-        The first of the file's own folder and those it is likely to be that has one of the images;
-        the file's own folder where none has.
-
-    Raises:
-        DataError: The folder that was asked for is missing.
-    """
+    """The folder where relative image paths start."""
     if options.image_folder is not None:
         if not options.image_folder.is_dir():
             raise DataError(f"{options.image_folder}: no such folder. Check --data.image-folder.")
@@ -432,27 +382,17 @@ def problem_of_path(written: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A row as an annotation file has it.
+    """A row as an annotation file has it."""
 
-    Attributes:
-        where: What to call it in a message.
-        image: The image's path as written, or its place where it is no file of its own.
-        captions: Its texts.
-        problem: What the reader found wrong with it.
-    """
-
-    where: str
+    where: str  # what to call it in a message
+    # the image's path as written, or its place where it is no file of its own
     image: str | ImagePlace
-    captions: tuple[str, ...]
-    problem: str | None = None
+    captions: tuple[str, ...]  # its texts
+    problem: str | None = None  # what the reader found wrong with it
 
 
 def file_rows(file: Path, written: Iterable[Written], options: ReadOptions) -> Iterator[Row]:
-    """Rows whose images are files, with the paths resolved and the split chosen.
-
-    Raises:
-        DataError: The images' folder or the split file is bad.
-    """
+    """Rows whose images are files, with the paths resolved and the split chosen."""
     chosen = read_split_file(options.split_file, options.split) if options.split_file else None
     rows = iter(written)
     first = list(islice(rows, _TRIED))
@@ -494,11 +434,7 @@ TRAINING = ("train", "restval")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row.
-
-    Raises:
-        DataError: It cannot be read or is no JSON.
-    """
+    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row."""
     try:
         text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
         return json.loads(text)
@@ -524,11 +460,7 @@ def is_karpathy(content: Any) -> bool:
 def choose_split(
     name: str, found: set[str], wanted: str | None, *, training: bool = True
 ) -> tuple[str, ...]:
-    """The splits to read: those asked for, as in `train+restval`, or the usual ones.
-
-    Raises:
-        DataError: There is no such split, or it is not clear which to take.
-    """
+    """The splits to read: those asked for, as in `train+restval`, or the usual ones."""
     if wanted:
         splits = tuple(part.strip() for part in wanted.split("+"))
         missing = [split for split in splits if split not in found]
@@ -552,11 +484,7 @@ def choose_split(
 
 
 def read_split_file(path: Path, split: str | None) -> frozenset[str]:
-    """File names of the images in a split: of Karpathy's JSON, or of a list with one a line.
-
-    Raises:
-        DataError: It cannot be read, holds neither, or has no such split.
-    """
+    """File names of the images in a split: of Karpathy's JSON, or of a list with one a line."""
     if path.suffix.lower() != ".json":
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -42,19 +42,12 @@ class ImageInTar:
 
 @dataclass
 class Sample:
-    """The parts of one key, as they come out of a tar file.
+    """The parts of one key, as they come out of a tar file."""
 
-    Attributes:
-        shard: The tar file.
-        key: What the parts are called without their extension.
-        content: Extension → content.
-        start: Extension → position in the tar file.
-    """
-
-    shard: str
-    key: str
-    content: dict[str, bytes] = field(default_factory=dict)
-    start: dict[str, int] = field(default_factory=dict)
+    shard: str  # the tar file
+    key: str  # what the parts are called without their extension
+    content: dict[str, bytes] = field(default_factory=dict)  # extension → content
+    start: dict[str, int] = field(default_factory=dict)  # extension → position in the tar file
     repeated: bool = False
 
     @property
@@ -64,11 +57,7 @@ class Sample:
 
 
 def shard_rows(shards: Sequence[str], options: ReadOptions) -> Iterator[Row]:
-    """The rows of local shards: one a sample.
-
-    Raises:
-        DataError: A shard cannot be read, is no tar file or is cut off.
-    """
+    """The rows of local shards: one a sample."""
     for shard in shards:
         for sample in read_samples(shard):
             yield sample_row(sample, options)
@@ -88,11 +77,7 @@ def sample_row(sample: Sample, options: ReadOptions) -> Row:
 
 
 def read_samples(shard: str) -> Iterator[Sample]:
-    """The samples of a shard, local or remote, in order.
-
-    Raises:
-        DataError: It cannot be read, is no tar file or is cut off.
-    """
+    """The samples of a shard, local or remote, in order."""
     sample: Sample | None = None
     seen: set[str] = set()
     for name, start, content in _members(shard):
@@ -159,11 +144,7 @@ class _Watched:
 
 
 def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
-    """(name, position, content) of every file in a tar file.
-
-    Raises:
-        DataError: It cannot be read, is no tar file or is cut off.
-    """
+    """(name, position, content) of every file in a tar file."""
     import fsspec
 
     try:
@@ -188,11 +169,7 @@ def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
 
 
 def downloaded(name: str, shards: Sequence[str]) -> list[str]:
-    """The shards as local files; remote ones are fetched once into the cache of `datasets`.
-
-    Raises:
-        DataError: One cannot be fetched.
-    """
+    """The shards as local files; remote ones are fetched once into the cache of `datasets`."""
     remote = [shard for shard in shards if is_remote(shard)]
     if not remote:
         return list(shards)

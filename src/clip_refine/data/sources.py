@@ -170,11 +170,7 @@ def _json(path: Path, first: str) -> SourceKind:
 
 
 def files_of(name: str, kind: SourceKind) -> list[str]:
-    """The files that a name of this kind stands for.
-
-    Raises:
-        DataError: There are none.
-    """
+    """The files that a name of this kind stands for."""
     match kind:
         case "webdataset":
             return expand(name, (".tar",))
@@ -217,11 +213,7 @@ def open_pairs(
 def source_rows(
     name: str, kind: SourceKind, options: ReadOptions, *, training: bool
 ) -> tuple[str, Iterator[Row]]:
-    """What to call the kind, and the rows, not yet checked.
-
-    Raises:
-        DataError: The source cannot be read; often only once the rows are asked for.
-    """
+    """What to call the kind, and the rows, not yet checked."""
     if is_remote(name) and kind not in ("webdataset", "parquet"):
         raise DataError(
             f"{name}: only .tar and .parquet files are read from elsewhere. Download it together "

@@ -29,27 +29,17 @@ their own order without one."""
 
 @dataclass(frozen=True, slots=True)
 class StreamedPair:
-    """An image with the caption that was drawn for it; as a source of images, one of one image.
+    """An image with the caption that was drawn for it; as a source of images, one of one image."""
 
-    Attributes:
-        place: Where the image is, often its content in memory.
-        caption: Its text.
-        number: Position in the stream, from 0.
-    """
-
-    place: ImagePlace
-    caption: str
-    number: int
+    place: ImagePlace  # where the image is, often its content in memory
+    caption: str  # its text
+    number: int  # position in the stream, from 0
 
     def __len__(self) -> int:
         return 1
 
     def load_image(self, index: int) -> Image.Image:
-        """The image in RGB.
-
-        Raises:
-            DataError: It cannot be decoded.
-        """
+        """The image in RGB."""
         return load_place(self.place)
 
     def image_name(self, index: int) -> str:
@@ -57,11 +47,7 @@ class StreamedPair:
         return str(self.place)
 
     def image_bytes(self, index: int) -> bytes:
-        """The content of the image file.
-
-        Raises:
-            OSError: It is gone.
-        """
+        """The content of the image file."""
         return read_place(self.place)
 
 

@@ -58,11 +58,7 @@ def read_table(
 
 
 def table_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a table with a header.
-
-    Raises:
-        DataError: The file cannot be read or lacks a column.
-    """
+    """The rows of a table with a header."""
     return file_rows(path, _written(path, options), options)
 
 
@@ -94,11 +90,7 @@ def _written(path: Path, options: ReadOptions) -> Iterator[Written]:
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of every row, the header first; bytes that are no UTF-8 as surrogates.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """(line number, fields) of every row, the header first; bytes no UTF-8 as surrogates."""
     try:
         # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -135,11 +127,7 @@ def _delimiter(path: Path) -> str:
 def find_column(
     path: Path | str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str
 ) -> int:
-    """Position of the wanted column, or of the first known one.
-
-    Raises:
-        DataError: There is none.
-    """
+    """Position of the wanted column, or of the first known one."""
     for name in (wanted,) if wanted else known:
         if name in header:
             return header.index(name)
@@ -164,11 +152,7 @@ _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
 def texts_of(value: Any) -> tuple[str, ...] | str:
-    """The captions in a value: a text, a list of texts, or objects that hold one as `raw`.
-
-    Returns:
-        The texts; or, as one text, what is wrong.
-    """
+    """The captions in a value: a text, a list of texts, or objects that hold one as `raw`."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, bytes):
@@ -192,15 +176,7 @@ def texts_of(value: Any) -> tuple[str, ...] | str:
 
 
 def image_of(value: Any, *, encoded: bool = False) -> bytes | str | None:
-    """The image in a value: the content of its file, its path, or None.
-
-    Args:
-        value: Bytes, a path, base64 text, or an object with `bytes` and `path`.
-        encoded: Whether a text is base64 rather than a path.
-
-    Raises:
-        ValueError: It is none of these; the message says what is wrong.
-    """
+    """The image in a value: the content of its file, its path, or None."""
     match value:
         case None:
             return None
@@ -313,11 +289,7 @@ class ImageInLine:
 
 
 def jsonl_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a .jsonl file.
-
-    Raises:
-        DataError: The file cannot be read, or its first line lacks a column.
-    """
+    """The rows of a .jsonl file."""
     return file_rows(path, _written_jsonl(path, options), options)
 
 
@@ -358,11 +330,7 @@ def _row(
 
 
 def find_columns(name: Path | str, header: list[str], options: ReadOptions) -> tuple[str, str]:
-    """Names of the image and the caption column among those of a record.
-
-    Raises:
-        DataError: One is missing.
-    """
+    """Names of the image and the caption column among those of a record."""
     image = find_column(name, header, options.image_column, RECORD_IMAGES, "image")
     caption = find_column(name, header, options.caption_column, RECORD_CAPTIONS, "caption")
     return header[image], header[caption]
@@ -397,11 +365,7 @@ def is_token_line(line: str) -> bool:
 
 
 def token_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a token file.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+    """The rows of a token file."""
     return file_rows(path, _written_token(path), options)
 
 
@@ -434,9 +398,6 @@ def coco_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
     """The rows of a COCO captions file: one an annotation, image by image.
 
     Images without annotations come as rows without captions.
-
-    Raises:
-        DataError: The file cannot be read or is no such file.
     """
     content = read_json(path)
     if not is_coco(content):
@@ -451,9 +412,6 @@ def karpathy_rows(path: Path, options: ReadOptions, *, training: bool) -> Iterat
     """The rows of a Karpathy split file: one an image.
 
     Without `options.split` the training splits (`train` and `restval`) or the validation split.
-
-    Raises:
-        DataError: The file cannot be read, is no such file, or has no such split.
     """
     content = read_json(path)
     if not is_karpathy(content):

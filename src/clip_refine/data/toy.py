@@ -93,23 +93,14 @@ _BACKGROUND_RGB = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing to draw and to talk about; each attribute is a word of a caption.
+    """One thing to draw and to talk about; each attribute is a word of a caption."""
 
-    Attributes:
-        shape: One of `SHAPES`.
-        colour: A key of `COLOURS`.
-        size: A key of `SIZES`.
-        place: A key of `PLACES`.
-        background: One of `BACKGROUNDS`.
-
-    >>> Scene("star", "red", "small", "at the top", "grey").caption("a {size} {colour} {shape}")
-    'a small red star'
-    """
-
-    shape: str
-    colour: str
-    size: str
-    place: str
+    shape: str  # one of `SHAPES`
+    colour: str  # A key of `COLOURS`
+    size: str  # A key of `SIZES`
+    place: str  # A key of `PLACES`
+    # one of `BACKGROUNDS`. >>> Scene("star", "red", "small", "at the top", "grey").caption("a
+    # {size} {colour} {shape}") 'a small red star'
     background: str
 
     def caption(self, template: str) -> str:
@@ -142,11 +133,7 @@ def random_scene(generator: np.random.Generator, **fixed: str) -> Scene:
 
 
 def draw_scene(scene: Scene, generator: np.random.Generator) -> Image.Image:
-    """Draw `scene`, jittered by `generator` in place, size, tilt and colour.
-
-    Returns:
-        An anti-aliased RGB image of 48x48 pixels.
-    """
+    """Draw `scene`, jittered by `generator` in place, size, tilt and colour."""
     canvas = _draw_background(scene.background, generator)
     centre = np.array(PLACES[scene.place]) + generator.uniform(-0.05, 0.05, 2)
     radius = SIZES[scene.size] * generator.uniform(0.85, 1.15)

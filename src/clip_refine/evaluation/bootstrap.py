@@ -24,12 +24,6 @@ def resampled_means(values: Tensor, *, resamples: int, seed: int) -> Tensor:
         resamples: How often.
         seed: Of the items drawn.
 
-    Returns:
-        (resamples,) or (resamples, d), float64 on the CPU.
-
-    Raises:
-        ValueError: If there are no items or no resamples.
-
     Example:
         >>> resampled_means(torch.full((5,), 0.25), resamples=2, seed=0).tolist()
         [0.25, 0.25]
@@ -59,13 +53,7 @@ def interval(differences: Tensor, *, level: float = 0.95) -> tuple[float, float]
 
 
 def resampled_counts(count: int, *, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each item was drawn, (rows, N) float64, some resamples at a time.
-
-    Args:
-        count: N.
-        resamples: How often all are drawn anew.
-        seed: Of the items drawn: the same for the same seed and N.
-    """
+    """How often each item was drawn, (rows, N) float64, some resamples at a time."""
     generator = torch.Generator().manual_seed(seed)
     rows = max(1, _COUNTS_AT_ONCE // count)
     for start in range(0, resamples, rows):
@@ -86,9 +74,6 @@ def resampled_ratios(
         image_count: N.
         resamples: How often.
         seed: Of the images drawn.
-
-    Returns:
-        (resamples, m) float64 on the CPU.
 
     Example:
         >>> values, owners = torch.tensor([[1.0], [1.0]]), torch.tensor([0, 1])
@@ -115,9 +100,6 @@ def resampled_sums(
         image_count: N.
         resamples: How often.
         seed: Of the images drawn.
-
-    Yields:
-        (rows, groups) float64 on the CPU.
     """
     group_count = int(groups.max()) + 1
     places = torch.stack([groups.cpu(), owners.cpu()])
@@ -134,9 +116,6 @@ def resampled_medians(
     """Medians over queries with the images drawn anew; of an even number the middle two's mean.
 
     Arguments as in `resampled_ratios`, `values` (Q,).
-
-    Returns:
-        (resamples,) float64 on the CPU.
     """
     distinct, groups = values.detach().cpu().double().unique(return_inverse=True)
     ones = torch.ones(len(groups))

@@ -406,11 +406,7 @@ def linear_probe(image_features: Tensor, labels: Tensor, *, seed: int = 0) -> fl
 def probe_halves(
     image_features: Tensor, labels: Tensor, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Positions of the images that train and of those that test, half of each class.
-
-    Raises:
-        ValueError: As `linear_probe`.
-    """
+    """Positions of the images that train and of those that test, half of each class."""
     _check_labels(image_features, labels)
     sizes = labels.unique(return_counts=True)[1]
     if len(sizes) < 2 or int(sizes.max()) < 2:
@@ -438,9 +434,6 @@ def linear_probe_hits(
         test_features: (T, d), raw or unit.
         test_labels: (T,) whole numbers, the same classes.
         generator: Draws the part of the training images that C is chosen on.
-
-    Raises:
-        ValueError: If shapes do not fit, or a row is zero or not finite.
     """
     train, test = _units(train_features, train_labels, test_features, test_labels)
     classes, test_classes = train_labels.cpu().long().numpy(), test_labels.cpu().long().numpy()
@@ -477,12 +470,6 @@ def few_shot_hits(
         shots: Images a class.
         draws: How often.
         seed: Of the draws; fewer shots are a part of more.
-
-    Returns:
-        (draws, T) bool, whether each test image is classified right.
-
-    Raises:
-        ValueError: If shapes do not fit, a row is zero or not finite, or a number is below 1.
     """
     if shots < 1 or draws < 1:
         raise ValueError(f"{shots} shots and {draws} draws; both must be at least 1")

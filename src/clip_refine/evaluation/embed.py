@@ -99,17 +99,11 @@ def _finite(features: Tensor, name: Callable[[int], str]) -> Tensor:
 
 @dataclass(frozen=True)
 class EmbeddedPairs:
-    """Features of images and of all their captions.
+    """Features of images and of all their captions."""
 
-    Attributes:
-        image_features: (N, d) raw.
-        text_features: (M, d) raw, M >= N.
-        text_to_image: (M,) the image of each caption, in rising order.
-    """
-
-    image_features: Tensor
-    text_features: Tensor
-    text_to_image: Tensor
+    image_features: Tensor  # (N, d) raw
+    text_features: Tensor  # (M, d) raw, M >= N
+    text_to_image: Tensor  # (M,) the image of each caption, in rising order
 
     @property
     def first_caption_features(self) -> Tensor:
@@ -163,13 +157,9 @@ class _Chosen:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A model's features of images and texts on disk, by what is in them.
+    """A model's features of images and texts on disk, by what is in them."""
 
-    Attributes:
-        folder: Of this model.
-    """
-
-    folder: Path
+    folder: Path  # of this model
 
     def images(self, fingerprints: Sequence[str]) -> Tensor:
         """(N, d) raw features of encoded images in order, float32."""
@@ -186,30 +176,14 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class Filler:
-    """Encodes what a store lacks. Several processes share that, and all call it together.
+    """Encodes what a store lacks. Several processes share that, and all call it together."""
 
-    Attributes:
-        store: On a disk that all processes see.
-        embedder: The model and the way to feed it.
-        accelerator: Which process this is.
-    """
-
-    store: FeatureStore
-    embedder: Embedder
-    accelerator: Accelerator
+    store: FeatureStore  # on a disk that all processes see
+    embedder: Embedder  # the model and the way to feed it
+    accelerator: Accelerator  # which process this is
 
     def images(self, source: Images, fingerprints: Sequence[str], title: str) -> None:
-        """Encode the images that are missing.
-
-        Args:
-            source: The images.
-            fingerprints: Of each, from `image_fingerprints`.
-            title: What the progress bar says.
-
-        Raises:
-            DataError: An image cannot be decoded.
-            OutputError: The folder cannot be written.
-        """
+        """Encode the images that are missing."""
         rows = self.store.rows("images")
         mine = self._share(rows.missing(fingerprints))
         if mine:
@@ -224,11 +198,7 @@ class Filler:
         self.accelerator.wait_for_everyone()
 
     def texts(self, texts: Sequence[str], title: str) -> None:
-        """Encode the texts that are missing.
-
-        Raises:
-            OutputError: The folder cannot be written.
-        """
+        """Encode the texts that are missing."""
         rows = self.store.rows("texts")
         names = [fingerprint(text.encode()) for text in texts]
         # in order of length, so that those of one batch are alike
@@ -247,11 +217,7 @@ class Filler:
 
 
 def image_fingerprints(source: Images, title: str, *, visible: bool = True) -> list[str]:
-    """What is in each image, in order.
-
-    Raises:
-        DataError: An image cannot be read.
-    """
+    """What is in each image, in order."""
     bar = Bar(title, len(source), visible=visible, transient=True)
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda index: image_fingerprint(source, index), range(len(source)))

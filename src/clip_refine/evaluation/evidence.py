@@ -55,18 +55,7 @@ _FINE_BINS = 4096
 def joint_plane(
     before: Measured, after: Measured, drawn: Tensor, *, seed: int
 ) -> tuple[list[Tensor], Point, int]:
-    """Both models' unit features of some pairs in one plane.
-
-    Args:
-        before: The model as it came.
-        after: The refined one.
-        drawn: (n,) positions of the pairs wanted.
-        seed: Of the pairs that the plane is fitted on, where there are many.
-
-    Returns:
-        (n, 2) points of the images before, texts before, images after, texts after; the share of
-        the variance along each axis; how many pairs the plane was fitted on.
-    """
+    """Both models' unit features of some pairs in one plane."""
     sides = [before.image_unit, before.text_unit, after.image_unit, after.text_unit]
     generator = torch.Generator().manual_seed(seed)
     fitted = torch.randperm(len(sides[0]), generator=generator)[:FITTED_PAIRS]
@@ -78,13 +67,7 @@ def joint_plane(
 
 
 def cosine_histograms(before: Measured, after: Measured, *, seed: int) -> Histograms:
-    """Cosines of true and wrong pairs in common bins, and how well one threshold parts them.
-
-    Args:
-        before: The model as it came.
-        after: The refined one.
-        seed: Of the images that are compared, where there are more than `COMPARED_IMAGES`.
-    """
+    """Cosines of true and wrong pairs in common bins, and how well one threshold parts them."""
     found = [_separation(side, seed) for side in (before, after)]
     kinds = [kind for side in found for kind in (side.true_pairs, side.wrong_pairs)]
     together = torch.stack([kind.histogram for kind in kinds]).double()
@@ -271,19 +254,7 @@ def gather_evidence(
     seed: int,
     visible: bool = True,
 ) -> Evidence:
-    """What `report.json` holds.
-
-    Args:
-        before: The model as it came.
-        after: The refined one, on the same items.
-        held_out: The pairs that both were measured on.
-        tasks: The zero-shot tasks, in the order in which they were embedded.
-        seed: Of the pairs that are drawn.
-        visible: Whether progress is shown.
-
-    Raises:
-        DataError: An image cannot be read.
-    """
+    """What `report.json` holds."""
     clouds = _clouds(before, after, held_out, seed)
     images = image_ranking(before, after, held_out)
     captions = caption_ranking(before, after, held_out)

@@ -52,36 +52,25 @@ _NEITHER = ("threshold", "wrong_pair_mean", "wrong_pair_deviation", "true_pair_d
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Numbers of one task with one model.
+    """Numbers of one task with one model."""
 
-    Attributes:
-        protocol: How they were taken, in a sentence.
-        counts: How many images, captions, classes, ... there were.
-        scores: Name → number.
-        resampled: Name → (resamples,) the number with the images drawn anew, the same draws for
-            every model; not for all scores.
-        details: What stands behind the numbers, as plain data.
-    """
-
-    protocol: str
-    counts: Mapping[str, int]
-    scores: Mapping[str, float]
+    protocol: str  # how they were taken, in a sentence
+    counts: Mapping[str, int]  # how many images, captions, classes, ... there were.
+    scores: Mapping[str, float]  # name → number
+    # name → (resamples,) the number with the images drawn anew, the same draws for every model;
+    # not for all scores
     resampled: Mapping[str, Tensor]
+    # what stands behind the numbers, as plain data
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are taken.
+    """How intervals are taken."""
 
-    Attributes:
-        resamples: How often the images are drawn anew.
-        seed: Of splits and few-shot draws, and with `source` of the images drawn.
-        source: What the images are from: other sources, other draws, the same for all models.
-    """
-
-    resamples: int
-    seed: int
+    resamples: int  # how often the images are drawn anew
+    seed: int  # of splits and few-shot draws, and with `source` of the images drawn
+    # what the images are from: other sources, other draws, the same for all models
     source: str = ""
 
     @property
@@ -121,12 +110,7 @@ def higher_is_better(score: str) -> bool | None:
 
 
 def mean_of(outcomes: Mapping[str, Outcome], score: str) -> Outcome:
-    """One score of several tasks on average, each task's images drawn for themselves.
-
-    Args:
-        outcomes: Task → what was found.
-        score: The score's name.
-    """
+    """One score of several tasks on average, each task's images drawn for themselves."""
     every = list(outcomes.values())
     drawn = torch.stack([outcome.resampled[score] for outcome in every])
     return Outcome(
@@ -143,35 +127,23 @@ def mean_of(outcomes: Mapping[str, Outcome], score: str) -> Outcome:
 
 @dataclass(frozen=True, eq=False)
 class TaskFeatures:
-    """What a model makes of a zero-shot task.
+    """What a model makes of a zero-shot task."""
 
-    Attributes:
-        name: The task.
-        image_features: (N, d).
-        class_features: (C, d), from `class_vectors`.
-        labels: (N,) int64, the class of each image.
-    """
-
-    name: str
-    image_features: Tensor
-    class_features: Tensor
-    labels: Tensor
+    name: str  # the task
+    image_features: Tensor  # (N, d)
+    class_features: Tensor  # (C, d), from `class_vectors`
+    labels: Tensor  # (N,) int64, the class of each image
 
 
 @dataclass(frozen=True, eq=False)
 class ModelFeatures:
-    """What a model makes of everything it is scored on; a peer may have transformed it.
+    """What a model makes of everything it is scored on; a peer may have transformed it."""
 
-    Attributes:
-        pairs: The held-out pairs.
-        tasks: The zero-shot tasks.
-        normalize: Whether similarity is the cosine, or the dot product of features as they are.
-        dim: Columns that are a place in the space; those behind them only add to scores.
-    """
-
-    pairs: EmbeddedPairs
-    tasks: Sequence[TaskFeatures]
+    pairs: EmbeddedPairs  # the held-out pairs
+    tasks: Sequence[TaskFeatures]  # the zero-shot tasks
+    # whether similarity is the cosine, or the dot product of features as they are
     normalize: bool = True
+    # columns that are a place in the space; those behind them only add to scores
     dim: int | None = None
 
 
@@ -263,11 +235,6 @@ def resampled_headline(
 
     An image brings its captions along; what is searched stays as it is. Each task's images are
     drawn for themselves. Two models' values belong together resample by resample.
-
-    Args:
-        features: Of one model.
-        resamples: How often.
-        seed: One for all models that are compared.
     """
     found = {
         "gap": _gap(features, resamples, seed),
@@ -328,25 +295,15 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A model's features with what is known of every single item.
+    """A model's features with what is known of every single item."""
 
-    Attributes:
-        features: Of one model.
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (N, d), the first captions, rows of norm 1.
-        ranks: Of every image and caption.
-        cosines: (N,) of each image with its first caption.
-        text_first: (N,) whether a first caption finds another caption before any image.
-        class_ranks: Task name → (n,) 0-based rank of each image's true class.
-    """
-
-    features: ModelFeatures
-    image_unit: Tensor
-    text_unit: Tensor
-    ranks: RetrievalRanks
-    cosines: Tensor
-    text_first: Tensor
-    class_ranks: Mapping[str, Tensor]
+    features: ModelFeatures  # of one model
+    image_unit: Tensor  # (N, d), rows of norm 1
+    text_unit: Tensor  # (N, d), the first captions, rows of norm 1
+    ranks: RetrievalRanks  # of every image and caption
+    cosines: Tensor  # (N,) of each image with its first caption
+    text_first: Tensor  # (N,) whether a first caption finds another caption before any image
+    class_ranks: Mapping[str, Tensor]  # task name → (n,) 0-based rank of each image's true class
 
 
 @measured
@@ -378,12 +335,6 @@ def paired_differences(
     `zero_shot_top1` for the means over both directions and over all tasks. An image brings its
     captions along; what is searched stays as it is. Scores that are no mean over items, such as the
     effective rank, have none.
-
-    Args:
-        before: The model as it came.
-        after: The refined one, on the same items.
-        seed: Of the images drawn.
-        resamples: How often.
     """
     found = {
         **_headline(before, after, resamples, seed),
@@ -485,13 +436,7 @@ CONFUSIONS = 15
 def task_changes(
     before: Measured, after: Measured, tasks: Sequence[LabelledImages]
 ) -> tuple[TaskChange, ...]:
-    """Recall of every class and the most frequent confusions, before and after.
-
-    Args:
-        before: The model as it came.
-        after: The refined one, on the same items.
-        tasks: In the order in which they were embedded.
-    """
+    """Recall of every class and the most frequent confusions, before and after."""
     return tuple(
         _task_change(before, after, number, tuple(task.class_names))
         for number, task in enumerate(tasks)
@@ -555,13 +500,7 @@ Resampled = Mapping[str, Sequence[float]]
 def summarise(
     rows: Sequence[ComparisonRow], resampled: Sequence[Resampled], *, untouched: str
 ) -> tuple[RecipeSummary, ...]:
-    """One line a recipe, in the order in which they first come.
-
-    Args:
-        rows: Every run.
-        resampled: `resampled_headline` of each row.
-        untouched: The recipe that differences are taken from.
-    """
+    """One line a recipe, in the order in which they first come."""
     groups: dict[str, list[int]] = {}
     for position, row in enumerate(rows):
         groups.setdefault(row.recipe, []).append(position)
@@ -603,9 +542,6 @@ def spread(values: Sequence[float]) -> Spread:
 
 def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
     """Those that no other one dominates: as good in every objective and better in one.
-
-    Args:
-        scores: Name → the numbers of `OBJECTIVES`, or those of them that were measured.
 
     Example:
         >>> sorted(pareto_best({"a": {"gap": 1}, "b": {"gap": 0.5}, "c": {"gap": 0.5}}))
@@ -673,17 +609,7 @@ def selection_score(pairs: EmbeddedPairs) -> float:
 def scores_along_line(
     embedder: Embedder, model: nn.Module, base: Mapping[str, Tensor], pairs: ImageCaptions
 ) -> dict[float, float]:
-    """Selection scores between a model's weights before and after training (WiSE-FT).
-
-    Args:
-        embedder: Feeds `model`.
-        model: The refined model; its weights are the same again afterwards.
-        base: State dict of the model before.
-        pairs: Held-out training pairs.
-
-    Returns:
-        Weight of the refined model, from 0 to 1 in tenths → `selection_score`.
-    """
+    """Selection scores between a model's weights before and after training (WiSE-FT)."""
     refined = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     silent = replace(embedder, visible=False)
     bar = Bar("Interpolating", len(LINE), visible=embedder.visible)

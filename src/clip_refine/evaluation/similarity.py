@@ -65,9 +65,6 @@ def unit_rows(name: str, features: Tensor) -> Tensor:
     Returns:
         (N, d), rows of norm 1.
 
-    Raises:
-        ValueError: If `features` is no matrix or empty, or a row is not finite or zero.
-
     Example:
         >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
@@ -104,9 +101,6 @@ def unit_sides(
 
     Returns:
         (Q, d) and (M, d), rows of norm 1.
-
-    Raises:
-        ValueError: As `unit_rows`, and if the dimensions differ.
     """
     query_unit = unit_rows(f"{names[0]} features", query_features)
     item_unit = unit_rows(f"{names[1]} features", item_features)
@@ -130,11 +124,7 @@ def longest_row(features: Tensor) -> float:
 
 
 def check_chunk_size(chunk_size: int) -> None:
-    """Refuse a block of no rows.
-
-    Raises:
-        ValueError: If `chunk_size` is below 1.
-    """
+    """Refuse a block of no rows."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
 
@@ -203,9 +193,6 @@ def checked_owners(text_to_image: Tensor | None, image_count: int, text_count: i
         text_to_image: (M,) whole numbers; None where caption i describes image i.
         image_count: N.
         text_count: M.
-
-    Raises:
-        ValueError: If the shape or a number does not fit, or an image has no caption.
     """
     if text_to_image is None:
         if image_count != text_count:
@@ -237,12 +224,7 @@ class Captions:
     """The captions of each image, looked up by rows of images or of captions."""
 
     def __init__(self, owners: Tensor, image_count: int) -> None:
-        """Sort them once.
-
-        Args:
-            owners: (M,) int64, from `checked_owners`.
-            image_count: N.
-        """
+        """Sort them once."""
         self._owners = owners
         self._by_image = owners.argsort(stable=True)
         self._counts = owners.bincount(minlength=image_count)
@@ -343,9 +325,6 @@ def ndcg(ranks: Tensor, *, k: int = 10) -> Tensor:
 
     Returns:
         (Q,) float64, 0–1; higher is better.
-
-    Raises:
-        ValueError: If `k` is below 1.
 
     Example:
         One of two own items is third, the other is not found: (1/2) / (1 + 1/log2 3).

@@ -289,13 +289,7 @@ def with_protocol(pairs: EmbeddedPairs, protocol: str) -> EmbeddedPairs:
 
 
 def retrieval_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
-    """Recall at 1, 5 and 10, median rank and mAP in both directions.
-
-    Args:
-        pairs: Images and all their captions.
-        protocol: A key of `PROTOCOLS`.
-        bootstrap: For the intervals.
-    """
+    """Recall at 1, 5 and 10, median rank and mAP in both directions."""
     pairs = with_protocol(pairs, protocol)
     owners, image_count = pairs.text_to_image, len(pairs.image_features)
     every = all_retrieval_ranks(pairs.image_features, pairs.text_features, owners)
@@ -340,12 +334,6 @@ def separation_task(
     """AUC of the cosine, and what the threshold at few false positives finds.
 
     Intervals are over captions' own pairs; wrong pairs and the threshold stay as they are.
-
-    Args:
-        pairs: Images and all their captions.
-        protocol: A key of `PROTOCOLS`.
-        false_positive_rate: Share of wrong pairs that the threshold may let through.
-        bootstrap: For the intervals.
     """
     pairs = with_protocol(pairs, protocol)
     owners, image_count = pairs.text_to_image, len(pairs.image_features)
@@ -379,12 +367,7 @@ def separation_task(
 
 
 def geometry_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
-    """The shape of the shared space; intervals for what is a mean over pairs or follows from such.
-
-    Args:
-        pairs: Images and all their captions; the first of each image is taken.
-        bootstrap: For the intervals; its seed is that of `linear_separability`'s split, too.
-    """
+    """The shape of the shared space; intervals for means over pairs and what follows from such."""
     pairs = with_protocol(pairs, "first-caption")
     sides = pairs.image_features, pairs.text_features
     return Outcome(
@@ -533,12 +516,7 @@ def few_shot_task(
     draws: int,
     bootstrap: Bootstrap,
 ) -> Outcome:
-    """Mean accuracy over draws of few training images a class; arguments as `linear_probe_task`.
-
-    Returns:
-        `accuracy@K-shot` and `deviation_over_draws@K-shot` for each number of shots. The interval
-        is over test images, with the draws as they are.
-    """
+    """Mean accuracy over draws of few training images a class; arguments as `linear_probe_task`."""
     generator = np.random.default_rng(bootstrap.seed)
     train, test, how = _split(image_features, labels, training, generator)
     columns, scores, by_draw = {}, {}, {}

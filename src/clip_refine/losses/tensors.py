@@ -48,9 +48,6 @@ def check_pairs(image_features: Tensor, text_features: Tensor, *, owner: str = "
         image_features: Expected (B, d).
         text_features: Expected (B, d), row i the partner of image row i.
         owner: Put before the names in the message, for example `"teacher "`.
-
-    Raises:
-        ValueError: On any other shape.
     """
     image_shape, text_shape = tuple(image_features.shape), tuple(text_features.shape)
     if len(image_shape) != 2 or image_shape != text_shape or 0 in image_shape:
@@ -61,11 +58,7 @@ def check_pairs(image_features: Tensor, text_features: Tensor, *, owner: str = "
 
 
 def check_same_shape(name: str, tensor: Tensor, image_features: Tensor) -> None:
-    """Refuse a `tensor` whose shape is not that of the image features.
-
-    Raises:
-        ValueError: On any other shape.
-    """
+    """Refuse a `tensor` whose shape is not that of the image features."""
     if tensor.shape != image_features.shape:
         raise ValueError(
             f"{name} must have the features' shape {tuple(image_features.shape)}, "
@@ -79,9 +72,6 @@ def check_teacher_pairs(
     """Refuse teacher features that are not pairs, or not of the student's batch.
 
     The teacher's dimension may differ: only its similarities are looked at.
-
-    Raises:
-        ValueError: On any other shape.
     """
     check_pairs(teacher_image_features, teacher_text_features, owner="teacher ")
     if len(teacher_image_features) != len(image_features):
@@ -92,11 +82,7 @@ def check_teacher_pairs(
 
 
 def check_positive(name: str, value: Scalar) -> None:
-    """Refuse a number that is not above zero; tensors pass, reading one would stall a GPU.
-
-    Raises:
-        ValueError: If `value` is a number and not positive, or a tensor of several elements.
-    """
+    """Refuse a number that is not above zero; tensors pass, reading one would stall a GPU."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, got shape {tuple(value.shape)}")

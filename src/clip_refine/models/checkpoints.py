@@ -59,11 +59,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as `torch.jit.load(path).state_dict()` gives them.
-
-    Raises:
-        ModelError: The archive is damaged, or holds more than modules and tensors.
-    """
+    """Parameters and buffers by name, as `torch.jit.load(path).state_dict()` gives them."""
     try:
         with zipfile.ZipFile(path) as archive, TemporaryFile() as plain:
             root = archive.namelist()[0].partition("/")[0]
@@ -121,30 +117,19 @@ _PREFIXES = ("module.", "_orig_mod.")  # of data-parallel and compiled models
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A file of weights.
+    """A file of weights."""
 
-    Attributes:
-        path: As it was given.
-        readable: Where open_clip reads the same weights: the file itself, or a copy in its form.
-        shapes: Names and shapes of the weights; empty for big_vision's .npz.
-        is_openai: Whether OpenAI made it, whose models have QuickGELU.
-        run_name: What open_clip's trainer called its run, "" elsewhere.
-    """
-
-    path: Path
-    readable: Path
+    path: Path  # as it was given
+    readable: Path  # where open_clip reads the same weights: the file itself, or a copy in its form
+    # names and shapes of the weights; empty for big_vision's .npz
     shapes: Mapping[str, tuple[int, ...]]
-    is_openai: bool = False
-    run_name: str = ""
+    is_openai: bool = False  # whether OpenAI made it, whose models have QuickGELU
+    run_name: str = ""  # what open_clip's trainer called its run, "" elsewhere
 
 
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
-    """A file of weights, ready for open_clip within the block.
-
-    Raises:
-        ModelError: It is damaged, holds no weights, or holds more than weights and plain settings.
-    """
+    """A file of weights, ready for open_clip within the block."""
     if path.suffix in (".npz", ".npy"):
         yield CheckpointFile(path, path, {})
     elif path.suffix == ".safetensors":
@@ -335,25 +320,15 @@ _TRANSFORMERS_WEIGHTS = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that a model can be loaded from.
+    """A folder that a model can be loaded from."""
 
-    Attributes:
-        kind: In whose format.
-        path: The folder itself, for a run its model's.
-        remark: What was recognised, as a part of a sentence.
-    """
-
-    kind: Kind
-    path: Path
-    remark: str
+    kind: Kind  # in whose format
+    path: Path  # the folder itself, for a run its model's
+    remark: str  # what was recognised, as a part of a sentence
 
 
 def recognise_folder(folder: Path) -> ModelFolder:
-    """Tell the kind of a model's or a run's folder by the files in it.
-
-    Raises:
-        ModelError: It holds no model that can be loaded.
-    """
+    """Tell the kind of a model's or a run's folder by the files in it."""
     if is_run(folder):
         model = folder / "model"
         if not model.is_dir():
@@ -417,11 +392,7 @@ def _recognise(folder: Path) -> ModelFolder:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a model's folder.
-
-    Raises:
-        ModelError: It is damaged.
-    """
+    """A JSON file of a model's folder."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -114,11 +114,6 @@ def identity(model: Any, precision: str, device: torch.device | str = "cpu") -> 
     What a tokenizer is called is not enough, since two functions may have one name: what it makes
     of a sample counts, too. The same goes for the features of a model that is no module, whose
     weights nobody sees.
-
-    Args:
-        model: A dual encoder.
-        precision: What it runs at, as in `fp32`.
-        device: Where it takes its inputs.
     """
     yield precision.encode()
     yield _ADDRESS.sub("", repr(model)).encode()

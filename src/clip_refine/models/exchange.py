@@ -75,32 +75,24 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Converted:
-    """A model in the terms of the other library.
+    """A model in the terms of the other library."""
 
-    Attributes:
-        config: Its settings: open_clip's `model_cfg`, or what Transformers calls `config.json`.
-        state: Its weights by the other library's names.
-    """
-
+    # its settings: open_clip's `model_cfg`, or what Transformers calls `config.json`
     config: dict[str, Any]
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # its weights by the other library's names
 
 
 @dataclass(frozen=True)
 class Link:
-    """The same weights under the names of both libraries.
+    """The same weights under the names of both libraries."""
 
-    Attributes:
-        open_clip: One name, or several whose tensors together are the other side's, in this order.
-        transformers: The same for Transformers.
-        shape: How open_clip's tensor differs: `transposed`, `batched` (a leading 1 more), `scalar`
-            (0-d where Transformers' has one element), or not at all.
-        shares: Relative lengths of open_clip's tensors where they are several; equal ones if empty.
-    """
-
+    # one name, or several whose tensors together are the other side's, in this order
     open_clip: tuple[str, ...]
-    transformers: tuple[str, ...]
+    transformers: tuple[str, ...]  # the same for Transformers
+    # how open_clip's tensor differs: `transposed`, `batched` (a leading 1 more), `scalar` (0-d
+    # where Transformers' has one element), or not at all
     shape: Literal["same", "transposed", "batched", "scalar"] = "same"
+    # relative lengths of open_clip's tensors where they are several; equal ones if empty
     shares: tuple[int, ...] = ()
 
 
@@ -127,11 +119,7 @@ def attention_links(open_clip_stem: str, transformers_layer: str) -> list[Link]:
 
 
 def to_transformers(links: Iterable[Link], state: State) -> dict[str, Tensor]:
-    """Weights by Transformers' names; those that are not split share memory with `state`.
-
-    Raises:
-        ModelError: A weight is missing, or left over.
-    """
+    """Weights by Transformers' names; those that are not split share memory with `state`."""
     links = list(links)
     _check_names(state, {name for each in links for name in each.open_clip})
     converted = {}
@@ -150,11 +138,7 @@ def to_transformers(links: Iterable[Link], state: State) -> dict[str, Tensor]:
 
 
 def to_open_clip(links: Iterable[Link], state: State) -> dict[str, Tensor]:
-    """Weights by open_clip's names; those that are not joined share memory with `state`.
-
-    Raises:
-        ModelError: A weight is missing, or left over.
-    """
+    """Weights by open_clip's names; those that are not joined share memory with `state`."""
     links = list(links)
     _check_names(state, {name for each in links for name in each.transformers})
     converted = {}
@@ -199,16 +183,7 @@ _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 def preprocessing_to_transformers(
     preprocess_config: Mapping[str, Any], *, processor: str
 ) -> dict[str, Any]:
-    """The settings of an image processor that does what open_clip's inference transform does.
-
-    Args:
-        preprocess_config: open_clip's, complete: `size`, `mean`, `std`, `interpolation`,
-            `resize_mode`.
-        processor: `CLIP` or `Siglip`.
-
-    Raises:
-        ModelError: Transformers' image processor cannot do that.
-    """
+    """The settings of an image processor that does what open_clip's inference transform does."""
     size, mode = preprocess_config["size"], preprocess_config["resize_mode"]
     height, width = (size, size) if isinstance(size, int) else size
     whole = {"height": height, "width": width}
@@ -236,11 +211,7 @@ def preprocessing_to_transformers(
 
 
 def preprocessing_to_open_clip(image_processor: Mapping[str, Any]) -> dict[str, Any]:
-    """open_clip's `preprocess_cfg` for an image processor's `to_dict()`.
-
-    Raises:
-        ModelError: open_clip's transform cannot do that.
-    """
+    """open_clip's `preprocess_cfg` for an image processor's `to_dict()`."""
     size = dict(image_processor["size"])
     if "shortest_edge" in size:
         edge, crop = size["shortest_edge"], image_processor.get("crop_size") or {}
@@ -294,20 +265,7 @@ _NEUTRAL = {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "out
 def clip_to_transformers(
     model_config: Mapping[str, Any], state: State, *, eos_id: int
 ) -> Converted:
-    """An open_clip model as `transformers.CLIPModel`.
-
-    Args:
-        model_config: open_clip's `model_cfg`.
-        state: The model's state dict.
-        eos_id: The tokenizer's end-of-text id. `CLIPModel` pools at its first place in a text, and
-            so does open_clip: the highest id of a text (`argmax`), or its own `eos_id`.
-
-    Returns:
-        `config.json` and weights; the features are the same functions.
-
-    Raises:
-        ModelError: The architecture has parts that `CLIPModel` has not; they are named.
-    """
+    """An open_clip model as `transformers.CLIPModel`."""
     problems = why_no_clip_model(model_config, eos_id)
     if problems:
         raise ModelError(
@@ -347,18 +305,7 @@ def clip_to_transformers(
 
 
 def clip_to_open_clip(config: Mapping[str, Any], state: State) -> Converted:
-    """A `transformers.CLIPModel` as open_clip's `CLIP`.
-
-    Args:
-        config: Its `config.to_dict()`, complete, with `vision_config` and `text_config`.
-        state: Its state dict.
-
-    Returns:
-        open_clip's `model_cfg` and weights; the features are the same functions.
-
-    Raises:
-        ModelError: open_clip cannot build this architecture.
-    """
+    """A `transformers.CLIPModel` as open_clip's `CLIP`."""
     vision, text = config["vision_config"], config["text_config"]
     if vision["hidden_act"] != text["hidden_act"]:
         raise ModelError(
@@ -533,19 +480,7 @@ def is_siglip(model_config: Mapping[str, Any]) -> bool:
 
 
 def siglip_to_transformers(model_config: Mapping[str, Any], state: State, trunk: Any) -> Converted:
-    """An open_clip SigLIP as `transformers.SiglipModel`.
-
-    Args:
-        model_config: open_clip's `model_cfg`, of which `is_siglip` is true.
-        state: The model's state dict.
-        trunk: timm's module, whose sizes its name alone does not tell.
-
-    Returns:
-        `config.json` and weights; the features are the same functions.
-
-    Raises:
-        ModelError: The architecture has parts that `SiglipModel` has not.
-    """
+    """An open_clip SigLIP as `transformers.SiglipModel`."""
     text = open_clip.CLIPTextCfg(**model_config["text_cfg"])
     problems = _why_not(text, trunk)
     if problems:

@@ -296,11 +296,7 @@ _IGNORED = ("position_ids",)
 
 
 def infer_architecture(checkpoint: CheckpointFile) -> str:
-    """The name of the only architecture of open_clip with these weights.
-
-    Raises:
-        ModelError: There is none, or several that differ in what shapes do not show.
-    """
+    """The name of the only architecture of open_clip with these weights."""
     found = fitting_architectures(checkpoint.shapes)
     named = re.search(r"model_(.+?)-lr_", checkpoint.run_name)
     if named and named.group(1) in found:

@@ -26,15 +26,10 @@ _TOWER_PARTS = (
 
 @dataclass(frozen=True)
 class TextCut:
-    """How a text tower finds the end of a text, which is all it needs of one.
+    """How a text tower finds the end of a text, which is all it needs of one."""
 
-    Attributes:
-        pool_type: `argmax` (end-of-text has the highest id) or `eos`.
-        eos_id: The end-of-text id for `eos`.
-    """
-
-    pool_type: str
-    eos_id: int | None
+    pool_type: str  # `argmax` (end-of-text has the highest id) or `eos`
+    eos_id: int | None  # the end-of-text id for `eos`
 
     def end_positions(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B,) where each text's end-of-text token stands."""
@@ -79,10 +74,6 @@ def detect_text_cut(model: nn.Module, tokenizer: Tokenizer) -> TextCut | None:
 
     The tower's structure must be causal with end-of-text pooling and nothing appended, and the
     model must give the same features for a few texts both ways.
-
-    Args:
-        model: An open_clip model in evaluation mode.
-        tokenizer: Its tokenizer, full length.
     """
     tower = text_tower(model)
     # a CLIP model keeps its text tower's parts itself, under names of their own for these two

@@ -28,17 +28,11 @@ _SAME = 1e-5  # features may differ by so much of the largest one: kernels round
 
 @dataclass(frozen=True)
 class Padding:
-    """How to tell padding from text by the ids alone, so that one tensor is all a text needs.
+    """How to tell padding from text by the ids alone, so that one tensor is all a text needs."""
 
-    Attributes:
-        token: The padding id.
-        side: Where it stands.
-        ends_text: Whether a text's own last id is the same one, as in CLIP.
-    """
-
-    token: int
-    side: str
-    ends_text: bool
+    token: int  # the padding id
+    side: str  # where it stands
+    ends_text: bool  # whether a text's own last id is the same one, as in CLIP
 
     def mask(self, tokens: Tensor) -> Tensor:
         """(B, L) ids → (B, L) int64, 1 at text and 0 at padding.
@@ -57,18 +51,12 @@ class Padding:
 
 @dataclass(frozen=True)
 class TransformersTokenizer:
-    """Texts → (B, L') ids, padded as the model was trained.
+    """Texts → (B, L') ids, padded as the model was trained."""
 
-    Attributes:
-        tokenizer: Transformers' own.
-        length: The context length L.
-        padding: How padding is told from text.
-        cut: Whether L' is that of the longest text, rounded up to a multiple of 8, or always L.
-    """
-
-    tokenizer: Any
-    length: int
-    padding: Padding | None
+    tokenizer: Any  # transformers' own
+    length: int  # the context length L
+    padding: Padding | None  # how padding is told from text
+    # whether L' is that of the longest text, rounded up to a multiple of 8, or always L
     cut: bool = False
 
     def __call__(self, texts: list[str]) -> Tensor:
@@ -90,15 +78,11 @@ class TransformersTokenizer:
 
 @dataclass(frozen=True)
 class TextInput:
-    """What the text tower gets.
+    """What the text tower gets."""
 
-    Attributes:
-        tokenizer: Texts → ids.
-        masked: Whether it needs the attention mask: not where padding stands behind all it sees,
-            nor where the model was trained to look at padding (SigLIP).
-    """
-
-    tokenizer: TransformersTokenizer
+    tokenizer: TransformersTokenizer  # texts → ids
+    # whether it needs the attention mask: not where padding stands behind all it sees, nor where
+    # the model was trained to look at padding (SigLIP)
     masked: bool
 
     def arguments(self, tokens: Tensor) -> dict[str, Tensor]:
@@ -119,9 +103,6 @@ def detect_text_input(model: Any, tokenizer: Any, features: Any) -> TextInput:
         model: A Transformers dual encoder in evaluation mode.
         tokenizer: Its tokenizer.
         features: Keyword arguments of `get_text_features` → (B, d) raw features.
-
-    Raises:
-        ModelError: The mask that the model needs cannot be told from the ids.
     """
     full = TransformersTokenizer(tokenizer, _context_length(model, tokenizer), None)
     tokens = full(_PROBES).to(model.device)
@@ -221,15 +202,10 @@ _SMALL_FILES = (
 
 @dataclass(frozen=True)
 class SentenceFolder:
-    """What a sentence-transformers folder holds besides the Transformers model.
+    """What a sentence-transformers folder holds besides the Transformers model."""
 
-    Attributes:
-        module: The model's sub-folder, "" for the folder itself.
-        files: The other files by name, to be written again as they were.
-    """
-
-    module: str
-    files: dict[str, bytes]
+    module: str  # the model's sub-folder, "" for the folder itself
+    files: dict[str, bytes]  # the other files by name, to be written again as they were
 
     @classmethod
     def beside_transformers(cls, *, pad_to_context: bool) -> "SentenceFolder":
@@ -263,11 +239,7 @@ class SentenceFolder:
 
     @classmethod
     def find(cls, name: str) -> "SentenceFolder | None":
-        """What is there under a folder's or Hub model's name; None for a plain Transformers model.
-
-        Raises:
-            ModelError: The model has further modules that change its features.
-        """
+        """What is there under a folder's or Hub model's name; None for plain Transformers models."""
         listing = _read(name, _LISTING)
         if listing is None:
             return None
@@ -319,13 +291,9 @@ def _read(name: str, file: str) -> bytes | None:
 
 @dataclass(frozen=True)
 class TransformersPreprocess:
-    """One image as the model's own image processor makes it.
+    """One image as the model's own image processor makes it."""
 
-    Attributes:
-        processor: Transformers' image processor.
-    """
-
-    processor: Any
+    processor: Any  # transformers' image processor
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image → (3, H, W)."""
@@ -471,15 +439,10 @@ INSTALL = "pip install 'clip-refine[hf]'"
 
 @dataclass(frozen=True)
 class ProcessorParts:
-    """Stands in for the processor of a model that has none of its own.
+    """Stands in for the processor of a model that has none of its own."""
 
-    Attributes:
-        image_processor: Transformers' image processor.
-        tokenizer: Transformers' tokenizer.
-    """
-
-    image_processor: Any
-    tokenizer: Any
+    image_processor: Any  # transformers' image processor
+    tokenizer: Any  # transformers' tokenizer
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the files of both."""

@@ -118,9 +118,6 @@ def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> 
 
     Found by trying the layers that the features depend on, from the last one back, so that any
     architecture will do, frozen or not. Leaves weights and gradients as they were.
-
-    Raises:
-        ModelError: No layer does that, for example after a pooling without weights.
     """
     used = {id(parameter) for parameter in used_parameters(model, encode)}
     with torch.no_grad():  # all through here: kernels may round differently with gradients
@@ -189,18 +186,6 @@ def interpolate_weights(
     base: Mapping[str, Tensor], refined: Mapping[str, Tensor], weight: float
 ) -> dict[str, Tensor]:
     """(1 − weight)·base + weight·refined, computed in float32 at least.
-
-    Args:
-        base: State dict of the model before.
-        refined: State dict of the same architecture after.
-        weight: 0 gives `base`, 1 gives `refined`, both exactly.
-
-    Returns:
-        A new state dict; tensors that are not floating point (counters) are those of `refined`.
-
-    Raises:
-        ModelError: Names or shapes differ.
-        ValueError: `weight` is outside 0-1.
 
     Example:
         >>> base, refined = {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([4.0, 2.0])}

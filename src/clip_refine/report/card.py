@@ -41,13 +41,7 @@ class ScoreRow:
 def model_card(
     provenance: Provenance, formats: Sequence[str], scores: RunScores | None = None
 ) -> str:
-    """The card in Markdown with the Hub's YAML block.
-
-    Args:
-        provenance: Where the model comes from.
-        formats: The libraries that load the folder, the main one first: constants of this module.
-        scores: Of the refinement, for the table.
-    """
+    """The card in Markdown with the Hub's YAML block."""
     environment = Environment(
         loader=PackageLoader("clip_refine.report"),
         undefined=StrictUndefined,

@@ -24,40 +24,24 @@ MUTED, INK, ACCENT = "var(--muted)", "var(--ink)", "var(--accent)"
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure of a chart.
+    """One figure of a chart."""
 
-    Attributes:
-        name: Unique on the page.
-        heading: What stands above it; may be empty.
-        figure: `data` and `layout` as Plotly has them.
-    """
-
-    name: str
-    heading: str
-    figure: Figure
+    name: str  # unique on the page
+    heading: str  # what stands above it; may be empty
+    figure: Figure  # `data` and `layout` as Plotly has them
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What a reader sees of one question.
+    """What a reader sees of one question."""
 
-    Attributes:
-        name: Unique on the page.
-        heading: The question or the subject.
-        alternative: What the figure shows, in words and numbers, for those who do not see it.
-        caption: How to read it.
-        panels: Side by side where there is room.
-        head: Of the table behind.
-        rows: The same.
-    """
-
-    name: str
-    heading: str
-    alternative: str
-    caption: str
-    panels: Sequence[Panel]
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    name: str  # unique on the page
+    heading: str  # the question or the subject
+    alternative: str  # what the figure shows, in words and numbers, for those who do not see it
+    caption: str  # how to read it
+    panels: Sequence[Panel]  # side by side where there is room
+    head: Sequence[str]  # of the table behind
+    rows: Sequence[Sequence[str]]  # the same
 
 
 def line(

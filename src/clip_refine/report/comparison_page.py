@@ -44,54 +44,31 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """A recipe's line in a ranking.
+    """A recipe's line in a ranking."""
 
-    Attributes:
-        place: 1 is best.
-        recipe: Its name.
-        kind: Of `KINDS`.
-        value: Mean over seeds.
-        deviation: Over seeds, None for a single run.
-        dots: Where each seed's value lies on the scale, in percent.
-        mean: Where the mean lies.
-        difference: From the untouched model, with its interval.
-        mark: Of the difference, as for `ScoreLine`.
-        pareto_best: As in the summary.
-    """
-
-    place: int
-    recipe: str
-    kind: str
-    value: float
-    deviation: float | None
-    dots: Sequence[float]
-    mean: float
-    difference: Interval | None
-    mark: str
-    pareto_best: bool
+    place: int  # 1 is best
+    recipe: str  # its name
+    kind: str  # of `KINDS`
+    value: float  # mean over seeds
+    deviation: float | None  # over seeds, None for a single run
+    dots: Sequence[float]  # where each seed's value lies on the scale, in percent
+    mean: float  # where the mean lies
+    difference: Interval | None  # from the untouched model, with its interval
+    mark: str  # of the difference, as for `ScoreLine`
+    pareto_best: bool  # as in the summary
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """All recipes by one number.
+    """All recipes by one number."""
 
-    Attributes:
-        name: Of the headline.
-        heading: What to call it.
-        higher_is_better: Whether.
-        untouched: Where the untouched model's value lies on the scale, in percent.
-        low: Left end of the scale.
-        high: Right end.
-        lines: Best first.
-    """
-
-    name: str
-    heading: str
-    higher_is_better: bool
-    untouched: float
-    low: float
-    high: float
-    lines: Sequence[Ranked]
+    name: str  # of the headline
+    heading: str  # what to call it
+    higher_is_better: bool  # whether
+    untouched: float  # where the untouched model's value lies on the scale, in percent
+    low: float  # left end of the scale
+    high: float  # right end
+    lines: Sequence[Ranked]  # best first
 
 
 def kind(line: RecipeSummary) -> str:
@@ -297,17 +274,7 @@ def plain(text: str) -> str:
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Write `report.html` from the other files of a comparison.
-
-    Args:
-        folder: What `compare` wrote.
-
-    Returns:
-        The file.
-
-    Raises:
-        DataError: A file is missing or holds something else.
-    """
+    """Write `report.html` from the other files of a comparison."""
     comparison = read_comparison(folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
     environment_file = folder / "environment.json"

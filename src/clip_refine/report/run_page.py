@@ -52,11 +52,7 @@ from clip_refine.support.folder import write_file
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:
-    """A YAML or JSON mapping; JSON is YAML, too.
-
-    Raises:
-        DataError: The file is missing or holds something else.
-    """
+    """A YAML or JSON mapping; JSON is YAML, too."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -69,11 +65,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 
 
 def read_steps(path: Path) -> list[dict[str, float]]:
-    """The records of `log.jsonl`.
-
-    Raises:
-        DataError: The file is missing or holds something else.
-    """
+    """The records of `log.jsonl`."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
@@ -87,14 +79,7 @@ def read_steps(path: Path) -> list[dict[str, float]]:
 
 
 def write_page(path: Path, template: str, *, charts: Sequence[Chart], **values: Any) -> None:
-    """Fill a template in and write it; the file is there whole or not at all.
-
-    Args:
-        path: The HTML file.
-        template: A file of `templates/`.
-        charts: All figures on the page; the template draws them by name.
-        values: What else the template asks for; `island` goes to the page's program.
-    """
+    """Fill a template in and write it; the file is there whole or not at all."""
     figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
     island: Mapping[str, Any] = values.pop("island", {})
     text = (
@@ -141,23 +126,14 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class TaskView:
-    """A task with its classes sorted.
+    """A task with its classes sorted."""
 
-    Attributes:
-        name: The task.
-        classes: All.
-        gained: Those that gained most, first the most.
-        lost: Those that lost most, first the most.
-        rows: All classes as cells of a table, by change.
-        confusions: As cells of a table.
-    """
-
-    name: str
-    classes: Sequence[ClassChange]
-    gained: Sequence[ClassChange]
-    lost: Sequence[ClassChange]
-    rows: Sequence[Sequence[str]]
-    confusions: Sequence[Sequence[str]]
+    name: str  # the task
+    classes: Sequence[ClassChange]  # all
+    gained: Sequence[ClassChange]  # those that gained most, first the most
+    lost: Sequence[ClassChange]  # those that lost most, first the most
+    rows: Sequence[Sequence[str]]  # all classes as cells of a table, by change
+    confusions: Sequence[Sequence[str]]  # as cells of a table
 
 
 def task_view(task: TaskChange) -> TaskView:
@@ -190,17 +166,7 @@ def task_view(task: TaskChange) -> TaskView:
 
 
 def write_run_report(run: Path) -> Path:
-    """Write `report.html` from the other files of a run.
-
-    Args:
-        run: The folder that `refine` wrote, with `report.json` in it.
-
-    Returns:
-        The file.
-
-    Raises:
-        DataError: A file is missing or holds something else.
-    """
+    """Write `report.html` from the other files of a run."""
     scores = read_run_scores(run / "scores.json")
     evidence = read_evidence(run / "report.json")
     settings = read_mapping(run / "config.yaml")

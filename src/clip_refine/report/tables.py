@@ -165,23 +165,14 @@ Sides = tuple[float, float]
 
 @dataclass(frozen=True)
 class ScoreLine:
-    """One score of a model before and after.
+    """One score of a model before and after."""
 
-    Attributes:
-        group: `geometry`, `retrieval` or `zero-shot`.
-        heading: What to call it.
-        before: Of the model as it came.
-        after: Of the refined model.
-        difference: After less before with its interval, where there is one.
-        higher_is_better: None where neither direction is.
-    """
-
-    group: str
-    heading: str
-    before: float
-    after: float
-    difference: Interval | None
-    higher_is_better: bool | None
+    group: str  # `geometry`, `retrieval` or `zero-shot`
+    heading: str  # what to call it
+    before: float  # of the model as it came
+    after: float  # of the refined model
+    difference: Interval | None  # after less before with its interval, where there is one
+    higher_is_better: bool | None  # none where neither direction is
 
     @property
     def mark(self) -> Mark:

@@ -67,56 +67,33 @@ from clip_refine.vectors.transforms import Peer, check_name, fit_peer
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What was done to the model before it is scored.
+    """What was done to the model before it is scored."""
 
-    Attributes:
-        seed: Of the run.
-        learning_rate: None for the untouched model.
-        steps: Taken.
-        pairs: Training images.
-        seconds: Of training.
-        peak_memory: GB while it trained.
-    """
-
-    seed: int
-    learning_rate: float | None = None
-    steps: int = 0
-    pairs: int = 0
-    seconds: float = 0.0
-    peak_memory: float = 0.0
+    seed: int  # of the run
+    learning_rate: float | None = None  # none for the untouched model
+    steps: int = 0  # taken
+    pairs: int = 0  # training images
+    seconds: float = 0.0  # of training
+    peak_memory: float = 0.0  # GB while it trained
 
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """One model and one set of pairs, on which recipe after recipe is tried.
+    """One model and one set of pairs, on which recipe after recipe is tried."""
 
-    Attributes:
-        encoder: The model; every training begins from `weights`.
-        weights: Its weights as they came, on the CPU.
-        training: What every recipe is trained on.
-        selection: Held-out training pairs: peers are fitted and learning rates chosen on them.
-        held_out: What everything is scored on.
-        tasks: Zero-shot tasks, also for linear probes.
-        teacher: Features of `training` from the untouched model.
-        accelerator: Accelerate's.
-        embedder: The way to feed the model, without progress bars.
-        precision: Of every run.
-        seed: Of splits in the evaluation and of the bootstrap; one for all runs.
-        resamples: Of the bootstrap.
-    """
-
-    encoder: Any
-    weights: Mapping[str, Tensor]
-    training: ImageCaptions
+    encoder: Any  # the model; every training begins from `weights`
+    weights: Mapping[str, Tensor]  # its weights as they came, on the CPU
+    training: ImageCaptions  # what every recipe is trained on
+    # held-out training pairs: peers are fitted and learning rates chosen on them
     selection: ImageCaptions
-    held_out: ImageCaptions
-    tasks: Sequence[LabelledImages]
-    teacher: TeacherFeatures
-    accelerator: Accelerator
-    embedder: Embedder
-    precision: TowerPrecision
-    seed: int
-    resamples: int
+    held_out: ImageCaptions  # what everything is scored on
+    tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
+    teacher: TeacherFeatures  # features of `training` from the untouched model
+    accelerator: Accelerator  # accelerate's
+    embedder: Embedder  # the way to feed the model, without progress bars
+    precision: TowerPrecision  # of every run
+    seed: int  # of splits in the evaluation and of the bootstrap; one for all runs
+    resamples: int  # of the bootstrap
 
     def restore(self, config: RefineConfig) -> nn.Module:
         """The untouched model, ready to be trained with these settings."""
@@ -129,14 +106,6 @@ class Workbench:
 
         The same steps as `refine` takes with these settings, but for the teacher, which is read
         from `teacher`.
-
-        Args:
-            config: Of this run.
-            fraction: Share of the training pairs to use; the same ones for every recipe and seed.
-
-        Raises:
-            TrainingError: A loss or gradient is not finite.
-            DataError: There are fewer pairs than a batch.
         """
         clock, memory = Clock(), PeakMemory(self.accelerator.device)
         student = self.restore(config)
@@ -250,11 +219,7 @@ class Workbench:
 
 
 def transformed(features: ModelFeatures, peer: Peer) -> ModelFeatures:
-    """The features behind a peer; a class is a text, its vector the mean over its prompts.
-
-    Raises:
-        ValueError: As the peer's transforms.
-    """
+    """The features behind a peer; a class is a text, its vector the mean over its prompts."""
     pairs = EmbeddedPairs(
         peer.transform_image(features.pairs.image_features),
         peer.transform_text(features.pairs.text_features),
@@ -330,11 +295,7 @@ class Runs:
         return self._run(names, f"{self.config.seed}", {}, train)
 
     def choose_learning_rate(self, variant: Variant) -> LearningRateChoice:
-        """Train with the first seed at every learning rate of the grid, and take the best.
-
-        Raises:
-            TrainingError: Training failed at all of them.
-        """
+        """Train with the first seed at every learning rate of the grid, and take the best."""
         grid = self.config.grid if variant.fixed_rate is None else (variant.fixed_rate,)
         tried: dict[str, float | None] = {}
         best: tuple[float, float] | None = None
@@ -359,11 +320,7 @@ class Runs:
         return choice
 
     def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[StoredRow]:
-        """The rows of a recipe with one seed at its learning rate; saves the model if asked to.
-
-        Raises:
-            TrainingError: Training failed.
-        """
+        """The rows of a recipe with one seed at its learning rate; saves the model if asked to."""
         stored = self._train_variant(variant, seed, learning_rate)
         if stored[0].row is None:
             raise TrainingError(

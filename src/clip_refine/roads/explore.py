@@ -30,19 +30,12 @@ from clip_refine.evaluation.similarity import unit_rows
 
 @dataclass(frozen=True)
 class Hit:
-    """Something that was found.
+    """Something that was found."""
 
-    Attributes:
-        rank: 1 is first.
-        image: Position of the image, None for a caption.
-        caption: The text, None for an image.
-        cosine: With the query.
-    """
-
-    rank: int
-    image: int | None
-    caption: str | None
-    cosine: float
+    rank: int  # 1 is first
+    image: int | None  # position of the image, None for a caption
+    caption: str | None  # the text, None for an image
+    cosine: float  # with the query
 
 
 class SearchIndex:
@@ -56,17 +49,7 @@ class SearchIndex:
     """
 
     def __init__(self, embedder: Embedder, images: Images, captions: list[str], name: str) -> None:
-        """Encode everything once.
-
-        Args:
-            embedder: The model.
-            images: What is searched.
-            captions: What is searched, too, in a mixed index.
-            name: Of the model, for the progress bar.
-
-        Raises:
-            DataError: An image cannot be read.
-        """
+        """Encode everything once."""
         self.embedder = embedder
         self.captions = captions
         self.image_unit = unit_rows("images", embedder.images(images, f"{name}: images"))
@@ -75,13 +58,7 @@ class SearchIndex:
             self.text_unit = unit_rows("captions", embedder.texts(captions, f"{name}: captions"))
 
     def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
-        """The nearest to a text, first the nearest.
-
-        Args:
-            query: The text.
-            mixed: Whether captions are searched, too; those that are the query itself are not.
-            count: How many.
-        """
+        """The nearest to a text, first the nearest."""
         model = self.embedder.model
         with torch.no_grad():
             tokens = model.tokenizer([query]).to(self.embedder.device)
@@ -126,42 +103,26 @@ class SearchIndex:
 
 @dataclass(frozen=True)
 class Explorer:
-    """Two models on the same images.
+    """Two models on the same images."""
 
-    Attributes:
-        title: What is explored.
-        images: What is searched.
-        captions: Of the images; empty where they have none.
-        base: The model as it came.
-        refined: The refined model.
-    """
-
-    title: str
-    images: Images
-    captions: list[str]
-    base: SearchIndex
-    refined: SearchIndex
+    title: str  # what is explored
+    images: Images  # what is searched
+    captions: list[str]  # of the images; empty where they have none
+    base: SearchIndex  # the model as it came
+    refined: SearchIndex  # the refined model
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files without captions.
+    """Image files without captions."""
 
-    Attributes:
-        paths: One path an image.
-    """
-
-    paths: list[Path]
+    paths: list[Path]  # one path an image
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def load_image(self, index: int) -> Image.Image:
-        """Image `index` in RGB.
-
-        Raises:
-            DataError: The file is gone or cannot be decoded.
-        """
+        """Image `index` in RGB."""
         return open_image(self.paths[index])
 
     def image_name(self, index: int) -> str:
@@ -172,18 +133,7 @@ class ImageFiles:
 def open_explorer(
     run: Path, images: str | None = None, *, limit: int = 2000, device: str = "auto"
 ) -> Explorer:
-    """Load both models of a run and encode what is to be searched.
-
-    Args:
-        run: The folder that `refine` wrote.
-        images: A folder of images, or captioned images as for `refine --data.train`; None for the
-            run's held-out images.
-        limit: Images at most, the first ones.
-        device: auto, cpu, cuda, cuda:1, mps.
-
-    Raises:
-        ClipRefineError: The run, a model or the images cannot be read.
-    """
+    """Load both models of a run and encode what is to be searched."""
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
     config = load_config(RefineConfig, run / "config.yaml")
@@ -251,20 +201,7 @@ _CSS = """
 
 
 def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = True) -> Any:
-    """Serve the page on this machine only.
-
-    Args:
-        explorer: What to search.
-        port: Of localhost; None for the first free one from 7860 on.
-        browser: Whether to open one.
-        wait: Whether to stay until the server is stopped.
-
-    Returns:
-        Gradio's app, which has `local_url` and `close()`.
-
-    Raises:
-        ConfigError: Gradio is not installed, or the port is taken.
-    """
+    """Serve the page on this machine only."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         gradio: Any = import_module("gradio")

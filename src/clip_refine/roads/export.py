@@ -47,39 +47,25 @@ SAMPLE = 16
 
 @dataclass(frozen=True)
 class Encoders:
-    """An exported model as its users run it.
+    """An exported model as its users run it."""
 
-    Attributes:
-        images: PIL images → (B, d) raw features.
-        texts: Texts → (B, d) raw features.
-    """
-
-    images: Callable[[list[Image.Image]], Tensor]
-    texts: Callable[[list[str]], Tensor]
+    images: Callable[[list[Image.Image]], Tensor]  # PIL images → (B, d) raw features
+    texts: Callable[[list[str]], Tensor]  # texts → (B, d) raw features
 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """How an exported model compares with its source.
+    """How an exported model compares with its source."""
 
-    Attributes:
-        pairs: Name of the pairs that were compared.
-        count: How many.
-        image_difference: Largest difference in any dimension of any image's raw features, as a
-            share of their mean norm, for images of the model's own size.
-        text_difference: The same for captions, with characters cleaned as open_clip does.
-        image_cosine: Lowest cosine for the images as they are, each side resizing by itself.
-        text_cosine: Lowest cosine for the captions as they are.
-        tolerance: What the differences may be.
-    """
-
-    pairs: str
-    count: int
+    pairs: str  # name of the pairs that were compared
+    count: int  # how many
+    # largest difference in any dimension of any image's raw features, as a share of their mean
+    # norm, for images of the model's own size
     image_difference: float
-    text_difference: float
-    image_cosine: float
-    text_cosine: float
-    tolerance: float
+    text_difference: float  # the same for captions, with characters cleaned as open_clip does
+    image_cosine: float  # lowest cosine for the images as they are, each side resizing by itself
+    text_cosine: float  # lowest cosine for the captions as they are
+    tolerance: float  # what the differences may be
 
     @property
     def passed(self) -> bool:
@@ -116,14 +102,7 @@ def sample_pairs(run: Path | None) -> ImageCaptions:
 def compare_features(
     model: Any, exported: Encoders, pairs: ImageCaptions, *, tolerance: float
 ) -> ExportCheck:
-    """Encode the same pairs by both.
-
-    Args:
-        model: A dual encoder, the source.
-        exported: The other.
-        pairs: What to encode, each image with its first caption.
-        tolerance: See `ExportCheck`.
-    """
+    """Encode the same pairs by both."""
     originals = [pairs.load_image(index).convert("RGB") for index in range(len(pairs))]
     height, width = image_size(model)
     images = [image.resize((width, height), Image.Resampling.BICUBIC) for image in originals]
@@ -172,16 +151,7 @@ _INSTALL_HF = "pip install 'clip-refine[hf]'"
 
 
 def load_back(folder: Path, kind: str, model: Any) -> Encoders:
-    """An exported model as its users load it.
-
-    Args:
-        folder: What was written.
-        kind: In which format.
-        model: The source, whose preprocessing feeds ONNX files: these have none of their own.
-
-    Raises:
-        ModelError: The library is not installed.
-    """
+    """An exported model as its users load it."""
     try:
         match kind:
             case "open_clip":
@@ -275,21 +245,6 @@ def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> Expor
 
     The written folder is loaded back with that library and compared on 16 images and captions: of
     the run's held-out pairs where they can be read, else drawn ones.
-
-    Args:
-        source: A run's folder, a model's folder, or a name as for `model.name`.
-        to: One of `FORMATS`.
-        out: Folder to write.
-        overwrite: Replace `out` where it holds an earlier result.
-
-    Returns:
-        By how much the features differ.
-
-    Raises:
-        ConfigError: There is no such format.
-        ModelError: The model cannot be loaded, has no like in that library, or gives other
-            features there. Nothing is left at `out` then.
-        OutputError: `out` exists.
     """
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: there is no such format. Allowed: {', '.join(FORMATS)}.")

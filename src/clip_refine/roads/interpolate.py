@@ -29,12 +29,7 @@ SELECTION_FRACTION = 0.1
 def set_aside(
     config: RefineConfig, pairs: ImageCaptions | Stream
 ) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
-    """What is trained on, and the pairs that the interpolation weight is chosen on, if it is.
-
-    Raises:
-        ConfigError: The pairs are a stream, of which no part can be held out.
-        DataError: There are too few pairs for that.
-    """
+    """What is trained on, and the pairs that the interpolation weight is chosen on, if it is."""
     if config.interpolate != "auto":
         return pairs, None
     if isinstance(pairs, Stream):
@@ -55,10 +50,6 @@ def interpolate_student(
     """Move the student's weights toward its teacher's, as far as the settings say.
 
     Of equally good weights the lowest is taken, which is nearest to the teacher.
-
-    Returns:
-        For the record: the weight of the refined model, and the selection scores of those tried.
-        None where the settings ask for nothing.
     """
     if config.interpolate is None:
         return None
@@ -89,18 +80,6 @@ def interpolate(
 
     Weights between a model and its refinement often keep most of what was gained and lose less of
     what was there (WiSE-FT, arXiv 2109.01903).
-
-    Args:
-        base: A run's folder, a model's folder, or a name as for `model.name`.
-        refined: The same, of the same architecture; its preprocessing and tokenizer are kept.
-        weight: From 0, which gives `base`, to 1, which gives `refined`.
-        out: Folder to write.
-        overwrite: Replace `out` where it holds an earlier result.
-
-    Raises:
-        ConfigError: `weight` is outside 0-1.
-        ModelError: A model cannot be loaded, or they differ in architecture.
-        OutputError: `out` exists.
     """
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight: must be from 0 to 1, got {weight}.")

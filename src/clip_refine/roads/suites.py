@@ -71,42 +71,27 @@ class NotThereError(DataError):
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A suite's source whose images can be loaded.
+    """A suite's source whose images can be loaded."""
 
-    Attributes:
-        name: As the suite calls it.
-        images: What to encode.
-        place: Where it was found.
-        note: What the suite says about it.
-        captions: The texts of each image; None where it has classes.
-        labels: The class of each image; empty where it has captions.
-        class_names: For prompts.
-        names_from: Which list those are.
-    """
-
-    name: str
-    images: Images
-    place: str
-    note: str | None
+    name: str  # as the suite calls it
+    images: Images  # what to encode
+    place: str  # where it was found
+    note: str | None  # what the suite says about it
+    # the texts of each image; None where it has classes
     captions: Sequence[Sequence[str]] | None = None
-    labels: Sequence[int] = ()
-    class_names: Sequence[str] = ()
-    names_from: str | None = None
+    labels: Sequence[int] = ()  # the class of each image; empty where it has captions
+    class_names: Sequence[str] = ()  # for prompts
+    names_from: str | None = None  # which list those are
 
 
 @dataclass(frozen=True)
 class SuitePlaces:
-    """Where a suite's relative paths start.
+    """Where a suite's relative paths start."""
 
-    Attributes:
-        data: For images.
-        files: For lists, class names and prompts: the suite file's folder, then that for images.
-        download: Whether torchvision may fetch what is missing.
-    """
-
-    data: Path
+    data: Path  # for images
+    # for lists, class names and prompts: the suite file's folder, then that for images
     files: tuple[Path, ...]
-    download: bool
+    download: bool  # whether torchvision may fetch what is missing
 
     @classmethod
     def of(cls, config: EvaluateConfig) -> "SuitePlaces":
@@ -124,11 +109,7 @@ class SuitePlaces:
 def open_sources(
     suite: Suite, places: SuitePlaces
 ) -> tuple[dict[str, OpenedSource], dict[str, str]]:
-    """The sources that tasks name, and those that are not there with how to get them.
-
-    Raises:
-        DataError: A source is there but bad.
-    """
+    """The sources that tasks name, and those that are not there with how to get them."""
     opened: dict[str, OpenedSource] = {}
     missing: dict[str, str] = {}
     wanted = [name for task in suite.tasks for name in task.sources().values()]
@@ -141,12 +122,7 @@ def open_sources(
 
 
 def open_suite_source(name: str, source: SuiteSource, places: SuitePlaces) -> OpenedSource:
-    """The first of a source's places that is there.
-
-    Raises:
-        NotThereError: None is; the message lists them and says how to get it.
-        DataError: It is there but bad.
-    """
+    """The first of a source's places that is there."""
     tried = []
     for place in source.at:
         try:
@@ -249,12 +225,7 @@ PAPER_TEMPLATE = "a photo of a {}"
 def build_templates(
     task: ZeroShotTask, override: str | None, places: SuitePlaces
 ) -> tuple[str, tuple[str, ...]]:
-    """A task's prompt set: its name and its templates.
-
-    Raises:
-        ConfigError: There is no such set, or a template has no place for the class name.
-        DataError: A file of prompts cannot be read.
-    """
+    """A task's prompt set: its name and its templates."""
     asked = override or task.prompts
     if not isinstance(asked, str):
         return "the suite's", asked
@@ -283,11 +254,7 @@ def build_templates(
 
 
 def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
-    """Label → model; a run's folder gives its base and its model.
-
-    Raises:
-        ConfigError: A run's settings cannot be read.
-    """
+    """Label → model; a run's folder gives its base and its model."""
     if not config.models:
         model = config.model
         label = f"{model.name}@{model.pretrained}" if model.pretrained else model.name
@@ -359,14 +326,7 @@ class Content:
 def read_sources(
     config: EvaluateConfig, suite: Suite, accelerator: Accelerator
 ) -> tuple[dict[str, Content], dict[str, str]]:
-    """Open all sources before anything is computed, and look at every image.
-
-    Returns:
-        The sources that are there, and why others are not.
-
-    Raises:
-        DataError: One is not there and none may be missing, no task is left, or one is bad.
-    """
+    """Open all sources before anything is computed, and look at every image."""
     opened, missing = open_sources(suite, SuitePlaces.of(config))
     if missing:
         listed = "\n".join(f"  {name}: {why}" for name, why in missing.items())
@@ -388,34 +348,21 @@ def read_sources(
 
 @dataclass(frozen=True)
 class EncodedModel:
-    """A model's features, when the model itself is gone.
+    """A model's features, when the model itself is gone."""
 
-    Attributes:
-        fingerprint: Of the model.
-        features: On disk.
-        logit_scale: The model's.
-    """
-
-    fingerprint: str
-    features: FeatureStore
-    logit_scale: float
+    fingerprint: str  # of the model
+    features: FeatureStore  # on disk
+    logit_scale: float  # the model's
 
 
 @dataclass(frozen=True)
 class SuiteBench:
-    """What all models are measured on.
+    """What all models are measured on."""
 
-    Attributes:
-        config: Every setting.
-        suite: Sources and tasks.
-        contents: The sources that are there.
-        accelerator: Which process this is.
-    """
-
-    config: EvaluateConfig
-    suite: Suite
-    contents: Mapping[str, Content]
-    accelerator: Accelerator
+    config: EvaluateConfig  # every setting
+    suite: Suite  # sources and tasks
+    contents: Mapping[str, Content]  # the sources that are there
+    accelerator: Accelerator  # which process this is
 
     @property
     def tasks(self) -> list[Task]:
@@ -454,11 +401,7 @@ class SuiteBench:
         return EncodedModel(name, store, scale)
 
     def measure(self, task: Task, model: EncodedModel) -> Outcome:
-        """One task from the features in the cache.
-
-        Raises:
-            DataError: The source is too small for the task, or does not fit it.
-        """
+        """One task from the features in the cache."""
         try:
             if self.contents[task.source].source.captions is None:
                 return self._measure_classes(task, model)

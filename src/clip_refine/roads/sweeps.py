@@ -16,21 +16,13 @@ SWEPT_GROUPS = ("train", "loss", "prior")
 
 @dataclass(frozen=True)
 class Variant:
-    """Something to train.
+    """Something to train."""
 
-    Attributes:
-        name: What it is called in the table: the recipe, and in brackets what was swept.
-        recipe: The recipe.
-        config: Its settings, but for seed and learning rate.
-        fraction: Share of the training pairs it is trained on.
-        fixed_rate: The learning rate where that itself is swept.
-    """
-
-    name: str
-    recipe: str
-    config: RefineConfig
-    fraction: float = 1.0
-    fixed_rate: float | None = None
+    name: str  # what it is called in the table: the recipe, and in brackets what was swept
+    recipe: str  # the recipe
+    config: RefineConfig  # its settings, but for seed and learning rate
+    fraction: float = 1.0  # share of the training pairs it is trained on
+    fixed_rate: float | None = None  # the learning rate where that itself is swept
 
     def at(self, *, seed: int, learning_rate: float) -> RefineConfig:
         """The settings of one run."""
@@ -39,31 +31,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One setting and its values.
+    """One setting and its values."""
 
-    Attributes:
-        group: `train`, `loss`, `prior` or `data`.
-        setting: Its name in that group.
-        values: As written and as read.
-    """
-
-    group: str
-    setting: str
-    values: tuple[tuple[str, Any], ...]
+    group: str  # `train`, `loss`, `prior` or `data`
+    setting: str  # its name in that group
+    values: tuple[tuple[str, Any], ...]  # as written and as read
 
 
 def list_variants(
     base: RefineConfig, *, recipes: Sequence[str], sweeps: Sequence[str]
 ) -> list[Variant]:
     """Every recipe, or with sweeps every recipe with every swept value.
-
-    Args:
-        base: Settings that all share; a recipe's own win over them, swept ones over both.
-        recipes: Names of recipes.
-        sweeps: As for `parse_sweep`; each is varied alone.
-
-    Raises:
-        ConfigError: A recipe, setting or value does not exist, or a name comes twice.
 
     Example:
         >>> found = list_variants(RefineConfig(), recipes=["hycd"], sweeps=["loss.alpha=0,1"])
@@ -86,9 +64,6 @@ def list_variants(
 def parse_sweep(text: str) -> Sweep:
     """Read `group.setting=value,value,...`.
 
-    Raises:
-        ConfigError: It is written otherwise, or there is no such setting.
-
     Example:
         >>> parse_sweep("loss.alpha=0,0.5").values
         (('0', 0), ('0.5', 0.5))
@@ -110,9 +85,6 @@ def parse_sweep(text: str) -> Sweep:
 
 def split_combination(name: str, recipes: Sequence[str]) -> tuple[str, str]:
     """Split `recipe+peer`, both of which may hold a `+` themselves.
-
-    Raises:
-        ConfigError: It does not begin with one of `recipes`.
 
     Example:
         >>> split_combination("hycd+align+mean-centring", ["hycd", "hycd+align"])

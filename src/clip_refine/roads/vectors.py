@@ -25,21 +25,7 @@ def fit_file(
     strength: float = 1.0,
     overwrite: bool = False,
 ) -> Peer:
-    """Fit a peer on a file of features and save it.
-
-    Args:
-        name: As for `fit_peer`.
-        features: Of held-out training pairs; not of those to be evaluated on, since means of
-            the evaluation set flatter every gap metric.
-        out: Folder for the peer; must not exist.
-        neighbours: As for `fit_peer`.
-        alpha: As for `fit_peer`.
-        strength: As for `fit_peer`.
-        overwrite: Replace `out` where it exists.
-
-    Raises:
-        ClipRefineError: No such peer, features that cannot be read or fitted, or `out` exists.
-    """
+    """Fit a peer on a file of features and save it."""
     check_name(name)
     check_free(out, overwrite=overwrite)
     found = read_features(features)
@@ -63,15 +49,6 @@ def apply_file(peer_folder: Path, features: Path, out: Path, *, overwrite: bool 
 
     The written features are compared by their dot product as they are; the file's note names the
     peer and how many score columns stand behind the features (2 for `nnn`).
-
-    Args:
-        peer_folder: What `fit_file` wrote.
-        features: To be transformed; a `text_to_image` in it is passed on.
-        out: A `.safetensors` file; must not exist.
-        overwrite: Replace `out` where it exists.
-
-    Raises:
-        ClipRefineError: A peer or features that cannot be read or do not fit, or `out` exists.
     """
     check_features_path(out, overwrite=overwrite)
     peer = load_peer(peer_folder)

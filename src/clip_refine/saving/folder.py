@@ -45,14 +45,7 @@ def refinement(
     *,
     steps: int,
 ) -> Provenance:
-    """Where a refined model comes from.
-
-    Args:
-        config: Every setting, with what `auto` decided.
-        train_pairs: What it is refined on.
-        held_out: What it is measured on.
-        steps: Training steps.
-    """
+    """Where a refined model comes from."""
     return Provenance(
         version=__version__,
         made="refined",
@@ -67,12 +60,7 @@ def refinement(
 
 
 def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
-    """What to tell others about a model that settings name.
-
-    Args:
-        name: As in `model.name`.
-        pretrained: As in `model.pretrained`.
-    """
+    """What to tell others about a model that settings name."""
     schema, identifier = _split(name)
     if schema == "python":
         return BaseModelFacts(name=f"a Python object of class {identifier}")
@@ -169,13 +157,7 @@ _FILES_OF_FORMATS = {  # the main one of a folder that several libraries load co
 
 
 def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
-    """Write a model in its own format, with a card; in open_clip's as well where it converts.
-
-    Args:
-        model: A dual encoder and module; one without `save` is written as bare weights.
-        folder: Created where missing.
-        provenance: For the weights' header and the card.
-    """
+    """Write a model in its own format, with a card; in open_clip's as well where it converts."""
     header = provenance.header()
     if hasattr(model, "save"):
         model.save(folder, metadata=header)
@@ -195,13 +177,7 @@ def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
 
 
 def write_card(folder: Path, provenance: Provenance, scores: RunScores | None = None) -> None:
-    """Write the model card for whatever formats the folder holds, and its facts as JSON.
-
-    Args:
-        folder: A saved model's.
-        provenance: Where the model comes from.
-        scores: Of the refinement, for the table before → after.
-    """
+    """Write the model card for whatever formats the folder holds, and its facts as JSON."""
     formats = [name for file, name in _FILES_OF_FORMATS.items() if (folder / file).is_file()]
     text = model_card(provenance, formats or [WEIGHTS], scores)
     (folder / CARD).write_text(text, encoding="utf-8")

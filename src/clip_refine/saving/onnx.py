@@ -53,14 +53,6 @@ def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
 
     Inputs are `pixel_values` (B, 3, H, W) float32 and `input_ids` (B, L) int64, outputs the raw
     `image_features` and `text_features` (B, d); B is free.
-
-    Args:
-        model: A dual encoder and module.
-        folder: Created where missing.
-        header: Texts for both files' metadata.
-
-    Raises:
-        ModelError: The extra `[onnx]` is not installed, or the model cannot be traced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device

@@ -13,16 +13,7 @@ _PROBES = ["a photo of a dog on a beach.", "Two Words!", "it's 12:30 at the caf\
 
 
 def write_open_clip(encoder: TransformersEncoder, folder: Path, header: Mapping[str, str]) -> None:
-    """Write what open_clip's `local-dir:` loads; the file names are none of Transformers'.
-
-    Args:
-        encoder: A CLIP model.
-        folder: May hold the model in Transformers' format.
-        header: Texts for the safetensors header.
-
-    Raises:
-        ModelError: The model, its tokenizer or its preprocessing has no like in open_clip.
-    """
+    """Write what open_clip's `local-dir:` loads; the file names are none of Transformers'."""
     kind = encoder.model.config.model_type
     if kind != "clip":
         raise ModelError(f"open_clip builds no {kind} model that these weights would fit.")

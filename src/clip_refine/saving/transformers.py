@@ -43,9 +43,6 @@ def write_cleaning_tokenizer(encoder: OpenClipEncoder, folder: Path) -> None:
 
     open_clip lower-cases and strips punctuation before it asks the tokenizer (`canonicalize`, as
     SigLIP was trained); here the tokenizer does so itself. ftfy and HTML entities stay outside.
-
-    Raises:
-        ModelError: The tokenizer is none of Transformers', or is used in another way.
     """
     from tokenizers import Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast
@@ -95,16 +92,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def write_transformers(model: Any, folder: Path, header: Mapping[str, str]) -> None:
-    """Write what `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load.
-
-    Args:
-        model: A Transformers model, or an open_clip one with a like in Transformers.
-        folder: Created where missing.
-        header: Texts for the safetensors header.
-
-    Raises:
-        ModelError: Transformers has no such architecture.
-    """
+    """Write what `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load."""
     folder.mkdir(parents=True, exist_ok=True)
     match model:
         case TransformersEncoder():
@@ -127,9 +115,6 @@ def write_sentence_transformers(model: Any, folder: Path, header: Mapping[str, s
 
     Its features are raw, as the model's own; `encode(..., normalize_embeddings=True)` makes them
     unit ones.
-
-    Raises:
-        ModelError: Transformers has no such architecture.
     """
     write_transformers(model, folder, header)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

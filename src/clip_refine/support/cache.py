@@ -24,18 +24,14 @@ from clip_refine.results import ComparisonRow
 
 
 class StoredRow(BaseModel):
-    """A finished run as `rows/NAME.json` has it.
-
-    Attributes:
-        depends_on: Everything that its numbers follow from, as one fingerprint.
-        row: The numbers; None where training failed, which happens while learning rates are tried.
-        resampled: Headline name → its value in each bootstrap resample.
-    """
+    """A finished run as `rows/NAME.json` has it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    depends_on: str
+    depends_on: str  # everything that its numbers follow from, as one fingerprint
+    # the numbers; None where training failed, which happens while learning rates are tried
     row: ComparisonRow | None
+    # headline name → its value in each bootstrap resample
     resampled: Mapping[str, tuple[float, ...]]
 
 
@@ -51,26 +47,13 @@ class RowStore:
 
     @staticmethod
     def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Refuse what `open` would refuse, before anything is read or cleared.
-
-        Raises:
-            OutputError: The folder holds something else.
-        """
+        """Refuse what `open` would refuse, before anything is read or cleared."""
         if folder.exists():
             _check_usable(folder, settings, overwrite=overwrite)
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "RowStore":
-        """Begin at an empty folder, or go on in one with the same settings.
-
-        Args:
-            folder: Where the results go.
-            settings: What all runs share, as plain data; written to `config.yaml`.
-            overwrite: Clear the folder first, where it holds a comparison.
-
-        Raises:
-            OutputError: The folder holds something else, or cannot be written.
-        """
+        """Begin at an empty folder, or go on in one with the same settings."""
         try:
             cls.check(folder, settings, overwrite=overwrite)
             if overwrite and folder.exists():
@@ -188,11 +171,7 @@ class FeatureRows:
         return sorted(position for name, position in first.items() if name not in known)
 
     def read(self, names: Sequence[str]) -> Tensor:
-        """(N, d) float32, a row a fingerprint.
-
-        Raises:
-            OutputError: A row is missing: the folder is not the same for all processes.
-        """
+        """(N, d) float32, a row a fingerprint."""
         known = self._places()
         lacking = sum(name not in known for name in names)
         if lacking:
@@ -210,11 +189,7 @@ class FeatureRows:
         return torch.stack(rows)
 
     def add(self, names: Sequence[str], rows: Tensor) -> None:
-        """Keep rows under their fingerprints.
-
-        Raises:
-            OutputError: The folder cannot be written.
-        """
+        """Keep rows under their fingerprints."""
         listed = [list(bytes.fromhex(name)) for name in names]
         fingerprints = torch.tensor(listed, dtype=torch.uint8)
         tensors = {"features": rows.contiguous(), "fingerprints": fingerprints}

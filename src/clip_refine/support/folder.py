@@ -20,16 +20,7 @@ OURS = (
 
 
 def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
-    """Refuse an output path that exists, unless it holds our results and may be replaced.
-
-    Args:
-        path: Where results are to go.
-        overwrite: Whether earlier results there may be replaced.
-        folder: Whether a folder is to be written, or a file.
-
-    Raises:
-        OutputError: The path exists, is something else than earlier results, or cannot be made.
-    """
+    """Refuse an output path that exists, unless it holds our results and may be replaced."""
     blocking = next((p for p in path.parents if p.exists() and not p.is_dir()), None)
     if blocking:
         raise OutputError(f"{path}: {blocking} is a file, not a folder. Choose another --out.")
@@ -57,10 +48,6 @@ def complete_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Until then it is a hidden neighbour of `path`; after an error it is removed, and what stood at
     `path` before is still there.
-
-    Raises:
-        OutputError: `path` exists and `overwrite` is off, another run is writing it, or it cannot
-            be written.
     """
     check_free(path, overwrite=overwrite)
     path = path.resolve()
@@ -102,11 +89,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
-    """A file to write to that becomes `path` when the block ends without an error.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """A file to write to that becomes `path` when the block ends without an error."""
     partial = path.parent / f".{path.name}.partial"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,10 +122,6 @@ def _remove(path: Path) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a text file that appears complete or not at all.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Write a text file that appears complete or not at all."""
     with complete_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -95,11 +95,7 @@ class Tracking:
 
 
 def check_tracker(name: str) -> None:
-    """Refuse a tracker whose package is missing, before any work is done.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
+    """Refuse a tracker whose package is missing, before any work is done."""
     if name != "none" and find_spec(name) is None:
         raise ConfigError(
             f"log {name!r}: the package {name} is not installed. Run `pip install {name}`, or "
@@ -109,12 +105,7 @@ def check_tracker(name: str) -> None:
 
 @contextmanager
 def track_run(config: RefineConfig, folder: Path | None) -> Iterator[Tracking]:
-    """Where the numbers of a run go besides its folder.
-
-    Args:
-        config: Names the tracker, and is stored with the run.
-        folder: Of the run; None on every process but the first, which track nothing.
-    """
+    """Where the numbers of a run go besides its folder."""
     tracker = _make(config, folder) if folder else None
     try:
         if tracker:

@@ -37,10 +37,6 @@ def gather_features(features: PairFeatures, accelerator: Any) -> PairFeatures:
     Data-parallel training averages the weights' gradients over P processes, so each process's rows
     carry P times their gradient: the average is then the gradient of one process with the whole
     batch, for the towers and for a trained logit scale alike.
-
-    Args:
-        features: (B / P, d) each.
-        accelerator: Accelerate's; with one process `features` come back as they are.
     """
     if accelerator.num_processes == 1:
         return features
@@ -283,11 +279,7 @@ class Trainer:
 
 
 def check_finite(number: int, terms: LossTerms) -> dict[str, float]:
-    """The terms as numbers.
-
-    Raises:
-        TrainingError: One of them is not finite; the message names step and terms.
-    """
+    """The terms as numbers."""
     losses = terms.as_floats()
     if not math.isfinite(losses["total"]):
         listed = ", ".join(f"{name} {value:g}" for name, value in losses.items())

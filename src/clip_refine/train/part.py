@@ -26,15 +26,10 @@ _TEXTS = ["a photo of a cat", "two"]
 
 @dataclass(frozen=True)
 class Towers:
-    """Both towers as functions of a sample, to see what their features depend on.
+    """Both towers as functions of a sample, to see what their features depend on."""
 
-    Attributes:
-        model: The dual encoder.
-        encoders: By tower, its features of a few items.
-    """
-
-    model: nn.Module
-    encoders: dict[str, Callable[[], Tensor]]
+    model: nn.Module  # the dual encoder
+    encoders: dict[str, Callable[[], Tensor]]  # by tower, its features of a few items
 
     @classmethod
     def of(cls, model: Any) -> "Towers":
@@ -68,16 +63,7 @@ class Towers:
 
 
 def chosen_parameters(model: nn.Module, choice: Choice, *, blocks: int) -> list[nn.Parameter]:
-    """The parameters of a choice; for `lora` none of the model's own.
-
-    Args:
-        model: A dual encoder in evaluation mode.
-        choice: Which.
-        blocks: How many blocks of each tower `last-blocks` takes; what follows them comes along.
-
-    Raises:
-        ModelError: A tower has no projection, no blocks, or fewer than that.
-    """
+    """The parameters of a choice; for `lora` none of the model's own."""
     match choice:
         case "all":
             return list(model.parameters())
@@ -166,16 +152,7 @@ class Adapters:
     """
 
     def __init__(self, model: nn.Module, *, rank: int, alpha: float) -> None:
-        """Put them in place; the features stay what they are, since one factor starts at zero.
-
-        Args:
-            model: A dual encoder; everything in it but the adapters is frozen.
-            rank: Inner dimension of an adapter.
-            alpha: What it adds is multiplied by alpha / rank.
-
-        Raises:
-            ModelError: PEFT is not installed, or the towers call no such layer.
-        """
+        """Put them in place; the features stay what they are, since one factor starts at zero."""
         try:
             from peft import LoraConfig, LoraModel
         except ImportError as error:
@@ -224,17 +201,11 @@ _SCALES = ("logit_scale", "logit_bias")
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """What is trained.
+    """What is trained."""
 
-    Attributes:
-        trained: Numbers that change.
-        total: Numbers that the model has, without adapters.
-        what: The choice in words.
-    """
-
-    trained: int
-    total: int
-    what: str
+    trained: int  # numbers that change
+    total: int  # numbers that the model has, without adapters
+    what: str  # the choice in words
 
     def __str__(self) -> str:
         share = 100 * self.trained / self.total
@@ -316,12 +287,6 @@ def recomputed_activations(model: nn.Module) -> Iterator[int]:
 
     The same for every architecture, whether or not it has a switch of its own: Transformers' works
     only in training mode, which would bring dropout along, and OpenAI's ResNets have none.
-
-    Yields:
-        How many blocks do so.
-
-    Raises:
-        ModelError: The model has no blocks.
     """
     blocks: list[Any] = list(tower_blocks(model))
     if not blocks:

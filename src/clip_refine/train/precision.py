@@ -54,15 +54,10 @@ def autocast(enabled: bool, device: torch.device) -> AbstractContextManager[Any]
 
 @dataclass(frozen=True)
 class PrecisionMeasurement:
-    """Seconds of one forward and backward pass, float32 over bf16, median of a few rounds.
+    """Seconds of one forward and backward pass, float32 over bf16, median of a few rounds."""
 
-    Attributes:
-        image_speedup: How many times faster bf16 is for the image tower.
-        text_speedup: The same for the text tower.
-    """
-
-    image_speedup: float
-    text_speedup: float
+    image_speedup: float  # how many times faster bf16 is for the image tower
+    text_speedup: float  # the same for the text tower
 
     @property
     def choice(self) -> TowerPrecision:
@@ -127,17 +122,11 @@ _BATCH_NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 class TowerOutput(NamedTuple):
-    """What a forward pass gives the objective; all of it may carry gradient.
+    """What a forward pass gives the objective; all of it may carry gradient."""
 
-    Attributes:
-        features: Raw, in float32, (B, d) each.
-        logit_scale: 0-d factor on cosines.
-        logit_bias: 0-d offset of SigLIP-type models, None for others.
-    """
-
-    features: PairFeatures
-    logit_scale: Tensor
-    logit_bias: Tensor | None
+    features: PairFeatures  # raw, in float32, (B, d) each
+    logit_scale: Tensor  # 0-d factor on cosines
+    logit_bias: Tensor | None  # 0-d offset of SigLIP-type models, None for others
 
 
 class StudentTowers(nn.Module):
@@ -195,13 +184,7 @@ def prepare_student(
 
 @contextmanager
 def training_mode(model: nn.Module, *, statistics: bool, dropout: bool) -> Iterator[None]:
-    """Some layers in train mode within the block; all are in evaluation mode after it.
-
-    Args:
-        model: Both towers.
-        statistics: Whether BatchNorm layers follow the batches.
-        dropout: Whether everything else is in train mode: dropout, stochastic depth, patch dropout.
-    """
+    """Some layers in train mode within the block; all are in evaluation mode after it."""
     for module in model.modules():
         module.training = statistics if isinstance(module, _BATCH_NORMS) else dropout
     try:

@@ -20,17 +20,11 @@ from clip_refine.train.precision import TowerPrecision, autocast
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """Raw features of pairs as the untouched model gives them, on the CPU in float32.
+    """Raw features of pairs as the untouched model gives them, on the CPU in float32."""
 
-    Attributes:
-        image_features: (N, d), one row an image.
-        text_features: (M, d), one row a caption, image by image.
-        first_caption: (N,) int64, the row of each image's first caption.
-    """
-
-    image_features: Tensor
-    text_features: Tensor
-    first_caption: Tensor
+    image_features: Tensor  # (N, d), one row an image
+    text_features: Tensor  # (M, d), one row a caption, image by image
+    first_caption: Tensor  # (N,) int64, the row of each image's first caption
 
     def part(self, indices: Sequence[int]) -> "TeacherFeatures":
         """Those of some images, as a `Subset` with these indices counts them."""
@@ -50,13 +44,7 @@ class CachedTeacher(Teacher):
     def __init__(
         self, features: TeacherFeatures, *, image_factor: float = 1.0, text_factor: float = 1.0
     ) -> None:
-        """Start at no batch.
-
-        Args:
-            features: Of the training pairs, by their position.
-            image_factor: What raw image features are multiplied by in training.
-            text_factor: The same for texts.
-        """
+        """Start at no batch."""
         self._features = features
         self._factors = (image_factor, text_factor)
         self._image_rows = self._text_rows = torch.empty(0, dtype=torch.int64)
@@ -91,33 +79,20 @@ class TeacherCache:
 
     Every row stands beside the fingerprint of the image or caption that it was made from, so that
     a changed or new one is computed and all others are read.
-
-    Attributes:
-        folder: Where; made when needed.
-        model: The untouched dual encoder, in evaluation mode on `device`.
-        precision: What training runs at, so what a live teacher would run at.
-        device: Where to compute.
-        batch_size: Images or captions at a time.
-        workers: Processes that decode images.
-        reader: How images become pixels, where not by the model's preprocessing alone.
     """
 
-    folder: Path
-    model: Any
-    precision: TowerPrecision
-    device: torch.device
-    batch_size: int
-    workers: int = 0
+    folder: Path  # where; made when needed
+    model: Any  # the untouched dual encoder, in evaluation mode on `device`
+    precision: TowerPrecision  # what training runs at, so what a live teacher would run at
+    device: torch.device  # where to compute
+    batch_size: int  # images or captions at a time
+    workers: int = 0  # processes that decode images
+    # how images become pixels, where not by the model's preprocessing alone
     reader: PixelReader | None = None
 
     @torch.no_grad()
     def features(self, pairs: ImageCaptions) -> TeacherFeatures:
-        """Features of all images and all captions, from disk where they are there.
-
-        Raises:
-            DataError: An image cannot be read.
-            OutputError: The folder cannot be written.
-        """
+        """Features of all images and all captions, from disk where they are there."""
         side = self.reader and self.reader.side
         made_by = f"{model_fingerprint(self.model, self.precision)} {DECODING} {side}"
         folder = self.folder / "teacher" / fingerprint(made_by.encode())

@@ -34,24 +34,15 @@ OTHER_NAMES = {"image": "image_features", "text": "text_features"}
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """What a model makes of some images and their captions.
+    """What a model makes of some images and their captions."""
 
-    Attributes:
-        image_features: (N, d), floating point.
-        text_features: (M, d), floating point.
-        text_to_image: (M,) int64, the image of each caption; None where caption i is of image i.
-    """
-
-    image_features: Tensor
-    text_features: Tensor
+    image_features: Tensor  # (N, d), floating point
+    text_features: Tensor  # (M, d), floating point
+    # (M,) int64, the image of each caption; None where caption i is of image i
     text_to_image: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no set of features.
-
-        Raises:
-            ValueError: On wrong shapes or types, or a number that is not finite.
-        """
+        """Refuse what is no set of features."""
         for name in ("image_features", "text_features"):
             features = getattr(self, name)
             if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
@@ -73,11 +64,7 @@ class FeatureSet:
 
 
 def read_features(path: Path) -> FeatureSet:
-    """Read a `.safetensors` or `.npz` file of features.
-
-    Raises:
-        DataError: The file is missing or damaged, or its arrays are not those named above.
-    """
+    """Read a `.safetensors` or `.npz` file of features."""
     found = _read_tensors(path)
     tensors = {OTHER_NAMES.get(name, name): tensor for name, tensor in found.items()}
     known = {"image_features", "text_features", "text_to_image"}
@@ -97,17 +84,7 @@ def read_features(path: Path) -> FeatureSet:
 def write_features(
     path: Path, features: FeatureSet, *, note: Mapping[str, str | int], overwrite: bool = False
 ) -> None:
-    """Write a `.safetensors` file that appears complete or not at all.
-
-    Args:
-        path: Where to; must not exist.
-        features: Written as they are, contiguous and from the CPU.
-        note: What they are, kept as JSON in the file's metadata under `clip_refine`.
-        overwrite: Replace `path` where it exists.
-
-    Raises:
-        OutputError: `path` exists, has another ending, or cannot be written.
-    """
+    """Write a `.safetensors` file that appears complete or not at all."""
     check_features_path(path, overwrite=overwrite)
     tensors = {"image_features": features.image_features, "text_features": features.text_features}
     if features.text_to_image is not None:
@@ -127,11 +104,7 @@ def write_features(
 
 
 def check_features_path(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path that `write_features` would refuse, before any work is done.
-
-    Raises:
-        OutputError: `path` exists, or does not end in .safetensors.
-    """
+    """Refuse a path that `write_features` would refuse, before any work is done."""
     if path.suffix != ".safetensors":
         raise OutputError(f"{path}: features are written as .safetensors. Give such a name.")
     if path.is_dir():
@@ -194,16 +167,7 @@ class _PeerFile(_Record):
 
 
 def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
-    """Write a peer into a new folder, which appears complete or not at all.
-
-    Args:
-        peer: Fitted; also a chain.
-        folder: Must not exist.
-        overwrite: Replace it where it does.
-
-    Raises:
-        OutputError: The folder exists, or cannot be written.
-    """
+    """Write a peer into a new folder, which appears complete or not at all."""
     steps = _flat(peer)
     tensors = {
         f"{number}.{name}": value.detach().cpu().contiguous()
@@ -219,12 +183,7 @@ def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
 
 
 def load_peer(folder: Path) -> Peer:
-    """Read what `save_peer` wrote.
-
-    Raises:
-        DataError: A file is missing or damaged, the kind is not known, or the two files do not
-            belong together.
-    """
+    """Read what `save_peer` wrote."""
     record = _read_record(folder / "peer.json")
     path = folder / "peer.safetensors"
     try:

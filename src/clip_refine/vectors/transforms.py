@@ -25,10 +25,6 @@ def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
         features: (N, d), raw or unit.
         dim: What d has to be.
 
-    Raises:
-        ValueError: If `features` is no matrix, empty or of another dimension, or a row is not
-            finite or zero.
-
     Example:
         >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
@@ -85,12 +81,9 @@ class Peer(ABC):
     new score of an image and a text is the *dot product* of their transformed features, as they
     come out. So `evaluation.retrieval(..., normalize=False)` on transformed features ranks by any
     peer. Arithmetic is in float32, in float64 where features are; a peer is never changed by use.
-
-    Attributes:
-        kind: The name in files and on the command line.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # the name in files and on the command line
 
     @property
     def name(self) -> str:
@@ -122,19 +115,11 @@ class Peer(ABC):
 
     @abstractmethod
     def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d + score_columns).
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """(N, d) raw or unit → (N, d + score_columns)."""
 
     @abstractmethod
     def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d + score_columns).
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """(M, d) raw or unit → (M, d + score_columns)."""
 
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """(N, M) scores of every image with every text, higher is nearer.
@@ -142,9 +127,6 @@ class Peer(ABC):
         Args:
             image_features: (N, d), raw or unit.
             text_features: (M, d), raw or unit.
-
-        Raises:
-            ValueError: As the transforms.
         """
         return dot_products(
             self.transform_image(image_features), self.transform_text(text_features)
@@ -157,19 +139,12 @@ class Peer(ABC):
 
 @dataclass(frozen=True, eq=False)
 class CentroidPeer(Peer):
-    """A peer that knows the centroids of unit features, and how many rows they were taken over.
+    """A peer that knows the centroids of unit features, and how many rows they were taken over."""
 
-    Attributes:
-        image_mean: (d,), mean of unit image features.
-        text_mean: (d,), mean of unit text features.
-        image_count: Images fitted on.
-        text_count: Texts fitted on.
-    """
-
-    image_mean: Tensor
-    text_mean: Tensor
-    image_count: int
-    text_count: int
+    image_mean: Tensor  # (d,), mean of unit image features
+    text_mean: Tensor  # (d,), mean of unit text features
+    image_count: int  # images fitted on
+    text_count: int  # texts fitted on
 
     def __post_init__(self) -> None:
         image_shape, text_shape = tuple(self.image_mean.shape), tuple(self.text_mean.shape)
@@ -210,9 +185,6 @@ def centroids(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Te
     Args:
         image_features: (N, d), raw or unit.
         text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-
-    Raises:
-        ValueError: If shapes do not fit, or a row is not finite or zero.
 
     Example:
         >>> import torch
@@ -264,9 +236,6 @@ class DistributionNormalisation(CentroidPeer):
         Args:
             image_features: (N, d), raw or unit.
             text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-
-        Raises:
-            ValueError: If shapes do not fit, or a row is not finite or zero.
         """
         return cls(*centroids(image_features, text_features))
 
@@ -276,20 +245,12 @@ class DistributionNormalisation(CentroidPeer):
         return False
 
     def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d), lengths from ½ to 3/2.
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """(N, d) raw or unit → (N, d), lengths from ½ to 3/2."""
         unit = self._image_unit(image_features)
         return unit - self.image_mean.to(unit) / 2
 
     def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d), lengths from ½ to 3/2.
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """(M, d) raw or unit → (M, d), lengths from ½ to 3/2."""
         unit = self._text_unit(text_features)
         return unit - self.text_mean.to(unit) / 2
 
@@ -330,27 +291,16 @@ class MeanCentring(CentroidPeer):
         Args:
             image_features: (N, d), raw or unit.
             text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-
-        Raises:
-            ValueError: If shapes do not fit, or a row is not finite or zero.
         """
         return cls(*centroids(image_features, text_features))
 
     def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d) unit.
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite, zero or at the mean.
-        """
+        """(N, d) raw or unit → (N, d) unit."""
         unit = self._image_unit(image_features)
         return unit_rows("image features less their mean", unit - self.image_mean.to(unit))
 
     def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d) unit.
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite, zero or at the mean.
-        """
+        """(M, d) raw or unit → (M, d) unit."""
         unit = self._text_unit(text_features)
         return unit_rows("text features less their mean", unit - self.text_mean.to(unit))
 
@@ -405,28 +355,16 @@ class ModalityShift(CentroidPeer):
             image_features: (N, d), raw or unit.
             text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
             strength: λ, the share of the gap to close.
-
-        Raises:
-            ValueError: If shapes do not fit, a row is not finite or zero, or `strength` is not
-                finite.
         """
         return cls(*centroids(image_features, text_features), strength=float(strength))
 
     def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d) unit.
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite, or zero before or after.
-        """
+        """(N, d) raw or unit → (N, d) unit."""
         unit = self._image_unit(image_features)
         return unit_rows("shifted image features", unit - self._half_step(unit))
 
     def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d) unit.
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite, or zero before or after.
-        """
+        """(M, d) raw or unit → (M, d) unit."""
         unit = self._text_unit(text_features)
         return unit_rows("shifted text features", unit + self._half_step(unit))
 
@@ -458,12 +396,6 @@ class NearestNeighbourNormalisation(Peer):
     Scores themselves are NNN's up to that constant; for these add `image_bias` to the rows of
     `similarity` (images are queries) or `text_bias` to its columns (texts are).
 
-    Attributes:
-        image_references: (N, d), unit image features, the queries that texts are corrected by.
-        text_references: (M, d), unit text features, the queries that images are corrected by.
-        neighbours: k; all references where there are fewer.
-        alpha: α.
-
     Example:
         The text (0.6, 0.8) is at 0.6 and 0.8 from the reference images, so with k = 2 and α = ½ its
         bias is 0.35.
@@ -475,10 +407,10 @@ class NearestNeighbourNormalisation(Peer):
         tensor([[ 0.6000,  0.8000,  1.0000, -0.3500]])
     """
 
-    image_references: Tensor
-    text_references: Tensor
-    neighbours: int
-    alpha: float
+    image_references: Tensor  # (N, d), unit image features, the queries that texts are corrected by
+    text_references: Tensor  # (M, d), unit text features, the queries that images are corrected by
+    neighbours: int  # k; all references where there are fewer
+    alpha: float  # α
 
     kind: ClassVar[str] = "nnn"
 
@@ -513,10 +445,6 @@ class NearestNeighbourNormalisation(Peer):
             text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
             neighbours: k, references an item's bias is the mean of.
             alpha: α, the share of that mean to take off; 0 leaves the cosine.
-
-        Raises:
-            ValueError: If shapes do not fit, a row is not finite or zero, or a number is out of
-                range.
         """
         image_unit = unit_rows("image features", image_features)
         text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
@@ -543,41 +471,25 @@ class NearestNeighbourNormalisation(Peer):
         return 2
 
     def image_bias(self, image_features: Tensor) -> Tensor:
-        """What text queries at large give to each image: (N, d) raw or unit → (N,).
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """What text queries at large give to each image: (N, d) raw or unit → (N,)."""
         return self._bias(
             unit_rows("image features", image_features, dim=self.dim), self.text_references
         )
 
     def text_bias(self, text_features: Tensor) -> Tensor:
-        """What image queries at large give to each text: (M, d) raw or unit → (M,).
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """What image queries at large give to each text: (M, d) raw or unit → (M,)."""
         return self._bias(
             unit_rows("text features", text_features, dim=self.dim), self.image_references
         )
 
     def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d + 2): (unit features, −bias, 1).
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """(N, d) raw or unit → (N, d + 2): (unit features, −bias, 1)."""
         unit = unit_rows("image features", image_features, dim=self.dim)
         bias = self._bias(unit, self.text_references)[:, None]
         return torch.cat([unit, -bias, torch.ones_like(bias)], dim=1)
 
     def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d + 2): (unit features, 1, −bias).
-
-        Raises:
-            ValueError: If the shape is another, or a row is not finite or zero.
-        """
+        """(M, d) raw or unit → (M, d + 2): (unit features, 1, −bias)."""
         unit = unit_rows("text features", text_features, dim=self.dim)
         bias = self._bias(unit, self.image_references)[:, None]
         return torch.cat([unit, torch.ones_like(bias), -bias], dim=1)
@@ -607,9 +519,6 @@ class Chain(Peer):
     A peer scales what it gets to norm 1, so one whose lengths carry meaning (`returns_unit` is
     False) can only stand at the end.
 
-    Attributes:
-        steps: At least one, in order.
-
     Example:
         Mean-centring takes the means away, so there is nothing left to shift.
 
@@ -621,7 +530,7 @@ class Chain(Peer):
         ('mean-centring+modality-shift', tensor([ 0.7071, -0.7071]))
     """
 
-    steps: tuple[Peer, ...]
+    steps: tuple[Peer, ...]  # at least one, in order
 
     kind: ClassVar[str] = "chain"
 
@@ -643,9 +552,6 @@ class Chain(Peer):
             text_features: (M, d), raw or unit.
             steps: The `fit` of each peer, for example
                 `[MeanCentring.fit, partial(NearestNeighbourNormalisation.fit, alpha=0.5)]`.
-
-        Raises:
-            ValueError: As the steps, and if there is none or a step is not at its place.
         """
         fitted: list[Peer] = []
         for number, fit in enumerate(steps, 1):
@@ -682,21 +588,13 @@ class Chain(Peer):
         return self.steps[-1].score_columns
 
     def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d + score_columns), through every step.
-
-        Raises:
-            ValueError: As the steps.
-        """
+        """(N, d) raw or unit → (N, d + score_columns), through every step."""
         for step in self.steps:
             image_features = step.transform_image(image_features)
         return image_features
 
     def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d + score_columns), through every step.
-
-        Raises:
-            ValueError: As the steps.
-        """
+        """(M, d) raw or unit → (M, d + score_columns), through every step."""
         for step in self.steps:
             text_features = step.transform_text(text_features)
         return text_features
@@ -743,10 +641,6 @@ def fit_peer(
         alpha: α of `nnn`.
         strength: λ of `modality-shift`.
 
-    Raises:
-        ConfigError: There is no such peer, or it cannot stand at its place in the chain.
-        ValueError: As the peer's `fit`.
-
     Example:
         >>> import torch
         >>> fit_peer("modality-shift+nnn", torch.eye(3), torch.eye(3).flip(0)).name
@@ -761,11 +655,7 @@ def fit_peer(
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that `fit_peer` would refuse, before features are read.
-
-    Raises:
-        ConfigError: As `fit_peer`.
-    """
+    """Refuse a name that `fit_peer` would refuse, before features are read."""
     kinds = name.split("+")
     for kind in kinds:
         _check_kind(kind)

@@ -239,7 +239,7 @@ class SentenceFolder:
 
     @classmethod
     def find(cls, name: str) -> "SentenceFolder | None":
-        """What is there under a folder's or Hub model's name; None for plain Transformers models."""
+        """What is there under a folder's or Hub model's name; None for plain ones."""
         listing = _read(name, _LISTING)
         if listing is None:
             return None

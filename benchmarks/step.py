@@ -22,6 +22,7 @@ from clip_refine.data import EpochPlan, PairBatch
 from clip_refine.data.toy import ToyPairs, model_directory
 from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
+from clip_refine.roads.refine import choose_precision
 
 
 def random_model(architecture: str) -> OpenClipEncoder:
@@ -55,8 +56,8 @@ def textbook_step(student: OpenClipEncoder) -> Callable[[PairBatch, torch.Tensor
 def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Callable[..., object]:
     config = RefineConfig.model_validate({"train": {"batch_size": batch_size}})
     accelerator = Accelerator()
-    model = build.build_student(student, config.train, accelerator.device)
-    precision = build.build_precision(config.train, model, pairs, accelerator)
+    model = build.build_student(student, config, accelerator.device)
+    precision = choose_precision(config.train, model, pairs, accelerator)
     trainer = build.build_trainer(
         config, model, Teacher(model), precision, StandardNormal(), accelerator, steps=1
     )

@@ -14,19 +14,17 @@ import open_clip
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from clip_refine.config import (
     DataConfig,
     EvaluationConfig,
-    LossConfig,
     ModelConfig,
     PriorConfig,
     RefineConfig,
     SourceKind,
     TrainConfig,
-    override,
 )
 from clip_refine.data import (
     BadRowPolicy,
@@ -43,7 +41,6 @@ from clip_refine.data import (
     ReadOptions,
     Stream,
     StreamMixture,
-    Subset,
     hold_out,
     open_pairs,
     open_stream,
@@ -58,13 +55,11 @@ from clip_refine.data.sources import source_rows
 from clip_refine.data.toy import model_directory, toy_tasks, toy_train, toy_val
 from clip_refine.errors import ConfigError, DataError, ModelError
 from clip_refine.evaluation import Embedder
-from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.losses import Objective, PairFeatures
 from clip_refine.losses.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.models import (
     DualEncoder,
     FeatureScale,
-    RawNorms,
     Teacher,
     call_factory,
     check_dual_encoder,
@@ -81,7 +76,6 @@ from clip_refine.train import (
     Trainer,
     make_optimiser,
     make_schedule,
-    measure_precision,
     prepare_student,
     trained_part,
 )
@@ -489,16 +483,17 @@ def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
 # Settings → a model ready to be measured and trained.
 
 
-NORM_SAMPLE = 512
-"""Training pairs that raw norms are measured on."""
-MOMENT_SAMPLE = 4096
-"""Pairs of a stream that moments of its features are measured on; their images are in memory."""
-
-
-def build_student(model: DualEncoder, config: TrainConfig, device: torch.device) -> nn.Module:
+def build_student(model: DualEncoder, config: RefineConfig, device: torch.device) -> nn.Module:
     """The model ready to be trained, on `device`."""
     student: nn.Module = check_dual_encoder(model)
-    prepare_student(student, logit_scale=config.logit_scale)
+    objective = Objective(config.loss)
+    asked = config.train.logit_scale == "trained"
+    # a parameter that no loss looks at would still decay, and data-parallel training waits for it
+    prepare_student(
+        student,
+        logit_scale=asked and objective.uses_logit_scale,
+        logit_bias=asked and objective.uses_logit_bias,
+    )
     return student.to(device)
 
 
@@ -519,99 +514,8 @@ def build_embedder(
     )
 
 
-def measure_features(
-    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
-) -> PairFeatures:
-    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
-
-    Of a stream the first few thousand stand for all.
-    """
-    fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
-    if isinstance(pairs, Stream):
-        pairs = pairs.prefix(MOMENT_SAMPLE if fitted else NORM_SAMPLE)
-    order = torch.randperm(len(pairs), generator=seeded_generator(config.seed, "norms")).tolist()
-    chosen = order if fitted else order[:NORM_SAMPLE]
-    one_caption = Subset(pairs, chosen, "pairs to measure")
-    embedded = embed_pairs(embedder, one_caption)
-    return PairFeatures(embedded.image_features, embedded.first_caption_features)
-
-
-def build_scale(
-    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
-) -> tuple[RefineConfig, FeatureScale]:
-    """Bring the student's raw features to the paper's scale where the settings ask for it."""
-    loss = config.loss
-    norms = RawNorms(
-        image=float(features.image_features.norm(dim=-1).mean()),
-        text=float(features.text_features.norm(dim=-1).mean()),
-        logit_scale=float(student.logit_scale.detach()),
-    )
-    compares_raw = bool(loss.rafa_weight or loss.hycd_weight) and not loss.normalize
-    if loss.feature_scale == "as-is" or (
-        loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw)
-    ):
-        return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
-    pixels, tokens = _sample(student, pairs, 2)
-    device = next(student.parameters()).device
-    canonical = {"feature_scale": "canonical", "normalize": True, "temperature": None}
-    try:
-        scale = FeatureScale.canonical(student, pixels.to(device), tokens.to(device), norms)
-    except ModelError as error:
-        if loss.feature_scale == "canonical":
-            raise
-        console.print(f"{error} HyCD runs on unit features, RaFA on raw ones as they are.")
-        return override(config, loss={**canonical, "feature_scale": "as-is"}), FeatureScale()
-    why = "therefore runs" if loss.feature_scale == "auto" else "runs, as asked for,"
-    others = (
-        " The published form is --recipe clip-refine-paper; --recipe balanced closes more of the "
-        "gap on such models."
-    )
-    console.print(
-        f"Raw norms are {norms.image:.1f} (image) and {norms.text:.1f} (text) at logit scale "
-        f"{norms.logit_scale:.0f}; the paper's settings belong to {norms.canonical:.1f}. Training "
-        f"{why} at that scale, HyCD on unit features (docs/method.md)."
-        f"{others if loss.feature_scale == 'auto' else ''}"
-    )
-    return override(config, loss=canonical), scale
-
-
-def build_precision(
-    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
-) -> TowerPrecision:
-    """The precision asked for, or the faster one of each tower, measured by the first process."""
-    if config.precision != "auto":
-        return TowerPrecision.from_name(config.precision)
-    pixels, tokens = _sample(model, pairs, 16)
-    measured = measure_precision(model, pixels, tokens, accelerator.device)
-    chosen = [measured.choice]
-    broadcast_object_list(chosen)
-    if accelerator.is_main_process:
-        console.print(
-            f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
-            f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
-        )
-    return chosen[0]
-
-
-def _sample(
-    model: Any, pairs: ImageCaptions | Stream, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels and tokens of the first few pairs."""
-    if isinstance(pairs, Stream):
-        pairs = pairs.prefix(count)
-    sample = range(min(count, len(pairs)))
-    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
-    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
-
-
 # --------------------------------------------------------------------------------------------------
 # Settings → objective, references and the steps.
-
-
-def build_objective(config: LossConfig) -> Objective:
-    """The weighted sum of losses."""
-    settings = config.model_dump(exclude={"rafa_decay", "references", "feature_scale"})
-    return Objective(**settings)
 
 
 def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale) -> Prior:
@@ -651,19 +555,11 @@ def build_part(
 
     What is random in a model, such as dropout and new adapters, follows the seed in here.
     """
-    train = config.train
     seed = seeded_generator(config.seed, "training").initial_seed() + accelerator.process_index
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        with trained_part(
-            student,
-            train.parameters,
-            blocks=train.blocks,
-            lora_rank=train.lora_rank,
-            lora_alpha=train.lora_alpha,
-            gradient_checkpointing=train.gradient_checkpointing,
-        ) as part:
+        with trained_part(student, config.train) as part:
             remark(str(part))
             yield
 
@@ -707,16 +603,12 @@ def build_trainer(
         accelerator=accelerator,
         towers=accelerator.prepare_model(StudentTowers(student, precision)),
         teacher=teacher,
-        objective=build_objective(config.loss),
+        objective=Objective(loss),
         precision=precision,
         prior=prior,
         generator=seeded_generator(config.seed, "references"),
-        independent_references=config.loss.references == "independent",
-        rafa_decay_steps=steps if config.loss.rafa_decay == "linear" else None,
         schedule=schedule,
-        clip_norm=train.clip_norm,
-        updates_statistics=train.normalization_statistics == "updated",
-        dropout=train.dropout == "on",
+        config=train,
         scale=scale,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )
@@ -729,28 +621,24 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
             f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "
             f"Use a multiple of {processes}."
         )
-    steps = config.steps or config.epochs * _steps_of_an_epoch(config, pairs)
+    length = pairs.length if isinstance(pairs, Stream) else len(pairs)
+    if length is not None and length < config.batch_size:  # no epoch would have a batch
+        raise DataError(
+            f"{pairs.name}: {length} images, fewer than a batch of {config.batch_size}. Give "
+            "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
+        )
+    if length is None and config.steps is None:
+        raise ConfigError(
+            f"train.steps is missing: {pairs.name} does not tell how many pairs it has. Say how "
+            f"many steps of {config.batch_size} pairs to take, as in --train.steps 200."
+        )
+    steps = config.steps or config.epochs * ((length or 0) // config.batch_size)
     if config.warmup_steps >= steps:
         raise ConfigError(
             f"train.warmup_steps {config.warmup_steps} is not below the {steps} steps of this run, "
             "so the learning rate would never be reached. Use fewer."
         )
     return steps
-
-
-def _steps_of_an_epoch(config: TrainConfig, pairs: ImageCaptions | Stream) -> int:
-    length = pairs.length if isinstance(pairs, Stream) else len(pairs)
-    if length is None:
-        raise ConfigError(
-            f"train.steps is missing: {pairs.name} does not tell how many pairs it has. Say how "
-            f"many steps of {config.batch_size} pairs to take, as in --train.steps 200."
-        )
-    if length < config.batch_size:
-        raise DataError(
-            f"{pairs.name}: {length} images, fewer than a batch of {config.batch_size}. Give "
-            "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
-        )
-    return length // config.batch_size
 
 
 def epoch_plans(config: RefineConfig, pairs: ImageCaptions) -> Iterator[EpochPlan]:
@@ -771,8 +659,12 @@ def build_batches(
     model: DualEncoder,
     accelerator: Accelerator,
     reader: PixelReader | None = None,
+    teacher: Teacher | None = None,
 ) -> Iterator[PairBatch]:
-    """This process's batches of all steps, each epoch newly shuffled with newly drawn captions."""
+    """This process's batches of all steps, each epoch newly shuffled with newly drawn captions.
+
+    A teacher that looks its features up is told which pairs come.
+    """
     steps = count_steps(config.train, pairs, accelerator.num_processes)
     settings: dict[str, Any] = {
         "batch_size": config.train.batch_size,
@@ -786,5 +678,9 @@ def build_batches(
     if isinstance(pairs, Stream):
         return stream_batches(pairs, seed=config.seed, steps=steps, **settings)
     loader = PairLoader(pairs, **settings)
-    epochs = (loader.epoch(plan) for plan in epoch_plans(config, pairs))
+    plans = epoch_plans(config, pairs)
+    if teacher is None:
+        epochs = map(loader.epoch, plans)
+    else:
+        epochs = (teacher.follow(loader.epoch(plan), plan) for plan in plans)
     return islice(chain.from_iterable(epochs), steps)

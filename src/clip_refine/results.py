@@ -102,7 +102,7 @@ class ComparisonRow(_Record):
     # of the order, the captions drawn and the references; results that depend on none stand once,
     # with the first seed
     seed: int
-    learning_rate: float | None  # none where nothing was trained
+    learning_rate: float | None  # None where nothing was trained
     steps: int  # training steps
     pairs: int  # training images
     geometry: Mapping[str, float]  # as in `Scores`
@@ -192,7 +192,7 @@ class Score(_Record):
     # 2.5 % quantile of bootstrap resamples of the images; None where it is not resampled
     low: float | None
     high: float | None  # 97.5 % quantile
-    higher_is_better: bool | None  # none where neither is
+    higher_is_better: bool | None  # None where neither is
 
 
 class Measured(_Record):

@@ -61,7 +61,7 @@ class Runs:
         pairs, _ = build.build_data(config.data, seed=config.seed)
         accelerator = build.build_accelerator("cpu")
         model = load_open_clip(self.model)
-        student = build.build_student(model, config.train, accelerator.device)
+        student = build.build_student(model, config, accelerator.device)
         precision = TowerPrecision.from_name("fp32")
         teacher, prior = Teacher(student), StandardNormal()
         trainer = build.build_trainer(

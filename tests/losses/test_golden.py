@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clip_refine.config import LossConfig
 from clip_refine.losses import (
     LossTerms,
     Objective,
@@ -79,14 +80,7 @@ def test_alignment():
 
 
 def default_terms(image: Tensor, text: Tensor) -> LossTerms:
-    objective = Objective(
-        rafa_weight=1.0,
-        hycd_weight=1.0,
-        alpha=0.5,
-        temperature=1.0,
-        normalize=False,
-        rafa_reduction="mean",
-    )
+    objective = Objective(LossConfig())
     return objective(
         PairFeatures(image, text),
         PairFeatures(TEACHER_IMAGE, TEACHER_TEXT),

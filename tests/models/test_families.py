@@ -169,7 +169,7 @@ def test_a_family_is_refined_saved_and_loaded(family: str, tmp_path: Path):
         {"train": {"batch_size": 4, "learning_rate": 1e-3, "device": "cpu"}}
     )
     accelerator = build.build_accelerator("cpu")
-    student = build.build_student(model, settings.train, accelerator.device)
+    student = build.build_student(model, settings, accelerator.device)
     teacher = Teacher(student)
     with build.build_part(settings, student, accelerator):
         trainer = build.build_trainer(

@@ -17,8 +17,7 @@ from clip_refine.data.toy import ToyClasses, ToyPairs
 from clip_refine.errors import ConfigError, DataError, OutputError, TrainingError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison
-from clip_refine.roads import compare as workbench
-from clip_refine.roads.compare import Training, Workbench, compare
+from clip_refine.roads.compare import Runs, Training, compare
 from clip_refine.roads.refine import refine
 from tests.data.files import Files, drawn_files
 
@@ -58,13 +57,13 @@ def run(config: CompareConfig, model: OpenClipEncoder | None = None) -> Comparis
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Recipe, seed and learning rate of every training that is really done."""
     done: list[str] = []
-    train = Workbench.train
+    train = Runs.train
 
-    def counted(self: Workbench, config: Any, *, fraction: float) -> Training:
+    def counted(self: Runs, config: Any, *, fraction: float) -> Training:
         done.append(f"{config.recipe} {config.seed} {config.train.learning_rate:g}")
         return train(self, config, fraction=fraction)
 
-    monkeypatch.setattr(Workbench, "train", counted)
+    monkeypatch.setattr(Runs, "train", counted)
     return done
 
 
@@ -87,10 +86,10 @@ class Watched:
 def watched(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     config = settings(tiny_name, tmp_path_factory.mktemp("watched"))
     seen: dict[str, list[list[tuple[str, str]]]] = {}
-    train = Workbench.train
+    train = Runs.train
     current: list[str] = []
 
-    def named(self: Workbench, config: Any, *, fraction: float) -> Training:
+    def named(self: Runs, config: Any, *, fraction: float) -> Training:
         current[:] = [f"{config.recipe} {config.seed} {config.train.learning_rate:g}"]
         return train(self, config, fraction=fraction)
 
@@ -107,8 +106,8 @@ def watched(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Watched
                 yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workbench, "train", named)
-        patch.setattr(workbench, "PairLoader", Recorded)
+        patch.setattr(Runs, "train", named)
+        patch.setattr("clip_refine.build.PairLoader", Recorded)
         result = run(config)
     return Watched(config, result, seen)
 
@@ -220,15 +219,15 @@ def test_it_goes_on_where_it_stopped(
     capsys: pytest.CaptureFixture[str],
 ):
     config = override(config, learning_rates=RATES[:1], peers=("nnn",))
-    score = Workbench.score
+    score = Runs.score
 
-    def stop(self: Workbench, name: str, training: Training, *rest: Any, **more: Any):
+    def stop(self: Runs, name: str, training: Training, *rest: Any, **more: Any):
         if (name, training.seed) == ("contrastive", 4):
             raise KeyboardInterrupt
         return score(self, name, training, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Workbench, "score", stop)
+        patch.setattr(Runs, "score", stop)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert not (config.out / "comparison.json").exists()

@@ -45,7 +45,7 @@ def train(
     plain: bool = False,
 ) -> Teacher:
     accelerator = build.build_accelerator("cpu")
-    student = build.build_student(model, config.train, accelerator.device)
+    student = build.build_student(model, config, accelerator.device)
     teacher = Teacher(student)
     steps = build.count_steps(config.train, pairs, 1)
     trainer = build.build_trainer(
@@ -166,4 +166,4 @@ def test_fewer_pairs_than_a_batch(pairs: ToyPairs):
 
 def test_what_is_no_dual_encoder_is_refused():
     with pytest.raises(ModelError, match="Linear cannot be refined: it has no encode_image"):
-        build.build_student(torch.nn.Linear(1, 1), CONFIG.train, torch.device("cpu"))  # pyright: ignore
+        build.build_student(torch.nn.Linear(1, 1), CONFIG, torch.device("cpu"))  # pyright: ignore

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_refine import build
-from clip_refine.config import override
-from clip_refine.config.runs import RefineConfig
+from clip_refine.config import RefineConfig, TrainConfig, override
 from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError, ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip, load_transformers
@@ -46,13 +45,13 @@ def names(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def load(names: dict[str, str], kind: str) -> Any:
     from_open_clip = kind in ("open_clip", "resnet")
     model = load_open_clip(names[kind]) if from_open_clip else load_transformers(names[kind])
-    prepare_student(model, logit_scale="frozen")
+    prepare_student(model, logit_scale=False, logit_bias=False)
     return model
 
 
 @pytest.fixture
 def student(tiny: OpenClipEncoder) -> OpenClipEncoder:
-    prepare_student(tiny, logit_scale="frozen")
+    prepare_student(tiny, logit_scale=False, logit_bias=False)
     return tiny
 
 
@@ -68,30 +67,30 @@ def trained_names(model: Any) -> set[str]:
 
 
 def test_one_tower(student: OpenClipEncoder):
-    with trained_part(student, "image-tower") as part:
+    with trained_part(student, TrainConfig(parameters="image-tower")) as part:
         images = trained_names(student)
         assert {name for name in images if not name.startswith("clip.visual.")} == set()
         assert part.trained == sum(p.numel() for p in student.clip.visual.parameters())
-    with trained_part(student, "text-tower"):
+    with trained_part(student, TrainConfig(parameters="text-tower")):
         texts = trained_names(student)
     assert not images & texts
     assert images | texts == {name for name, _ in student.named_parameters()} - {"clip.logit_scale"}
 
 
 def test_projections_and_last_blocks(student: OpenClipEncoder):
-    with trained_part(student, "projections"):
+    with trained_part(student, TrainConfig(parameters="projections")):
         assert trained_names(student) == PROJECTIONS
-    with trained_part(student, "last-blocks", blocks=1) as part:
+    with trained_part(student, TrainConfig(parameters="last-blocks", blocks=1)) as part:
         names = trained_names(student)
         blocks = {n for n in names if ".resblocks.1." in n}
         assert names - blocks == PROJECTIONS | FINAL_NORMS
         assert len(blocks) == 24
         assert "the last 1 blocks of each tower" in str(part)
-    with trained_part(student, "last-blocks", blocks=2):
+    with trained_part(student, TrainConfig(parameters="last-blocks", blocks=2)):
         assert {n for n in trained_names(student) if ".resblocks.0." in n}
     with (
         pytest.raises(ModelError, match=r"train.blocks 3: the image tower has 2 blocks"),
-        trained_part(student, "last-blocks", blocks=3),
+        trained_part(student, TrainConfig(parameters="last-blocks", blocks=3)),
     ):
         pass
 
@@ -99,9 +98,9 @@ def test_projections_and_last_blocks(student: OpenClipEncoder):
 @pytest.mark.parametrize("kind", ["resnet", "transformers", "siglip"])
 def test_last_blocks_of_other_architectures(names: dict[str, str], kind: str):
     model = load(names, kind)
-    with trained_part(model, "last-blocks", blocks=1):
+    with trained_part(model, TrainConfig(parameters="last-blocks", blocks=1)):
         last = trained_names(model)
-    with trained_part(model, "image-tower"):
+    with trained_part(model, TrainConfig(parameters="image-tower")):
         image = trained_names(model)
     expected = {
         "resnet": ("clip.visual.layer4.1.", "clip.visual.attnpool."),
@@ -118,7 +117,7 @@ def test_a_tower_without_a_projection(names: dict[str, str]):
     before = trained_names(model)
     with (
         pytest.raises(ModelError, match="the image tower does not end in a projection"),
-        trained_part(model, "projections"),
+        trained_part(model, TrainConfig(parameters="projections")),
     ):
         pass
     assert trained_names(model) == before
@@ -127,11 +126,11 @@ def test_a_tower_without_a_projection(names: dict[str, str]):
 def test_all_is_as_it_was_after_the_part(student: OpenClipEncoder):
     student.clip.visual.conv1.weight.requires_grad_(False)
     before = trained_names(student)
-    with trained_part(student, "image-tower"):
+    with trained_part(student, TrainConfig(parameters="image-tower")):
         assert "clip.visual.conv1.weight" not in trained_names(student)  # the user froze it
     assert trained_names(student) == before
     student.clip.logit_scale.requires_grad_(True)
-    with trained_part(student, "projections"):
+    with trained_part(student, TrainConfig(parameters="projections")):
         assert trained_names(student) == PROJECTIONS | {"clip.logit_scale"}
 
 
@@ -142,7 +141,7 @@ def test_adapters_begin_at_the_base_and_merge_into_it(names: dict[str, str], kin
     with torch.no_grad():
         base = features(model)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    with trained_part(model, "lora", lora_rank=4, lora_alpha=8.0) as part:
+    with trained_part(model, TrainConfig(parameters="lora", lora_rank=4, lora_alpha=8.0)) as part:
         assert "LoRA of rank 4 beside" in str(part)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         assert part.trained == sum(parameter.numel() for parameter in trained)
@@ -181,7 +180,9 @@ def test_recomputed_activations_give_the_same_gradients(
     gradients = []
     for recomputed in (False, True):
         torch.manual_seed(0)
-        with trained_part(model, choice, blocks=1, gradient_checkpointing=recomputed):
+        with trained_part(
+            model, TrainConfig(parameters=choice, blocks=1, gradient_checkpointing=recomputed)
+        ):
             image, text = features(model)
             (image.square().mean() + text.square().mean()).backward()
             gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -201,7 +202,7 @@ def test_recomputed_activations_take_less_memory(student: OpenClipEncoder):
             return tensor
 
         with (
-            trained_part(student, "all", gradient_checkpointing=recomputed),
+            trained_part(student, TrainConfig(parameters="all", gradient_checkpointing=recomputed)),
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
             features(student)
@@ -262,7 +263,9 @@ def test_the_road_at_canonical_scale(
     moved = {n for n in after if not torch.allclose(after[n], before[n], rtol=1e-5, atol=1e-7)}
     assert moved
     if settings["parameters"] != "lora":
-        with trained_part(model, settings["parameters"], blocks=settings.get("blocks", 2)):
+        with trained_part(
+            model, TrainConfig(parameters=settings["parameters"], blocks=settings.get("blocks", 2))
+        ):
             assert moved <= trained_names(model)
     saved = config.out / "model"
     name = f"local-dir:{saved}" if kind == "open_clip" else str(saved)
@@ -297,7 +300,7 @@ def test_a_model_without_blocks(config: RefineConfig):
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with (
         pytest.raises(ModelError, match="Sequential has no list of blocks"),
-        trained_part(model, "all", gradient_checkpointing=True),
+        trained_part(model, TrainConfig(parameters="all", gradient_checkpointing=True)),
     ):
         pass
 
@@ -306,16 +309,16 @@ def test_a_choice_with_nothing_left_to_train(student: OpenClipEncoder):
     student.requires_grad_(False)
     with (
         pytest.raises(ModelError, match="train.parameters all: nothing of it is left to train"),
-        trained_part(student, "all"),
+        trained_part(student, TrainConfig(parameters="all")),
     ):
         pass
 
 
 def test_a_comparison_trains_each_variant_from_the_whole_model(student: OpenClipEncoder):
     """A swept choice of parameters does not freeze what the next variant trains."""
-    settings = RefineConfig().train
+    settings = RefineConfig()
     for choice in ("projections", "all"):
         prepared = build.build_student(student, settings, torch.device("cpu"))
-        with trained_part(prepared, choice) as part:
+        with trained_part(prepared, TrainConfig(parameters=choice)) as part:
             pass
     assert part.trained == part.total - 1  # the logit scale is frozen

@@ -28,7 +28,7 @@ def train(name: str, result: Path) -> None:
     accelerator = build.build_accelerator("cpu")
     model = load_open_clip(name)
     pairs = ToyPairs("processes", size=32)
-    student = build.build_student(model, CONFIG.train, accelerator.device)
+    student = build.build_student(model, CONFIG, accelerator.device)
     steps = build.count_steps(CONFIG.train, pairs, accelerator.num_processes)
     trainer = build.build_trainer(
         CONFIG,

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -94,6 +94,11 @@ class Teacher:
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, d) raw features without a graph."""
         return self._encoder.encode_text(tokens)
+
+    def follow(self, batches: Iterable[Any], plan: Any) -> Iterable[Any]:
+        """The batches of an epoch, as they are: this teacher sees what the student sees."""
+        del plan
+        return batches
 
     def state_dict(self) -> dict[str, Tensor]:
         """The frozen weights, to compare with."""

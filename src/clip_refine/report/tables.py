@@ -172,7 +172,7 @@ class ScoreLine:
     before: float  # of the model as it came
     after: float  # of the refined model
     difference: Interval | None  # after less before with its interval, where there is one
-    higher_is_better: bool | None  # none where neither direction is
+    higher_is_better: bool | None  # None where neither direction is
 
     @property
     def mark(self) -> Mark:

@@ -1,19 +1,32 @@
 """THE ROAD: what happens to a model and its pairs, top to bottom."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from clip_refine import build
-from clip_refine.config import DataConfig, RefineConfig, dump_config, override
-from clip_refine.data import ImageCaptions, Stream
+from clip_refine.config import DataConfig, RefineConfig, TrainConfig, dump_config, override
+from clip_refine.data import ImageCaptions, Stream, Subset
 from clip_refine.data.rows import skipped_rows, write_skipped
+from clip_refine.errors import ModelError
+from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.evaluation.evidence import gather_evidence
-from clip_refine.evaluation.scores import embed_model, measure, paired_differences, score_features
-from clip_refine.models import DualEncoder, Teacher
+from clip_refine.evaluation.scores import (
+    embed_model,
+    measure,
+    paired_differences,
+    score_features,
+)
+from clip_refine.losses import PairFeatures
+from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores
 from clip_refine.roads.interpolate import interpolate_student, set_aside
@@ -21,8 +34,12 @@ from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console
 from clip_refine.support.environment import write_environment
 from clip_refine.support.folder import check_free, complete_folder
-from clip_refine.train import StepLog
+from clip_refine.train import StepLog, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
+from clip_refine.train.teacher_cache import CachedTeacher, TeacherFeatures
+
+NORM_SAMPLE = 512  # training pairs that raw norms are measured on: their mean is then known to 1 %
+MOMENT_SAMPLE = 4096  # pairs of a stream for moments of its features; their images are in memory
 
 
 def refine(
@@ -63,13 +80,13 @@ def refine(
         )
         train_pairs, selection = set_aside(config, train_pairs)
         tasks = build.build_tasks(config.evaluation)
-        steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
-        # 2 student and teacher
+        # 2 the student
         if model is not None:
             name = f"python:{type(model).__name__}"
             config = override(config, model={"name": name, "pretrained": None, "factory": None})
+        steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
         encoder = model or build.build_model(config.model)
-        student = build.build_student(encoder, config.train, accelerator.device)
+        student = build.build_student(encoder, config, accelerator.device)
         reader = build.build_reader(
             config.data,
             encoder,
@@ -85,30 +102,12 @@ def refine(
             before = score_features(features_before, seed=config.seed)
             tracking.scores(before, step=0)
 
-        # 3 references, 4 losses, 5 one epoch
+        # 3 teacher and references, 4 losses, 5 one epoch
         with clock("train"), StepLog(folder and folder / "log.jsonl", tracking.step) as log:
-            features = build.measure_features(config, embedder, train_pairs)
-            config, scale = build.build_scale(config, student, features, train_pairs)
-            precision = build.build_precision(config.train, student, train_pairs, accelerator)
-            config = override(config, train={"precision": precision.name})
-            prior = build.build_prior(config.prior, features, scale)
-            teacher = Teacher(student)
-            with build.build_part(config, student, accelerator):
-                trainer = build.build_trainer(
-                    config,
-                    student,
-                    teacher,
-                    precision,
-                    prior,
-                    accelerator,
-                    steps=steps,
-                    features=features,
-                    scale=scale,
-                )
-                batches = build.build_batches(config, train_pairs, encoder, accelerator, reader)
-                trainer.train(batches, steps=steps, log=log)
-            way = interpolate_student(config, student, teacher, embedder, selection)
-            scale.undo()
+            trained = train_student(
+                config, student, train_pairs, embedder, accelerator, log=log, selection=selection
+            )
+            config = trained.config
 
         # 6 frozen features → numbers
         with clock("evaluate_after"):
@@ -121,26 +120,176 @@ def refine(
         # 7 results
         provenance = refinement(config, train_pairs, held_out, steps=steps)
         pairs = build.count_pairs(config.train, train_pairs, steps)
-        recipe = _recipe(config, provenance, pairs=pairs, steps=steps)
-        recipe["interpolation"] = way
+        scores = RunScores(
+            before=before,
+            after=after,
+            difference=difference,
+            recipe=_recipe(config, provenance, trained, pairs=pairs, steps=steps),
+            seconds=clock.seconds,
+        )
         if folder:
             with clock("save"):
                 save_model(student, folder / "model", provenance)
                 _save(folder, config, accelerator.device)
                 write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
-        scores = RunScores(
-            before=before,
-            after=after,
-            difference=difference,
-            recipe=recipe,
-            seconds=clock.seconds,
-        )
-        if folder:
+            scores = scores.model_copy(update={"seconds": clock.seconds})
             scores.write(folder / "scores.json")
             write_card(folder / "model", provenance, scores)
         if folder and config.report:
             _report(folder, was, now, held_out, tasks, seed=config.seed)
     return scores
+
+
+# --------------------------------------------------------------------------------------------------
+# The training road, the same for `refine` and for every run of `compare`.
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was decided on the way, for the record."""
+
+    config: RefineConfig  # with `auto` replaced by what was chosen
+    interpolation: Mapping[str, Any] | None  # weight and selection scores; None where not asked for
+
+
+def train_student(
+    config: RefineConfig,
+    student: nn.Module,
+    pairs: ImageCaptions | Stream,
+    embedder: Embedder,
+    accelerator: Accelerator,
+    *,
+    log: StepLog,
+    teacher_features: TeacherFeatures | None = None,
+    selection: ImageCaptions | None = None,
+) -> Trained:
+    """Refine a model in place, from the scale of its features to the last step.
+
+    `teacher_features`, those of `pairs` from the untouched model, are looked up instead of running
+    a teacher; with `selection` the weight of the interpolation is chosen.
+    """
+    steps = build.count_steps(config.train, pairs, accelerator.num_processes)
+    features = measure_features(config, embedder, pairs)
+    config, scale = scale_features(config, student, features, pairs)
+    try:
+        precision = choose_precision(config.train, student, pairs, accelerator)
+        config = override(config, train={"precision": precision.name})
+        prior = build.build_prior(config.prior, features, scale)
+        # a copy of the student as it now is, so that both are at one scale
+        if teacher_features is None:
+            teacher = Teacher(student)
+        else:
+            teacher = CachedTeacher(
+                teacher_features, image_factor=scale.image_factor, text_factor=scale.text_factor
+            )
+        with build.build_part(config, student, accelerator):
+            trainer = build.build_trainer(
+                config,
+                student,
+                teacher,
+                precision,
+                prior,
+                accelerator,
+                steps=steps,
+                features=features,
+                scale=scale,
+            )
+            batches = build.build_batches(
+                config, pairs, embedder.model, accelerator, embedder.reader, teacher
+            )
+            trainer.train(batches, steps=steps, log=log)
+        interpolation = interpolate_student(config, student, teacher, embedder, selection)
+    finally:  # also of a model that was handed in, when training fails
+        scale.undo()
+    return Trained(config, interpolation)
+
+
+def measure_features(
+    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
+) -> PairFeatures:
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
+
+    Of a stream the first few thousand stand for all.
+    """
+    fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(MOMENT_SAMPLE if fitted else NORM_SAMPLE)
+    generator = build.seeded_generator(config.seed, "norms")
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    chosen = order if fitted else order[:NORM_SAMPLE]
+    embedded = embed_pairs(embedder, Subset(pairs, chosen, "pairs to measure"))
+    return PairFeatures(embedded.image_features, embedded.first_caption_features)
+
+
+def scale_features(
+    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
+) -> tuple[RefineConfig, FeatureScale]:
+    """Bring the student's raw features to the paper's scale where the settings ask for it."""
+    loss = config.loss
+    norms = RawNorms(
+        image=float(features.image_features.norm(dim=-1).mean()),
+        text=float(features.text_features.norm(dim=-1).mean()),
+        logit_scale=float(student.logit_scale.detach()),
+    )
+    compares_raw = bool(loss.rafa_weight or loss.hycd_weight) and not loss.normalize
+    if loss.feature_scale == "as-is" or (
+        loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw)
+    ):
+        return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
+    pixels, tokens = _sample(student, pairs, 2)
+    device = next(student.parameters()).device
+    canonical = {"feature_scale": "canonical", "normalize": True, "temperature": None}
+    try:
+        scale = FeatureScale.canonical(student, pixels.to(device), tokens.to(device), norms)
+    except ModelError as error:
+        if loss.feature_scale == "canonical":
+            raise
+        console.print(f"{error} HyCD runs on unit features, RaFA on raw ones as they are.")
+        return override(config, loss={**canonical, "feature_scale": "as-is"}), FeatureScale()
+    why = "therefore runs" if loss.feature_scale == "auto" else "runs, as asked for,"
+    others = (
+        " The published form is --recipe clip-refine-paper; --recipe balanced closes more of the "
+        "gap on such models."
+    )
+    console.print(
+        f"Raw norms are {norms.image:.1f} (image) and {norms.text:.1f} (text) at logit scale "
+        f"{norms.logit_scale:.0f}; the paper's settings belong to {norms.canonical:.1f}. Training "
+        f"{why} at that scale, HyCD on unit features (docs/method.md)."
+        f"{others if loss.feature_scale == 'auto' else ''}"
+    )
+    return override(config, loss=canonical), scale
+
+
+def choose_precision(
+    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
+) -> TowerPrecision:
+    """The precision asked for, or the faster one of each tower, measured by the first process."""
+    if config.precision != "auto":
+        return TowerPrecision.from_name(config.precision)
+    measured = measure_precision(model, *_sample(model, pairs, 16), accelerator.device)
+    chosen = [measured.choice]
+    broadcast_object_list(chosen)
+    if accelerator.is_main_process:
+        console.print(
+            f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
+            f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
+        )
+    return chosen[0]
+
+
+def _sample(
+    model: Any, pairs: ImageCaptions | Stream, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and tokens of the first few pairs."""
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(count)
+    sample = range(min(count, len(pairs)))
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
+
+
+# --------------------------------------------------------------------------------------------------
+# What is kept of a run.
 
 
 def _report(folder: Path, *evidence: Any, seed: int) -> None:
@@ -160,7 +309,7 @@ def _output(config: RefineConfig, accelerator: Accelerator) -> Any:
 
 
 def _recipe(
-    config: RefineConfig, provenance: Provenance, *, pairs: int, steps: int
+    config: RefineConfig, provenance: Provenance, trained: Trained, *, pairs: int, steps: int
 ) -> dict[str, Any]:
     """What was done, for the record beside the scores."""
     return {
@@ -173,6 +322,7 @@ def _recipe(
         "loss": config.loss.model_dump(mode="json"),
         "prior": config.prior.model_dump(mode="json"),
         "provenance": provenance.model_dump(mode="json"),
+        "interpolation": trained.interpolation,
     }
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from clip_refine.config import TrainConfig
 from clip_refine.data import PairBatch
 from clip_refine.errors import TrainingError
 from clip_refine.losses import LossTerms, Objective, PairFeatures
@@ -128,12 +129,8 @@ class Trainer:
         precision: Which tower of the teacher runs under bf16 autocast, the student's too.
         prior: Distribution of the references.
         generator: Source of the references and of m²-mix's shares; the same on every process.
-        independent_references: Whether image and text of a pair get one reference each.
-        rafa_decay_steps: Steps over which RaFA's weight falls linearly to zero; None for never.
         schedule: The optimiser's learning rate, which also holds the optimiser.
-        clip_norm: Largest total gradient norm, None for no limit.
-        updates_statistics: Whether BatchNorm's running statistics follow the training batches.
-        dropout: Whether dropout and stochastic depth are on.
+        config: How steps are taken.
         scale: What the towers are multiplied by in training; the log shows norms without it.
         centroid_gap: (d,) on the device, the teacher's mean text feature less its mean image
             feature, at the scale of training; None where the objective does not need it.
@@ -146,12 +143,8 @@ class Trainer:
     precision: TowerPrecision
     prior: Prior
     generator: torch.Generator
-    independent_references: bool
-    rafa_decay_steps: int | None
     schedule: LambdaLR
-    clip_norm: float | None
-    updates_statistics: bool = False
-    dropout: bool = False
+    config: TrainConfig
     scale: FeatureScale = field(default_factory=FeatureScale)
     centroid_gap: Tensor | None = None
 
@@ -168,40 +161,33 @@ class Trainer:
                 or the device has too little memory.
         """
         towers = self.accelerator.unwrap_model(self.towers)
-        with training_mode(towers, statistics=self.updates_statistics, dropout=self.dropout):
-            try:
-                self._train(batches, steps, log)
-            except torch.OutOfMemoryError as error:
-                raise TrainingError(
-                    f"{self.accelerator.device} has too little memory for this batch size. Pass a "
-                    "smaller --train.batch-size, or --train.precision bf16."
-                ) from error
-
-    def _train(self, batches: Iterable[PairBatch], steps: int, log: StepLog) -> None:
+        statistics = self.config.normalization_statistics == "updated"
         bar = Bar("Refining", steps, visible=self.accelerator.is_main_process)
         last = time.perf_counter()
-        for number, batch in enumerate(bar.over(batches), start=1):
-            record = self.step(number, batch.to(self.accelerator.device))
-            now = time.perf_counter()
-            seconds, last = now - last, now
-            pairs = len(batch.indices) * self.accelerator.num_processes
-            log.write(
-                {
-                    "step": number,
-                    "step_seconds": seconds,
-                    "pairs_per_second": pairs / seconds,
-                    **record,
-                }
-            )
-            bar.remark(f"loss {record['loss_total']:.4f}, {pairs / seconds:.0f} pairs/s")
+        with training_mode(towers, statistics=statistics, dropout=self.config.dropout == "on"):
+            for number, batch in enumerate(bar.over(batches), start=1):
+                try:
+                    record = self.step(number, batch.to(self.accelerator.device), steps=steps)
+                except torch.OutOfMemoryError as error:
+                    raise TrainingError(
+                        f"{self.accelerator.device} has too little memory for this batch size. "
+                        "Pass a smaller --train.batch-size, or --train.precision bf16."
+                    ) from error
+                now = time.perf_counter()
+                seconds, last = now - last, now
+                pairs = len(batch.indices) * self.accelerator.num_processes
+                speed = {"step_seconds": seconds, "pairs_per_second": pairs / seconds}
+                log.write({"step": number, **speed, **record})
+                bar.remark(f"loss {record['loss_total']:.4f}, {pairs / seconds:.0f} pairs/s")
 
-    def step(self, number: int, batch: PairBatch) -> dict[str, float]:
+    def step(self, number: int, batch: PairBatch, *, steps: int) -> dict[str, float]:
         """Forward, loss, backward, update; what happened as numbers for the log."""
         output = self.towers(batch.pixels, batch.tokens)
         student = gather_features(output.features, self.accelerator)
         teacher = self._teacher_features(batch)
         references, text_references = self._references(student)
-        terms = self._objective_at(number)(
+        decays = self.objective.loss.rafa_decay == "linear"
+        terms = self.objective(
             student,
             teacher,
             references,
@@ -210,6 +196,7 @@ class Trainer:
             logit_bias=output.logit_bias,
             mix=self._mix(student),
             centroid_gap=self.centroid_gap,
+            rafa_share=1 - (number - 1) / steps if decays else 1.0,
         )
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)
@@ -238,13 +225,6 @@ class Trainer:
         features = encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
         return gather_features(features, self.accelerator)
 
-    def _objective_at(self, number: int) -> Objective:
-        """The objective of a step counted from 1."""
-        if self.rafa_decay_steps is None:
-            return self.objective
-        share = 1 - (number - 1) / self.rafa_decay_steps
-        return replace(self.objective, rafa_weight=share * self.objective.rafa_weight)
-
     def _references(self, student: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
         """One reference a pair, the same on every process because the generator is.
 
@@ -255,7 +235,7 @@ class Trainer:
         count, dim = student.image_features.shape
         where = {"generator": self.generator, "device": student.image_features.device}
         references = self.prior.sample(count, dim, **where)
-        if not self.independent_references:
+        if self.objective.loss.references == "shared":
             return references, None
         return references, self.prior.sample(count, dim, **where)
 
@@ -267,7 +247,7 @@ class Trainer:
         return shares.to(student.image_features.device)
 
     def _clip(self, number: int) -> float:
-        limit = math.inf if self.clip_norm is None else self.clip_norm
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
         parameters = [p for group in self.schedule.optimizer.param_groups for p in group["params"]]
         norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):

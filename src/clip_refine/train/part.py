@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clip_refine.config import TrainConfig
 from clip_refine.errors import ModelError
 from clip_refine.models.weights import output_layer, used_parameters
 
@@ -19,7 +20,6 @@ from clip_refine.models.weights import output_layer, used_parameters
 # Which parameters are trained: all, a tower, what is last in each, or adapters beside them.
 
 
-Choice = Literal["all", "image-tower", "text-tower", "projections", "last-blocks", "lora"]
 _BLOCK_LISTS = re.compile(r"(res)?blocks?|layers?\d*")
 _TEXTS = ["a photo of a cat", "two"]
 
@@ -62,7 +62,7 @@ class Towers:
         return list(dict.fromkeys(begun))
 
 
-def chosen_parameters(model: nn.Module, choice: Choice, *, blocks: int) -> list[nn.Parameter]:
+def chosen_parameters(model: nn.Module, choice: str, *, blocks: int) -> list[nn.Parameter]:
     """The parameters of a choice; for `lora` none of the model's own."""
     match choice:
         case "all":
@@ -79,7 +79,7 @@ def chosen_parameters(model: nn.Module, choice: Choice, *, blocks: int) -> list[
         case "last-blocks":
             towers = Towers.of(model)
             return [p for tower in towers.encoders for p in _last_blocks(towers, tower, blocks)]
-        case "lora":
+        case _:  # lora: none of the model's own
             return []
 
 
@@ -218,12 +218,7 @@ class TrainedPart:
 @contextmanager
 def trained_part(
     model: nn.Module,
-    choice: Choice,
-    *,
-    blocks: int = 2,
-    lora_rank: int = 16,
-    lora_alpha: float = 32.0,
-    gradient_checkpointing: bool = False,
+    config: TrainConfig,
 ) -> Iterator[TrainedPart]:
     """Freeze what is not trained within the block; after it the model is a plain one again.
 
@@ -232,29 +227,27 @@ def trained_part(
 
     Args:
         model: A dual encoder in evaluation mode, of which the teacher is a copy by now.
-        choice: What is trained.
-        blocks: For `last-blocks`, how many of each tower.
-        lora_rank: For `lora`, the adapters' inner dimension.
-        lora_alpha: For `lora`: adapters are multiplied by alpha / rank.
-        gradient_checkpointing: Whether activations are computed again for the gradient.
+        config: `parameters` and what belongs to it, and `gradient_checkpointing`.
 
     Raises:
         ModelError: The model has no such part, or cannot recompute its activations.
     """
+    choice = config.parameters
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     total = sum(parameter.numel() for parameter in model.parameters())
     scales = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in _SCALES]
     trained_scales = [parameter for parameter in scales if parameter.requires_grad]
     with ExitStack() as undo:
         undo.callback(_restore, model, before)
-        what = _freeze(model, choice, blocks=blocks)
+        what = _freeze(model, choice, blocks=config.blocks)
         if choice == "lora":
-            adapters = Adapters(model, rank=lora_rank, alpha=lora_alpha)
+            adapters = Adapters(model, rank=config.lora_rank, alpha=config.lora_alpha)
             undo.callback(adapters.merge)
-            what = f"LoRA of rank {lora_rank} beside {adapters.layers} layers, merged at the end"
+            rank = config.lora_rank
+            what = f"LoRA of rank {rank} beside {adapters.layers} layers, merged at the end"
         for parameter in trained_scales:
             parameter.requires_grad_(True)
-        if gradient_checkpointing:
+        if config.gradient_checkpointing:
             undo.enter_context(recomputed_activations(model))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if not trained:
@@ -262,7 +255,7 @@ def trained_part(
         yield TrainedPart(trained, total, what)
 
 
-def _freeze(model: nn.Module, choice: Choice, *, blocks: int) -> str:
+def _freeze(model: nn.Module, choice: str, *, blocks: int) -> str:
     chosen = {id(parameter) for parameter in chosen_parameters(model, choice, blocks=blocks)}
     for parameter in model.parameters():
         if id(parameter) not in chosen:

@@ -160,12 +160,8 @@ def encode_pairs(
     return PairFeatures(image_features.float(), text_features.float())
 
 
-def prepare_student(
-    model: nn.Module,
-    *,
-    logit_scale: Literal["frozen", "trained"],
-) -> None:
-    """Make weights float32 and set whether the logit scale is trained, in place.
+def prepare_student(model: nn.Module, *, logit_scale: bool, logit_bias: bool) -> None:
+    """Make weights float32 and set whether logit scale and bias are trained, in place.
 
     Parameters that are frozen already stay so; `trained_part` freezes others.
 
@@ -174,12 +170,15 @@ def prepare_student(
 
     Args:
         model: The dual encoder; weights become float32.
-        logit_scale: Whether the parameters called `logit_scale` and `logit_bias` are trained.
+        logit_scale: Whether the parameter called `logit_scale` is trained.
+        logit_bias: Whether the parameter called `logit_bias` is.
     """
     model.float().eval()
+    trained = {"logit_scale": logit_scale, "logit_bias": logit_bias}
     for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] in ("logit_scale", "logit_bias"):
-            parameter.requires_grad_(logit_scale == "trained")
+        last = name.rpartition(".")[2]
+        if last in trained:
+            parameter.requires_grad_(trained[last])
 
 
 @contextmanager

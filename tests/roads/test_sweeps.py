@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_refine.config import RefineConfig
+from clip_refine.config import RefineConfig, override
 from clip_refine.errors import ConfigError
 from clip_refine.roads.sweeps import list_variants, parse_sweep, split_combination
 
@@ -39,7 +39,7 @@ def test_every_recipe_with_every_value_one_setting_at_a_time():
 def test_values_of_every_kind():
     found = parse_sweep("loss.temperature=null,0.01,2")
     assert [value for _, value in found.values] == [None, 0.01, 2]
-    found = list_variants(BASE, recipes=["hycd"], sweeps=["prior.kind=uniform,fixed"])
+    found = list_variants(BASE, recipes=["rafa"], sweeps=["prior.kind=uniform,fixed"])
     assert [variant.config.prior.kind for variant in found] == ["uniform", "fixed"]
 
 
@@ -57,11 +57,38 @@ def test_values_of_every_kind():
         ("loss.alpha=0,2", r"clip-refine\[loss.alpha=2\]: loss.alpha: .* got 2"),
         ("loss.alpha=[", "a value cannot be read"),
         ("loss.alpha=0.5,0.5", "would be trained twice"),
+        ("train.precision=fp32,bf16", "share one train.precision"),
+        ("train.workers=0,1", "share one train.workers"),
+        ("train.device=cpu,cuda", "share one train.device"),
+        ("loss.anchor_shift=0,0.5", r"changes nothing in this recipe \(loss.anchor_weight is 0\)"),
+        ("train.lora_rank=2,4", r"changes nothing in this recipe \(train.parameters is all\)"),
     ],
 )
 def test_sweeps_that_are_refused(sweep: str, message: str):
     with pytest.raises(ConfigError, match=message):
         list_variants(BASE, recipes=["clip-refine"], sweeps=[sweep])
+
+
+def test_a_temperature_is_not_swept_where_canonical_scale_sets_it():
+    with pytest.raises(ConfigError, match="does not go with feature_scale canonical"):
+        list_variants(BASE, recipes=["balanced"], sweeps=["loss.temperature=0.05"])
+
+
+def test_given_settings_of_the_loss_reach_every_recipe_that_does_not_set_them(
+    capsys: pytest.CaptureFixture[str],
+):
+    given = override(BASE, loss={"alpha": 0.25, "contrastive_scale": 5.0})
+    recipes = ["hycd", "contrastive", "self-kd"]
+    found = list_variants(given, recipes=recipes, sweeps=["loss.rafa_decay=none"])
+    hycd, contrastive, self_kd = (variant.config.loss for variant in found)
+    assert (hycd.alpha, hycd.rafa_weight, hycd.contrastive_scale) == (0.25, 0.0, 5.0)
+    assert (contrastive.contrastive_scale, contrastive.contrastive_weight) == (5.0, 1.0)
+    assert self_kd.alpha == 0.0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "self-kd: loss.alpha stays 0.0, as this recipe has it" in said
+    assert "hycd: loss.contrastive_scale changes nothing here: loss.contrastive_weight is 0" in said
+    assert "contrastive: loss.alpha changes nothing here: loss.hycd_weight is 0" in said
+    assert "contrastive: loss.contrastive_scale" not in said
 
 
 def test_recipes_that_are_refused():

@@ -272,6 +272,58 @@ def override(config: Settings, **changes: Any) -> Settings:
         raise ConfigError(explain(error)) from error
 
 
+def unused_settings(config: RefineConfig) -> dict[str, str]:
+    """Settings that differ from their default and change nothing in this run, each with why.
+
+    >>> unused_settings(RefineConfig(train=TrainConfig(blocks=3)))
+    {'train.blocks': 'train.parameters is all'}
+    """
+    loss, train, data, prior = config.loss, config.train, config.data, config.prior
+    softmax_only = "loss.contrastive_weight is 0"
+    hycd = "" if loss.hycd_weight else "loss.hycd_weight is 0"
+    teacher = "" if loss.logit_distillation_weight else hycd
+    rafa = "" if loss.rafa_weight else "loss.rafa_weight is 0"
+    contrastive = "" if loss.contrastive_weight else softmax_only
+    scales = "" if loss.m2_mix_weight else contrastive
+    has_scale = prior.kind in ("standard_normal", "uniform")
+    learns_scale = (loss.contrastive_weight or loss.m2_mix_weight) and not loss.contrastive_scale
+    of_parameters = f"train.parameters is {train.parameters}"
+    lora = "" if train.parameters == "lora" else of_parameters
+    canonical = loss.feature_scale == "canonical"
+    why = {
+        "loss.alpha": hycd,
+        "loss.temperature": teacher,
+        "loss.normalize": teacher,
+        "loss.rafa_reduction": rafa,
+        "loss.rafa_decay": rafa,
+        "loss.references": rafa,
+        "loss.contrastive_form": contrastive,
+        "loss.contrastive_normalize": contrastive,
+        "loss.contrastive_scale": scales,
+        "loss.anchor_shift": "" if loss.anchor_weight else "loss.anchor_weight is 0",
+        "prior.kind": rafa,
+        "prior.scale": rafa or ("" if has_scale else f"prior.kind is {prior.kind}"),
+        "train.epochs": f"train.steps is {train.steps}" if train.steps else "",
+        "train.blocks": "" if train.parameters == "last-blocks" else of_parameters,
+        "train.lora_rank": lora,
+        "train.lora_alpha": lora,
+        "train.logit_scale": "" if learns_scale else "no loss here looks at it",
+        "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
+        "data.val_fraction": "data.val is given" if data.val else "",
+        "data.max_bad": "" if data.skip_bad else "data.skip_bad is off",
+        "data.cache_folder": "" if data.cache_images else "data.cache_images is off",
+    }
+    if canonical and loss.temperature is None:  # as it is written when canonical was chosen
+        why["loss.temperature"] = why["loss.normalize"] = ""
+    unused = {}
+    for name, reason in why.items():
+        group, _, setting = name.partition(".")
+        default = type(getattr(config, group)).model_fields[setting].get_default()
+        if reason and getattr(getattr(config, group), setting) != default:
+            unused[name] = reason
+    return unused
+
+
 def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
     """`config` with another recipe: all of `loss` is the recipe's, the other groups stay.
 

@@ -263,7 +263,18 @@ class LossConfig(SettingsGroup):
     """RaFA: one reference for both sides of a pair (the method), or one each (its ablation)."""
     feature_scale: Literal["auto", "as-is", "canonical"] = "auto"
     """as-is: raw features as the model gives them (the paper). canonical: trained at the paper's
-    norms, HyCD on unit features. auto: canonical where norms are far from the paper's."""
+    norms, HyCD on unit features at the model's own logit scale. auto: canonical where norms are far
+    from the paper's, unless `temperature` or `normalize` say otherwise."""
+
+    @model_validator(mode="after")
+    def _canonical_temperature(self) -> "LossConfig":
+        if self.feature_scale == "canonical" and self.temperature not in (None, 1.0):
+            raise ValueError(
+                f"temperature {self.temperature:g} does not go with feature_scale canonical, where "
+                "HyCD compares unit features at the model's own logit scale; leave it out, or set "
+                "feature_scale as-is and normalize"
+            )
+        return self
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> "LossConfig":

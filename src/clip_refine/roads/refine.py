@@ -12,7 +12,15 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from clip_refine import build
-from clip_refine.config import DataConfig, RefineConfig, TrainConfig, dump_config, override
+from clip_refine.config import (
+    DataConfig,
+    LossConfig,
+    RefineConfig,
+    TrainConfig,
+    dump_config,
+    override,
+)
+from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, Stream, Subset
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.errors import ModelError
@@ -31,7 +39,7 @@ from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores
 from clip_refine.roads.interpolate import interpolate_student, set_aside
 from clip_refine.saving import refinement, save_model, write_card
-from clip_refine.support.console import Clock, console
+from clip_refine.support.console import Clock, console, remark
 from clip_refine.support.environment import write_environment
 from clip_refine.support.folder import check_free, complete_folder
 from clip_refine.train import StepLog, TowerPrecision, measure_precision
@@ -71,6 +79,8 @@ def refine(
     clock = Clock()
     check_free(config.out, overwrite=config.overwrite)
     check_tracker(config.log)
+    for name, why in unused_settings(config).items():
+        remark(f"{name} changes nothing here: {why}.", style="yellow")
     accelerator = build.build_accelerator(config.train.device)
 
     with clock("load"):
@@ -232,8 +242,9 @@ def scale_features(
         logit_scale=float(student.logit_scale.detach()),
     )
     compares_raw = bool(loss.rafa_weight or loss.hycd_weight) and not loss.normalize
+    chosen = loss.temperature != LossConfig.model_fields["temperature"].get_default()
     if loss.feature_scale == "as-is" or (
-        loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw)
+        loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw or chosen)
     ):
         return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
     pixels, tokens = _sample(student, pairs, 2)

@@ -8,10 +8,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from clip_refine.config import RefineConfig, override, with_recipe
+from clip_refine.config import LossConfig, RefineConfig, override, with_recipe
+from clip_refine.config.runs import recipe_settings, unused_settings
 from clip_refine.errors import ConfigError
+from clip_refine.support.console import remark
 
 SWEPT_GROUPS = ("train", "loss", "prior")
+ONE_FOR_ALL = ("precision", "device", "workers")  # of `train`: all runs share them
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def list_variants(
     parsed = [parse_sweep(text) for text in sweeps]
     variants = []
     for recipe in recipes:
-        plain = Variant(recipe, recipe, with_recipe(base, recipe))
+        plain = Variant(recipe, recipe, of_recipe(base, recipe))
         swept = [_with_value(plain, s, *value) for s in parsed for value in s.values]
         variants += swept if parsed else [plain]
     names = [variant.name for variant in variants]
@@ -59,6 +62,22 @@ def list_variants(
     if twice:
         raise ConfigError(f"{twice} would be trained twice. Name each recipe and value once.")
     return variants
+
+
+def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
+    """A recipe with its own settings of `loss`, else those given that differ from the defaults."""
+    config = with_recipe(base, recipe)
+    default = LossConfig().model_dump()
+    given = {name: at for name, at in base.loss.model_dump().items() if at != default[name]}
+    own = recipe_settings(recipe)
+    kept = {name: at for name, at in given.items() if name not in own}
+    stays = {name: own[name] for name, at in given.items() if name in own and own[name] != at}
+    for name, value in stays.items():
+        remark(f"{recipe}: loss.{name} stays {value}, as this recipe has it.", style="yellow")
+    config = override(config, loss=kept)
+    for name, why in unused_settings(config).items():
+        remark(f"{recipe}: {name} changes nothing here: {why}.", style="yellow")
+    return config
 
 
 def parse_sweep(text: str) -> Sweep:
@@ -113,6 +132,11 @@ def _check_setting(text: str, group: str, setting: str) -> None:
             f"sweep {text!r}: settings of {', '.join(SWEPT_GROUPS)} and data.fraction can be "
             f"swept, got {group}.{setting}."
         )
+    if group == "train" and setting in ONE_FOR_ALL:
+        raise ConfigError(
+            f"sweep {text!r}: all runs of a comparison share one train.{setting}. Compare two "
+            f"calls with --train.{setting}, each with its own --out."
+        )
     if setting not in known:
         near = difflib.get_close_matches(setting, known, n=1)
         hint = f"Did you mean {group}.{near[0]}?" if near else f"There are {', '.join(known)}."
@@ -129,6 +153,12 @@ def _with_value(plain: Variant, sweep: Sweep, written: str, value: Any) -> Varia
         config = override(plain.config, **{sweep.group: {sweep.setting: value}})
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+    why = unused_settings(config).get(f"{sweep.group}.{sweep.setting}")
+    if why:
+        raise ConfigError(
+            f"{name}: {sweep.group}.{sweep.setting} changes nothing in this recipe ({why}), so "
+            "that its rows would all be the same. Sweep it with another recipe."
+        )
     swept_rate = (sweep.group, sweep.setting) == ("train", "learning_rate")
     fixed_rate = config.train.learning_rate if swept_rate else None
     return Variant(name, plain.recipe, config, fixed_rate=fixed_rate)

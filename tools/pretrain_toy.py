@@ -142,8 +142,8 @@ def train(model: CLIP, images: Tensor, tokens: Tensor, config: PretrainConfig) -
         rows = next(batches)
         image_unit = normalize(model.encode_image(pixels_of(images[rows])))
         text_unit = normalize(model.encode_text(tokens[rows]))
-        # Scaled before the product and not after it, which would round differently: the packaged
-        # weights were made so, and this script gives them bit by bit.
+        # scaled before the product, as when the packaged weights were made; `logit_scale` would
+        # scale after it, which rounds otherwise
         loss = contrastive_loss(
             LOGIT_SCALE * image_unit, text_unit, logit_scale=1.0, normalize=False
         )

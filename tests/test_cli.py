@@ -1,6 +1,7 @@
 """The command line: help at once, one message for each mistake, settings from file and flags."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from clip_refine.cli import HELP, VERBS, main
+from tests.report.test_comparison_page import COMPARISON, line
 
 
 def test_help_teaches_every_verb(capsys: pytest.CaptureFixture[str]):
@@ -42,11 +44,88 @@ def test_settings_come_from_defaults_then_file_then_flags(
     assert (settings["train"]["batch_size"], settings["train"]["learning_rate"]) == (64, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["refine", "--config"], "clip-refine refine: --config needs a value after it."),
+        (["refine", "--recipe"], "clip-refine refine: --recipe needs a value after it."),
+        (["refine", "--json=1"], "clip-refine refine: --json takes no value."),
+        (["evaluate", "--recipe", "hycd"], "Unrecognized options: --recipe"),
+    ],
+)
+def test_flags_that_are_read_first(
+    arguments: list[str], fault: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_lists_take_commas_or_spaces(capsys: pytest.CaptureFixture[str]):
+    for words in (["--recipes", "a,b", "c"], ["--recipes=a,b,c"], ["--recipes", "a", "b", "c"]):
+        main(["compare", *words, "--seeds", "2", "--print-config"])
+        assert yaml.safe_load(capsys.readouterr().out)["recipes"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["refine", "--help"], "")]
+)
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], unbuffered: str):
+    read, write = os.pipe()
+    os.close(read)
+    told = subprocess.run(
+        [sys.executable, "-m", "clip_refine", *arguments],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        text=True,
+    )
+    os.close(write)
+    assert (told.returncode, told.stderr) == (1, "")
+
+
+def test_another_broken_pipe_is_seen(monkeypatch: pytest.MonkeyPatch):
+    def break_off(arguments: list[str]) -> None:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setitem(VERBS, "demo", break_off)
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["demo"])
+
+
+def test_ctrl_c_ends_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    for verb, left in (("demo", "nothing was written"), ("compare", "finished runs are kept")):
+        monkeypatch.setitem(VERBS, verb, interrupt)
+        with pytest.raises(SystemExit) as stop:
+            main([verb])
+        assert stop.value.code == 130
+        assert capsys.readouterr().err == f"\nclip-refine {verb}: stopped; {left}.\n"
+
+
+def test_names_of_a_comparison_are_no_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    swept = COMPARISON.model_copy(
+        update={"summary": (*COMPARISON.summary[:2], line("hycd[loss.alpha=0]", 0.7, 0.35))}
+    )
+    monkeypatch.setattr("clip_refine.roads.compare.compare", lambda config: swept)
+    main(["compare"])
+    shown = capsys.readouterr().out
+    assert "hycd[loss.alpha=0] finds most" in shown
+    assert "Report: runs/" in shown
+
+
 def test_demo_runs_the_toy_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from clip_refine import cli
 
     seen = []
-    monkeypatch.setattr(cli, "_refine", seen.append)
+    monkeypatch.setattr(cli, "refine", seen.append)
     main(["demo", "--out", str(tmp_path / "x"), "--seed", "4"])
     assert (seen[0].model.name, seen[0].data.train, seen[0].seed) == ("toy", "toy", 4)
 

@@ -1,4 +1,4 @@
-"""Draw `docs/before_after.svg` from a demo run: `python docs/draw_before_after.py runs/demo`.
+"""Draw `docs/before_after.svg` from a demo run: `python tools/draw_before_after.py runs/demo`.
 
 Held-out images and captions of the toy world in the plane of the first two principal components of
 both models' unit features together, so that the two panels share their axes.
@@ -16,6 +16,7 @@ from clip_refine.evaluation.embed import Embedder, embed_pairs
 from clip_refine.models import load_open_clip
 from clip_refine.results import read_run_scores
 
+DOCS = Path(__file__).parents[1] / "docs"
 SIDE, MARGIN, SHOWN = 340, 20, 400
 IMAGE_COLOUR, TEXT_COLOUR = "#2b6cb0", "#dd6b20"
 
@@ -71,7 +72,7 @@ def main(run: Path) -> None:
         "<title>Image and caption features of the toy world before and after refinement</title>"
         f'{style}<rect width="{width}" height="{height}" fill="#fafafa"/>{panels}{legend}</svg>'
     )
-    (Path(__file__).parent / "before_after.svg").write_text(drawing, encoding="utf-8")
+    (DOCS / "before_after.svg").write_text(drawing, encoding="utf-8")
 
 
 if __name__ == "__main__":

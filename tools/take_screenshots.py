@@ -1,6 +1,6 @@
 """Take `docs/report.png` and `docs/report_phone.png` from a demo run: needs chromium.
 
-`clip-refine demo && python docs/take_screenshots.py runs/demo`
+`clip-refine demo && python tools/take_screenshots.py runs/demo`
 """
 
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-HERE = Path(__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def open_tab(page: Page, report: Path, tab: str) -> None:
@@ -36,7 +36,7 @@ def hover_pair(page: Page, index: int) -> None:
 
 
 def save(page: Page, name: str) -> None:
-    path = HERE / name
+    path = DOCS / name
     page.screenshot(path=path)
     Image.open(path).convert("RGB").save(path, optimize=True)
 

@@ -1,285 +1,220 @@
-"""The command line: each verb's flags, help and what it calls. Needs no torch for --help."""
+"""The command line: verb → road.
 
+Every verb imports its road when it is called and not before, so that help needs no torch, which
+takes seconds to import. A verb is a function whose flags tyro reads off its signature or settings.
+Tyro could choose the verb as well (`SubcommandApp`), but then it makes the parsers of all verbs for
+each call, gives `--config` no say in the other flags' defaults, and asks no "Did you mean".
+"""
+
+import argparse
 import difflib
 import inspect
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
 
 from clip_refine.errors import ClipRefineError, ConfigError
 from clip_refine.support.console import printable
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.config.runs import CompareConfig
 
+OVERWRITE = arg(help="Replace `out` where it exists.")
+MODEL_OUT = arg(help="Folder for the model.")
+MODEL_HELP = "Run or model folder, or a model's name."
 
 # --------------------------------------------------------------------------------------------------
-# A verb's settings from defaults, a YAML file and flags.
+# Verbs whose settings may come from a file: `refine`, `compare`, `evaluate`; and `demo`, which is
+# `refine` with settings of its own.
 
 
-Config = TypeVar("Config", "RefineConfig", "EvaluateConfig", "CompareConfig")
-
-
-def configure(
-    kind: type[Config], verb: Callable[[list[str]], None], arguments: list[str]
-) -> Config | None:
-    """The settings of a verb: defaults, then --config, then flags; None after --print-config."""
-    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
-    import tyro
-
-    from clip_refine.config import RefineConfig, dump_config, load_config, with_recipe
-
-    arguments, file = take_option(arguments, "--config")
-    recipe = take_option(arguments, "--recipe")[1]
-    arguments, print_only = take_flag(arguments, "--print-config")
-    default = load_config(kind, Path(file)) if file else kind()
-    if recipe and isinstance(default, RefineConfig):
-        default = with_recipe(default, recipe)
-    config = tyro.cli(
-        kind,
-        prog=f"clip-refine {verb.__name__.removesuffix('_verb')}",
-        description=f"{inspect.getdoc(verb)}\n\nAlso: --config FILE.yaml for settings from "
-        "a file (flags win), --print-config to show all settings and stop.",
-        args=arguments,
-        default=default,
-    )
-    if print_only:
-        print(dump_config(config), end="")
-        return None
-    return config
-
-
-def split_lists(arguments: list[str], lists: Sequence[str]) -> list[str]:
-    """Write `--recipes a,b` and `--recipes=a,b` as `--recipes a b`."""
-    split: list[str] = []
-    in_list = False
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        if argument.startswith("--"):
-            in_list = flag.replace("_", "-") in lists
-            split += [flag, *value.split(",")] if in_list and equals else [argument]
-        else:
-            split += argument.split(",") if in_list else [argument]
-    return split
-
-
-def take_flag(arguments: list[str], flag: str) -> tuple[list[str], bool]:
-    """Split a flag without a value off."""
-    return [argument for argument in arguments if argument != flag], flag in arguments
-
-
-def take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
-    """Split `option VALUE` off, because it decides about the other flags' defaults."""
-    for position, argument in enumerate(arguments):
-        if argument.startswith(f"{option}="):
-            rest = arguments[:position] + arguments[position + 1 :]
-            return rest, argument.removeprefix(f"{option}=")
-        if argument == option:
-            if position + 1 == len(arguments):
-                raise ConfigError(f"{option} needs a value after it.")
-            rest = arguments[:position] + arguments[position + 2 :]
-            return rest, arguments[position + 1]
-    return arguments, None
-
-
-# --------------------------------------------------------------------------------------------------
-# The verbs `refine` and `demo`: one road, other settings.
-
-
-def refine_verb(arguments: list[str]) -> None:
+def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     """Refine a model on captioned images, measure it before and after, save it.
 
     --json prints scores.json to standard output instead of tables.
     """
-    from clip_refine.config import RefineConfig
-
-    arguments, as_json = take_flag(arguments, "--json")
-    config = configure(RefineConfig, refine_verb, arguments)
-    if config is not None:
-        _refine(config, as_json=as_json)
-
-
-def demo_verb(arguments: list[str]) -> None:
-    """Refine a small model of a drawn world on 6,000 drawn images, offline."""
-    import tyro
-
-    from clip_refine.config import demo_config
-
-    def demo(
-        out: Annotated[Path, tyro.conf.arg(help="Folder for the results.")] = Path("runs/demo"),
-        seed: Annotated[int, tyro.conf.arg(help="Of the order and the references.")] = 0,
-        overwrite: Annotated[bool, tyro.conf.arg(help="Replace `out` where it exists.")] = False,
-    ) -> None:
-        """Refine a small model of a drawn world on 6,000 drawn images, offline.
-
-        The same as `clip-refine refine` with the settings in the `config.yaml` that it writes.
-        """
-        _refine(demo_config(out=out, seed=seed, overwrite=overwrite))
-
-    tyro.cli(demo, prog="clip-refine demo", args=arguments)
-
-
-def _refine(config: "RefineConfig", *, as_json: bool = False) -> None:
-    from rich.console import Console
-
     from clip_refine.models.checkpoints import how_to_load
     from clip_refine.report.tables import before_after_table, verdict
-    from clip_refine.roads.refine import refine
+    from clip_refine.roads import refine as road
 
-    scores = refine(config)
-    if int(os.environ.get("RANK", "0")):
-        return
-    if as_json:
-        print(scores.model_dump_json(indent=2))
-        return
-    terminal = Console()
-    terminal.print(before_after_table(scores))
-    terminal.print(verdict(scores))
-    terminal.print(
-        f"{scores.seconds['total']:.0f} s. {_report_line(config)}Scores: {config.out}/scores.json. "
-        f"Model: {config.out}/model{how_to_load(config.out / 'model')}",
-        markup=False,
-        soft_wrap=True,
-    )
+    scores = road.refine(config)
+    if _wants_tables(scores, as_json):
+        _show(before_after_table(scores), verdict(scores))
+        report = f"Report: {config.out}/report.html. " if config.report else ""
+        print(
+            f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
+            f"Model: {config.out}/model{how_to_load(config.out / 'model')}"
+        )
 
 
-def _report_line(config: "RefineConfig") -> str:
-    return f"Report: {config.out}/report.html. " if config.report else ""
+def demo(
+    out: Annotated[Path, arg(help="Folder for the results.")] = Path("runs/demo"),
+    seed: Annotated[int, arg(help="Of the order and the references.")] = 0,
+    overwrite: Annotated[bool, OVERWRITE] = False,
+) -> None:
+    """Refine a small model of a drawn world on 6,000 drawn images, offline.
+
+    The same as `clip-refine refine` with the settings in the `config.yaml` that it writes.
+    """
+    from clip_refine.config import demo_config
+
+    refine(demo_config(out=out, seed=seed, overwrite=overwrite))
 
 
-# --------------------------------------------------------------------------------------------------
-# The verb `compare`.
-
-
-LISTS = ("--recipes", "--peers", "--combine", "--learning-rates")
-"""Flags of compare whose values may stand in one word, as in a,b,c."""
-
-
-def compare_verb(arguments: list[str]) -> None:
+def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
     """Train several recipes alike, with several seeds, and score them beside training-free peers.
 
     Writes report.html, comparison.json, comparison.csv and comparison.md to --out. Lists take
     commas or spaces: --recipes a,b,c or --recipes a b c. --json prints comparison.json to standard
     output instead of tables.
     """
-    from clip_refine.config.runs import CompareConfig
-
-    arguments, as_json = take_flag(arguments, "--json")
-    config = configure(CompareConfig, compare_verb, split_lists(arguments, LISTS))
-    if config is None:
-        return
-    from rich.console import Console
+    from rich.markup import escape
 
     from clip_refine.report.comparison_page import comparison_verdict
     from clip_refine.report.tables import comparison_tables
-    from clip_refine.roads.compare import compare
+    from clip_refine.roads import compare as road
 
-    comparison = compare(config)
-    if as_json:
-        print(comparison.model_dump_json(indent=2))
-        return
-    terminal = Console()
-    terminal.print(*comparison_tables(comparison))
-    terminal.print(comparison_verdict(comparison))
-    report = f"Report: {config.out}/report.html. " if config.report else ""
-    line = f"{report}Also {config.out}/comparison.json, .csv and .md"
-    terminal.print(line, markup=False, soft_wrap=True)
+    comparison = road.compare(config)
+    if _wants_tables(comparison, as_json):
+        # names such as hycd[loss.alpha=0] would be taken for markup
+        _show(*comparison_tables(comparison), escape(comparison_verdict(comparison)))
+        report = f"Report: {config.out}/report.html. " if config.report else ""
+        print(f"{report}Also {config.out}/comparison.json, .csv and .md")
 
 
-# --------------------------------------------------------------------------------------------------
-# The verb `evaluate`.
-
-
-def evaluate_verb(arguments: list[str]) -> None:
+def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
     """Measure a model as it stands, or several on a suite of tasks.
 
     To the terminal, and with --out to a JSON file. --json prints the numbers as JSON instead of
     tables. Suites: docs/evaluation.md.
     """
-    from clip_refine.config import EvaluateConfig
+    from clip_refine.report.tables import scores_table, suite_tables
 
-    arguments, as_json = take_flag(arguments, "--json")
-    config = configure(EvaluateConfig, evaluate_verb, split_lists(arguments, ("--models",)))
-    if config is None:
-        return
-    if config.suite is not None:
-        _evaluate_suite(config, as_json)
-        return
-    from rich.console import Console
+    if config.suite is None:
+        from clip_refine.roads import evaluate as road
 
-    from clip_refine.report.tables import scores_table
-    from clip_refine.roads.evaluate import evaluate
-
-    scores = evaluate(config)
-    if int(os.environ.get("RANK", "0")):
-        return
-    if as_json:
-        print(scores.model_dump_json(indent=2))
+        scores = road.evaluate(config)
+        if not _wants_tables(scores, as_json):
+            return
+        _show(scores_table(scores))
     else:
-        Console().print(scores_table(scores))
-        _say_written(config)
+        from clip_refine.roads.suites import evaluate_suite
 
-
-def _evaluate_suite(config: "EvaluateConfig", as_json: bool) -> None:
-    from rich.console import Console
-
-    from clip_refine.report.tables import suite_tables
-    from clip_refine.roads.suites import evaluate_suite
-
-    scores = evaluate_suite(config)
-    if scores is None:
-        return
-    if as_json:
-        print(scores.model_dump_json(indent=2))
-    else:
-        Console().print(*suite_tables(scores), sep="\n")
-        _say_written(config)
-
-
-def _say_written(config: "EvaluateConfig") -> None:
+        scores = evaluate_suite(config)
+        if scores is None or not _wants_tables(scores, as_json):
+            return
+        _show(*suite_tables(scores))
     written = {"Scores": config.out, "Features": config.save_features}
-    lines = [f"{what}: {path}." for what, path in written.items() if path]
-    if lines:
-        print(*lines)
+    if any(written.values()):
+        print(*(f"{what}: {path}." for what, path in written.items() if path))
+
+
+def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
+    """Whether tables are to follow: not after JSON, which this prints, nor in a second process."""
+    if int(os.environ.get("RANK", "0")):
+        return False
+    if as_json:
+        print(scores.model_dump_json(indent=2))
+    return not as_json
+
+
+def _show(*shown: Any) -> None:
+    from rich.console import Console
+
+    Console().print(*shown, sep="\n")
+
+
+LISTS = ("--recipes", "--peers", "--combine", "--learning-rates", "--models")
+"""Flags whose values may stand in one word, as in a,b,c."""
+
+
+def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
+    """Call a verb with defaults, then --config, then flags; after --print-config do not call it."""
+    from clip_refine.config import (
+        EvaluateConfig,
+        RefineConfig,
+        dump_config,
+        load_config,
+        with_recipe,
+    )
+    from clip_refine.config.runs import CompareConfig
+
+    kinds = {"refine": RefineConfig, "compare": CompareConfig, "evaluate": EvaluateConfig}
+    kind = kinds[verb.__name__]
+    # These decide about the other flags' defaults or are no settings, so they are read first.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--print-config", action="store_true")
+    first.add_argument("--json", action="store_true")
+    if kind is RefineConfig:
+        first.add_argument("--recipe")
+    try:
+        chosen, arguments = first.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        fault = "needs a value after it" if "expected" in error.message else "takes no value"
+        raise ConfigError(f"{error.argument_name} {fault}.") from None
+    default = load_config(kind, chosen.config) if chosen.config else kind()
+    if isinstance(default, RefineConfig) and chosen.recipe:
+        default = with_recipe(default, chosen.recipe)
+    config = tyro.cli(
+        kind,
+        prog=f"clip-refine {verb.__name__}",
+        description=f"{inspect.getdoc(verb)}\n\nAlso: --config FILE.yaml for settings from "
+        "a file (flags win), --print-config to show all settings and stop.",
+        args=split_lists(arguments),
+        default=default,
+    )
+    if chosen.print_config:
+        print(dump_config(config), end="")
+    else:
+        verb(config, as_json=chosen.json)
+
+
+def split_lists(arguments: list[str]) -> list[str]:
+    """Write `--recipes a,b` and `--recipes=a,b` as `--recipes a b`."""
+    split: list[str] = []
+    in_list = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            in_list = flag.replace("_", "-") in LISTS
+            split += [flag, *value.split(",")] if in_list and equals else [argument]
+        else:
+            split += argument.split(",") if in_list else [argument]
+    return split
 
 
 # --------------------------------------------------------------------------------------------------
-# The verb `data`, which has one verb of its own.
+# Verbs that have verbs of their own: `data check`, `posthoc fit`, `posthoc apply`. Their functions
+# stand inside, since the settings in their signatures take longer to import than all help else.
 
 
-SOURCE_HELP = "What `refine` takes as --data.train."
-NEAR_HELP = "Near duplicates: bits of 64 in which their perceptual hashes may differ, 0 to 16."
-
-
-def data_verb(arguments: list[str]) -> None:
+def data(arguments: list[str]) -> None:
     """Look a source of captioned images over: `clip-refine data check SOURCE`."""
-    action, *rest = arguments or ["--help"]
-    if action in ("-h", "--help"):
-        _check(["--help"])
-    elif action == "check":
-        _check(rest)
-    else:
-        raise ConfigError(f"data {action!r}: there is no such action. There is check.")
-
-
-def _check(arguments: list[str]) -> None:
-    import tyro
     from pydantic import ValidationError
-    from tyro.conf import Positional, arg
 
     from clip_refine.config import DataConfig, ModelConfig, explain
 
+    near_help = "Near duplicates: bits of 64 in which their perceptual hashes may differ, 0 to 16."
+
     def check(
-        source: Annotated[Positional[str], arg(help=SOURCE_HELP)],
+        source: Annotated[Positional[str], arg(help="What `refine` takes as --data.train.")],
         data: DataConfig = DataConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
         out: Annotated[Path | None, arg(help="JSON file for everything found.")] = None,
         sheet: Annotated[Path | None, arg(help="PNG file for ten pairs, to look at.")] = None,
         seed: Annotated[int, arg(help="Which ten.")] = 0,
-        near: Annotated[int, arg(help=NEAR_HELP)] = 4,
+        near: Annotated[int, arg(help=near_help)] = 4,
         workers: Annotated[int | None, arg(help="Processes; else one a core, up to 8.")] = None,
         overwrite: Annotated[bool, arg(help="Replace `out` and `sheet`.")] = False,
     ) -> None:
@@ -308,153 +243,37 @@ def _check(arguments: list[str]) -> None:
             if path is not None and path.exists():
                 print(path)
 
+    action, *rest = arguments or ["--help"]
+    if action in ("-h", "--help"):
+        rest = ["--help"]
+    elif action != "check":
+        raise ConfigError(f"data {action!r}: there is no such action. There is check.")
     try:
-        tyro.cli(check, prog="clip-refine data check", args=arguments)
+        tyro.cli(check, prog="clip-refine data check", args=rest)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
 
 
-# --------------------------------------------------------------------------------------------------
-# The verb `explore`.
-
-
-def explore_verb(arguments: list[str]) -> None:
-    """Search your own images with the base model and the refined one side by side."""
-    import tyro
-    from tyro.conf import Positional, arg
-
-    images_help = "A folder of images, or captioned images as for refine --data.train. Without it: "
-    images_help += "the run's held-out images."
-
-    def run(
-        run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
-        images: Annotated[str | None, arg(help=images_help)] = None,
-        limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
-        device: Annotated[str, arg(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-        port: Annotated[int | None, arg(help="Of localhost; the first free one from 7860.")] = None,
-        browser: Annotated[bool, arg(help="Open the page in a browser.")] = True,
-    ) -> None:
-        """Search your own images with the base model and the refined one side by side.
-
-        Serves a page on this machine only; Ctrl-C stops it. Needs the extra [app].
-        """
-        from clip_refine.roads.explore import launch, open_explorer
-
-        explorer = open_explorer(run, images, limit=limit, device=device)
-        launch(explorer, port=port, browser=browser)
-
-    tyro.cli(run, prog="clip-refine explore", args=arguments)
-
-
-# --------------------------------------------------------------------------------------------------
-# The verb `export`.
-
-
-def export_verb(arguments: list[str]) -> None:
-    """Write a model in another library's format, checked by loading it back."""
-    import tyro
-    from tyro.conf import Positional, arg
-
-    def run(
-        source: Annotated[
-            Positional[str], arg(metavar="RUN", help="Run or model folder, or a model's name.")
-        ],
-        to: Annotated[
-            Literal["open_clip", "transformers", "sentence-transformers", "onnx"],
-            arg(help="The library that is to load it."),
-        ],
-        out: Annotated[Path, arg(help="Folder for the model.")],
-        overwrite: Annotated[bool, arg(help="Replace `out` where it exists.")] = False,
-    ) -> None:
-        """Write a model in another library's format, checked by loading it back.
-
-        The features of 16 images and captions must be the same as before, up to 1e-5 of their norm
-        (1e-4 for ONNX); else nothing is written.
-        """
-        from clip_refine.roads.export import export
-
-        check = export(source, to=to, out=out, overwrite=overwrite)
-        print(f"{source} for {to}: {out}. Loaded back, {check}.")
-        if min(check.image_cosine, check.text_cosine) < 0.999:
-            print(
-                f"Left to itself, {to} resizes images and cleans captions a little differently: "
-                f"the lowest cosine is {check.image_cosine:.4f} (images) and "
-                f"{check.text_cosine:.4f} (texts). See docs/models.md."
-            )
-
-    tyro.cli(run, prog="clip-refine export", args=arguments)
-
-
-# --------------------------------------------------------------------------------------------------
-# The verb `interpolate`.
-
-
-def interpolate_verb(arguments: list[str]) -> None:
-    """Write a model on the line between two, often the best of both."""
-    import tyro
-    from tyro.conf import Positional, arg
-
-    def run(
-        base: Annotated[Positional[str], arg(help="Run or model folder, or a model's name.")],
-        refined: Annotated[Positional[str], arg(help="The same, of the same architecture.")],
-        out: Annotated[Path, arg(help="Folder for the model.")],
-        weight: Annotated[float, arg(help="0 gives the first model, 1 the second.")] = 0.5,
-        overwrite: Annotated[bool, arg(help="Replace `out` where it exists.")] = False,
-    ) -> None:
-        """Write a model on the line between two, often the best of both."""
-        from clip_refine.roads.interpolate import interpolate
-
-        interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
-        print(f"{weight:g} of the way from {base} to {refined}: {out}")
-
-    tyro.cli(run, prog="clip-refine interpolate", args=arguments)
-
-
-# --------------------------------------------------------------------------------------------------
-# The verb `posthoc`, which has two verbs of its own.
-
-
-FEATURES_HELP = ".safetensors or .npz with image_features, text_features, maybe text_to_image."
-FIT_FEATURES_HELP = f"{FEATURES_HELP} Of other pairs than those you evaluate on."
-PEER_HELP = (
-    "mean-centring, distribution-normalisation, nnn or modality-shift, "
-    "or several in order as in mean-centring+nnn."
-)
-
-
-def posthoc_verb(arguments: list[str]) -> None:
+def posthoc(arguments: list[str]) -> None:
     """Fit a training-free feature transform on a file of features, or apply one."""
-    import tyro
     from pydantic import ValidationError
 
-    from clip_refine.config import explain
+    from clip_refine.config import PosthocConfig, explain
 
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            _posthoc_actions(),
-            prog="clip-refine posthoc",
-            description=f"{posthoc_verb.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
-            "peers, and their settings with the defaults.",
-            args=arguments,
-        )
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
-
-
-def _posthoc_actions() -> dict[str, Callable[..., None]]:
-    from tyro.conf import Positional, arg
-
-    from clip_refine.config import PosthocConfig
-
+    peer_help = (
+        "mean-centring, distribution-normalisation, nnn or modality-shift, "
+        "or several in order as in mean-centring+nnn."
+    )
+    features_help = ".safetensors or .npz with image_features, text_features, maybe text_to_image."
+    fit_help = f"{features_help} Of other pairs than those you evaluate on."
     defaults = PosthocConfig()
-    overwriting = arg(help="Replace `out` where it exists.")
 
     def fit(
-        peer: Annotated[Positional[str], arg(help=PEER_HELP)],
-        features: Annotated[Positional[Path], arg(help=FIT_FEATURES_HELP)],
+        peer: Annotated[Positional[str], arg(help=peer_help)],
+        features: Annotated[Positional[Path], arg(help=fit_help)],
         out: Annotated[Path, arg(help="Folder for the fitted peer.")],
         config: Annotated[PosthocConfig, arg(name="")] = defaults,
-        overwrite: Annotated[bool, overwriting] = False,
+        overwrite: Annotated[bool, OVERWRITE] = False,
     ) -> None:
         """Fit a training-free peer on features of held-out training pairs."""
         from clip_refine.roads.vectors import fit_file
@@ -465,9 +284,9 @@ def _posthoc_actions() -> dict[str, Callable[..., None]]:
 
     def apply(
         peer: Annotated[Positional[Path], arg(help="Folder that fit wrote.")],
-        features: Annotated[Positional[Path], arg(help=FEATURES_HELP)],
+        features: Annotated[Positional[Path], arg(help=features_help)],
         out: Annotated[Path, arg(help="File for the result: NAME.safetensors.")],
-        overwrite: Annotated[bool, overwriting] = False,
+        overwrite: Annotated[bool, OVERWRITE] = False,
     ) -> None:
         """Transform features by a fitted peer; they are then compared by their dot product."""
         from clip_refine.roads.vectors import apply_file
@@ -475,42 +294,113 @@ def _posthoc_actions() -> dict[str, Callable[..., None]]:
         applied = apply_file(peer, features, out, overwrite=overwrite)
         print(f"{applied.name}, applied to {features}: {out}")
 
-    return {"fit": fit, "apply": apply}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"fit": fit, "apply": apply},
+            prog="clip-refine posthoc",
+            description=f"{posthoc.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
+            "peers, and their settings with the defaults.",
+            args=arguments,
+        )
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
 
 
 # --------------------------------------------------------------------------------------------------
-# The verb `report`.
+# The other verbs.
 
 
-def report_verb(arguments: list[str]) -> None:
-    """Make report.html again from the folders of refinements and comparisons."""
-    import tyro
-    from tyro.conf import Positional, arg
+def report(
+    runs: Annotated[
+        Positional[tuple[Path, ...]], arg(help="Folders that refine or compare wrote.")
+    ],
+) -> None:
+    """Make report.html again from the folders of refinements and comparisons.
 
-    def run(
-        runs: Annotated[
-            Positional[tuple[Path, ...]], arg(help="Folders that refine or compare wrote.")
-        ],
-    ) -> None:
-        """Make report.html again from the folders of refinements and comparisons.
+    By default those verbs have made it already.
+    """
+    from clip_refine.report.comparison_page import write_comparison_report
+    from clip_refine.report.run_page import write_run_report
 
-        By default those verbs have made it already.
-        """
-        from clip_refine.report.comparison_page import write_comparison_report
-        from clip_refine.report.run_page import write_run_report
+    if not runs:
+        raise ConfigError("which run? Give folders that refine or compare wrote.")
+    for folder in runs:
+        compared = (folder / "comparison.json").is_file()
+        if not compared and not (folder / "scores.json").is_file():
+            raise ConfigError(
+                f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
+                "that refine or compare wrote."
+            )
+        print(write_comparison_report(folder) if compared else write_run_report(folder))
 
-        if not runs:
-            raise ConfigError("which run? Give folders that refine or compare wrote.")
-        for folder in runs:
-            compared = (folder / "comparison.json").is_file()
-            if not compared and not (folder / "scores.json").is_file():
-                raise ConfigError(
-                    f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
-                    "that refine or compare wrote."
-                )
-            print(write_comparison_report(folder) if compared else write_run_report(folder))
 
-    tyro.cli(run, prog="clip-refine report", args=arguments)
+IMAGES_HELP = (
+    "A folder of images, or captioned images as for refine --data.train. Without it: "
+    "the run's held-out images."
+)
+
+
+def explore(
+    run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
+    images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
+    limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
+    device: Annotated[str, arg(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    port: Annotated[int | None, arg(help="Of localhost; the first free one from 7860.")] = None,
+    browser: Annotated[bool, arg(help="Open the page in a browser.")] = True,
+) -> None:
+    """Search your own images with the base model and the refined one side by side.
+
+    Serves a page on this machine only; Ctrl-C stops it. Needs the extra [app].
+    """
+    from clip_refine.roads import explore as road
+
+    explorer = road.open_explorer(run, images, limit=limit, device=device)
+    road.launch(explorer, port=port, browser=browser)
+
+
+def interpolate(
+    base: Annotated[Positional[str], arg(help=MODEL_HELP)],
+    refined: Annotated[Positional[str], arg(help="The same, of the same architecture.")],
+    out: Annotated[Path, MODEL_OUT],
+    weight: Annotated[float, arg(help="0 gives the first model, 1 the second.")] = 0.5,
+    overwrite: Annotated[bool, OVERWRITE] = False,
+) -> None:
+    """Write a model on the line between two, often the best of both."""
+    from clip_refine.roads import interpolate as road
+
+    road.interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
+    print(f"{weight:g} of the way from {base} to {refined}: {out}")
+
+
+def export(
+    source: Annotated[Positional[str], arg(metavar="RUN", help=MODEL_HELP)],
+    to: Annotated[
+        Literal["open_clip", "transformers", "sentence-transformers", "onnx"],
+        arg(help="The library that is to load it."),
+    ],
+    out: Annotated[Path, MODEL_OUT],
+    overwrite: Annotated[bool, OVERWRITE] = False,
+) -> None:
+    """Write a model in another library's format, checked by loading it back.
+
+    The features of 16 images and captions must be the same as before, up to 1e-5 of their norm
+    (1e-4 for ONNX); else nothing is written.
+    """
+    from clip_refine.roads import export as road
+
+    check = road.export(source, to=to, out=out, overwrite=overwrite)
+    print(f"{source} for {to}: {out}. Loaded back, {check}.")
+    if min(check.image_cosine, check.text_cosine) < 0.999:
+        print(
+            f"Left to itself, {to} resizes images and cleans captions a little differently: "
+            f"the lowest cosine is {check.image_cosine:.4f} (images) and "
+            f"{check.text_cosine:.4f} (texts). See docs/models.md."
+        )
+
+
+def with_flags(verb: Callable[..., None], arguments: list[str]) -> None:
+    """Call a verb with flags as its signature says."""
+    tyro.cli(verb, prog=f"clip-refine {verb.__name__}", args=arguments)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -571,22 +461,43 @@ YAML file, --config run.yaml, and --print-config shows them without running anyt
 """
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
-    "demo": demo_verb,
-    "refine": refine_verb,
-    "evaluate": evaluate_verb,
-    "compare": compare_verb,
-    "report": report_verb,
-    "explore": explore_verb,
-    "data": data_verb,
-    "interpolate": interpolate_verb,
-    "export": export_verb,
-    "posthoc": posthoc_verb,
+    "demo": partial(with_flags, demo),
+    "refine": partial(with_settings, refine),
+    "evaluate": partial(with_settings, evaluate),
+    "compare": partial(with_settings, compare),
+    "report": partial(with_flags, report),
+    "explore": partial(with_flags, explore),
+    "data": data,
+    "interpolate": partial(with_flags, interpolate),
+    "export": partial(with_flags, export),
+    "posthoc": posthoc,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; exit with status 2 and one clear message where something is wrong."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        try:
+            _run(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            sys.stdout.flush()  # here, since Python's own flush at the end would be too late
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # another pipe broke, a worker's perhaps
+        # What is left goes nowhere without complaint, and the status is as of rich's own output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe whose reader, such as `head`, has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run(arguments: list[str]) -> None:
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
@@ -597,7 +508,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     try:
-        _find(verb)(rest)
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+        VERBS[verb](rest)
     except ClipRefineError as error:
         print(printable(f"clip-refine {verb}: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
@@ -606,11 +521,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left = kept.get(verb, "nothing was written")
         print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _find(verb: str) -> Callable[[list[str]], None]:
-    if verb in VERBS:
-        return VERBS[verb]
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")

@@ -1,7 +1,11 @@
+import dataclasses
+import json
+
 import open_clip
 import pytest
 import torch
 from safetensors import safe_open
+from tools.pretrain_toy import PretrainConfig, images_of, model_config, pixels_of
 
 from clip_refine.data.toy import ToyClasses, ToyPairs, model_directory
 
@@ -19,9 +23,17 @@ def test_files_are_small_and_in_half_precision():
     assert sum(file.stat().st_size for file in model_directory().iterdir()) <= 12e6
     with safe_open(model_directory() / "open_clip_model.safetensors", "pt") as weights:
         kinds = {name: weights.get_tensor(name).dtype for name in weights.keys()}  # noqa: SIM118
-        assert "clip_refine.toy.pretrain" in weights.metadata()["made_by"]
+        metadata = weights.metadata()
+    # the file names the script as it was called then; its settings are still the script's own
+    assert metadata["made_by"] == "python -m clip_refine.toy.pretrain"
+    assert json.loads(metadata["config"]) == dataclasses.asdict(PretrainConfig())
     assert kinds.pop("logit_scale") == torch.float32
     assert set(kinds.values()) == {torch.float16}
+
+
+def test_architecture_is_what_the_script_makes():
+    saved = json.loads((model_directory() / "open_clip_config.json").read_text(encoding="utf-8"))
+    assert saved == model_config(PretrainConfig().embed_dim)
 
 
 def test_logit_scale_is_exactly_100(packaged):
@@ -59,8 +71,6 @@ def test_raw_norms_and_gap_are_those_of_a_real_clip(packaged):
 @torch.no_grad()
 def test_quick_pixels_are_those_of_the_models_own_preprocessing(packaged):
     """Pre-training turns whole arrays into pixels; it must be what users of the model get."""
-    from tools.pretrain_toy import images_of, pixels_of
-
     _, preprocess, _ = packaged
     pairs = ToyPairs("val", 5)
     expected = torch.stack([preprocess(pairs.load_image(index)) for index in range(5)])

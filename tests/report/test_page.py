@@ -8,8 +8,13 @@ import pytest
 
 from clip_refine.cli import main
 from clip_refine.config import RefineConfig, dump_config
-from clip_refine.report.charts import clouds_chart, cosines_chart, spectra_chart, training_charts
-from clip_refine.report.run_page import write_run_report
+from clip_refine.report.run_page import (
+    clouds_chart,
+    cosines_chart,
+    spectra_chart,
+    training_charts,
+    write_run_report,
+)
 from clip_refine.results import (
     CaptionQuery,
     ClassChange,
@@ -137,7 +142,11 @@ def test_figures_are_what_plotly_knows():
 
     found = evidence(12, 3)
     charts = [
-        *(clouds_chart(found), cosines_chart(found.histograms), spectra_chart(found.spectra)),
+        *(
+            clouds_chart(found.clouds),
+            cosines_chart(found.histograms),
+            spectra_chart(found.spectra),
+        ),
         *training_charts(STEPS),
     ]
     for chart in charts:

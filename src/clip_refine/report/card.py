@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -28,16 +27,6 @@ class Verbatim(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class ScoreRow:
-    """One line of the table before → after."""
-
-    heading: str
-    before: str
-    after: str
-    change: str
-
-
 def model_card(
     provenance: Provenance, formats: Sequence[str], scores: RunScores | None = None
 ) -> str:
@@ -49,9 +38,10 @@ def model_card(
         autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
         keep_trailing_newline=True,
     )
+    kinds = {"refined": "refined with CLIP-Refine", "interpolated": "interpolated"}
     text = environment.get_template("model_card.md.jinja").render(
         dict(provenance),
-        title=_title(provenance),
+        title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
         front_matter=Verbatim(_front_matter(provenance, formats)),
         rows=_score_rows(scores) if scores else [],
         intervals=bool(scores and scores.difference),
@@ -76,11 +66,6 @@ def _escaped(value: Any) -> Any:
     return markdown_escape(value) if isinstance(value, str) else value
 
 
-def _title(provenance: Provenance) -> str:
-    kind = {"refined": "refined with CLIP-Refine", "interpolated": "interpolated"}
-    return f"{provenance.base.name}, {kind.get(provenance.made, 'converted')}"
-
-
 def _front_matter(provenance: Provenance, formats: Sequence[str]) -> str:
     tags = ["clip", "clip-refine", "zero-shot-image-classification", *formats]
     values = {
@@ -100,7 +85,8 @@ def _held_out_text(provenance: Provenance, scores: Scores) -> str:
     return f"{counts} ({name})" if name else counts
 
 
-def _score_rows(scores: RunScores) -> list[ScoreRow]:
+def _score_rows(scores: RunScores) -> list[tuple[str, str, str, str]]:
+    """Heading, before, after and change of the lines before → after."""
     before, after = scores.before, scores.after
     rows = []
 
@@ -109,7 +95,7 @@ def _score_rows(scores: RunScores) -> list[ScoreRow]:
         change = signed(now - was)
         if interval:
             change += f" ({signed(interval.low)} to {signed(interval.high)})"
-        rows.append(ScoreRow(heading, f"{was:.3f}", f"{now:.3f}", change))
+        rows.append((heading, f"{was:.3f}", f"{now:.3f}", change))
 
     for name, heading in _GEOMETRY.items():
         if name in before.geometry:

@@ -2,24 +2,33 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from clip_refine.report.charts import ACCENT, INK, MUTED, TEXT, Chart, Panel
-from clip_refine.report.run_page import read_mapping, write_page
+from clip_refine.report.page import (
+    ACCENT,
+    INK,
+    MUTED,
+    TEXT,
+    Chart,
+    Panel,
+    axis,
+    layout,
+    read_mapping,
+    trace,
+    write_page,
+)
 from clip_refine.report.tables import (
     INTERVALS,
     LEGEND,
     RATES_LEGEND,
-    all_settings,
-    command,
     differences_cells,
     mark_of,
     number,
     rates_cells,
     scores_cells,
     short_paths,
-    versions,
 )
 from clip_refine.results import Comparison, Interval, RecipeSummary, read_comparison
 
@@ -176,29 +185,42 @@ def _trade_off(comparison: Comparison, name: str) -> Chart:
     summary = comparison.summary
     points = [(line.scores["gap"].mean, line.scores[name].mean) for line in summary]
     best = front(points)
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "Pareto front",
-            "x": [points[index][0] for index in best],
-            "y": [points[index][1] for index in best],
-            "line": {"color": INK, "width": 1.5, "dash": "dot"},
-            "hoverinfo": "skip",
-        }
-    ]
-    for key, style in KINDS.items():
+    dotted = {"color": INK, "width": 1.5, "dash": "dot"}
+    on_front = [points[index] for index in best]
+    data = [trace("Pareto front", "lines", on_front, line=dotted, hoverinfo="skip")]
+    for key, (called, colour, symbol) in KINDS.items():
         chosen = [index for index, line in enumerate(summary) if kind(line) == key]
-        if chosen:
-            data.append(_points(summary, points, chosen, best, name, *style))
-    figure = {
-        "data": data,
-        "layout": {
-            "hovermode": "closest",
-            "xaxis": {"title": {"text": "gap (smaller to the left)"}},
-            "yaxis": {"title": {"text": shown.lower().replace("r@", "R@")}},
-        },
-    }
+        bars = {
+            bar: {
+                "type": "data",
+                "array": [summary[index].scores[score].deviation or 0 for index in chosen],
+                "color": colour,
+                "thickness": 1,
+                "width": 0,
+            }
+            for bar, score in (("error_x", "gap"), ("error_y", name))
+        }
+        marks = trace(
+            called,
+            "markers+text",
+            [points[index] for index in chosen],
+            **bars,
+            # names beside every mark would lie on one another
+            text=[str(index + 1) if index in (0, *best) else "" for index in chosen],
+            cliponaxis=False,
+            textposition="top right",
+            textfont={"size": 11, "color": INK},
+            # Plotly reads some HTML in labels; names are to be shown as they are
+            customdata=[escape(summary[index].recipe, quote=False) for index in chosen],
+            marker={"color": colour, "symbol": symbol, "size": 10},
+            hovertemplate="%{customdata}<br>gap %{x:.3f}<br>%{y:.3f}<extra></extra>",
+        )
+        data += [marks] if chosen else []
+    both_axes = layout(
+        axis("gap (smaller to the left)"),
+        axis(shown.lower().replace("r@", "R@")),
+        hovermode="closest",
+    )
     names = ", ".join(summary[index].recipe for index in best)
     return Chart(
         name=f"trade-off-{name.partition('@')[0]}".replace("_", "-"),
@@ -213,60 +235,15 @@ def _trade_off(comparison: Comparison, name: str) -> Chart:
             "below; point at a mark, or tap it, for its name. A smaller gap is not a better model "
             "by itself."
         ),
-        panels=[Panel(f"trade-off-{name}", "", figure)],
+        panels=[Panel(f"trade-off-{name}", "", {"data": data, "layout": both_axes})],
         head=("", "recipe", "gap", shown),
         rows=[
-            (
-                str(position),
-                line.recipe,
-                number(points[position - 1][0]),
-                number(points[position - 1][1]),
+            (str(position), line.recipe, number(gap), number(score))
+            for position, (line, (gap, score)) in enumerate(
+                zip(summary, points, strict=True), start=1
             )
-            for position, line in enumerate(summary, start=1)
         ],
     )
-
-
-def _points(
-    summary: Sequence[RecipeSummary],
-    points: Sequence[tuple[float, float]],
-    chosen: Sequence[int],
-    best: Sequence[int],
-    name: str,
-    shown: str,
-    colour: str,
-    symbol: str,
-) -> dict[str, Any]:
-    def spread(key: str) -> dict[str, Any]:
-        values = [summary[index].scores[key].deviation or 0 for index in chosen]
-        return {"type": "data", "array": values, "color": colour, "thickness": 1, "width": 0}
-
-    return {
-        "type": "scatter",
-        "mode": "markers+text",
-        "name": shown,
-        "x": [points[index][0] for index in chosen],
-        "y": [points[index][1] for index in chosen],
-        "error_x": spread("gap"),
-        "error_y": spread(name),
-        # names beside every mark would lie on one another
-        "text": [str(index + 1) if index in (0, *best) else "" for index in chosen],
-        "cliponaxis": False,
-        "textposition": "top right",
-        "textfont": {"size": 11, "color": INK},
-        "customdata": [plain(summary[index].recipe) for index in chosen],
-        "marker": {"color": colour, "symbol": symbol, "size": 10},
-        "hovertemplate": "%{customdata}<br>gap %{x:.3f}<br>%{y:.3f}<extra></extra>",
-    }
-
-
-def plain(text: str) -> str:
-    """Text that Plotly, which reads some HTML in labels, shows as it is.
-
-    >>> plain("a <b>")
-    'a &lt;b&gt;'
-    """
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -278,44 +255,35 @@ def write_comparison_report(folder: Path) -> Path:
     comparison = read_comparison(folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
     environment_file = folder / "environment.json"
-    environment = read_mapping(environment_file) if environment_file.is_file() else {}
     charts = trade_off_charts(comparison)
-    path = folder / "report.html"
-    write_page(
-        path,
+    trained = sum(bool(line.learning_rate) for line in comparison.summary)
+    free = len(comparison.summary) - 1 - trained
+    model = settings.get("model", {}).get("name")
+    (_, *head), rows = scores_cells(comparison)
+    return write_page(
+        folder,
         "comparison.html.j2",
         charts=charts,
+        settings=settings,
+        environment=read_mapping(environment_file) if environment_file.is_file() else {},
         title="Comparison",
-        about=_about(comparison, settings),
+        about=f"{trained} trained and {free} training-free rows · model {model}",
         verdict=comparison_verdict(comparison),
         rankings=rankings(comparison),
         kinds={key: name for key, (name, *_) in KINDS.items()},
         trade_offs=[chart.name for chart in charts],
-        scores=_numbered(*scores_cells(comparison)),
+        # numbered, since the marks of the trade-offs are
+        scores=(
+            ("recipe", *head),
+            [(f"{position} {name}", *cells) for position, (name, *cells) in enumerate(rows, 1)],
+        ),
         differences=differences_cells(comparison),
         rates=rates_cells(comparison) if comparison.learning_rates else None,
         legend=LEGEND,
         intervals=INTERVALS,
         rates_legend=RATES_LEGEND,
         facts=_facts(comparison, settings),
-        command=command(environment),
-        versions=versions(environment),
-        all_settings=all_settings(settings),
     )
-    return path
-
-
-def _numbered(head: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    return ["recipe", *head[1:]], [
-        [f"{n} {row[0]}", *row[1:]] for n, row in enumerate(rows, start=1)
-    ]
-
-
-def _about(comparison: Comparison, settings: Mapping[str, Any]) -> str:
-    trained = sum(bool(line.learning_rate) for line in comparison.summary)
-    model = settings.get("model", {}).get("name")
-    free = len(comparison.summary) - 1 - trained
-    return f"{trained} trained and {free} training-free rows · model {model}"
 
 
 def _facts(comparison: Comparison, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -1,67 +1,97 @@
 """A run's folder → its page."""
 
-import base64
-import gzip
 import json
+import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
+from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from clip_refine import __version__
 from clip_refine.errors import DataError
-from clip_refine.report.charts import (
+from clip_refine.report.page import (
+    ACCENT,
+    AFTER,
+    IMAGE,
+    INK,
+    MUTED,
+    TEXT,
     Chart,
-    clouds_chart,
-    cosines_chart,
-    spectra_chart,
-    training_charts,
+    Figure,
+    Panel,
+    axis,
+    layout,
+    line,
+    read_mapping,
+    trace,
+    write_page,
 )
 from clip_refine.report.tables import (
-    all_settings,
-    command,
     headline_lines,
-    interval_text,
     making_facts,
-    number,
     score_lines,
     seconds,
     short_name,
     short_paths,
     signed,
     verdict,
-    versions,
 )
 from clip_refine.results import (
-    ClassChange,
-    Evidence,
-    RunScores,
+    Clouds,
+    Histograms,
+    Point,
+    Spectra,
     TaskChange,
     read_evidence,
     read_run_scores,
 )
-from clip_refine.support.folder import write_file
-
-# --------------------------------------------------------------------------------------------------
-# Reading the small files of a run.
 
 
-def read_mapping(path: Path) -> Mapping[str, Any]:
-    """A YAML or JSON mapping; JSON is YAML, too."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not valid. {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected names and values, got {found!r:.60}.")
-    return found
+def write_run_report(run: Path) -> Path:
+    """Write `report.html` from the other files of a run."""
+    scores = read_run_scores(run / "scores.json")
+    evidence = read_evidence(run / "report.json")
+    settings = read_mapping(run / "config.yaml")
+    environment = read_mapping(run / "environment.json")
+    training = training_charts(read_steps(run / "log.jsonl"))
+    features = [
+        clouds_chart(evidence.clouds),
+        cosines_chart(evidence.histograms),
+        spectra_chart(evidence.spectra),
+    ]
+    model, source = short_paths(scores.recipe["model"]), short_name(evidence.source)
+    tabs = {"scores": "Scores", "space": "Feature space", "retrieval": "Retrieval"}
+    tabs |= {"classes": "Zero-shot"} if evidence.tasks else {}
+    tabs |= {"training": "Training"} if training else {}
+    return write_page(
+        run,
+        "run.html.j2",
+        charts=[*features, *training],
+        settings=settings,
+        environment=environment,
+        title=f"{settings.get('recipe', 'refinement')} on {model}",
+        about=f"Recipe {settings.get('recipe', 'unknown')} · model {model} · "
+        f"{scores.recipe['pairs']:,} training images · {scores.recipe['steps']:,} steps",
+        verdict=verdict(scores),
+        headline=headline_lines(scores),
+        lines=score_lines(scores),
+        scores=scores,
+        source=source,
+        training=[chart.name for chart in training],
+        tab_names={**tabs, "made": "How it was made"},
+        rankings={"captions": evidence.captions, "images": evidence.images},
+        thumbnails=evidence.thumbnails,
+        tasks=[_task(task) for task in evidence.tasks],
+        facts=making_facts(scores, settings, environment, source),
+        seconds=seconds(scores),
+        island={
+            "pairs": [
+                {**pair.model_dump(), "name": short_name(pair.name)}
+                for pair in evidence.clouds.pairs
+            ],
+            "thumbnails": evidence.thumbnails,
+        },
+    )
 
 
 def read_steps(path: Path) -> list[dict[str, float]]:
@@ -74,77 +104,19 @@ def read_steps(path: Path) -> list[dict[str, float]]:
         raise DataError(f"{path}: is no log of a run ({error}).") from error
 
 
-# --------------------------------------------------------------------------------------------------
-# Charts and tables → one self-contained HTML file.
-
-
-def write_page(path: Path, template: str, *, charts: Sequence[Chart], **values: Any) -> None:
-    """Fill a template in and write it; the file is there whole or not at all."""
-    figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
-    island: Mapping[str, Any] = values.pop("island", {})
-    text = (
-        _environment()
-        .get_template(template)
-        .render(
-            **values,
-            chart={chart.name: chart for chart in charts},
-            island={**island, "figures": figures},
-            plotly=_plotly(),
-            version=__version__,
-        )
-    )
-    write_file(path, text)
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("clip_refine.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": signed, "interval": interval_text}
-    return environment
-
-
-@cache
-def _plotly() -> str:
-    """plotly.js as the Python package has it, 4.8 MB, as gzip and base64: 2 MB."""
-    code = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
-    return base64.b64encode(gzip.compress(code, compresslevel=9, mtime=0)).decode("ascii")
-
-
-# --------------------------------------------------------------------------------------------------
-# A zero-shot task as the page shows it.
-
-
 SHOWN = 8
 """Classes at most on each side; all are in the table."""
 
 
-@dataclass(frozen=True)
-class TaskView:
-    """A task with its classes sorted."""
-
-    name: str  # the task
-    classes: Sequence[ClassChange]  # all
-    gained: Sequence[ClassChange]  # those that gained most, first the most
-    lost: Sequence[ClassChange]  # those that lost most, first the most
-    rows: Sequence[Sequence[str]]  # all classes as cells of a table, by change
-    confusions: Sequence[Sequence[str]]  # as cells of a table
-
-
-def task_view(task: TaskChange) -> TaskView:
-    """Sort the classes by what they gained."""
+def _task(task: TaskChange) -> dict[str, Any]:
+    """A zero-shot task as the page shows it: classes by what they gained, tables as cells."""
     by_gain = sorted(task.classes, key=lambda found: found.before - found.after)
-    return TaskView(
-        name=task.name,
-        classes=task.classes,
-        gained=[found for found in by_gain if found.after > found.before][:SHOWN],
-        lost=[found for found in reversed(by_gain) if found.after < found.before][:SHOWN],
-        rows=[
+    return {
+        "name": task.name,
+        "classes": task.classes,
+        "gained": [found for found in by_gain if found.after > found.before][:SHOWN],
+        "lost": [found for found in reversed(by_gain) if found.after < found.before][:SHOWN],
+        "rows": [
             (
                 found.name,
                 str(found.images),
@@ -154,74 +126,283 @@ def task_view(task: TaskChange) -> TaskView:
             )
             for found in by_gain
         ],
-        confusions=[
+        "confusions": [
             (pair.label, pair.predicted, str(pair.images), str(pair.before), str(pair.after))
             for pair in task.confusions
+        ],
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Charts of the feature space: clouds, cosines, spectra.
+
+
+def clouds_chart(clouds: Clouds) -> Chart:
+    """Both clouds of both models in one plane."""
+    sides = {
+        "before": (clouds.image_before, clouds.text_before),
+        "after": (clouds.image_after, clouds.text_after),
+    }
+    ranges = []
+    for direction in (0, 1):
+        values = [point[direction] for side in sides.values() for cloud in side for point in cloud]
+        low, high = min(values), max(values)
+        margin = 0.06 * (high - low) or 1.0
+        ranges.append([round(low - margin, 4), round(high + margin, 4)])
+    percent = [f"{share:.0%}" for share in clouds.explained]
+    plain = {"showgrid": False, "zeroline": False, "showticklabels": False, "ticks": ""}
+    both_axes = layout(
+        axis(f"PC 1 · {percent[0]}", range=ranges[0], **plain),
+        axis(f"PC 2 · {percent[1]}", range=ranges[1], scaleanchor="x", **plain),
+        hovermode="closest",
+        hoverdistance=24,
+    )
+    panels, gaps = [], []
+    for name, (images, texts) in sides.items():
+        centres = [_centre(images), _centre(texts)]
+        gaps.append(math.dist(*centres))
+        figure = {"data": _cloud(images, texts, centres), "layout": both_axes}
+        panels.append(Panel(f"clouds-{name}", name.capitalize(), figure))
+    count = len(clouds.pairs)
+    return Chart(
+        name="clouds",
+        heading="Images and captions in one plane",
+        alternative=(
+            f"Two scatter plots of {count} images and their captions, before and after. The line "
+            f"between the two centres is {gaps[0]:.2f} long before and {gaps[1]:.2f} "
+            "after, in this plane."
+        ),
+        caption=(
+            f"Unit features of {count} held-out pairs, drawn at random, in the plane of the first "
+            f"two principal components ({percent[0]} and {percent[1]} of the variance) of images "
+            f"and captions of both models together, fitted on {clouds.fitted_on:,} pairs: both "
+            "plots have the same axes and limits. The thick line joins the centres of the two "
+            "clouds. Point at a dot, or tap it, to see its pair."
+        ),
+        panels=panels,
+        head=("image", "caption", "cosine before", "after", "rank before", "after"),
+        rows=[
+            (
+                short_name(pair.name),
+                pair.caption,
+                f"{pair.cosine_before:.3f}",
+                f"{pair.cosine_after:.3f}",
+                str(pair.rank_before),
+                str(pair.rank_after),
+            )
+            for pair in clouds.pairs
+        ],
+    )
+
+
+def _cloud(
+    images: Sequence[Point], texts: Sequence[Point], centres: Sequence[Point]
+) -> list[Figure]:
+    unnamed = {"hoverinfo": "skip", "showlegend": False}
+    dots = [("images", images, IMAGE, "circle"), ("captions", texts, TEXT, "diamond")]
+    return [
+        *(
+            trace(
+                name,
+                "markers",
+                points,
+                marker={"color": colour, "size": 6, "symbol": symbol, "opacity": 0.6},
+                hoverinfo="none",  # the card beside the plots shows the pair
+            )
+            for name, points, colour, symbol in dots
+        ),
+        trace(
+            "centres",
+            "lines+markers",
+            centres,
+            line={"color": INK, "width": 2.5},
+            marker={
+                "size": 11,
+                "color": [IMAGE, TEXT],
+                "symbol": ["circle", "diamond"],
+                "line": {"color": INK, "width": 2},
+            },
+            **unnamed,
+        ),
+        trace(
+            "pair",  # filled in by the page's script for the dot that is pointed at
+            "lines+markers",
+            [],
+            line={"color": INK, "width": 1.5, "dash": "dot"},
+            marker={"size": 13, "color": "rgba(0,0,0,0)", "line": {"width": 2}},
+            **unnamed,
+        ),
+    ]
+
+
+def _centre(points: Sequence[Point]) -> Point:
+    return sum(x for x, _ in points) / len(points), sum(y for _, y in points) / len(points)
+
+
+def cosines_chart(histograms: Histograms) -> Chart:
+    """True and wrong pairs before and after, side by side on the same axes."""
+    middles = [(low + high) / 2 for low, high in pairwise(histograms.edges)]
+    sides = {
+        "before": (histograms.true_before, histograms.wrong_before),
+        "after": (histograms.true_after, histograms.wrong_after),
+    }
+    columns = [shares for side in sides.values() for shares in side]
+    both_axes = layout(
+        axis("cosine of image and caption", range=[histograms.edges[0], histograms.edges[-1]]),
+        axis("share of pairs", range=[0, 1.05 * max(map(max, columns))], tickformat=".0%"),
+    )
+    panels, words = [], []
+    for name, (true, wrong) in sides.items():
+        means = [sum(m * s for m, s in zip(middles, row, strict=True)) for row in (true, wrong)]
+        words.append(f"{name}, true pairs lie around {means[0]:.2f}, wrong ones {means[1]:.2f}")
+        data = []
+        for pairs, shares, colour in (("wrong pairs", wrong, MUTED), ("true pairs", true, AFTER)):
+            points = zip(middles, shares, strict=True)
+            steps = line(pairs, points, colour, hover="%{y:.1%}", shape="hvh")
+            data.append({**steps, "fill": "tozeroy"})
+        figure = {"data": data, "layout": both_axes}
+        panels.append(Panel(f"cosines-{name}", name.capitalize(), figure))
+    auc, recall, threshold = histograms.auc, histograms.recall, histograms.threshold
+    words += [f"AUC {auc[0]:.3f} before and {auc[1]:.3f} after"]
+    return Chart(
+        name="cosines",
+        heading="Can one threshold tell true pairs from wrong ones?",
+        alternative=f"Histograms of cosines: {'; '.join(words)}.",
+        caption=(
+            "Cosines of held-out captions with their own images and with other images. A true pair "
+            f"scores above a wrong one with a chance of {auc[0]:.3f} before and {auc[1]:.3f} after "
+            "(AUC). With the threshold that lets 1 % of the wrong pairs through "
+            f"({threshold[0]:.3f} before, {threshold[1]:.3f} after), {recall[0]:.1%} of the true "
+            f"pairs were found before and {recall[1]:.1%} are after."
+        ),
+        panels=panels,
+        head=("cosine", "true before", "wrong before", "true after", "wrong after"),
+        rows=[
+            (f"{middle:.3f}", *(f"{share:.2%}" for share in shares))
+            for middle, *shares in zip(middles, *columns, strict=True)
+        ],
+    )
+
+
+def spectra_chart(spectra: Spectra) -> Chart:
+    """How many directions each modality fills."""
+    sides = {
+        "images before": (spectra.image_before, IMAGE, "dot"),
+        "images after": (spectra.image_after, IMAGE, "solid"),
+        "captions before": (spectra.text_before, TEXT, "dot"),
+        "captions after": (spectra.text_after, TEXT, "solid"),
+    }
+    # values that are nothing but rounding would stretch the logarithmic axis over many decades
+    floor = 1e-4 * max(max(values) for values, *_ in sides.values())
+    data, halves = [], []
+    for name, (values, colour, dash) in sides.items():
+        shown = [value if value > floor else None for value in values]
+        data.append(line(name, enumerate(shown, start=1), colour, dash=dash))
+        # how many of the strongest directions hold half of the variance
+        variance = list(accumulate(value**2 for value in values))
+        halves.append(f"{name} {bisect_left(variance, variance[-1] / 2) + 1}")
+    both_axes = layout(
+        axis("direction, strongest first"),
+        axis("singular value", type="log", dtick=1, exponentformat="power"),
+    )
+    return Chart(
+        name="spectra",
+        heading="How many directions are in use?",
+        alternative=(
+            f"Line chart. Directions that hold half of the variance: {', '.join(halves)}."
+        ),
+        caption=(
+            "Singular values of the centred unit features over the root of their number. A steep "
+            "fall means that few directions are used. Half of the variance lies in: "
+            f"{', '.join(halves)}."
+        ),
+        panels=[Panel("spectra", "", {"data": data, "layout": both_axes})],
+        head=("direction", *sides),
+        rows=[
+            (str(number), *(f"{value:.4g}" for value in row))
+            for number, row in enumerate(
+                zip(*(values for values, *_ in sides.values()), strict=True), start=1
+            )
         ],
     )
 
 
 # --------------------------------------------------------------------------------------------------
-# The folder of a refinement → its `report.html`.
+# Charts of the steps: losses, norms, the gap, the gradient.
 
 
-def write_run_report(run: Path) -> Path:
-    """Write `report.html` from the other files of a run."""
-    scores = read_run_scores(run / "scores.json")
-    evidence = read_evidence(run / "report.json")
-    settings = read_mapping(run / "config.yaml")
-    environment = read_mapping(run / "environment.json")
-    training = training_charts(read_steps(run / "log.jsonl"))
-    features = [
-        clouds_chart(evidence),
-        cosines_chart(evidence.histograms),
-        spectra_chart(evidence.spectra),
+Steps = Sequence[Mapping[str, float]]
+
+_OF_MODALITY = {"image_norm": IMAGE, "text_norm": TEXT}
+
+
+def training_charts(steps: Steps) -> list[Chart]:
+    """One chart a subject, from the records of `log.jsonl`."""
+    if not steps:
+        return []
+    losses = [name for name in steps[0] if name.startswith("loss_") and name != "loss_total"]
+    found = [
+        _chart(
+            steps,
+            "losses",
+            "Loss",
+            {"loss_total": "total", **{name: name.removeprefix("loss_") for name in losses}},
+            "Weighted terms of the objective on each batch. Random references make RaFA noisy by "
+            "design; whether the model got better is read off the held-out scores.",
+        ),
+        _chart(
+            steps,
+            "norms",
+            "Length of the raw features",
+            {"image_norm": "images", "text_norm": "captions"},
+            "Mean norms in the batch. RaFA pulls them toward the references' length.",
+        ),
+        _chart(
+            steps,
+            "batch-gap",
+            "Gap in the batch",
+            {"centroid_distance": "centroid distance"},
+            "Distance between the mean image and the mean caption on the unit sphere.",
+        ),
+        _chart(
+            steps,
+            "gradient",
+            "Gradient norm",
+            {"gradient_norm": "gradient norm"},
+            "Before clipping. A rise that does not end points at a learning rate that is too high.",
+        ),
     ]
-    path = run / "report.html"
-    write_page(
-        path,
-        "run.html.j2",
-        charts=[*features, *training],
-        title=f"{settings.get('recipe', 'refinement')} on {short_paths(scores.recipe['model'])}",
-        about=_about(scores, settings),
-        verdict=verdict(scores),
-        headline=headline_lines(scores),
-        lines=score_lines(scores),
-        scores=scores,
-        source=short_name(evidence.source),
-        training=[chart.name for chart in training],
-        tab_names=_tab_names(evidence, training),
-        rankings={"captions": evidence.captions, "images": evidence.images},
-        thumbnails=evidence.thumbnails,
-        tasks=[task_view(task) for task in evidence.tasks],
-        facts=making_facts(scores, settings, environment, short_name(evidence.source)),
-        command=command(environment),
-        versions=versions(environment),
-        seconds=seconds(scores),
-        all_settings=all_settings(settings),
-        island={
-            "pairs": [
-                {**pair.model_dump(), "name": short_name(pair.name)}
-                for pair in evidence.clouds.pairs
-            ],
-            "thumbnails": evidence.thumbnails,
-        },
+    return [chart for chart in found if chart]
+
+
+def _chart(
+    steps: Steps, name: str, heading: str, series: Mapping[str, str], caption: str
+) -> Chart | None:
+    series = {key: shown for key, shown in series.items() if key in steps[0]}
+    if not series:
+        return None
+    numbers = [int(step["step"]) for step in steps]
+    styles = zip(
+        cycle((INK, ACCENT, AFTER, MUTED)), cycle(("solid", "dash", "dot", "dashdot")), strict=False
     )
-    return path
-
-
-def _tab_names(evidence: Evidence, training: Sequence[Chart]) -> dict[str, str]:
-    """Part of the page → what its tab is called."""
-    names = {"scores": "Scores", "space": "Feature space", "retrieval": "Retrieval"}
-    names |= {"classes": "Zero-shot"} if evidence.tasks else {}
-    names |= {"training": "Training"} if training else {}
-    return {**names, "made": "How it was made"}
-
-
-def _about(scores: RunScores, settings: Mapping[str, Any]) -> str:
-    """What was done, in a line."""
-    recipe = scores.recipe
-    return (
-        f"Recipe {settings.get('recipe', 'unknown')} · model {short_paths(recipe['model'])} · "
-        f"{recipe['pairs']:,} training images · {recipe['steps']:,} steps"
+    data, words = [], []
+    for (key, shown), (colour, dash) in zip(series.items(), styles, strict=False):
+        values = [float(f"{step[key]:.5g}") for step in steps]
+        points = zip(numbers, values, strict=True)
+        data.append(line(shown, points, _OF_MODALITY.get(key, colour), dash=dash))
+        words.append(f"{shown} goes from {values[0]:.3g} to {values[-1]:.3g}")
+    # what goes up is in the heading
+    up = {"rangemode": "tozero" if name == "losses" else "normal"}
+    both_axes = layout(axis("step"), up, showlegend=len(data) > 1)
+    return Chart(
+        name=name,
+        heading=heading,
+        alternative=f"Line chart over {len(numbers)} steps: {'; '.join(words)}.",
+        caption=caption,
+        panels=[Panel(name, "", {"data": data, "layout": both_axes})],
+        head=("step", *series.values()),
+        rows=[
+            (str(number), *(f"{step[key]:.4g}" for key in series))
+            for number, step in zip(numbers, steps, strict=True)
+        ],
     )

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from clip_refine.support.console import Bar, console
 from clip_refine.support.folder import check_free, complete_file
 
 SAMPLES = 10
-_SHOWN = 10
-_TEXTS = 1000
+"""Pairs on the sheet."""
+LONG_SHOWN = 10
+"""Captions at most that are given as examples of too long ones."""
 
 
 def check_data(
@@ -110,8 +111,8 @@ def _images(
     alike = near_groups(looks, near) if firsts else []
     return ImageFindings(
         count=len(images),
-        kinds=_most_common(fact.kind for fact in readable.values()),
-        odd=_most_common(odd for fact in readable.values() for odd in fact.odd),
+        kinds=dict(Counter(fact.kind for fact in readable.values()).most_common()),
+        odd=dict(Counter(odd for fact in readable.values() for odd in fact.odd).most_common()),
         short_side=NumberSpread.of([min(fact.width, fact.height) for fact in readable.values()]),
         long_side=NumberSpread.of([max(fact.width, fact.height) for fact in readable.values()]),
         unreadable=tuple(
@@ -133,34 +134,26 @@ def _images(
 
 def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindings:
     texts = [text for own in captions for text in own]
-    tokens = _count_tokens(tokenizer, texts)
+    # a thousand at a time, so that the bar moves on; none where the tokenizer does not tell
+    blocks = [texts[start : start + 1000] for start in range(0, len(texts), 1000)]
+    bar = Bar("Counting tokens", len(blocks), transient=True)
+    tokens = [n for block in bar.over(blocks) for n in token_counts(tokenizer, block) or ()]
     limit = context_length(tokenizer)
-    is_long = [limit is not None and count > limit for count in tokens or ()]
-    long = [index for index, too_long in enumerate(is_long) if too_long]
-    long.sort(key=lambda index: -(tokens or [])[index])
+    counted = zip(tokens, texts, strict=False)
+    long = [(count, text) for count, text in counted if limit is not None and count > limit]
+    long.sort(key=lambda found: -found[0])
     shared = Counter(text for own in captions for text in set(own))
     return CaptionFindings(
         count=len(texts),
         per_image=NumberSpread.of([len(own) for own in captions if own]),
         characters=NumberSpread.of([len(text) for text in texts]),
         words=NumberSpread.of([len(text.split()) for text in texts]),
-        tokens=None if tokens is None else NumberSpread.of(tokens),
+        tokens=NumberSpread.of(tokens),
         context_length=limit,
         too_long=len(long),
-        too_long_examples=tuple(texts[index] for index in long[:_SHOWN]),
+        too_long_examples=tuple(text for _, text in long[:LONG_SHOWN]),
         shared={text: count for text, count in shared.most_common() if count > 1},
     )
-
-
-def _count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int] | None:
-    counts: list[int] = []
-    starts = range(0, len(texts), _TEXTS)
-    for start in Bar("Counting tokens", len(starts), transient=True).over(starts):
-        counted = token_counts(tokenizer, texts[start : start + _TEXTS])
-        if counted is None:
-            return None
-        counts += counted
-    return counts
 
 
 def _samples(
@@ -174,7 +167,7 @@ def _samples(
         if isinstance(fact, ImageFacts) and images.captions[index]
     ]
     chosen = sorted(generator.sample(shown, min(SAMPLES, len(shown))))
-    reader = PixelReader(lambda image: image, PICTURE)  # pyright: ignore
+    reader = PixelReader(lambda image: image, PICTURE)  # pyright: ignore - it only loads
     return [
         Sample(
             reader.load(images, index),
@@ -183,7 +176,3 @@ def _samples(
         )
         for index in chosen
     ]
-
-
-def _most_common(names: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(names).most_common())

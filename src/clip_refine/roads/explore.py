@@ -3,7 +3,7 @@
 import base64
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from clip_refine import build
 from clip_refine.config import ModelConfig, RefineConfig, load_config, override
-from clip_refine.data import ImageCaptions, Subset
-from clip_refine.data.images import SUFFIXES, open_image
+from clip_refine.data import CaptionedImages, ImageCaptions, Subset
+from clip_refine.data.images import SUFFIXES
 from clip_refine.data.pairs import Images
 from clip_refine.errors import ConfigError, DataError, ModelError
 from clip_refine.evaluation import Embedder
@@ -57,44 +57,38 @@ class SearchIndex:
         if captions:
             self.text_unit = unit_rows("captions", embedder.texts(captions, f"{name}: captions"))
 
+    @torch.no_grad()
     def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
-        """The nearest to a text, first the nearest."""
-        model = self.embedder.model
-        with torch.no_grad():
-            tokens = model.tokenizer([query]).to(self.embedder.device)
-            features = model.encode_text(tokens).float().cpu()
+        """The nearest to a text, first the nearest; where `mixed`, captions but `query`, too."""
+        tokens = self.embedder.model.tokenizer([query]).to(self.embedder.device)
+        features = self.embedder.model.encode_text(tokens)
         return self._nearest(features, mixed=mixed, count=count, but=query)
 
+    @torch.no_grad()
     def by_image(self, query: Image.Image, *, mixed: bool, count: int) -> list[Hit]:
         """The nearest to an image; arguments as in `by_text`."""
-        model = self.embedder.model
-        with torch.no_grad():
-            pixels = model.preprocess(query.convert("RGB"))[None].to(self.embedder.device)
-            features = model.encode_image(pixels).float().cpu()
+        pixels = self.embedder.model.preprocess(query.convert("RGB"))[None]
+        features = self.embedder.model.encode_image(pixels.to(self.embedder.device))
         return self._nearest(features, mixed=mixed, count=count)
 
     def _nearest(
         self, query: Tensor, *, mixed: bool, count: int, but: str | None = None
     ) -> list[Hit]:
-        unit = unit_rows("query", query)[0]
+        unit = unit_rows("query", query.float().cpu())[0]
         cosines = self.image_unit @ unit
         if mixed:
-            of_captions = self.text_unit @ unit
             same = torch.tensor([text == but for text in self.captions], dtype=torch.bool)
-            cosines = torch.cat([cosines, of_captions.masked_fill(same, -torch.inf)])
+            of_captions = (self.text_unit @ unit).masked_fill(same, -torch.inf)
+            cosines = torch.cat([cosines, of_captions])
         best = cosines.topk(min(count, len(cosines)))
-        return [
-            self._hit(rank, position, cosine)
-            for rank, (position, cosine) in enumerate(
-                zip(best.indices.tolist(), best.values.tolist(), strict=True), start=1
-            )
-            if cosine > -2
-        ]
-
-    def _hit(self, rank: int, position: int, cosine: float) -> Hit:
-        if position < len(self.image_unit):
-            return Hit(rank, position, None, cosine)
-        return Hit(rank, None, self.captions[position - len(self.image_unit)], cosine)
+        hits = []
+        for position, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+            rank, caption = len(hits) + 1, position - len(self.image_unit)
+            if caption < 0:
+                hits.append(Hit(rank, position, None, cosine))
+            elif self.captions[caption] != but:  # those come last
+                hits.append(Hit(rank, None, self.captions[caption], cosine))
+        return hits
 
 
 # --------------------------------------------------------------------------------------------------
@@ -105,29 +99,10 @@ class SearchIndex:
 class Explorer:
     """Two models on the same images."""
 
-    title: str  # what is explored
     images: Images  # what is searched
     captions: list[str]  # of the images; empty where they have none
     base: SearchIndex  # the model as it came
     refined: SearchIndex  # the refined model
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files without captions."""
-
-    paths: list[Path]  # one path an image
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index` in RGB."""
-        return open_image(self.paths[index])
-
-    def image_name(self, index: int) -> str:
-        """The image's path."""
-        return str(self.paths[index])
 
 
 def open_explorer(
@@ -142,7 +117,9 @@ def open_explorer(
             f"{run}: its base model was passed from Python ({config.model.name}), so it cannot be "
             "loaded by name. Refine with --model.name or --model.factory to explore."
         )
-    found, captions = _images(config, images, limit)
+    pairs = _find_images(config, images)
+    pairs = Subset(pairs, range(min(limit, len(pairs))), pairs.name)
+    captions = [text for texts in pairs.captions for text in texts]
     accelerator = build.build_accelerator(device)
     indices = []
     for name, model in (("base", config.model), ("refined", ModelConfig(name=str(run / "model")))):
@@ -151,26 +128,24 @@ def open_explorer(
             encoder.float().eval().to(accelerator.device)
         workers = build.count_workers(None, accelerator.device)
         embedder = Embedder(encoder, accelerator.device, config.evaluation.batch_size, workers)
-        indices.append(SearchIndex(embedder, found, captions, name))
-    return Explorer(f"{config.model.name}, {config.recipe}", found, captions, *indices)
+        indices.append(SearchIndex(embedder, pairs, captions, name))
+    return Explorer(pairs, captions, *indices)
 
 
-def _images(config: RefineConfig, name: str | None, limit: int) -> tuple[Images, list[str]]:
-    folder = Path(name) if name else None
-    if folder and folder.is_dir():
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise DataError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")
-        return ImageFiles(paths[:limit]), []
-    pairs = _pairs(config, name)
-    chosen = Subset(pairs, range(min(limit, len(pairs))), pairs.name)
-    return chosen, [text for texts in chosen.captions for text in texts]
-
-
-def _pairs(config: RefineConfig, name: str | None) -> ImageCaptions:
-    if name is not None:
-        return build.open_source(name, override(config, data={"split": None}).data, training=False)
-    return build.build_data(config.data, seed=config.seed)[1]
+def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
+    """A folder of images without captions, or a source of pairs, or the run's held-out pairs."""
+    if images is None:
+        return build.build_data(config.data, seed=config.seed)[1]
+    folder = Path(images)
+    if not folder.is_dir():
+        # the run's split need not be one of this source
+        return build.open_source(
+            images, override(config, data={"split": None}).data, training=False
+        )
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")
+    return CaptionedImages(images, "folder", paths, [()] * len(paths))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -248,11 +223,7 @@ def _no_network() -> Any:
 
 
 def _page(gradio: Any, explorer: Explorer) -> Any:
-    render = renderer(explorer)
-
-    def search(text: str, image: Image.Image | None, mixed: bool) -> tuple[str, str]:
-        return render(text, image, mixed)
-
+    search = renderer(explorer)
     with gradio.Blocks(title="clip-refine explore", analytics_enabled=False) as app:
         gradio.Markdown("## Before and after, on your images")
         gradio.Markdown(
@@ -296,35 +267,30 @@ def renderer(
         small.save(file, "JPEG", quality=80)
         return base64.b64encode(file.getvalue()).decode("ascii")
 
-    def hits(index: SearchIndex, text: str, image: Image.Image | None, mixed: bool) -> list[Hit]:
-        if image is not None:
-            return index.by_image(image, mixed=mixed, count=COUNT)
-        return index.by_text(text, mixed=mixed, count=COUNT)
-
-    def card(hit: Hit, others: set[object]) -> str:
-        if hit.image is not None:
-            name = escape(explorer.images.image_name(hit.image))
-            source = f"data:image/jpeg;base64,{thumbnail(hit.image)}"
-            shown = f'<img src="{source}" alt="{name}" title="{name}">'
-        else:
-            shown = f'<div class="text">{escape(hit.caption or "")}</div>'
-        only = "" if _identity(hit) in others else " only"
-        score = f'<div class="score">{hit.rank} · cosine {hit.cosine:.3f}</div>'
-        return f'<div class="hit{only}">{shown}{score}</div>'
-
-    def grid(found: Sequence[Hit], other: Sequence[Hit]) -> str:
-        others = {_identity(hit) for hit in other}
-        return f'<div class="hits">{"".join(card(hit, others) for hit in found)}</div>'
+    def grid(found: list[Hit], other: list[Hit]) -> str:
+        others = {(hit.image, hit.caption) for hit in other}
+        cards = ""
+        for hit in found:
+            if hit.image is not None:
+                name = escape(explorer.images.image_name(hit.image))
+                source = f"data:image/jpeg;base64,{thumbnail(hit.image)}"
+                shown = f'<img src="{source}" alt="{name}" title="{name}">'
+            else:
+                shown = f'<div class="text">{escape(hit.caption or "")}</div>'
+            only = "" if (hit.image, hit.caption) in others else " only"
+            score = f'<div class="score">{hit.rank} · cosine {hit.cosine:.3f}</div>'
+            cards += f'<div class="hit{only}">{shown}{score}</div>'
+        return f'<div class="hits">{cards}</div>'
 
     def render(text: str, image: Image.Image | None, mixed: bool) -> tuple[str, str]:
         text = (text or "").strip()
-        if not text and image is None:
+        models = explorer.base, explorer.refined
+        if image is not None:
+            found = [model.by_image(image, mixed=mixed, count=COUNT) for model in models]
+        elif text:
+            found = [model.by_text(text, mixed=mixed, count=COUNT) for model in models]
+        else:
             return "", ""
-        found = [hits(index, text, image, mixed) for index in (explorer.base, explorer.refined)]
         return grid(*found), grid(*found[::-1])
 
     return render
-
-
-def _identity(hit: Hit) -> object:
-    return hit.caption if hit.image is None else hit.image

@@ -1,0 +1,159 @@
+"""What the pages share: charts for Plotly, and the one self-contained HTML file."""
+
+import base64
+import gzip
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from clip_refine import __version__
+from clip_refine.errors import DataError
+from clip_refine.report.tables import all_settings, command, interval_text, number, signed, versions
+from clip_refine.support.folder import write_file
+
+# --------------------------------------------------------------------------------------------------
+# A chart as the page needs it: a figure for Plotly, the same in words, and the table behind it.
+
+Figure = dict[str, Any]
+"""As Plotly has it, or a part of that."""
+
+# the names of the page's own colours, so that a chart follows the page from light to dark
+IMAGE, TEXT, AFTER = "var(--image)", "var(--text)", "var(--after)"
+MUTED, INK, ACCENT = "var(--muted)", "var(--ink)", "var(--accent)"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure of a chart."""
+
+    name: str  # unique on the page
+    heading: str  # what stands above it; may be empty
+    figure: Figure  # `data` and `layout`
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a reader sees of one question."""
+
+    name: str  # unique on the page
+    heading: str  # the question or the subject
+    alternative: str  # what the figure shows, in words and numbers, for those who do not see it
+    caption: str  # how to read it
+    panels: Sequence[Panel]  # side by side where there is room
+    head: Sequence[str]  # of the table behind
+    rows: Sequence[Sequence[str]]  # the same
+
+
+def trace(
+    name: str, mode: str, points: Iterable[tuple[float, float | None]], **more: Any
+) -> Figure:
+    """Points in Plotly's form; `mode` says whether they are drawn as lines, markers or both."""
+    points = list(points)
+    across, up = [x for x, _ in points], [y for _, y in points]
+    return {"type": "scatter", "mode": mode, "name": name, "x": across, "y": up, **more}
+
+
+def line(
+    name: str,
+    points: Iterable[tuple[float, float | None]],
+    colour: str,
+    *,
+    hover: str = "%{y:.4g}",
+    **style: Any,
+) -> Figure:
+    """A line that tells its name and value where it is pointed at; a None is a gap in it."""
+    return trace(
+        name,
+        "lines",
+        points,
+        line={"color": colour, "dash": "solid", "width": 2, **style},
+        hovertemplate=f"{hover}<extra>%{{fullData.name}}</extra>",
+    )
+
+
+def layout(across: Figure, up: Figure, **more: Any) -> Figure:
+    """A layout of two axes."""
+    return {"xaxis": across, "yaxis": up, "hovermode": "x unified", **more}
+
+
+def axis(title: str, **settings: Any) -> Figure:
+    """An axis with its name."""
+    return {"title": {"text": title}, **settings}
+
+
+# --------------------------------------------------------------------------------------------------
+# Charts and tables → one self-contained HTML file.
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """A YAML or JSON mapping; JSON is YAML, too."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not valid. {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected names and values, got {found!r:.60}.")
+    return found
+
+
+def write_page(
+    folder: Path,
+    template: str,
+    *,
+    charts: Sequence[Chart],
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    island: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Path:
+    """Write a folder's `report.html`, which is there whole or not at all.
+
+    `island` is what the page's script reads besides the figures.
+    """
+    figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
+    text = (
+        _templates()
+        .get_template(template)
+        .render(
+            **values,
+            chart={chart.name: chart for chart in charts},
+            island={**(island or {}), "figures": figures},
+            command=command(environment),
+            versions=versions(environment),
+            all_settings=all_settings(settings),
+            plotly=_plotly(),
+            version=__version__,
+        )
+    )
+    path = folder / "report.html"
+    write_file(path, text)
+    return path
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("clip_refine.report"),
+        autoescape=True,  # all text from data is shown as it is, whatever the file is called
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "interval": interval_text}
+    return environment
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js as the Python package has it, 4.8 MB, as gzip and base64: 2 MB."""
+    code = (files("plotly") / "package_data" / "plotly.min.js").read_bytes()
+    # no time of day, so that the same run gives the same file
+    return base64.b64encode(gzip.compress(code, compresslevel=9, mtime=0)).decode("ascii")

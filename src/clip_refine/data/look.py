@@ -112,7 +112,7 @@ def _orientation(header: Image.Image) -> int:
 
 
 BITS = 64
-_ROWS = 1024
+_ROWS = 1024  # hashes compared with their whole bucket at once; bounds the memory
 
 
 def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:

@@ -90,21 +90,18 @@ def _look(image: Image.Image) -> int:
 
 
 def _oddities(header: Image.Image) -> list[str]:
+    try:
+        orientation = int(header.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # unreadable EXIF, as in images.py
+        orientation = 1
     found = {
-        "turned by EXIF": _orientation(header) > 1,
+        "turned by EXIF": orientation > 1,
         "transparent": header.has_transparency_data,
         "CMYK": header.mode == "CMYK",
         "16 bits": header.mode.startswith("I"),
         "animated": header.format != "MPO" and getattr(header, "n_frames", 1) > 1,
     }
     return [name for name, is_so in found.items() if is_so]
-
-
-def _orientation(header: Image.Image) -> int:
-    try:
-        return int(header.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # unreadable EXIF, as in images.py
-        return 1
 
 
 # --------------------------------------------------------------------------------------------------

@@ -209,17 +209,12 @@ def pairs_fingerprint(pairs: ImageCaptions) -> str:
     at each file. Images that were changed without a change of size keep it: `image_fingerprint`
     tells those apart.
     """
-    of_each = sorted(
-        fingerprint(
-            Path(name).name.encode(),
-            str(_file_size(name)).encode(),
-            *(caption.encode() for caption in captions),
-        ).encode()
-        for name, captions in (
-            (pairs.image_name(index), pairs.captions[index]) for index in range(len(pairs))
-        )
-    )
-    return fingerprint(*of_each)
+    of_each = []
+    for index, captions in enumerate(pairs.captions):
+        name = pairs.image_name(index)
+        facts = (Path(name).name, str(_file_size(name)), *captions)
+        of_each.append(fingerprint(*(fact.encode() for fact in facts)).encode())
+    return fingerprint(*sorted(of_each))
 
 
 def _file_size(name: str) -> int:

@@ -49,7 +49,7 @@ from clip_refine.data import (
     stream_batches,
     with_cached_pixels,
 )
-from clip_refine.data.pairs import AllRows, Images, read_all
+from clip_refine.data.pairs import AllRows, Images, as_pairs, read_all
 from clip_refine.data.pixels import side_to_keep
 from clip_refine.data.sources import source_rows
 from clip_refine.data.toy import model_directory, toy_tasks, toy_train, toy_val
@@ -428,8 +428,10 @@ def build_data(
         if isinstance(train_pairs, Stream):
             raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
         train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
+    if not isinstance(train_pairs, Stream):
+        train_pairs = as_pairs(train_pairs)
     _check_held_out(held_out, None if isinstance(train_pairs, Stream) else train_pairs)
-    return train_pairs, held_out
+    return train_pairs, as_pairs(held_out)
 
 
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:

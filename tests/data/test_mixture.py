@@ -13,6 +13,7 @@ from clip_refine.data.pairs import image_bytes, image_fingerprint
 from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError
 from clip_refine.models import OpenClipEncoder
+from tests.data.files import drawn_files
 from tests.data.layouts import drawn, opened, write_coco, write_table
 
 FIRST = ToyPairs("first", size=30, captions_per_image=2)
@@ -127,3 +128,30 @@ def test_streams_are_mixed_with_weights_only(tmp_path: Path):
     (tmp_path / "b.tar").touch()
     with pytest.raises(ConfigError, match="data.weights is missing"):
         build.build_data(DataConfig(train=sources, val="toy", streaming=True), seed=0)
+
+
+def test_an_object_of_the_users_own_goes_through_every_view(tmp_path: Path):
+    files = drawn_files(tmp_path / "files", 3)
+    plain = WithoutContent(files)
+    for view in (Subset(plain, [2, 0], "part"), Mixture([plain]), EveryCaption(plain)):
+        assert image_bytes(view, 0) is None
+        assert list(view.skipped) == []
+        assert view.mixing is None
+    part = Subset(Mixture([FIRST, files], (1, 1)), [32, 30], "part")
+    assert image_bytes(part, 0) == files.paths[2].read_bytes()
+    assert part.image_name(0) == str(files.paths[2])
+    assert part.captions == [("picture 2",), ("picture 0",)]
+    assert part.mixing == ([1, 1], (1, 1))
+
+
+class WithoutContent:
+    """Only what the protocol asks for."""
+
+    def __init__(self, source) -> None:
+        self.name = "own"
+        self.captions = source.captions
+        self.load_image = source.load_image
+        self.image_name = source.image_name
+
+    def __len__(self) -> int:
+        return len(self.captions)

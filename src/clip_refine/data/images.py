@@ -33,12 +33,24 @@ _NOT_FOUND = "is not there"
 
 def open_image(path: Path) -> Image.Image:
     """Decode an image file to RGB."""
-    return _decode(path, str(path))
+    return decode_image(path, str(path))
 
 
-def decode_image(data: bytes, name: str, *, side: int | None = None) -> Image.Image:
-    """Decode the content of an image file to RGB."""
-    return _decode(data, name, side)
+def decode_image(encoded: Encoded, name: str, *, side: int | None = None) -> Image.Image:
+    """Decode an image file or its content to RGB; of a large JPEG `side` pixels may be enough."""
+    try:
+        with opened(encoded) as image:
+            if side is not None:
+                _decode_smaller(image, side)
+            image.load()
+            _rotate(image)
+            return to_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers of damaged files trip in many ways: struct, zlib, index
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{name}: image file not found. Check the path.") from error
+        raise DataError(f"{name}: {_why(error)}. Replace it or remove its rows.") from error
 
 
 def check_image(encoded: Encoded) -> str | None:
@@ -57,7 +69,7 @@ def check_image(encoded: Encoded) -> str | None:
             return None
     except MemoryError:
         raise
-    except Exception as error:  # see _decode
+    except Exception as error:  # see decode_image
         return _why(error)
 
 
@@ -69,22 +81,6 @@ def check_image_file(path: Path) -> str | None:
     if problem == _NOT_FOUND:
         return f"image file {path} not found. Check the path."
     return f"{path} {problem}. Replace it or remove the row."
-
-
-def _decode(encoded: Encoded, name: str, side: int | None = None) -> Image.Image:
-    try:
-        with opened(encoded) as image:
-            if side is not None:
-                _decode_smaller(image, side)
-            image.load()
-            _rotate(image)
-            return to_rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # parsers of damaged files trip in many ways: struct, zlib, index
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{name}: image file not found. Check the path.") from error
-        raise DataError(f"{name}: {_why(error)}. Replace it or remove its rows.") from error
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
 
-from clip_refine.data.images import SUFFIXES, open_image, to_rgb
+from clip_refine.data.images import SUFFIXES, to_rgb
+from clip_refine.data.pairs import ImageSource, StoredImages
 from clip_refine.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def _checked(names: Sequence[str], own: Sequence[str], where: str) -> tuple[tupl
 
 
 @dataclass(frozen=True)
-class ClassFolders:
+class ClassFolders(StoredImages):
     """Image files with one class each.
 
     Attributes:
@@ -110,25 +111,9 @@ class ClassFolders:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index` in RGB.
-
-        Raises:
-            DataError: The file is gone or cannot be decoded.
-        """
-        return open_image(self.paths[index])
-
-    def image_name(self, index: int) -> str:
-        """The image's path."""
-        return str(self.paths[index])
-
-    def image_bytes(self, index: int) -> bytes:
-        """The content of the image's file.
-
-        Raises:
-            OSError: It is gone.
-        """
-        return self.paths[index].read_bytes()
+    def place_of(self, index: int) -> Path:
+        """Where image `index` is."""
+        return self.paths[index]
 
 
 def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolders:
@@ -175,7 +160,7 @@ _LABELS = ("targets", "labels", "y", "_labels")
 
 
 @dataclass(frozen=True)
-class IndexedImages:
+class IndexedImages(ImageSource):
     """Images with one class each in something that is asked by position."""
 
     name: str  # where they are from
@@ -202,21 +187,11 @@ class IndexedImages:
 
 
 @dataclass(frozen=True)
-class _First:
-    """The image of a row of a torchvision dataset; a class so that other processes get it."""
-
-    rows: Any
-
-    def __call__(self, index: int) -> Image.Image:
-        return self.rows[index][0]
-
-
-@dataclass(frozen=True)
 class _Column:
-    """The image of a row of a table."""
+    """The image of a row; a class so that other processes get it."""
 
     rows: Any
-    column: str
+    column: int | str
 
     def __call__(self, index: int) -> Image.Image:
         return self.rows[index][self.column]
@@ -255,7 +230,7 @@ def read_torchvision(
     labels = next((getattr(found, key) for key in _LABELS if hasattr(found, key)), None)
     if labels is None:
         labels = [found[index][1] for index in range(len(found))]
-    return IndexedImages(title, names, tuple(int(label) for label in labels), _First(found))
+    return IndexedImages(title, names, tuple(int(label) for label in labels), _Column(found, 0))
 
 
 def read_cub(folder: Path, *, split: str) -> ClassFolders:
@@ -292,9 +267,10 @@ def read_cub(folder: Path, *, split: str) -> ClassFolders:
 def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
     """Class folders with the names as they are, and perhaps only the images of a list."""
     found = read_class_folders(folder, templates=())
-    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    found = replace(found, class_names=names)
     if only is None:
-        return ClassFolders(found.name, tuple(folders), (), found.paths, found.labels)
+        return found
     try:
         lines = only.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -306,12 +282,10 @@ def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
             f"{only}: none of its {len(stems)} images is in {folder}. Both must have the same "
             "names, without endings."
         )
-    return ClassFolders(
-        found.name,
-        tuple(folders),
-        (),
-        tuple(found.paths[index] for index in kept),
-        tuple(found.labels[index] for index in kept),
+    return replace(
+        found,
+        paths=tuple(found.paths[index] for index in kept),
+        labels=tuple(found.labels[index] for index in kept),
     )
 
 

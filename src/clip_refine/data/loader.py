@@ -1,26 +1,106 @@
 """Pairs → batches of pixels and tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_refine.data.pairs import ImageCaptions, Images, mixed_order, mixing_of
+from clip_refine.data.pairs import ImageCaptions, Images, Mixing, as_pairs
 from clip_refine.data.pixels import PixelReader, Preprocess
 from clip_refine.data.streams import Stream, StreamedPair
 from clip_refine.errors import DataError
 
-# --------------------------------------------------------------------------------------------------
-# Images and captions → batches of pixels and tokens.
-
-
 Tokenizer = Callable[[list[str]], Tensor]
 IMAGES_AHEAD = 4096
 """Preprocessed images that worker processes hold ready; 2.5 GB at 224 pixels a side."""
+
+# --------------------------------------------------------------------------------------------------
+# Which pairs an epoch uses, in which order.
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Which pairs an epoch uses, in which order: a function of the seed and the epoch only.
+
+    Attributes:
+        order: Positions of the images, shuffled.
+        caption_choice: For each image (by position) which of its captions is used.
+    """
+
+    order: Sequence[int]
+    caption_choice: Sequence[int]
+
+    @classmethod
+    def draw(cls, pairs: ImageCaptions, *, generator: torch.Generator) -> "EpochPlan":
+        """Shuffle the images and draw one caption for each.
+
+        Of a weighted mixture each source gives its share, so that images come more than once or
+        not at all.
+        """
+        counts = torch.tensor([len(texts) for texts in pairs.captions])
+        mixing = as_pairs(pairs).mixing
+        if mixing is None:
+            order = torch.randperm(len(pairs), generator=generator)
+        else:
+            order = mixed_order(mixing, generator=generator)
+        uniform = torch.rand(len(pairs), generator=generator, dtype=torch.float64)
+        return cls(order.tolist(), (uniform * counts).long().tolist())
+
+    def batches(self, batch_size: int, *, rank: int = 0, processes: int = 1) -> list[list[int]]:
+        """This process's share of every full batch; an incomplete last batch is left out.
+
+        `batch_size` counts the pairs of all processes; shares are consecutive, so that features
+        gathered in rank order are in the order of the whole batch.
+        """
+        share = batch_size // processes
+        starts = range(0, len(self.order) - batch_size + 1, batch_size)
+        return [
+            list(self.order[start + rank * share : start + (rank + 1) * share]) for start in starts
+        ]
+
+
+def mixed_order(mixing: Mixing, *, generator: torch.Generator) -> torch.Tensor:
+    """As many positions as there are images, shuffled, each group with its share of them.
+
+    Within a group every image comes equally often, or once more than others.
+
+    >>> order = mixed_order(([0, 0, 1, 1, 1, 1], [2, 1]), generator=torch.Generator())
+    >>> sorted((order < 2).tolist())
+    [False, False, True, True, True, True]
+    """
+    groups = torch.tensor(mixing[0])
+    chosen = []
+    for number, share in enumerate(_shares(mixing)):
+        members = (groups == number).nonzero().flatten()
+        while share:
+            drawn = members[torch.randperm(len(members), generator=generator)[:share]]
+            chosen.append(drawn)
+            share -= len(drawn)
+    order = torch.cat(chosen)
+    return order[torch.randperm(len(order), generator=generator)]
+
+
+def _shares(mixing: Mixing) -> list[int]:
+    """Pairs of each group in an epoch, by largest remainders; groups without images get none."""
+    groups, weights = mixing
+    sizes = [0] * len(weights)
+    for group in groups:
+        sizes[group] += 1
+    usable = [weight if size else 0.0 for weight, size in zip(weights, sizes, strict=True)]
+    exact = [len(groups) * weight / sum(usable) for weight in usable]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
+    for number in by_remainder[: len(groups) - sum(shares)]:
+        shares[number] += 1
+    return shares
+
+
+# --------------------------------------------------------------------------------------------------
+# One loader for all: the sampler names images and captions, worker processes decode.
 
 
 @dataclass(frozen=True)
@@ -50,103 +130,95 @@ class PairBatch:
         return PairBatch(self.pixels.pin_memory(), self.tokens.pin_memory(), self.indices)
 
 
-@dataclass(frozen=True)
-class EpochPlan:
-    """Which pairs an epoch uses, in which order: a function of the seed and the epoch only.
+class _Asked(NamedTuple):
+    """An image of a source by its position, and the caption that goes with it."""
 
-    Attributes:
-        order: Positions of the images, shuffled.
-        caption_choice: For each image (by position) which of its captions is used.
+    number: int
+    caption: str = ""
+
+
+_Item = tuple[int, str, Tensor | DataError]
+
+
+class _Decoder(Dataset[_Item]):
+    """Turns what the sampler hands out into pixels.
+
+    A streamed pair brings its image along, so one process reads and shuffles, and worker processes
+    only decode: the order is the same for any number of them.
     """
 
-    order: Sequence[int]
-    caption_choice: Sequence[int]
-
-    @classmethod
-    def draw(cls, pairs: ImageCaptions, *, generator: torch.Generator) -> "EpochPlan":
-        """Shuffle the images and draw one caption for each.
-
-        Of a weighted mixture each source gives its share, so that images come more than once or
-        not at all.
-        """
-        counts = torch.tensor([len(texts) for texts in pairs.captions])
-        mixing = mixing_of(pairs)
-        if mixing is None:
-            order = torch.randperm(len(pairs), generator=generator)
-        else:
-            order = mixed_order(mixing, generator=generator)
-        uniform = torch.rand(len(pairs), generator=generator, dtype=torch.float64)
-        return cls(order.tolist(), (uniform * counts).long().tolist())
-
-    def batches(self, batch_size: int, *, rank: int = 0, processes: int = 1) -> list[list[int]]:
-        """This process's share of every full batch; an incomplete last batch is left out.
-
-        `batch_size` counts the pairs of all processes; shares are consecutive, so that features
-        gathered in rank order are in the order of the whole batch.
-        """
-        share = batch_size // processes
-        starts = range(0, len(self.order) - batch_size + 1, batch_size)
-        return [
-            list(self.order[start + rank * share : start + (rank + 1) * share]) for start in starts
-        ]
-
-
-class _PreprocessedImages(Dataset[tuple[int, Tensor | DataError]]):
-    """Decoded and preprocessed images; what cannot be decoded comes back as its error."""
-
-    def __init__(self, images: Images, preprocess: Preprocess | PixelReader) -> None:
-        self.images = images
+    def __init__(self, images: Any, preprocess: Preprocess | PixelReader) -> None:
+        self.images = images  # None for a stream
         is_reader = isinstance(preprocess, PixelReader)
         self.read = preprocess if is_reader else PixelReader(preprocess)
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | DataError]:
-        # Returned, not raised: a worker process would bury the message in a traceback.
+    def __getitem__(self, asked: _Asked | StreamedPair) -> _Item:
+        streamed = isinstance(asked, StreamedPair)
+        images, index = (asked, 0) if streamed else (self.images, asked.number)
         try:
-            return index, self.read(self.images, index)
+            return asked.number, asked.caption, self.read(images, index)
         except DataError as error:
-            return index, error
-
-
-def _stack(items: list[tuple[int, Tensor | DataError]]) -> tuple[list[int], Tensor | DataError]:
-    pixels = []
-    for _, image in items:
-        if isinstance(image, DataError):
-            return [], image
-        pixels.append(image)
-    return [index for index, _ in items], torch.stack(pixels)
-
-
-class _DrawnPairs(Dataset[tuple[tuple[int, Tensor | DataError], int]]):
-    """Preprocessed images, each beside the number of the caption that was drawn for it."""
-
-    def __init__(self, images: _PreprocessedImages) -> None:
-        self.images = images
-
-    def __getitem__(self, drawn: tuple[int, int]) -> tuple[tuple[int, Tensor | DataError], int]:
-        index, choice = drawn
-        return self.images[index], choice
+            # Returned, not raised: a worker process would bury the message in a traceback.
+            return asked.number, asked.caption, error
 
 
 @dataclass(frozen=True)
-class _StackPairs:
-    """Collate function of training batches; a class so that worker processes can receive it."""
+class _Stack:
+    """Collate function; a class so that worker processes can receive it."""
 
-    pairs: ImageCaptions
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
 
-    def __call__(
-        self, items: list[tuple[tuple[int, Tensor | DataError], int]]
-    ) -> PairBatch | DataError:
-        indices, pixels = _stack([image for image, _ in items])
-        if isinstance(pixels, DataError):
-            return pixels
-        captions = self.pairs.captions
-        choices = [choice for _, choice in items]
-        texts = [captions[index][choice] for index, choice in zip(indices, choices, strict=True)]
-        return PairBatch(pixels, self.tokenizer(texts), indices)
+    def __call__(self, items: list[_Item]) -> PairBatch | DataError:
+        pixels = []
+        for _, _, image in items:
+            if isinstance(image, DataError):
+                return image
+            pixels.append(image)
+        captions = [caption for _, caption, _ in items]
+        tokens = self.tokenizer(captions) if self.tokenizer else torch.empty(len(items), 0)
+        return PairBatch(torch.stack(pixels), tokens, [number for number, _, _ in items])
+
+
+def _loader(
+    images: Images | None,
+    asked: Iterable[Sequence[_Asked | StreamedPair]],
+    *,
+    batch_size: int,
+    preprocess: Preprocess | PixelReader,
+    tokenizer: Tokenizer | None,
+    workers: int,
+    **options: Any,
+) -> DataLoader[Any]:
+    """Decodes and stacks the batches that are asked for; those of a stream need no `images`."""
+    return DataLoader(
+        _Decoder(images, preprocess),
+        batch_sampler=asked,  # pyright: ignore[reportArgumentType]
+        collate_fn=_Stack(tokenizer),
+        num_workers=workers,
+        prefetch_factor=batches_ahead(batch_size, workers),
+        **options,
+    )
+
+
+def _decoded(loader: DataLoader[Any]) -> Iterator[PairBatch]:
+    """The batches; the first image that cannot be decoded stops them."""
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def batches_ahead(batch_size: int, workers: int) -> int | None:
+    """Batches that each worker process holds ready: up to 4, fewer where batches are large.
+
+    >>> batches_ahead(512, 8), batches_ahead(128, 2), batches_ahead(128, 0)
+    (1, 4, None)
+    """
+    return max(1, min(4, IMAGES_AHEAD // (batch_size * workers))) if workers else None
+
+
+# --------------------------------------------------------------------------------------------------
+# Listed pairs, images alone, and streams as batches.
 
 
 class PairLoader:
@@ -177,15 +249,17 @@ class PairLoader:
             processes: How many processes share each batch.
         """
         self._share = (batch_size, rank, processes)
-        self._drawn: list[list[tuple[int, int]]] = []
-        self._loader: DataLoader[Any] = DataLoader(
-            _DrawnPairs(_PreprocessedImages(pairs, preprocess)),
-            batch_sampler=self._drawn,
-            collate_fn=_StackPairs(pairs, tokenizer),
-            num_workers=workers,
+        self._pairs = pairs
+        self._asked: list[list[_Asked]] = []  # filled anew each epoch, for the same processes
+        self._loader = _loader(
+            pairs,
+            self._asked,
+            batch_size=batch_size // processes,
+            preprocess=preprocess,
+            tokenizer=tokenizer,
+            workers=workers,
             pin_memory=pin_memory,
             persistent_workers=workers > 0,
-            prefetch_factor=batches_ahead(batch_size // processes, workers),
         )
 
     def epoch(self, plan: EpochPlan) -> Iterator[PairBatch]:
@@ -195,29 +269,17 @@ class PairLoader:
             DataError: An image cannot be decoded.
         """
         batch_size, rank, processes = self._share
-        choice = plan.caption_choice
-        self._drawn[:] = [
-            [(index, choice[index]) for index in batch]
+        captions, choice = self._pairs.captions, plan.caption_choice
+        self._asked[:] = [
+            [_Asked(index, captions[index][choice[index]]) for index in batch]
             for batch in plan.batches(batch_size, rank=rank, processes=processes)
         ]
-        for batch in self._loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        yield from _decoded(self._loader)
 
 
 def pair_batches(pairs: ImageCaptions, plan: EpochPlan, **settings: Any) -> Iterator[PairBatch]:
     """The training batches of one epoch; settings and errors as those of `PairLoader`."""
     return PairLoader(pairs, **settings).epoch(plan)
-
-
-def batches_ahead(batch_size: int, workers: int) -> int | None:
-    """Batches that each worker process holds ready: up to 4, fewer where batches are large.
-
-    >>> batches_ahead(512, 8), batches_ahead(128, 2), batches_ahead(128, 0)
-    (1, 4, None)
-    """
-    return max(1, min(4, IMAGES_AHEAD // (batch_size * workers))) if workers else None
 
 
 def image_batches(
@@ -233,56 +295,21 @@ def image_batches(
     Raises:
         DataError: An image cannot be decoded.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _PreprocessedImages(images, preprocess),
-        batch_size=batch_size,
-        collate_fn=_stack,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=batches_ahead(batch_size, workers),
+    starts = range(0, len(images), batch_size)
+    asked = (
+        [_Asked(i) for i in range(len(images))[start : start + batch_size]] for start in starts
     )
-    for _, pixels in loader:
-        if isinstance(pixels, DataError):
-            raise pixels
-        yield pixels
-
-
-# --------------------------------------------------------------------------------------------------
-# Streamed pairs → batches of pixels and tokens.
-
-
-class _Decoded(Dataset[tuple[int, str, Tensor | DataError]]):
-    """Turns what the sampler hands out into pixels; it holds nothing itself.
-
-    So one process reads and shuffles, and worker processes only decode: the order is the same for
-    any number of them.
-    """
-
-    def __init__(self, reader: PixelReader) -> None:
-        self.reader = reader
-
-    def __getitem__(self, index: Any) -> tuple[int, str, Tensor | DataError]:
-        pair: StreamedPair = index
-        try:
-            return pair.number, pair.caption, self.reader(pair, 0)
-        except DataError as error:
-            return pair.number, pair.caption, error
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """Collate function; a class so that worker processes can receive it."""
-
-    tokenizer: Tokenizer
-
-    def __call__(self, items: list[tuple[int, str, Tensor | DataError]]) -> PairBatch | DataError:
-        pixels = []
-        for _, _, image in items:
-            if isinstance(image, DataError):
-                return image
-            pixels.append(image)
-        tokens = self.tokenizer([caption for _, caption, _ in items])
-        return PairBatch(torch.stack(pixels), tokens, [number for number, _, _ in items])
+    loader = _loader(
+        images,
+        asked,
+        batch_size=batch_size,
+        preprocess=preprocess,
+        tokenizer=None,
+        workers=workers,
+        pin_memory=pin_memory,
+    )
+    for batch in _decoded(loader):
+        yield batch.pixels
 
 
 def stream_batches(
@@ -328,16 +355,13 @@ def stream_batches(
         for _ in range(steps):
             yield list(islice(pairs, batch_size))[rank * share : (rank + 1) * share]
 
-    reader = preprocess if isinstance(preprocess, PixelReader) else PixelReader(preprocess)
-    loader: DataLoader[Any] = DataLoader(
-        _Decoded(reader),
-        batch_sampler=shares(),  # pyright: ignore[reportArgumentType]
-        collate_fn=_Stack(tokenizer),
-        num_workers=workers,
+    loader = _loader(
+        None,
+        shares(),
+        batch_size=share,
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=batches_ahead(share, workers),
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    yield from _decoded(loader)

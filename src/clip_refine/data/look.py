@@ -90,8 +90,12 @@ def _look(image: Image.Image) -> int:
 
 
 def _oddities(header: Image.Image) -> list[str]:
+    try:
+        orientation = int(header.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # unreadable EXIF, as in images.py
+        orientation = 1
     found = {
-        "turned by EXIF": _orientation(header) > 1,
+        "turned by EXIF": orientation > 1,
         "transparent": header.has_transparency_data,
         "CMYK": header.mode == "CMYK",
         "16 bits": header.mode.startswith("I"),
@@ -100,19 +104,12 @@ def _oddities(header: Image.Image) -> list[str]:
     return [name for name, is_so in found.items() if is_so]
 
 
-def _orientation(header: Image.Image) -> int:
-    try:
-        return int(header.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # unreadable EXIF, as in images.py
-        return 1
-
-
 # --------------------------------------------------------------------------------------------------
 # Images that look the same, by perceptual hash.
 
 
 BITS = 64
-_ROWS = 1024
+_ROWS = 1024  # hashes compared with their whole bucket at once; bounds the memory
 
 
 def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:

@@ -3,10 +3,11 @@
 import bisect
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -26,22 +27,30 @@ from clip_refine.errors import DataError
 from clip_refine.support.console import Bar
 
 # --------------------------------------------------------------------------------------------------
-# What a source of images is to the rest of the package: small protocols.
+# What anybody may pass: small protocols, which every source in the package fits, too.
 
 
 class Images(Protocol):
     """What image batches need of a source.
 
-    Where images are files or stored as files are, a source also has `image_bytes(index) -> bytes`,
-    the content of image `index`, raising OSError where it is gone; see `content.image_bytes`.
+    An object of your own may also have `image_bytes(index) -> bytes`, as `ImageSource` has it.
     """
 
+    @abstractmethod
     def __len__(self) -> int: ...
-    def load_image(self, index: int) -> Image.Image: ...  # noqa: D102
-    def image_name(self, index: int) -> str: ...  # noqa: D102
+
+    @abstractmethod
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index`, decoded, in RGB."""
+        ...
+
+    @abstractmethod
+    def image_name(self, index: int) -> str:
+        """What to call image `index` in a message, usually its path."""
+        ...
 
 
-class ImageCaptions(Protocol):
+class ImageCaptions(Images, Protocol):
     """Images with their captions, by position; every kind of source becomes one of these.
 
     Attributes:
@@ -53,17 +62,9 @@ class ImageCaptions(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def captions(self) -> Sequence[Sequence[str]]: ...  # noqa: D102
-    def __len__(self) -> int: ...
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index`, decoded, in RGB."""
-        ...
-
-    def image_name(self, index: int) -> str:
-        """What to call image `index` in a message, usually its path."""
-        ...
 
 
-class LabelledImages(Protocol):
+class LabelledImages(Images, Protocol):
     """Images with one class each and the prompts that name the classes.
 
     Attributes:
@@ -81,30 +82,104 @@ class LabelledImages(Protocol):
     def templates(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def labels(self) -> Sequence[int]: ...  # noqa: D102
-    def __len__(self) -> int: ...
+
+
+# --------------------------------------------------------------------------------------------------
+# What every source in the package declares besides, and the one way there from any other object.
+
+
+Mixing = tuple[Sequence[int], Sequence[float]]
+"""For each image the number of its group, and for each group its weight."""
+
+
+class ImageSource(Images):
+    """Images of which some are files, or stored as files are."""
+
+    def image_bytes(self, index: int) -> bytes | None:
+        """The content of image `index`'s file, None where it is drawn; OSError where it is gone."""
+        return None
+
+
+class PairSource(ImageSource):
+    """Images with captions."""
+
+    name: str  # what to call it
+    captions: Sequence[Sequence[str]]  # the texts of each image
+    skipped: Sequence[BadRow] = ()  # rows that were left out
+    mixing: Mixing | None = None  # what an epoch takes from where; None for each image once
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+class StoredImages(ImageSource):
+    """Images that lie in files, or in something larger such as an archive or a table."""
+
+    @abstractmethod
+    def place_of(self, index: int) -> ImagePlace:
+        """Where image `index` is."""
+
     def load_image(self, index: int) -> Image.Image:
-        """Image `index`, decoded, in RGB."""
-        ...
+        """Image `index`, decoded, in RGB; DataError where that cannot be done."""
+        return load_place(self.place_of(index))
 
     def image_name(self, index: int) -> str:
-        """What to call image `index` in a message, usually its path."""
-        ...
+        """The image's path, or what it is called in its table or archive."""
+        return str(self.place_of(index))
+
+    def image_bytes(self, index: int) -> bytes:
+        """The content of the image's file; OSError where it is gone."""
+        return read_place(self.place_of(index))
+
+
+class _OwnImages(ImageSource):
+    """A user's own object: what it may have besides the protocol is looked for here alone."""
+
+    def __init__(self, own: Images) -> None:
+        self.own = own
+        self._read: Callable[[int], bytes | None] | None = getattr(own, "image_bytes", None)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def load_image(self, index: int) -> Image.Image:
+        return self.own.load_image(index)
+
+    def image_name(self, index: int) -> str:
+        return self.own.image_name(index)
+
+    def image_bytes(self, index: int) -> bytes | None:
+        return self._read(index) if self._read else None
+
+
+class _OwnPairs(_OwnImages, PairSource):
+    """The same with captions."""
+
+    def __init__(self, own: ImageCaptions) -> None:
+        super().__init__(own)
+        self.name, self.captions = own.name, own.captions
+        self.skipped = getattr(own, "skipped", ())
+        self.mixing = getattr(own, "mixing", None)
+
+
+def as_images(images: Images) -> ImageSource:
+    """The images with all members declared."""
+    return images if isinstance(images, ImageSource) else _OwnImages(images)
+
+
+def as_pairs(pairs: ImageCaptions) -> PairSource:
+    """The pairs with all members declared."""
+    return pairs if isinstance(pairs, PairSource) else _OwnPairs(pairs)
 
 
 # --------------------------------------------------------------------------------------------------
 # What images and captions hold, as short fingerprints.
 
 
-_DIGEST_BYTES = 16
-
-
 def image_bytes(images: Images, index: int) -> bytes | None:
     """The content of the file that image `index` is decoded from, or None for a drawn one."""
-    source: Any = images
-    if not hasattr(source, "image_bytes"):
-        return None
     try:
-        return source.image_bytes(index)
+        return as_images(images).image_bytes(index)
     except OSError as error:
         raise DataError(
             f"{images.image_name(index)}: cannot be read ({error.strerror or error}). Check the "
@@ -134,17 +209,12 @@ def pairs_fingerprint(pairs: ImageCaptions) -> str:
     at each file. Images that were changed without a change of size keep it: `image_fingerprint`
     tells those apart.
     """
-    of_each = sorted(
-        fingerprint(
-            Path(name).name.encode(),
-            str(_file_size(name)).encode(),
-            *(caption.encode() for caption in captions),
-        ).encode()
-        for name, captions in (
-            (pairs.image_name(index), pairs.captions[index]) for index in range(len(pairs))
-        )
-    )
-    return fingerprint(*of_each)
+    of_each = []
+    for index, captions in enumerate(pairs.captions):
+        name = pairs.image_name(index)
+        facts = (Path(name).name, str(_file_size(name)), *captions)
+        of_each.append(fingerprint(*(fact.encode() for fact in facts)).encode())
+    return fingerprint(*sorted(of_each))
 
 
 def _file_size(name: str) -> int:
@@ -161,9 +231,9 @@ def fingerprint(*parts: bytes) -> str:
     >>> fingerprint(b"ab", b"c") == fingerprint(b"a", b"bc")
     False
     """
-    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(len(part).to_bytes(8, "little"))  # so that parts cannot run together
         digest.update(part)
     return digest.hexdigest()
 
@@ -173,7 +243,7 @@ def fingerprint(*parts: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class CaptionedImages:
+class CaptionedImages(StoredImages, PairSource):
     """Images with one or more captions each, wherever they are stored.
 
     Attributes:
@@ -188,42 +258,20 @@ class CaptionedImages:
     name: str
     kind: str
     places: Sequence[ImagePlace]
-    captions: Sequence[tuple[str, ...]]
+    captions: Sequence[Sequence[str]]
     skipped: Sequence[BadRow] = ()
     uncaptioned: Sequence[str] = ()
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index` in RGB.
-
-        Raises:
-            DataError: The file is gone or cannot be decoded.
-        """
-        return load_place(self.places[index])
-
-    def image_name(self, index: int) -> str:
-        """The image's path, or what it is called in its table or archive."""
-        return str(self.places[index])
-
-    def image_bytes(self, index: int) -> bytes:
-        """The content of the image file.
-
-        Raises:
-            OSError: The file is gone.
-        """
-        return read_place(self.places[index])
+    def place_of(self, index: int) -> ImagePlace:
+        """Where image `index` is."""
+        return self.places[index]
 
 
-def collect(
-    name: str, kind: str, rows: Iterable[Row], policy: BadRowPolicy | None = None
-) -> CaptionedImages:
+def collect(name: str, kind: str, rows: Iterable[Row], policy: BadRowPolicy) -> CaptionedImages:
     """Check every row and put the captions of one image together.
 
     Images keep the order of their first row.
     """
-    policy = policy or BadRowPolicy()
     bad = BadRows(name, policy)
     captions: dict[ImagePlace, list[str]] = {}
     problems: dict[ImagePlace, str | None] = {}
@@ -282,174 +330,6 @@ def _is_text(text: str) -> bool:
     return True
 
 
-# --------------------------------------------------------------------------------------------------
-# Several sources as one, and which of their images an epoch uses how often.
-
-
-class Mixture:
-    """The images of several sources, one source behind the other.
-
-    Without weights an epoch uses every image once. With weights it has as many pairs, of which each
-    source gives its share: one that has too few images begins anew, so that some come twice or more
-    often, and one that has too many gives another part of them each epoch.
-
-    Attributes:
-        sources: What is mixed.
-        name: All their names.
-        captions: The texts of each image.
-        group_of: For each image the number of its source.
-        weights: One a source, or none.
-    """
-
-    def __init__(self, sources: Sequence[ImageCaptions], weights: Sequence[float] = ()) -> None:
-        """Mix.
-
-        Args:
-            sources: At least one.
-            weights: As many positive numbers; only their ratios count.
-
-        Raises:
-            ValueError: There are weights, but not one for each source.
-        """
-        if weights and len(weights) != len(sources):
-            raise ValueError(f"{len(weights)} weights for {len(sources)} sources")
-        self.sources = tuple(sources)
-        self.weights = tuple(weights)
-        self.name = " + ".join(source.name for source in sources)
-        self.captions = [texts for source in sources for texts in source.captions]
-        self.group_of = [number for number, one in enumerate(sources) for _ in range(len(one))]
-        sizes = [len(source) for source in sources]
-        self._starts = [0, *itertools.accumulate(sizes[:-1])]
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index`, in RGB."""
-        source, position = self._at(index)
-        return source.load_image(position)
-
-    def image_name(self, index: int) -> str:
-        """Image `index` as its source calls it."""
-        source, position = self._at(index)
-        return source.image_name(position)
-
-    def image_bytes(self, index: int) -> bytes | None:
-        """The content of the image file, None where the source has none."""
-        return image_bytes(*self._at(index))
-
-    @property
-    def skipped(self) -> list[BadRow]:
-        """Rows that were left out of the sources."""
-        return skipped_rows(self.sources)
-
-    @property
-    def mixing(self) -> "Mixing | None":
-        """What an epoch takes from where; None where it takes every image once."""
-        return (self.group_of, self.weights) if self.weights else None
-
-    def _at(self, index: int) -> tuple[ImageCaptions, int]:
-        number = bisect.bisect_right(self._starts, index) - 1
-        return self.sources[number], index - self._starts[number]
-
-
-Mixing = tuple[Sequence[int], Sequence[float]]
-"""For each image the number of its group, and for each group its weight."""
-
-
-def mixing_of(pairs: ImageCaptions) -> Mixing | None:
-    """What an epoch of these pairs takes from where; None where it takes every image once."""
-    return getattr(pairs, "mixing", None)
-
-
-def mixed_order(mixing: Mixing, *, generator: torch.Generator) -> torch.Tensor:
-    """As many positions as there are images, shuffled, each group with its share of them.
-
-    Within a group every image comes equally often, or once more than others.
-
-    >>> order = mixed_order(([0, 0, 1, 1, 1, 1], [2, 1]), generator=torch.Generator())
-    >>> sorted((order < 2).tolist())
-    [False, False, True, True, True, True]
-    """
-    groups = torch.tensor(mixing[0])
-    chosen = []
-    for number, share in enumerate(_shares(mixing)):
-        members = (groups == number).nonzero().flatten()
-        while share:
-            drawn = members[torch.randperm(len(members), generator=generator)[:share]]
-            chosen.append(drawn)
-            share -= len(drawn)
-    order = torch.cat(chosen)
-    return order[torch.randperm(len(order), generator=generator)]
-
-
-def _shares(mixing: Mixing) -> list[int]:
-    """Pairs of each group in an epoch, by largest remainders; groups without images get none."""
-    groups, weights = mixing
-    sizes = [0] * len(weights)
-    for group in groups:
-        sizes[group] += 1
-    usable = [weight if size else 0.0 for weight, size in zip(weights, sizes, strict=True)]
-    exact = [len(groups) * weight / sum(usable) for weight in usable]
-    shares = [int(share) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
-    for number in by_remainder[: len(groups) - sum(shares)]:
-        shares[number] += 1
-    return shares
-
-
-# --------------------------------------------------------------------------------------------------
-# Every caption with its image as a pair of its own.
-
-
-class EveryCaption:
-    """A source in which each image stands once for each of its captions.
-
-    Attributes:
-        source: Where images and captions are.
-        image_of: For each pair the position of its image in `source`.
-        name: What to call it.
-        captions: One text a pair.
-    """
-
-    def __init__(self, source: ImageCaptions) -> None:
-        self.source = source
-        counted = list(enumerate(source.captions))
-        self.image_of = [image for image, texts in counted for _ in texts]
-        self.captions = [(text,) for _, texts in counted for text in texts]
-        self.name = source.name
-
-    def __len__(self) -> int:
-        return len(self.image_of)
-
-    def load_image(self, index: int) -> Image.Image:
-        """The image of pair `index`, in RGB."""
-        return self.source.load_image(self.image_of[index])
-
-    def image_name(self, index: int) -> str:
-        """The image of pair `index`, as its source calls it."""
-        return self.source.image_name(self.image_of[index])
-
-    def image_bytes(self, index: int) -> bytes | None:
-        """The content of the image file, None where the source has none."""
-        return image_bytes(self.source, self.image_of[index])
-
-    @property
-    def skipped(self) -> Sequence[BadRow]:
-        """Rows that were left out of the source."""
-        return getattr(self.source, "skipped", ())
-
-    @property
-    def mixing(self) -> Mixing | None:
-        """What an epoch takes from where."""
-        mixing = mixing_of(self.source)
-        return mixing and ([mixing[0][image] for image in self.image_of], mixing[1])
-
-
-# --------------------------------------------------------------------------------------------------
-# Every row of a source, good or bad, and every image that a row names.
-
-
 @dataclass(frozen=True)
 class AllRows:
     """What a source holds, before anything is left out."""
@@ -489,13 +369,48 @@ def read_all(name: str, kind: str, rows: Iterable[Row], *, visible: bool = True)
 
 
 # --------------------------------------------------------------------------------------------------
-# Part of a source, and a seeded split into training and held-out images.
+# Views: the images of other sources, fewer, more often or together.
 
 
-MINIMUM_HELD_OUT = 100
+class _View(PairSource):
+    """Asks everything about an image of the source that has it."""
+
+    @abstractmethod
+    def _at(self, index: int) -> tuple[PairSource, int]:
+        """Which source has image `index`, and where."""
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index`, decoded, in RGB."""
+        source, position = self._at(index)
+        return source.load_image(position)
+
+    def image_name(self, index: int) -> str:
+        """Image `index` as its source calls it."""
+        source, position = self._at(index)
+        return source.image_name(position)
+
+    def image_bytes(self, index: int) -> bytes | None:
+        """The content of the image's file, None where the source has none."""
+        source, position = self._at(index)
+        return source.image_bytes(position)
 
 
-class Subset:
+class _Chosen(_View):
+    """Images of one source by their positions there."""
+
+    def __init__(self, source: ImageCaptions, indices: Sequence[int]) -> None:
+        self.source = as_pairs(source)
+        self.indices = indices
+        self.skipped = self.source.skipped
+        if self.source.mixing is not None:
+            group_of, weights = self.source.mixing
+            self.mixing = [group_of[index] for index in indices], weights
+
+    def _at(self, index: int) -> tuple[PairSource, int]:
+        return self.source, self.indices[index]
+
+
+class Subset(_Chosen):
     """Some images of a source with all their captions.
 
     Attributes:
@@ -506,37 +421,79 @@ class Subset:
     """
 
     def __init__(self, source: ImageCaptions, indices: Sequence[int], name: str) -> None:
-        self.source = source
-        self.indices = indices
+        super().__init__(source, indices)
         self.name = name
         captions = source.captions
         self.captions = [captions[index] for index in indices]
 
-    def __len__(self) -> int:
-        return len(self.indices)
 
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index` of this part, in RGB."""
-        return self.source.load_image(self.indices[index])
+class EveryCaption(_Chosen):
+    """A source in which each image stands once for each of its captions.
 
-    def image_name(self, index: int) -> str:
-        """Image `index` of this part, as its source calls it."""
-        return self.source.image_name(self.indices[index])
+    Attributes:
+        source: Where images and captions are.
+        image_of: For each pair the position of its image in `source`.
+        name: What to call it.
+        captions: One text a pair.
+    """
 
-    def image_bytes(self, index: int) -> bytes | None:
-        """The content of the image file, None where the source has none."""
-        return image_bytes(self.source, self.indices[index])
+    def __init__(self, source: ImageCaptions) -> None:
+        counted = list(enumerate(source.captions))
+        self.image_of = [image for image, texts in counted for _ in texts]
+        super().__init__(source, self.image_of)
+        self.name = source.name
+        self.captions = [(text,) for _, texts in counted for text in texts]
 
-    @property
-    def mixing(self) -> Mixing | None:
-        """What an epoch takes from where."""
-        mixing = mixing_of(self.source)
-        return mixing and ([mixing[0][index] for index in self.indices], mixing[1])
 
-    @property
-    def skipped(self) -> Sequence[BadRow]:
-        """Rows that were left out of the source."""
-        return getattr(self.source, "skipped", ())
+class Mixture(_View):
+    """The images of several sources, one source behind the other.
+
+    Without weights an epoch uses every image once. With weights it has as many pairs, of which each
+    source gives its share: one that has too few images begins anew, so that some come twice or more
+    often, and one that has too many gives another part of them each epoch.
+
+    Attributes:
+        sources: What is mixed.
+        name: All their names.
+        captions: The texts of each image.
+        group_of: For each image the number of its source.
+        weights: One a source, or none.
+    """
+
+    def __init__(self, sources: Sequence[ImageCaptions], weights: Sequence[float] = ()) -> None:
+        """Mix.
+
+        Args:
+            sources: At least one.
+            weights: As many positive numbers; only their ratios count.
+
+        Raises:
+            ValueError: There are weights, but not one for each source.
+        """
+        if weights and len(weights) != len(sources):
+            raise ValueError(f"{len(weights)} weights for {len(sources)} sources")
+        self.sources = tuple(map(as_pairs, sources))
+        self.weights = tuple(weights)
+        self.name = " + ".join(source.name for source in sources)
+        self.captions = [texts for source in sources for texts in source.captions]
+        self.group_of = [number for number, one in enumerate(sources) for _ in range(len(one))]
+        self.skipped = skipped_rows(self.sources)
+        if weights:
+            self.mixing = (self.group_of, self.weights)
+        sizes = [len(source) for source in sources]
+        self._starts = [0, *itertools.accumulate(sizes[:-1])]
+
+    def _at(self, index: int) -> tuple[PairSource, int]:
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self.sources[number], index - self._starts[number]
+
+
+# --------------------------------------------------------------------------------------------------
+# A seeded split into training and held-out images.
+
+
+MINIMUM_HELD_OUT = 100
+"""Images; of so many, one is a whole point of recall@1."""
 
 
 def hold_out(

@@ -258,9 +258,9 @@ def write_skipped(skipped: Sequence[BadRow], path: Path) -> None:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def skipped_rows(sources: Iterable[object]) -> list[BadRow]:
+def skipped_rows(sources: Iterable[Any]) -> list[BadRow]:
     """What was skipped in these sources, each row once."""
-    rows = [row for source in sources for row in getattr(source, "skipped", ())]
+    rows = [row for source in sources for row in source.skipped]
     return list(dict.fromkeys(rows))
 
 

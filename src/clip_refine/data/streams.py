@@ -1,24 +1,13 @@
 """Pairs that come one after another, for sources too large to be listed first."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from PIL import Image
-
-from clip_refine.data.pairs import CaptionedImages, row_problem
-from clip_refine.data.rows import (
-    BadRow,
-    BadRowPolicy,
-    BadRows,
-    ImagePlace,
-    Row,
-    image_problem,
-    load_place,
-    read_place,
-)
+from clip_refine.data.pairs import CaptionedImages, StoredImages, row_problem
+from clip_refine.data.rows import BadRow, BadRowPolicy, BadRows, ImagePlace, Row, image_problem
 from clip_refine.errors import DataError
 
 Item = TypeVar("Item")
@@ -27,8 +16,8 @@ OpenRows = Callable[[random.Random | None], Iterator[Row]]
 their own order without one."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamedPair:
+@dataclass(frozen=True)
+class StreamedPair(StoredImages):
     """An image with the caption that was drawn for it; as a source of images, one of one image."""
 
     place: ImagePlace  # where the image is, often its content in memory
@@ -38,17 +27,9 @@ class StreamedPair:
     def __len__(self) -> int:
         return 1
 
-    def load_image(self, index: int) -> Image.Image:
-        """The image in RGB."""
-        return load_place(self.place)
-
-    def image_name(self, index: int) -> str:
-        """What to call it."""
-        return str(self.place)
-
-    def image_bytes(self, index: int) -> bytes:
-        """The content of the image file."""
-        return read_place(self.place)
+    def place_of(self, index: int) -> ImagePlace:
+        """Where the image is."""
+        return self.place
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +63,11 @@ class PairStream:
             DataError: The source cannot be read, has bad rows as `policy` has it, or no good ones.
         """
         number = 0
-        for epoch in _count_up():
+        for epoch in itertools.count():
             generator = random.Random(f"{seed} {epoch}")
-            rows = self._captioned(self._checked(generator, say=epoch == 0), generator)
+            drawn = self._drawn(generator, say=epoch == 0)
             before = number
-            for place, caption in shuffled(rows, self.buffer, generator):
+            for place, caption in shuffled(drawn, self.buffer, generator):
                 yield StreamedPair(place, caption, number)
                 number += 1
             if number == before:
@@ -98,7 +79,7 @@ class PairStream:
         Raises:
             DataError: As `pairs`.
         """
-        rows = list(islice(self._checked(None, say=False), count))
+        rows = list(itertools.islice(self._checked(None, say=False), count))
         if not rows:
             raise DataError(f"{self.name}: {self.kind} without pairs.")
         return CaptionedImages(
@@ -126,14 +107,10 @@ class PairStream:
                 yield row.image, tuple(text.strip() for text in row.captions)
         bad.settle(say=say)
 
-    def _captioned(
-        self, rows: Iterator[tuple[ImagePlace, tuple[str, ...]]], generator: random.Random
-    ) -> Iterator[tuple[ImagePlace, str]]:
-        for place, captions in rows:
-            if self.every_caption:
-                yield from ((place, text) for text in captions)
-            else:
-                yield place, generator.choice(captions)
+    def _drawn(self, generator: random.Random, *, say: bool) -> Iterator[tuple[ImagePlace, str]]:
+        for place, captions in self._checked(generator, say=say):
+            for text in captions if self.every_caption else (generator.choice(captions),):
+                yield place, text
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +144,9 @@ class StreamMixture:
         """
         generator = random.Random(f"{seed} mixture")
         streams = [source.pairs(seed=seed + number) for number, source in enumerate(self.sources)]
-        for number in _count_up():
+        for number in itertools.count():
             (chosen,) = generator.choices(streams, self.weights)
-            pair = next(chosen)
-            yield StreamedPair(pair.place, pair.caption, number)
+            yield replace(next(chosen), number=number)
 
     def prefix(self, count: int) -> CaptionedImages:
         """The first images of each, in the shares of the mixture.
@@ -197,17 +173,10 @@ def shuffled(items: Iterator[Item], size: int, generator: random.Random) -> Iter
     >>> sorted(shuffled(iter(range(5)), 2, random.Random(0)))
     [0, 1, 2, 3, 4]
     """
-    buffer = list(islice(items, size))
+    buffer = list(itertools.islice(items, size))
     for item in items:
         position = generator.randrange(size)
         yield buffer[position]
         buffer[position] = item
     generator.shuffle(buffer)
     yield from buffer
-
-
-def _count_up() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1

@@ -3,20 +3,20 @@
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clip_refine.data.pairs import ImageSource, PairSource
 from clip_refine.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # One scene of the toy world, in words and in pixels.
 #
-# A scene is a shape (8 kinds) in a colour (8), a size (2) and a place (5) on a background (5):
-# 3,200
-# different things to say, jittered in place, size, tilt and colour when drawn.
+# A scene is a shape (8 kinds) in a colour (8), a size (2) and a place (5) on a background (5), so
+# 3,200 different things to say, jittered in place, size, tilt and colour when drawn.
 
 
 IMAGE_SIZE = 48
@@ -81,7 +81,7 @@ TERSE_TEMPLATES = (
 )
 """Captions as they are found on the web, short: what the packaged model is pre-trained on."""
 
-_SUPERSAMPLING = 4
+_SUPERSAMPLING = 4  # drawn so many times larger, then averaged: Pillow's polygons have hard edges
 _BACKGROUND_RGB = {
     "white": ((245, 245, 245), (245, 245, 245)),
     "grey": ((150, 150, 150), (150, 150, 150)),
@@ -93,25 +93,22 @@ _BACKGROUND_RGB = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing to draw and to talk about; each attribute is a word of a caption."""
+    """One thing to draw and to talk about; each attribute is a word of a caption.
+
+    >>> scene = Scene("star", "red", "small", "at the top", "grey")
+    >>> scene.caption("a {size} {colour} {shape}")
+    'a small red star'
+    """
 
     shape: str  # one of `SHAPES`
-    colour: str  # A key of `COLOURS`
-    size: str  # A key of `SIZES`
-    place: str  # A key of `PLACES`
-    # one of `BACKGROUNDS`. >>> Scene("star", "red", "small", "at the top", "grey").caption("a
-    # {size} {colour} {shape}") 'a small red star'
-    background: str
+    colour: str  # a key of `COLOURS`
+    size: str  # a key of `SIZES`
+    place: str  # a key of `PLACES`
+    background: str  # one of `BACKGROUNDS`
 
     def caption(self, template: str) -> str:
         """`template` with this scene's words in the places of the attributes' names."""
-        return template.format(
-            shape=self.shape,
-            colour=self.colour,
-            size=self.size,
-            place=self.place,
-            background=self.background,
-        )
+        return template.format(**asdict(self))
 
 
 def stream_generator(stream: str, seed: int, index: int) -> np.random.Generator:
@@ -212,12 +209,44 @@ _OUTLINES = _outlines()
 # The toy world as data sets: drawn images with captions, or with classes.
 #
 # Scenes, captions and pixels depend on the stream's name, the seed and the index alone, never on
-# the
-# order of access: two processes see the same world, and a held-out split is simply a stream of
+# the order of access: two processes see the same world, and a held-out split is simply a stream of
 # another name.
 
 
-class ToyPairs:
+class _Drawn(ImageSource):
+    """Images of one stream, drawn when they are asked for."""
+
+    def __init__(
+        self, name: str, size: int, seed: int, fixed: Sequence[dict[str, str]] = ({},)
+    ) -> None:
+        """Describe the images; of image `i` the attributes in `fixed[i % len(fixed)]` are given."""
+        if size < 1:
+            raise DataError(f"toy world: size is {size}; it must be at least 1.")
+        if seed < 0:
+            raise DataError(f"toy world: seed is {seed}; it must be 0 or more.")
+        self.name = name
+        self.seed = seed
+        self.scenes = tuple(
+            random_scene(stream_generator(name, seed, index), **fixed[index % len(fixed)])
+            for index in range(size)
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.scenes)
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index`, drawn now: RGB, 48x48 pixels, the same every time."""
+        position = range(len(self))[index]  # counts from the end where negative, as a list does
+        generator = stream_generator(f"{self.name}/pixels", self.seed, position)
+        return draw_scene(self.scenes[position], generator)
+
+    def image_name(self, index: int) -> str:
+        """The stream and the index, as in `toy-train[17]`."""
+        return f"{self.name}[{index}]"
+
+
+class ToyPairs(_Drawn, PairSource):
     """Drawn images with captions; fits `clip_refine.data.pairs.ImageCaptions`.
 
     Scenes and captions are made at construction, pixels on `load_image`.
@@ -257,7 +286,7 @@ class ToyPairs:
         Raises:
             DataError: If a number is out of its range.
         """
-        _check_size_and_seed(size, seed)
+        super().__init__(f"toy-{split}", size, seed)
         if not 1 <= captions_per_image <= len(templates):
             raise DataError(
                 f"toy pairs: captions_per_image is {captions_per_image}; "
@@ -267,27 +296,10 @@ class ToyPairs:
             raise DataError(
                 f"toy pairs: mismatched is {mismatched}; it must be a share from 0 to 1."
             )
-        self.name = f"toy-{split}"
-        self.seed = seed
-        self.scenes = tuple(random_scene(stream_generator(self.name, seed, i)) for i in range(size))
         self.caption_sources = self._draw_caption_sources(mismatched)
         self.captions = tuple(
             self._write_captions(index, templates, captions_per_image) for index in range(size)
         )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.scenes)
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index`, drawn now: RGB, 48x48 pixels, the same every time."""
-        position = range(len(self))[index]
-        generator = stream_generator(f"{self.name}/pixels", self.seed, position)
-        return draw_scene(self.scenes[position], generator)
-
-    def image_name(self, index: int) -> str:
-        """The stream and the index, as in `toy-train[17]`."""
-        return f"{self.name}[{index}]"
 
     def _draw_caption_sources(self, mismatched: float) -> tuple[int, ...]:
         size = len(self.scenes)
@@ -310,7 +322,7 @@ class ToyPairs:
         return tuple(scene.caption(templates[int(position)]) for position in chosen)
 
 
-class ToyClasses:
+class ToyClasses(_Drawn):
     """Drawn images with one class each; fits `clip_refine.data.pairs.LabelledImages`.
 
     Image `i` has class `i % C`, so the classes' counts differ by one at most.
@@ -340,30 +352,10 @@ class ToyClasses:
         """
         if task not in _TASKS:
             raise DataError(f"toy task {task!r} does not exist. There are: {', '.join(_TASKS)}.")
-        _check_size_and_seed(size, seed)
         fixed, self.templates = _TASKS[task]
-        self.name = task
-        self.seed = seed
+        super().__init__(task, size, seed, fixed)
         self.class_names = tuple(" ".join(attributes.values()) for attributes in fixed)
         self.labels = tuple(index % len(fixed) for index in range(size))
-        self.scenes = tuple(
-            random_scene(stream_generator(task, seed, index), **fixed[label])
-            for index, label in enumerate(self.labels)
-        )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.scenes)
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index`, drawn now: RGB, 48x48 pixels, the same every time."""
-        position = range(len(self))[index]
-        generator = stream_generator(f"{self.name}/pixels", self.seed, position)
-        return draw_scene(self.scenes[position], generator)
-
-    def image_name(self, index: int) -> str:
-        """The task and the index, as in `toy_shape[17]`."""
-        return f"{self.name}[{index}]"
 
 
 def toy_train(seed: int = 0) -> ToyPairs:
@@ -376,13 +368,9 @@ def toy_val(seed: int = 0) -> ToyPairs:
     return ToyPairs("val", 1000, seed)
 
 
-def toy_tasks(seed: int = 0) -> tuple[ToyClasses, ToyClasses, ToyClasses]:
+def toy_tasks(seed: int = 0) -> tuple[ToyClasses, ...]:
     """The zero-shot tasks, held out: 64 colours and shapes, 8 shapes, 8 colours; 1,280 each."""
-    return (
-        ToyClasses("toy_colour_shape", 1280, seed),
-        ToyClasses("toy_shape", 1280, seed),
-        ToyClasses("toy_colour", 1280, seed),
-    )
+    return tuple(ToyClasses(task, 1280, seed) for task in _TASKS)
 
 
 def model_directory() -> Path:
@@ -391,13 +379,6 @@ def model_directory() -> Path:
     Load it with `open_clip.create_model_and_transforms(f"local-dir:{model_directory()}")`.
     """
     return Path(__file__).parent / "toy_weights"
-
-
-def _check_size_and_seed(size: int, seed: int) -> None:
-    if size < 1:
-        raise DataError(f"toy world: size is {size}; it must be at least 1.")
-    if seed < 0:
-        raise DataError(f"toy world: seed is {seed}; it must be 0 or more.")
 
 
 _TASKS = {

@@ -1,11 +1,13 @@
 """How the two clouds of features lie: gap, alignment, uniformity, hubs."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from clip_refine.evaluation.bootstrap import Statistics
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
     COLUMNS_AT_ONCE,
@@ -517,6 +519,26 @@ def geometry(
         "hubness_skewness": hubness_skewness(*sides, k=k, chunk_size=chunk_size),
         "effective_rank": effective_rank(*sides),
     }
+
+
+@measured
+def pair_statistics(image_unit: Tensor, text_unit: Tensor) -> Statistics:
+    """What follows from means over pairs, for `Bootstrap.numbers`; arguments as in `alignment`."""
+    image, text = image_unit.detach().cpu().double(), text_unit.detach().cpu().double()
+    columns = torch.cat([image - text, (image * text).sum(dim=1, keepdim=True)], dim=1)
+
+    def statistic(counts: Tensor) -> Mapping[str, Tensor]:
+        drawn = counts @ columns / len(columns)
+        squared, cosine = drawn[:, :-1].square().sum(dim=1), drawn[:, -1]
+        return {
+            "centroid_distance": squared.sqrt(),
+            "centroid_squared_over_dim": squared / image.shape[1],
+            "true_pair_cosine": cosine,
+            "alignment": 2 - 2 * cosine,
+            "residual_alignment": 2 - 2 * cosine - squared,
+        }
+
+    return statistic
 
 
 def _check_pairs(image_features: Tensor, text_features: Tensor, k: int) -> None:

@@ -42,8 +42,7 @@ from clip_refine.results import (
     Evidence,
     RunScores,
     TaskChange,
-    read_evidence,
-    read_run_scores,
+    read,
 )
 from clip_refine.support.folder import write_file
 
@@ -167,8 +166,8 @@ def task_view(task: TaskChange) -> TaskView:
 
 def write_run_report(run: Path) -> Path:
     """Write `report.html` from the other files of a run."""
-    scores = read_run_scores(run / "scores.json")
-    evidence = read_evidence(run / "report.json")
+    scores = read(RunScores, run / "scores.json")
+    evidence = read(Evidence, run / "report.json")
     settings = read_mapping(run / "config.yaml")
     environment = read_mapping(run / "environment.json")
     training = training_charts(read_steps(run / "log.jsonl"))

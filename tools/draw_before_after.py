@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from clip_refine.data.toy import ToyPairs, model_directory
 from clip_refine.evaluation.embed import Embedder, embed_pairs
 from clip_refine.models import load_open_clip
-from clip_refine.results import read_run_scores
+from clip_refine.results import RunScores, read
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE, MARGIN, SHOWN = 340, 20, 400
@@ -40,7 +40,7 @@ def panel(left: float, title: str, points: list[tuple[torch.Tensor, str]], bound
 
 
 def main(run: Path) -> None:
-    scores = read_run_scores(run / "scores.json")
+    scores = read(RunScores, run / "scores.json")
     pairs = ToyPairs("val", SHOWN)
     before = unit_features(f"local-dir:{model_directory()}", pairs)
     after = unit_features(f"local-dir:{run / 'model'}", pairs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.results import read_evidence
+from clip_refine.results import Evidence, read
 from tests.browser.conftest import DESKTOP, HARM, MORE_HARM, PHONE, Open, Opened
 
 
@@ -103,7 +103,7 @@ def test_every_chart_has_words_and_a_table(harmful_run: Path, open_page: Open):
 
 
 def test_worsened_queries_are_shown_like_improved_ones(harmful_run: Path, open_page: Open):
-    evidence = read_evidence(harmful_run / "report.json")
+    evidence = read(Evidence, harmful_run / "report.json")
     page = open_page(harmful_run / "report.html").page
     page.click("#tab-retrieval")
     for position, ranking in enumerate((evidence.captions, evidence.images)):

@@ -19,7 +19,7 @@ from clip_refine.evaluation.evidence import (
     thumbnail,
 )
 from clip_refine.evaluation.scores import Measured, ModelFeatures, measure
-from clip_refine.results import read_evidence
+from clip_refine.results import Evidence, read
 
 
 def side(seed: int, count: int = 24) -> Measured:
@@ -68,13 +68,13 @@ def test_evidence_is_read_back_as_it_was_written(tmp_path):
     pairs = ToyPairs("evidence", size=24)
     evidence = gather_evidence(side(0), side(1), pairs, [], seed=0)
     evidence.write(tmp_path / "report.json")
-    assert read_evidence(tmp_path / "report.json") == evidence
+    assert read(Evidence, tmp_path / "report.json") == evidence
     assert [pair.caption for pair in evidence.clouds.pairs] == [c[0] for c in pairs.captions]
     assert evidence.clouds.pairs[5].rank_after == int(side(1).ranks.image_to_text[5]) + 1
     assert set(evidence.thumbnails) == set(range(24))
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(DataError, match="no report.json of this version"):
-        read_evidence(tmp_path / "report.json")
+        read(Evidence, tmp_path / "report.json")
 
 
 def test_thumbnails_are_small_jpegs_of_any_image():

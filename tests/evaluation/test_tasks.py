@@ -8,16 +8,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
 from clip_refine.evaluation.bootstrap import (
-    resampled_counts,
-    resampled_medians,
-    resampled_ratios,
-    resampled_sums,
+    Bootstrap,
+    Resampled,
+    means,
+    median_ranks,
+    sums_in_groups,
 )
 from clip_refine.evaluation.classify import few_shot_hits, linear_probe, zero_shot_scores
 from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import geometry
 from clip_refine.evaluation.retrieval import retrieval
-from clip_refine.evaluation.scores import Bootstrap, Outcome, higher_is_better, mean_of
+from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.tasks import (
     few_shot_task,
     geometry_task,
@@ -46,29 +47,47 @@ def drawn_classes(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return classes[labels] + normals(60, 5, seed=seed + 1), classes, labels
 
 
-def drawn_indices(count: int, *, resamples: int, seed: int) -> list[list[int]]:
+def drawn_indices(count: int, bootstrap: Bootstrap) -> list[list[int]]:
     """The items of each resample, from their counts."""
-    counts = torch.cat(list(resampled_counts(count, resamples=resamples, seed=seed)))
+    counts = torch.cat(list(bootstrap.counts(count)))
     return [torch.repeat_interleave(torch.arange(count), row.long()).tolist() for row in counts]
+
+
+def values(found: Outcome) -> dict[str, float]:
+    return {name: number.value for name, number in found.numbers.items()}
+
+
+def all_resampled(found: Outcome) -> dict[str, torch.Tensor]:
+    """Draws of those numbers that have some, which lie around their value."""
+    drawn = {name: number.draws for name, number in found.numbers.items() if len(number.draws)}
+    for name, draws in drawn.items():
+        assert len(draws) == BOOTSTRAP.resamples
+        assert draws.min() <= found.numbers[name].value <= draws.max()
+    return drawn
 
 
 @repeatable
 @given(seed=seeds, queries=st.integers(5, 20))
 def test_resampled_queries_equal_drawing_their_images(seed: int, queries: int):
     owners = torch.cat([torch.arange(5), torch.arange(queries - 5) % 5])
-    values = torch.randint(9, (queries,), generator=torch.Generator().manual_seed(seed)).double()
-    options = {"resamples": 7, "seed": seed}
-    means = resampled_ratios(values[:, None], owners, 5, **options)[:, 0]
-    medians = resampled_medians(values, owners, 5, **options)
-    groups = (values > 4).long()
-    sums = torch.cat(list(resampled_sums(values, owners, groups, 5, **options)))
-    for number, images in enumerate(drawn_indices(5, **options)):
-        drawn = np.array([v for i in images for v, o in zip(values, owners, strict=True) if o == i])
-        assert means[number].item() == pytest.approx(drawn.mean())
-        assert medians[number].item() == np.median(drawn)
-        for group in range(sums.shape[1]):
+    ranks = torch.randint(9, (queries,), generator=torch.Generator().manual_seed(seed)).double()
+    bootstrap = Bootstrap(7, seed)
+    sums = sums_in_groups(ranks, (ranks > 4).long(), owners)
+    found = bootstrap.numbers(
+        5,
+        means({"mean": ranks}, owners),
+        median_ranks("median", ranks, owners),
+        lambda counts: {f"sum {group}": column for group, column in enumerate(sums(counts).T)},
+    )
+    assert found["mean"].value == pytest.approx(float(ranks.mean()))
+    assert found["median"].value == np.median(ranks) + 1
+    for number, images in enumerate(drawn_indices(5, bootstrap)):
+        drawn = np.array([v for i in images for v, o in zip(ranks, owners, strict=True) if o == i])
+        assert found["mean"].draws[number].item() == pytest.approx(drawn.mean())
+        assert found["median"].draws[number].item() == np.median(drawn) + 1
+        for group in range(int(ranks.max() > 4) + 1):
             expected = drawn[(drawn > 4) == bool(group)].sum()
-            assert sums[number, group].item() == pytest.approx(expected)
+            assert found[f"sum {group}"].draws[number].item() == pytest.approx(expected)
 
 
 def test_zero_shot_numbers_are_the_metrics_and_scikit_learns():
@@ -78,20 +97,18 @@ def test_zero_shot_numbers_are_the_metrics_and_scikit_learns():
         image, classes, labels, class_names=names, logit_scale=10.0, bootstrap=BOOTSTRAP
     )
     metrics = zero_shot_scores(image, classes, labels)
-    assert {name: found.scores[name] for name in metrics} == pytest.approx(metrics)
+    assert {name: values(found)[name] for name in metrics} == pytest.approx(metrics)
     cosines = torch.nn.functional.cosine_similarity(image[:, None], classes[None], dim=2)
     for k in (1, 5):
         theirs = top_k_accuracy_score(labels, cosines, k=k)
-        assert found.scores[f"top{k}"] == pytest.approx(theirs)
+        assert values(found)[f"top{k}"] == pytest.approx(theirs)
     assert found.counts == {"images": 60, "classes": 6}
     recalls = [row["recall"] for row in found.details["per_class"]]
     assert np.mean(recalls) == pytest.approx(metrics["mean_per_class_recall"])
     confused = sum(pair["images"] for pair in found.details["confusions"])
     assert confused == pytest.approx(60 * (1 - metrics["top1"]))
     assert found.details["confusions"][0]["class"] in names
-    for name, drawn in found.resampled.items():
-        assert len(drawn) == 50
-        assert drawn.min() <= found.scores[name] <= drawn.max()
+    assert all_resampled(found).keys() == found.numbers.keys()
 
 
 def test_resampled_recalls_equal_drawing_the_images():
@@ -99,10 +116,10 @@ def test_resampled_recalls_equal_drawing_the_images():
     found = zero_shot_task(
         image, classes, labels, class_names=["?"] * 6, logit_scale=10.0, bootstrap=BOOTSTRAP
     )
-    for number, drawn in enumerate(drawn_indices(60, **BOOTSTRAP.draws)):
+    for number, drawn in enumerate(drawn_indices(60, BOOTSTRAP)):
         again = zero_shot_scores(image[drawn], classes, labels[drawn])
         for name in ("top1", "top5", "mean_per_class_recall"):
-            assert found.resampled[name][number].item() == pytest.approx(again[name])
+            assert found.numbers[name].draws[number].item() == pytest.approx(again[name])
 
 
 @pytest.mark.parametrize("protocol", ["all-captions", "first-caption"])
@@ -113,58 +130,56 @@ def test_retrieval_numbers_are_the_metrics(protocol: str):
     if protocol == "first-caption":
         text, owners = text[[0, 2, 3, *range(6, 23)]], torch.arange(20)
     metrics = retrieval(pairs.image_features, text, owners)
-    assert {name: found.scores[name] for name in metrics} == pytest.approx(metrics)
+    assert {name: values(found)[name] for name in metrics} == pytest.approx(metrics)
     assert found.protocol.startswith(protocol)
     assert found.counts == {"images": 20, "captions": len(text)}
-    assert found.resampled.keys() == found.scores.keys()
-    for name, drawn in found.resampled.items():
-        assert drawn.min() <= found.scores[name] <= drawn.max()
+    assert all_resampled(found).keys() == found.numbers.keys()
 
 
 def test_mixed_search_and_separation_and_geometry_are_the_metrics():
     pairs = drawn_pairs()
     sides = (pairs.image_features, pairs.text_features, OWNERS)
     mixed = mixed_search_task(pairs, protocol="all-captions", bootstrap=BOOTSTRAP)
-    assert mixed.scores == pytest.approx(mixed_search(*sides))
+    assert values(mixed) == pytest.approx(mixed_search(*sides))
     apart = separation_task(
         pairs, protocol="all-captions", false_positive_rate=0.05, bootstrap=BOOTSTRAP
     )
     metrics = separation(*sides, false_positive_rate=0.05)
-    assert apart.scores["auc"] == pytest.approx(metrics.auc)
-    assert apart.scores["recall@5%_false_positives"] == pytest.approx(metrics.recall)
+    assert values(apart)["auc"] == pytest.approx(metrics.auc)
+    assert values(apart)["recall@5%_false_positives"] == pytest.approx(metrics.recall)
     assert sum(apart.details["wrong_pairs"]["histogram"]) == 19 * 23
     shape = geometry_task(pairs, bootstrap=BOOTSTRAP)
     first = pairs.first_caption_features
-    assert shape.scores == pytest.approx(geometry(pairs.image_features, first, seed=3))
-    for number, drawn in enumerate(drawn_indices(20, **BOOTSTRAP.draws)):
+    assert values(shape) == pytest.approx(geometry(pairs.image_features, first, seed=3))
+    for number, drawn in enumerate(drawn_indices(20, BOOTSTRAP)):
         image, text = pairs.image_features[drawn], first[drawn]
         again = geometry(image, text, k=3)
-        for name, values in shape.resampled.items():
-            assert values[number].item() == pytest.approx(again[name], abs=1e-6), name
+        for name, draws in all_resampled(shape).items():
+            assert draws[number].item() == pytest.approx(again[name], abs=1e-6), name
 
 
 def test_probes_equal_the_metric_and_take_training_images():
     image, _, labels = drawn_classes()
     halves = linear_probe_task(image, labels, None, bootstrap=BOOTSTRAP)
-    assert halves.scores["accuracy"] == pytest.approx(linear_probe(image, labels, seed=3))
+    assert values(halves)["accuracy"] == pytest.approx(linear_probe(image, labels, seed=3))
     assert halves.counts == {"images": 30, "training_images": 30, "classes": 6}
     more, _, more_labels = drawn_classes()
     trained = linear_probe_task(image, labels, (more, more_labels), bootstrap=BOOTSTRAP)
     assert trained.counts["training_images"] == 60
-    assert trained.scores["accuracy"] > halves.scores["accuracy"] - 0.1
+    assert values(trained)["accuracy"] > values(halves)["accuracy"] - 0.1
 
 
 def test_more_shots_find_more_and_draws_are_named():
     image, _, labels = drawn_classes()
     found = few_shot_task(image, labels, None, shots=(1, 4, 16), draws=4, bootstrap=BOOTSTRAP)
-    accuracy = [found.scores[f"accuracy@{shots}-shot"] for shots in (1, 4, 16)]
+    accuracy = [values(found)[f"accuracy@{shots}-shot"] for shots in (1, 4, 16)]
     assert accuracy[0] < accuracy[2]
     by_draw = found.details["by_draw"]["accuracy@4-shot"]
     assert np.mean(by_draw) == pytest.approx(accuracy[1])
-    assert np.std(by_draw, ddof=1) == pytest.approx(found.scores["deviation_over_draws@4-shot"])
+    assert np.std(by_draw, ddof=1) == pytest.approx(values(found)["deviation_over_draws@4-shot"])
     assert found.counts["fewest_training_images_a_class"] == 5
     # five images a class are there, so 16 shots are all of them, in every draw
-    assert found.scores["deviation_over_draws@16-shot"] == 0
+    assert values(found)["deviation_over_draws@16-shot"] == 0
 
 
 def test_one_shot_uses_one_image_a_class():
@@ -190,7 +205,7 @@ def test_two_models_on_the_same_images_are_drawn_alike_and_two_sources_are_not()
             logit_scale=1.0,
             bootstrap=Bootstrap(50, 3, source),
         )
-        return found.resampled["top1"]
+        return found.numbers["top1"].draws
 
     assert torch.equal(top1("here"), top1("here"))
     assert not torch.equal(top1("here"), top1("there"))
@@ -198,18 +213,10 @@ def test_two_models_on_the_same_images_are_drawn_alike_and_two_sources_are_not()
 
 def test_the_mean_over_tasks():
     parts = {
-        name: Outcome("?", {"images": 4}, {"top1": value}, {"top1": torch.tensor([value, 0.0])})
+        name: Outcome("?", {"images": 4}, {"top1": Resampled(value, torch.tensor([value, 0.0]))})
         for name, value in (("a", 0.5), ("b", 1.0))
     }
     found = mean_of(parts, "top1")
-    assert found.scores == {"top1": 0.75}
-    assert found.resampled["top1"].tolist() == [0.75, 0.0]
+    assert values(found) == {"top1": 0.75}
+    assert found.numbers["top1"].draws.tolist() == [0.75, 0.0]
     assert found.counts == {"tasks": 2, "images": 8}
-
-
-def test_directions():
-    assert higher_is_better("auc") is True
-    assert higher_is_better("image_to_text_median_rank") is False
-    assert higher_is_better("residual_alignment") is False
-    assert higher_is_better("threshold") is None
-    assert higher_is_better("true_pair_cosine") is True

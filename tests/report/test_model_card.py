@@ -60,7 +60,7 @@ def test_what_the_hub_reads():
 def test_what_people_read():
     card = model_card(provenance(), [OPEN_CLIP], scores())
     assert "| image to text R@1 | 0.500 | 0.625 | +0.125 (+0.100 to +0.150) |" in card
-    assert "| distance of the centroids (the gap) | 0.500 | 0.625 | +0.125 |" in card
+    assert "| centroid distance (the gap) | 0.500 | 0.625 | +0.125 |" in card
     assert "500 held-out images with 2,500 captions" in card
     assert "coco.csv: 1,000 images, 5,000 captions" in card
     assert "| train.learning\\_rate | 1e-06 |" in card

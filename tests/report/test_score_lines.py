@@ -3,7 +3,15 @@
 import pytest
 from rich.console import Console
 
-from clip_refine.report.tables import before_after_table, headline_lines, score_lines, verdict
+from clip_refine.report.tables import (
+    before_after_table,
+    headline_lines,
+    interval_text,
+    mark_of,
+    score_lines,
+    signed,
+    verdict,
+)
 from clip_refine.results import Interval, RunScores, Scores
 
 
@@ -68,6 +76,31 @@ def test_what_three_places_do_not_show_is_no_clear_change():
     same = scores.model_copy(update={"after": side(0.9999, 0.2, 0.75)})
     assert score_lines(same)[0].mark == "no clear change"
     assert verdict(same).startswith("The gap did not clearly change (1.000 to 1.000), mean R@1")
+
+
+@pytest.mark.parametrize(
+    ("interval", "higher_is_better", "mark"),
+    [
+        # shown as [−0.016, 0.000], so it is not called worse
+        ((-0.007, -0.0163, -0.0002), True, "no clear change"),
+        ((-0.007, -0.0163, -0.0006), True, "worse"),  # [−0.016, −0.001]
+        ((0.0072, 0.0004999, 0.014), True, "no clear change"),
+        ((0.0072, 0.0005001, 0.014), True, "better"),
+        ((0.0004, 0.001, 0.002), True, "no clear change"),  # the change is shown as 0.000
+        ((-0.1, -0.2, -0.05), None, ""),
+    ],
+)
+def test_what_is_judged_is_what_is_shown(
+    interval: tuple[float, float, float], higher_is_better: bool | None, mark: str
+):
+    mean, low, high = interval
+    found = Interval(mean=mean, low=low, high=high)
+    assert mark_of(found, mean, higher_is_better) == mark
+    shown = interval_text(found).strip("[]").split(", ")
+    if mark == "no clear change":
+        assert signed(mean) == "0.000" or "0.000" in shown
+    elif mark:
+        assert {text[0] for text in shown} in ({"+"}, {"−"})
 
 
 @pytest.mark.parametrize("colour", ["32", "31"])

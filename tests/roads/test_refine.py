@@ -15,7 +15,7 @@ from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.results import read_run_scores
+from clip_refine.results import RunScores, read
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.refine import refine
 from clip_refine.train import StepLog
@@ -66,7 +66,7 @@ def test_everything_promised_is_written(config: RefineConfig):
         "model/provenance.json",
         "model/open_clip_model.safetensors",
     }
-    assert read_run_scores(config.out / "scores.json") == scores
+    assert read(RunScores, config.out / "scores.json") == scores
     saved = json.loads((config.out / "scores.json").read_text())
     assert set(saved) == {"before", "after", "difference", "recipe", "seconds"}
     for side in (saved["before"], saved["after"]):

@@ -14,7 +14,7 @@ from clip_refine.config.suites import SHIPPED, ZeroShotTask
 from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError, DataError, OutputError
 from clip_refine.report.tables import suite_tables
-from clip_refine.results import SuiteScores, read_suite_scores
+from clip_refine.results import SuiteScores, read
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.suites import (
     MEAN,
@@ -84,7 +84,7 @@ def run(config: EvaluateConfig, **changes: object) -> SuiteScores:
 def test_every_kind_of_task_with_all_that_it_depends_on(config: EvaluateConfig, tiny_name: str):
     scores = run(config)
     assert config.out is not None
-    assert read_suite_scores(config.out) == scores
+    assert read(SuiteScores, config.out) == scores
     assert scores.suite == "mine"
     assert [found.task for found in scores.measured] == [
         *("kinds zero-shot", "kinds, single prompt", "pairs retrieval", "single"),

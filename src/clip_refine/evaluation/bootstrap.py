@@ -1,129 +1,188 @@
-"""How much a number would move with other images of the same kind: the bootstrap."""
+"""How much a number would move with other images of the same kind: the bootstrap.
 
-from collections.abc import Iterator
+Images are drawn anew with replacement, many times; an image brings its captions along, and what is
+searched stays as it is. A number is a function of how often each image was drawn, so that its value
+on the images that there are, each once, and its values on the resamples come from the same code.
+Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from clip_refine.evaluation.similarity import measured
 
-_COUNTS_AT_ONCE = 2**24  # resampled weights held at a time, 128 MB
+RESAMPLES = 1000
+_COUNTS_AT_ONCE = 2**24  # counts held at a time, 128 MB
+
+Statistics = Callable[[Tensor], Mapping[str, Tensor]]
+"""(R, N) float64, how often each image is drawn, R times → name → (R,) the number then."""
 
 
-@measured
-def resampled_means(values: Tensor, *, resamples: int, seed: int) -> Tensor:
-    """The mean over items that are drawn anew with replacement, many times.
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """A number with what it becomes when the images are drawn anew; adds up like a number.
 
-    Two calls with one seed and one number of items draw the same items, so that results of two
-    models on the same images can be compared pair by pair: the difference of their resampled means
-    is the resampled mean of their differences. Source: Efron, "Bootstrap methods: another look at
-    the jackknife", Annals of Statistics 1979.
-
-    Args:
-        values: (N,) or (N, d), one row an item.
-        resamples: How often.
-        seed: Of the items drawn.
-
-    Example:
-        >>> resampled_means(torch.full((5,), 0.25), resamples=2, seed=0).tolist()
-        [0.25, 0.25]
+    Those of two models belong together draw by draw where image count and seed are the same.
     """
-    if len(values) < 1 or resamples < 1:
-        raise ValueError(f"{len(values)} items and {resamples} resamples; both must be at least 1")
-    values = values.detach().cpu().double()
-    blocks = resampled_counts(len(values), resamples=resamples, seed=seed)
-    return torch.cat([counts @ values for counts in blocks]) / len(values)
+
+    value: float  # on the images that there are
+    draws: Tensor = field(
+        default_factory=lambda: torch.empty(0)
+    )  # (R,) float64; none where it is not resampled
+
+    def __add__(self, other: "Resampled") -> "Resampled":
+        return Resampled(self.value + other.value, self.draws + other.draws)
+
+    def __sub__(self, other: "Resampled") -> "Resampled":
+        return Resampled(self.value - other.value, self.draws - other.draws)
+
+    def __truediv__(self, divisor: float) -> "Resampled":
+        return Resampled(self.value / divisor, self.draws / divisor)
 
 
-def interval(differences: Tensor, *, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of resampled differences, lower and upper end.
+def interval(number: Resampled, *, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
+    """The percentile interval of a number, lower and upper end; None where it is not resampled.
 
     Args:
-        differences: (R,) one a resample.
+        number: With its draws.
         level: Share of them inside.
 
     Example:
-        >>> interval(torch.linspace(0, 1, 101, dtype=torch.float64), level=0.9)
+        >>> interval(Resampled(0.5, torch.linspace(0, 1, 101, dtype=torch.float64)), level=0.9)
         (0.05, 0.95)
     """
+    if not len(number.draws):
+        return None, None
     tail = (1 - level) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = torch.quantile(differences.double(), ends).tolist()
+    low, high = torch.quantile(number.draws.double(), ends).tolist()
     return low, high
 
 
-def resampled_counts(count: int, *, resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each item was drawn, (rows, N) float64, some resamples at a time."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = max(1, _COUNTS_AT_ONCE // count)
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = torch.randint(count, (size, count), generator=generator)
-        counts = torch.zeros(size, count, dtype=torch.float64)
-        yield counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+@dataclass(frozen=True)
+class Bootstrap:
+    """The one driver: draws images, computes numbers on them."""
+
+    resamples: int = RESAMPLES  # how often the images are drawn anew
+    seed: int = 0  # with `source` of the images drawn
+    # what the images are from: other sources, other draws, the same for all models
+    source: str = ""
+
+    @measured
+    def numbers(self, image_count: int, *statistics: Statistics) -> dict[str, Resampled]:
+        """Numbers of some images, with what they become when those are drawn anew.
+
+        Two calls with one seed and one number of images draw the same images, so that results of
+        two models can be compared pair by pair.
+
+        Args:
+            image_count: N.
+            statistics: Each gives some numbers.
+
+        Raises:
+            ValueError: If there are no images or resamples.
+
+        Example:
+            >>> numbers = Bootstrap(2, seed=0).numbers(5, means({"hit": torch.full((5,), 0.25)}))
+            >>> numbers["hit"].value, numbers["hit"].draws.tolist()
+            (0.25, [0.25, 0.25])
+        """
+        if image_count < 1 or self.resamples < 1:
+            raise ValueError(
+                f"{image_count} images and {self.resamples} resamples; both must be at least 1"
+            )
+        found: dict[str, list[Tensor]] = {}
+        every = torch.ones(1, image_count, dtype=torch.float64)
+        for counts in chain([every], self.counts(image_count)):
+            for statistic in statistics:
+                for name, values in statistic(counts).items():
+                    found.setdefault(name, []).append(values)
+        return {
+            name: Resampled(value.item(), torch.cat(draws))
+            for name, (value, *draws) in found.items()
+        }
+
+    def counts(self, image_count: int) -> Iterator[Tensor]:
+        """How often each image was drawn, (rows, N) float64, some resamples at a time."""
+        # one source's tasks share their draws; a name's checksum is the same on every machine
+        seed = (self.seed + zlib.crc32(self.source.encode())) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        rows = max(1, _COUNTS_AT_ONCE // image_count)
+        for start in range(0, self.resamples, rows):
+            size = min(rows, self.resamples - start)
+            drawn = torch.randint(image_count, (size, image_count), generator=generator)
+            counts = torch.zeros(size, image_count, dtype=torch.float64)
+            yield counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
 
 
-def resampled_ratios(
-    values: Tensor, owners: Tensor, image_count: int, *, resamples: int, seed: int
-) -> Tensor:
-    """Means over queries with the images drawn anew: an image brings all its queries along.
+# --------------------------------------------------------------------------------------------------
+# Numbers as functions of the counts. `owners` (Q,) is the image of each query, every image with at
+# least one; None where query i is image i.
 
-    Args:
-        values: (Q, m), m numbers of each query.
-        owners: (Q,) the image of each query.
-        image_count: N.
-        resamples: How often.
-        seed: Of the images drawn.
+
+def means(columns: Mapping[str, Tensor], owners: Tensor | None = None) -> Statistics:
+    """Means over queries, (Q,) numbers each.
 
     Example:
-        >>> values, owners = torch.tensor([[1.0], [1.0]]), torch.tensor([0, 1])
-        >>> resampled_ratios(values, owners, 2, resamples=2, seed=0).tolist()
-        [[1.0], [1.0]]
+        Image 0 is drawn twice, and its two queries with it.
+
+        >>> mean = means({"hit": torch.tensor([1, 0, 1])}, torch.tensor([0, 0, 1]))
+        >>> mean(torch.tensor([[2.0, 0.0]]).double())["hit"].tolist()
+        [0.5]
     """
-    values, owners = values.detach().cpu().double(), owners.cpu()
-    columns = torch.zeros(image_count, values.shape[1] + 1, dtype=torch.float64)
+    values = torch.stack([column.detach().cpu().double() for column in columns.values()], dim=1)
     counted = torch.cat([values, torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
-    columns.index_add_(0, owners, counted)
-    sums = resampled_means(columns, resamples=resamples, seed=seed)
-    return sums[:, :-1] / sums[:, -1:]
+    owners = _owners(owners, len(values))
+    by_image = torch.zeros(int(owners.max()) + 1, counted.shape[1], dtype=torch.float64)
+    by_image.index_add_(0, owners, counted)
+
+    def statistic(counts: Tensor) -> Mapping[str, Tensor]:
+        sums = counts @ by_image
+        return dict(zip(columns, (sums[:, :-1] / sums[:, -1:]).T, strict=True))
+
+    return statistic
 
 
-def resampled_sums(
-    values: Tensor, owners: Tensor, groups: Tensor, image_count: int, *, resamples: int, seed: int
-) -> Iterator[Tensor]:
-    """Sums over queries within groups with the images drawn anew, some resamples at a time.
+def median_ranks(name: str, ranks: Tensor, owners: Tensor | None = None) -> Statistics:
+    """The median over queries of 0-based `ranks` (Q,), 1-based; of an even number the middle two's.
 
-    Args:
-        values: (Q,) a number of each query.
-        owners: (Q,) the image of each query.
-        groups: (Q,) the group of each query, from 0.
-        image_count: N.
-        resamples: How often.
-        seed: Of the images drawn.
+    Example:
+        >>> median = median_ranks("rank", torch.tensor([0, 9, 2, 3]))
+        >>> median(torch.ones(1, 4).double())["rank"].tolist()
+        [3.5]
     """
-    group_count = int(groups.max()) + 1
-    places = torch.stack([groups.cpu(), owners.cpu()])
-    sums = torch.sparse_coo_tensor(
-        places, values.detach().cpu().double(), (group_count, image_count), check_invariants=True
-    ).coalesce()
-    for counts in resampled_counts(image_count, resamples=resamples, seed=seed):
-        yield torch.sparse.mm(sums, counts.T).T
+    distinct, places = ranks.detach().cpu().double().unique(return_inverse=True)
+    sums = sums_in_groups(torch.ones(len(places)), places, owners)
 
-
-def resampled_medians(
-    values: Tensor, owners: Tensor, image_count: int, *, resamples: int, seed: int
-) -> Tensor:
-    """Medians over queries with the images drawn anew; of an even number the middle two's mean.
-
-    Arguments as in `resampled_ratios`, `values` (Q,).
-    """
-    distinct, groups = values.detach().cpu().double().unique(return_inverse=True)
-    ones = torch.ones(len(groups))
-    medians = []
-    for counts in resampled_sums(ones, owners, groups, image_count, resamples=resamples, seed=seed):
-        reached = counts.cumsum(1).contiguous()
+    def statistic(counts: Tensor) -> Mapping[str, Tensor]:
+        reached = sums(counts).cumsum(1).contiguous()
         total = reached[:, -1:]
         # the 0-based places of the middle two, as counts that must be passed to be there
         middle = torch.cat([((total - 1) / 2).floor(), (total / 2).floor()], dim=1) + 0.5
-        medians.append(distinct[torch.searchsorted(reached, middle)].mean(dim=1))
-    return torch.cat(medians)
+        return {name: distinct[torch.searchsorted(reached, middle)].mean(dim=1) + 1}
+
+    return statistic
+
+
+def sums_in_groups(
+    values: Tensor, groups: Tensor, owners: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """(R, N) counts → (R, G) sums of `values` (Q,) over the queries of each of `groups` (Q,)."""
+    owners = _owners(owners, len(values))
+    groups = groups.cpu()
+    sums = torch.sparse_coo_tensor(
+        torch.stack([groups, owners]),
+        values.detach().cpu().double(),
+        (int(groups.max()) + 1, int(owners.max()) + 1),
+        check_invariants=True,
+    ).coalesce()
+    return lambda counts: torch.sparse.mm(sums, counts.T).T
+
+
+def _owners(owners: Tensor | None, count: int) -> Tensor:
+    return torch.arange(count) if owners is None else owners.cpu()

@@ -9,18 +9,18 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from clip_refine.evaluation.retrieval import recall_at
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
     best_partner,
-    longest_row,
+    compared_sides,
     measured,
     row_blocks,
-    tie_width,
     unit_rows,
-    unit_sides,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -98,15 +98,11 @@ def zero_shot_scores(
     ranks = zero_shot_ranks(
         image_features, class_features, labels, normalize=normalize, chunk_size=chunk_size
     )
-    labels = labels.to(ranks.device).long()
-    is_top = (ranks == 0).double()
-    images_per_class = labels.bincount(minlength=len(class_features))
-    hits_per_class = labels.bincount(weights=is_top, minlength=len(class_features))
-    seen = images_per_class > 0
+    found = _recall_by_class(ranks == 0, labels, len(class_features))
     return {
-        "top1": is_top.mean().item(),
-        "top5": (ranks < 5).double().mean().item(),
-        "mean_per_class_recall": (hits_per_class[seen] / images_per_class[seen]).mean().item(),
+        "top1": recall_at(ranks, 1),
+        "top5": recall_at(ranks, 5),
+        "mean_per_class_recall": found.nanmean().item(),
     }
 
 
@@ -127,12 +123,16 @@ def zero_shot_ranks(
         >>> zero_shot_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0])).tolist()
         [0, 1]
     """
-    images, classes = unit_sides(image_features, class_features, names=("image", "class"))
-    labels = _checked_labels(labels, images, classes)
-    tie = tie_width(images.dtype)
-    if not normalize:
-        images, classes = image_features.to(images), class_features.to(classes)
-        tie *= longest_row(images) * longest_row(classes)
+    images, classes, tie = compared_sides(
+        image_features, class_features, normalize=normalize, names=("image", "class")
+    )
+    _check_labels(images, labels)
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"labels must be from 0 to {len(classes) - 1}, "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    labels = labels.to(images.device).long()
     return torch.cat(
         [
             best_partner(images[rows] @ classes.T, labels[rows, None], tie=tie).rank
@@ -141,18 +141,13 @@ def zero_shot_ranks(
     )
 
 
-def _checked_labels(labels: Tensor, image_unit: Tensor, class_unit: Tensor) -> Tensor:
-    if labels.shape != (len(image_unit),) or labels.is_floating_point():
+def _check_labels(features: Tensor, labels: Tensor) -> None:
+    count = len(features)
+    if labels.shape != (count,) or labels.is_floating_point():
         raise ValueError(
-            f"labels must be ({len(image_unit)},) whole numbers, one an image; "
+            f"labels must be ({count},) whole numbers, one an image; "
             f"got {tuple(labels.shape)} of {labels.dtype}"
         )
-    if labels.min() < 0 or labels.max() >= len(class_unit):
-        raise ValueError(
-            f"labels must be from 0 to {len(class_unit) - 1}, "
-            f"got {int(labels.min())} to {int(labels.max())}"
-        )
-    return labels.to(image_unit.device).long()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -211,11 +206,9 @@ def zero_shot_predictions(
         >>> found.predicted.tolist(), round(found.confidence[0].item(), 4)
         ([0, 1], 0.7311)
     """
-    images, classes = unit_sides(image_features, class_features, names=("image", "class"))
-    tie = tie_width(images.dtype)
-    if not normalize:
-        images, classes = image_features.to(images), class_features.to(classes)
-        tie *= longest_row(images) * longest_row(classes)
+    images, classes, tie = compared_sides(
+        image_features, class_features, normalize=normalize, names=("image", "class")
+    )
     predicted, confidence = [], []
     for rows in row_blocks(len(images), chunk_size):
         similarity = images[rows] @ classes.T
@@ -244,9 +237,14 @@ def per_class_recall(predicted: Tensor, labels: Tensor, class_count: int) -> Ten
         [0.5, 1.0, nan]
     """
     _check_classes(predicted, labels, class_count)
-    labels = labels.to(predicted.device).long()
-    hits = labels.bincount(weights=(predicted == labels).double(), minlength=class_count)
-    return hits / labels.bincount(minlength=class_count)
+    return _recall_by_class(predicted == labels.to(predicted.device), labels, class_count)
+
+
+def _recall_by_class(hits: Tensor, labels: Tensor, class_count: int) -> Tensor:
+    """(C,) the share of each class's images that are hit, NaN for a class without images."""
+    labels = labels.to(hits.device).long()
+    found = labels.bincount(weights=hits.double(), minlength=class_count)
+    return found / labels.bincount(minlength=class_count)
 
 
 @measured
@@ -266,16 +264,18 @@ def confusion_pairs(
         [Confusion(label=0, predicted=1, images=2, share=1.0)]
     """
     _check_classes(predicted, labels, class_count)
-    labels = labels.to(predicted.device).long()
-    images_per_class = labels.bincount(minlength=class_count)
-    wrong = predicted != labels
-    pair, count = (labels[wrong] * class_count + predicted[wrong]).unique(return_counts=True)
-    order = (-count).argsort(stable=True)[:limit]
-    found = []
-    for number, times in zip(pair[order].tolist(), count[order].tolist(), strict=True):
-        label, taken_for = divmod(number, class_count)
-        found.append(Confusion(label, taken_for, times, times / int(images_per_class[label])))
-    return found
+    matrix = confusion_matrix(labels.cpu(), predicted.cpu(), labels=range(class_count))
+    sizes = matrix.sum(axis=1)
+    np.fill_diagonal(matrix, 0)
+    pairs = np.argwhere(matrix)
+    times = matrix[tuple(pairs.T)]
+    order = np.argsort(-times, kind="stable")[:limit]
+    return [
+        Confusion(label, taken_for, count, count / int(sizes[label]))
+        for (label, taken_for), count in zip(
+            pairs[order].tolist(), times[order].tolist(), strict=True
+        )
+    ]
 
 
 @measured
@@ -440,9 +440,11 @@ def linear_probe_hits(
     fit, validation = stratified_halves(classes, generator)
     chosen = STRENGTHS[len(STRENGTHS) // 2]
     if len(validation) and len(np.unique(classes[fit])) > 1:
-        hits = _hits(train[fit], classes[fit], train[validation], classes[validation], STRENGTHS)
+        rows = _scaled(train[fit], train[validation])
+        hits = _fit_hits(rows[0], classes[fit], rows[1], classes[validation], STRENGTHS)
         chosen = STRENGTHS[int(np.argmax(hits.mean(axis=1)))]
-    correct = _hits(train, classes, test, test_classes, (chosen,))[0]
+    train, test = _scaled(train, test)
+    correct = _fit_hits(train, classes, test, test_classes, (chosen,))[0]
     return ProbeHits(torch.from_numpy(correct), chosen)
 
 
@@ -517,27 +519,6 @@ def _units(
         raise ValueError("a linear probe needs two classes or more to train on")
     train = unit_rows("training features", train_features).cpu().double().numpy()
     return train, unit_rows("test features", test_features).cpu().double().numpy()
-
-
-def _check_labels(features: Tensor, labels: Tensor) -> None:
-    count = len(features)
-    if labels.shape != (count,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be ({count},) whole numbers, one an image; "
-            f"got {tuple(labels.shape)} of {labels.dtype}"
-        )
-
-
-def _hits(
-    train: Floats,
-    classes: Integers,
-    test: Floats,
-    test_classes: Integers,
-    strengths: Sequence[float],
-) -> NDArray[np.bool_]:
-    """As `_fit_hits`, with every dimension scaled by the training images."""
-    train_rows, test_rows = _scaled(train, test)
-    return _fit_hits(train_rows, classes, test_rows, test_classes, strengths)
 
 
 def _scaled(train: Floats, test: Floats) -> tuple[Floats, Floats]:

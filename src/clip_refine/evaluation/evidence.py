@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,12 +12,10 @@ from torch import Tensor
 
 from clip_refine.data import ImageCaptions, LabelledImages
 from clip_refine.evaluation.embed import EmbeddedPairs
-from clip_refine.evaluation.geometry import mean_row
+from clip_refine.evaluation.geometry import variances
 from clip_refine.evaluation.scores import Measured, task_changes
 from clip_refine.evaluation.similarity import (
-    ROWS_AT_ONCE,
     measured,
-    row_blocks,
     tie_width,
     unit_rows,
 )
@@ -116,13 +115,7 @@ def spectra(before: Measured, after: Measured) -> Spectra:
 
 
 def _singular_values(unit: Tensor) -> tuple[float, ...]:
-    mean = mean_row(unit)
-    covariance = torch.zeros(unit.shape[1], unit.shape[1], dtype=torch.float64)
-    for rows in row_blocks(len(unit), ROWS_AT_ONCE):
-        centred = (unit[rows].double() - mean).cpu()
-        covariance += centred.T @ centred / len(unit)
-    values = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0).sqrt()
-    return tuple(float(f"{value:.4g}") for value in values.tolist())
+    return tuple(float(f"{value:.4g}") for value in variances(unit).flip(0).sqrt().tolist())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -158,12 +151,7 @@ def image_ranking(
             first_after=firsts[1],
         )
 
-    improved, worsened = most_changed(*ranks)
-    return Ranking[ImageQuery](
-        **_counts(*ranks),
-        most_improved=tuple(example(index) for index in improved),
-        most_worsened=tuple(example(index) for index in worsened),
-    )
+    return Ranking[ImageQuery].model_validate(_ranking(*ranks, example))
 
 
 @measured
@@ -188,12 +176,7 @@ def caption_ranking(
             first_after=first(after.features.pairs, index),
         )
 
-    improved, worsened = most_changed(*ranks)
-    return Ranking[CaptionQuery](
-        **_counts(*ranks),
-        most_improved=tuple(example(index) for index in improved),
-        most_worsened=tuple(example(index) for index in worsened),
-    )
+    return Ranking[CaptionQuery].model_validate(_ranking(*ranks, example))
 
 
 def most_changed(before: Tensor, after: Tensor) -> tuple[list[int], list[int]]:
@@ -216,11 +199,17 @@ def most_changed(before: Tensor, after: Tensor) -> tuple[list[int], list[int]]:
     return improved[:EXAMPLES], worsened[:EXAMPLES]
 
 
-def _counts(before: Tensor, after: Tensor) -> dict[str, int]:
+def _ranking(
+    before: Tensor, after: Tensor, example: Callable[[int], ImageQuery | CaptionQuery]
+) -> dict[str, Any]:
+    """The fields of a `Ranking`."""
+    improved, worsened = most_changed(before, after)
     return {
         "queries": len(before),
         "improved": int((after < before).sum()),
         "worsened": int((after > before).sum()),
+        "most_improved": tuple(example(index) for index in improved),
+        "most_worsened": tuple(example(index) for index in worsened),
     }
 
 

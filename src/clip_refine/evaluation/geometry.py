@@ -1,11 +1,14 @@
 """How the two clouds of features lie: gap, alignment, uniformity, hubs."""
 
 import math
+from collections.abc import Mapping
 
 import torch
+from scipy.stats import skew
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from clip_refine.evaluation.bootstrap import Statistics
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
     COLUMNS_AT_ONCE,
@@ -20,7 +23,8 @@ from clip_refine.evaluation.similarity import (
 # --------------------------------------------------------------------------------------------------
 # How far apart images and texts lie: distances between the two clouds and within pairs.
 #
-# All functions take unit features, row i of both a pair, and accumulate in float64.
+# All functions take unit features, (N, d) rows of norm 1, row i of both a pair, and accumulate in
+# float64.
 
 
 SEPARABILITY_PAIRS = 10_000
@@ -45,10 +49,6 @@ def mean_row(unit: Tensor) -> Tensor:
 def centroid_distance(image_unit: Tensor, text_unit: Tensor) -> float:
     """‖μ_image − μ_text‖, 0–2, lower is a smaller gap (Liang et al., NeurIPS 2022, section 2).
 
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (M, d), rows of norm 1.
-
     Returns:
         The distance, on the unit sphere's scale.
 
@@ -62,10 +62,6 @@ def centroid_distance(image_unit: Tensor, text_unit: Tensor) -> float:
 @measured
 def centroid_squared_over_dim(image_unit: Tensor, text_unit: Tensor) -> float:
     """‖μ_image − μ_text‖² / d, what the CLIP-Refine paper calls modality gap and prints × 10³.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (M, d), rows of norm 1.
 
     Returns:
         The squared distance a dimension, lower is a smaller gap.
@@ -81,10 +77,6 @@ def centroid_squared_over_dim(image_unit: Tensor, text_unit: Tensor) -> float:
 @measured
 def true_pair_cosine(image_unit: Tensor, text_unit: Tensor) -> float:
     """E x·y over pairs, −1 to 1, higher is nearer.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (N, d), rows of norm 1.
 
     Returns:
         The mean cosine of true pairs.
@@ -105,10 +97,6 @@ def alignment(image_unit: Tensor, text_unit: Tensor) -> float:
 
     Equal to 2 − 2 · `true_pair_cosine`, and to `residual_alignment` + `centroid_distance`².
 
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (N, d), rows of norm 1.
-
     Returns:
         The mean squared distance of true pairs.
 
@@ -122,10 +110,6 @@ def alignment(image_unit: Tensor, text_unit: Tensor) -> float:
 @measured
 def residual_alignment(image_unit: Tensor, text_unit: Tensor) -> float:
     """E ‖(x − μ_image) − (y − μ_text)‖²: what is left of `alignment` with the gap taken out.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (N, d), rows of norm 1.
 
     Returns:
         The mean squared distance of true pairs after centring each modality, 0–4, lower is nearer.
@@ -156,10 +140,6 @@ def relative_modality_gap(image_unit: Tensor, text_unit: Tensor) -> float:
     a / (a + ½ (b_image + b_text)), with a = (1 − E x·y)/2 over true pairs and
     b = (1 − mean cosine of two different rows)/2 within one modality. 0 where pairs coincide, ½
     where a pair is as far apart as two strangers of one modality. Source: METHOD §3.
-
-    Args:
-        image_unit: (N, d), rows of norm 1, N ≥ 2.
-        text_unit: (N, d), rows of norm 1.
 
     Returns:
         The ratio, 0–1, lower is a smaller gap; 0 where all rows of both coincide.
@@ -248,8 +228,8 @@ def linear_separability(image_unit: Tensor, text_unit: Tensor, *, seed: int = 0)
 # --------------------------------------------------------------------------------------------------
 # How the features fill the sphere, and who crowds whom out of a nearest-neighbour list.
 #
-# All functions take unit features, row i of both a pair. Those that need every similarity walk over
-# `chunk_size` rows of them at a time.
+# All functions take unit features, (N, d) rows of norm 1, row i of both a pair. Those that need
+# every similarity walk over `chunk_size` rows at a time, which bounds the memory, not the result.
 
 
 @measured
@@ -260,11 +240,6 @@ def uniformity_mean(
 
     Source: Wang and Isola, ICML 2020, arXiv 2005.10242, section 4 with t = 2; their uniformity is
     the logarithm of this, the CLIP-Refine paper prints it without.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (N, d), rows of norm 1.
-        chunk_size: Rows compared at once; bounds the memory, not the result.
 
     Returns:
         The mean, e⁻⁸ to 1, lower is more evenly spread.
@@ -309,11 +284,6 @@ def text_first_share(
 
     The index of query i holds all images and all captions but i itself; where an image and a
     caption are equally near, the image counts as first.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (N, d), rows of norm 1.
-        chunk_size: Queries compared at once; bounds the memory, not the result.
 
     Returns:
         The share, 0–1; a single space of meaning would give about ½ or less, CLIP models give 1.
@@ -378,11 +348,9 @@ def hubness_skewness(
     for rows in row_blocks(len(image_unit), chunk_size):
         similarity = image_unit[rows] @ text_unit.T
         occurrences += _nearest(similarity, k).reshape(-1).bincount(minlength=len(text_unit))
-    deviation = occurrences.double() - occurrences.double().mean()
-    variance = deviation.square().mean()
-    if variance == 0:
-        return 0.0
-    return (deviation.pow(3).mean() / variance.pow(1.5)).item()
+    # where all are equal, skew warns of 0 / 0
+    equal = bool((occurrences == occurrences[0]).all())
+    return 0.0 if equal else float(skew(occurrences.cpu().numpy()))
 
 
 def _nearest(similarity: Tensor, k: int) -> Tensor:
@@ -401,15 +369,24 @@ def _nearest(similarity: Tensor, k: int) -> Tensor:
 
 
 @measured
+def variances(*units: Tensor) -> Tensor:
+    """(d,) float64, variances along the principal axes of all rows of all `units`, rising."""
+    count = sum(len(unit) for unit in units)
+    mean = torch.stack([mean_row(unit) * (len(unit) / count) for unit in units]).sum(dim=0)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=mean.device)
+    for unit in units:
+        for rows in row_blocks(len(unit), ROWS_AT_ONCE):
+            centred = unit[rows].double() - mean
+            covariance += centred.T @ centred / count
+    return torch.linalg.eigvalsh(covariance).clamp(min=0)
+
+
+@measured
 def effective_rank(image_unit: Tensor, text_unit: Tensor) -> float:
     """How many directions the features of both modalities together fill.
 
     exp(−Σ p log p), with p the eigenvalues of their joint covariance over its trace. Source: Roy
     and Vetterli, "The effective rank", EUSIPCO 2007, on the covariance.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (M, d), rows of norm 1.
 
     Returns:
         1 to d, higher is more directions; 1 where all features coincide.
@@ -420,15 +397,7 @@ def effective_rank(image_unit: Tensor, text_unit: Tensor) -> float:
         >>> round(effective_rank(torch.eye(2), -torch.eye(2)), 4)
         2.0
     """
-    dim, count = image_unit.shape[1], len(image_unit) + len(text_unit)
-    shares = torch.tensor([len(image_unit) / count, len(text_unit) / count], dtype=torch.float64)
-    mean = shares[0] * mean_row(image_unit) + shares[1] * mean_row(text_unit)
-    covariance = torch.zeros(dim, dim, dtype=torch.float64, device=image_unit.device)
-    for unit in (image_unit, text_unit):
-        for rows in row_blocks(len(unit), ROWS_AT_ONCE):
-            centred = unit[rows].double() - mean
-            covariance += centred.T @ centred / count
-    eigenvalues = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    eigenvalues = variances(image_unit, text_unit)
     # the variance of unit vectors is at most 1; below this it is rounding
     if eigenvalues.sum() < 1e-12:
         return 1.0
@@ -438,26 +407,6 @@ def effective_rank(image_unit: Tensor, text_unit: Tensor) -> float:
 
 # --------------------------------------------------------------------------------------------------
 # The shape of the shared space in twelve numbers; no single one predicts retrieval.
-#
-# `gap` holds what lies between the modalities, `spread` how they fill the sphere; both are named
-# here too, so that a caller needs one import.
-
-
-__all__ = [
-    "alignment",
-    "centroid_distance",
-    "centroid_squared_over_dim",
-    "effective_rank",
-    "geometry",
-    "hubness_skewness",
-    "linear_separability",
-    "mean_cosine_of_strangers",
-    "relative_modality_gap",
-    "residual_alignment",
-    "text_first_share",
-    "true_pair_cosine",
-    "uniformity_mean",
-]
 
 
 @measured
@@ -517,6 +466,26 @@ def geometry(
         "hubness_skewness": hubness_skewness(*sides, k=k, chunk_size=chunk_size),
         "effective_rank": effective_rank(*sides),
     }
+
+
+@measured
+def pair_statistics(image_unit: Tensor, text_unit: Tensor) -> Statistics:
+    """What follows from means over pairs, for `Bootstrap.numbers`; arguments as in `alignment`."""
+    image, text = image_unit.detach().cpu().double(), text_unit.detach().cpu().double()
+    columns = torch.cat([image - text, (image * text).sum(dim=1, keepdim=True)], dim=1)
+
+    def statistic(counts: Tensor) -> Mapping[str, Tensor]:
+        drawn = counts @ columns / len(columns)
+        squared, cosine = drawn[:, :-1].square().sum(dim=1), drawn[:, -1]
+        return {
+            "centroid_distance": squared.sqrt(),
+            "centroid_squared_over_dim": squared / image.shape[1],
+            "true_pair_cosine": cosine,
+            "alignment": 2 - 2 * cosine,
+            "residual_alignment": 2 - 2 * cosine - squared,
+        }
+
+    return statistic
 
 
 def _check_pairs(image_features: Tensor, text_features: Tensor, k: int) -> None:

@@ -12,12 +12,10 @@ from clip_refine.evaluation.similarity import (
     best_partner,
     check_chunk_size,
     checked_owners,
-    longest_row,
+    compared_sides,
     measured,
     partner_ranks,
     row_blocks,
-    tie_width,
-    unit_sides,
 )
 
 
@@ -174,10 +172,6 @@ def _sides(
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Features to compare by dot product, each caption's image, and what counts as equal."""
     check_chunk_size(chunk_size)
-    image_unit, text_unit = unit_sides(image_features, text_features)
-    tie = tie_width(image_unit.dtype)
-    if not normalize:
-        image_unit, text_unit = image_features.to(image_unit), text_features.to(text_unit)
-        tie *= longest_row(image_unit) * longest_row(text_unit)
-    owners = checked_owners(text_to_image, len(image_unit), len(text_unit))
-    return image_unit, text_unit, owners.to(image_unit.device), tie
+    image_side, text_side, tie = compared_sides(image_features, text_features, normalize=normalize)
+    owners = checked_owners(text_to_image, len(image_side), len(text_side))
+    return image_side, text_side, owners.to(image_side.device), tie

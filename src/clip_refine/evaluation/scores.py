@@ -1,6 +1,5 @@
 """A model's features → the numbers that refine and compare show."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clip_refine.data import ImageCaptions, LabelledImages
-from clip_refine.evaluation.bootstrap import interval, resampled_means, resampled_ratios
+from clip_refine.evaluation.bootstrap import RESAMPLES, Bootstrap, Resampled, interval, means
 from clip_refine.evaluation.classify import (
     class_vectors,
     confusion_pairs,
@@ -21,7 +20,7 @@ from clip_refine.evaluation.classify import (
     zero_shot_scores,
 )
 from clip_refine.evaluation.embed import EmbeddedPairs, Embedder, embed_pairs, embed_prompts
-from clip_refine.evaluation.geometry import geometry, text_first
+from clip_refine.evaluation.geometry import geometry, pair_statistics, text_first
 from clip_refine.evaluation.retrieval import RetrievalRanks, retrieval, retrieval_ranks
 from clip_refine.evaluation.similarity import measured, unit_sides
 from clip_refine.models.weights import interpolate_weights
@@ -34,20 +33,18 @@ from clip_refine.results import (
     Scores,
     Spread,
     TaskChange,
+    flat,
+    headline,
+    mean,
 )
+from clip_refine.results.metrics import metric
 from clip_refine.support.console import Bar
+
+KS = (1, 5, 10)
+"""Depths of recall."""
 
 # --------------------------------------------------------------------------------------------------
 # What a task of a suite finds with one model, before it becomes a record.
-
-
-_LOWER_IS_BETTER = (
-    *("expected_calibration_error", "median_rank", "median_image_rank", "text_first_share"),
-    *("centroid_distance", "centroid_squared_over_dim", "alignment"),
-    *("residual_alignment", "uniformity_log", "uniformity_mean", "relative_modality_gap"),
-    *("linear_separability", "hubness_skewness"),
-)
-_NEITHER = ("threshold", "wrong_pair_mean", "wrong_pair_deviation", "true_pair_deviation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,68 +53,19 @@ class Outcome:
 
     protocol: str  # how they were taken, in a sentence
     counts: Mapping[str, int]  # how many images, captions, classes, ... there were.
-    scores: Mapping[str, float]  # name → number
-    # name → (resamples,) the number with the images drawn anew, the same draws for every model;
-    # not for all scores
-    resampled: Mapping[str, Tensor]
+    # name → number with its resamples, the same draws for every model; not all are resampled
+    numbers: Mapping[str, Resampled]
     # what stands behind the numbers, as plain data
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How intervals are taken."""
-
-    resamples: int  # how often the images are drawn anew
-    seed: int  # of splits and few-shot draws, and with `source` of the images drawn
-    # what the images are from: other sources, other draws, the same for all models
-    source: str = ""
-
-    @property
-    def draws(self) -> dict[str, int]:
-        """`resamples` and `seed` for the functions of `bootstrap`."""
-        stream = zlib.crc32(self.source.encode())
-        return {"resamples": self.resamples, "seed": (self.seed + stream) % 2**63}
-
-    def of_images(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Resampled means of numbers that each image has, (N,) each."""
-        count = len(next(iter(columns.values())))
-        return self.of_queries(columns, torch.arange(count), count)
-
-    def of_queries(
-        self, columns: Mapping[str, Tensor], owners: Tensor, image_count: int
-    ) -> dict[str, Tensor]:
-        """Resampled means of numbers that each query has, (Q,) each; `owners` are their images."""
-        values = torch.stack([column.cpu().double() for column in columns.values()], dim=1)
-        drawn = resampled_ratios(values, owners, image_count, **self.draws)
-        return dict(zip(columns, drawn.T, strict=True))
-
-
-def means(columns: Mapping[str, Tensor]) -> dict[str, float]:
-    """The mean of each."""
-    return {name: column.double().mean().item() for name, column in columns.items()}
-
-
-def higher_is_better(score: str) -> bool | None:
-    """The direction of a score by its name, whatever task it is of.
-
-    >>> higher_is_better("top1"), higher_is_better("text_to_image_median_rank")
-    (True, False)
-    """
-    if score in _NEITHER or score.startswith("deviation"):
-        return None
-    return not score.endswith(_LOWER_IS_BETTER)
 
 
 def mean_of(outcomes: Mapping[str, Outcome], score: str) -> Outcome:
     """One score of several tasks on average, each task's images drawn for themselves."""
     every = list(outcomes.values())
-    drawn = torch.stack([outcome.resampled[score] for outcome in every])
     return Outcome(
         protocol=f"mean over {', '.join(outcomes)}",
         counts={"tasks": len(every), "images": sum(o.counts["images"] for o in every)},
-        scores={score: sum(outcome.scores[score] for outcome in every) / len(every)},
-        resampled={score: drawn.mean(dim=0)},
+        numbers={score: mean([outcome.numbers[score] for outcome in every])},
     )
 
 
@@ -224,73 +172,7 @@ def _embed_task(embedder: Embedder, task: LabelledImages) -> TaskFeatures:
 
 
 # --------------------------------------------------------------------------------------------------
-# The few numbers that a comparison turns on, and how each moves with the images.
-
-
-@measured
-def resampled_headline(
-    features: ModelFeatures, *, resamples: int, seed: int
-) -> dict[str, list[float]]:
-    """`gap`, `mean_recall@1` and `zero_shot_top1` with the images drawn anew, many times.
-
-    An image brings its captions along; what is searched stays as it is. Each task's images are
-    drawn for themselves. Two models' values belong together resample by resample.
-    """
-    found = {
-        "gap": _gap(features, resamples, seed),
-        "mean_recall@1": _mean_recall_at_1(features, resamples, seed),
-    }
-    if features.tasks:
-        found["zero_shot_top1"] = _zero_shot(features, resamples, seed)
-    return {name: values.tolist() for name, values in found.items()}
-
-
-def _gap(features: ModelFeatures, resamples: int, seed: int) -> Tensor:
-    image_unit, text_unit = unit_sides(
-        features.pairs.image_features[:, : features.dim],
-        features.pairs.first_caption_features[:, : features.dim],
-    )
-    between_centroids = resampled_means(image_unit - text_unit, resamples=resamples, seed=seed)
-    return torch.linalg.vector_norm(between_centroids, dim=1)
-
-
-def _mean_recall_at_1(features: ModelFeatures, resamples: int, seed: int) -> Tensor:
-    pairs = features.pairs
-    ranks = retrieval_ranks(
-        pairs.image_features,
-        pairs.text_features,
-        pairs.text_to_image,
-        normalize=features.normalize,
-    )
-    image_hits = (ranks.image_to_text == 0).double()
-    caption_hits = torch.zeros_like(image_hits)
-    caption_hits.index_add_(0, pairs.text_to_image, (ranks.text_to_image == 0).double())
-    caption_counts = pairs.text_to_image.bincount(minlength=len(image_hits)).double()
-    columns = torch.stack([image_hits, caption_hits, caption_counts], dim=1)
-    images, captions, counts = resampled_means(columns, resamples=resamples, seed=seed).T
-    return (images + captions / counts) / 2
-
-
-def _zero_shot(features: ModelFeatures, resamples: int, seed: int) -> Tensor:
-    hits = [
-        zero_shot_ranks(
-            task.image_features, task.class_features, task.labels, normalize=features.normalize
-        )
-        == 0
-        for task in features.tasks
-    ]
-    means = [
-        resampled_means(task_hits, resamples=resamples, seed=seed + number)
-        for number, task_hits in enumerate(hits, start=1)
-    ]
-    return torch.stack(means).mean(dim=0)
-
-
-# --------------------------------------------------------------------------------------------------
-# One model before and after on the same items: differences with intervals.
-
-
-RESAMPLES = 1000
+# What is known of every single item, and how far that moves the numbers with the images.
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,121 +190,86 @@ class Measured:
 
 @measured
 def measure(features: ModelFeatures) -> Measured:
-    """Every single item's numbers, from features whose similarity is the cosine."""
-    pairs = features.pairs
-    image_unit, text_unit = unit_sides(pairs.image_features, pairs.first_caption_features)
+    """Every single item's numbers."""
+    pairs, normalize = features.pairs, features.normalize
+    image_unit, text_unit = unit_sides(
+        pairs.image_features[:, : features.dim], pairs.first_caption_features[:, : features.dim]
+    )
     return Measured(
         features=features,
         image_unit=image_unit,
         text_unit=text_unit,
-        ranks=retrieval_ranks(pairs.image_features, pairs.text_features, pairs.text_to_image),
+        ranks=retrieval_ranks(
+            pairs.image_features, pairs.text_features, pairs.text_to_image, normalize=normalize
+        ),
         cosines=(image_unit * text_unit).sum(dim=1),
         text_first=text_first(image_unit, text_unit),
         class_ranks={
-            task.name: zero_shot_ranks(task.image_features, task.class_features, task.labels)
+            task.name: zero_shot_ranks(
+                task.image_features, task.class_features, task.labels, normalize=normalize
+            )
             for task in features.tasks
         },
     )
 
 
-@measured
+def resampled_scores(side: Measured, bootstrap: Bootstrap) -> dict[str, Resampled]:
+    """Score's path → number, as in `Scores`, with its resamples.
+
+    And `mean_recall@1` and `zero_shot_top1`, the means over both directions and over all tasks.
+    Each task's images are drawn for themselves. Scores that are no mean over items and no norm of
+    one, such as the effective rank, are not here.
+    """
+    owners = side.features.pairs.text_to_image
+    ranks = side.ranks
+    image_hits = {f"image_to_text_recall@{k}": ranks.image_to_text < k for k in KS}
+    caption_hits = {f"text_to_image_recall@{k}": ranks.text_to_image < k for k in KS}
+    found = bootstrap.numbers(
+        len(side.cosines),
+        pair_statistics(side.image_unit, side.text_unit),
+        means({"text_first_share": side.text_first, **image_hits}),
+        means(caption_hits, owners),
+    )
+    shown = ("centroid_distance", "true_pair_cosine", "alignment", "text_first_share")
+    geometry = {name: found[name] for name in shown}
+    retrieval = {name: found[name] for name in (*image_hits, *caption_hits)}
+    zero_shot = {}
+    for number, (task, of_task) in enumerate(side.class_ranks.items(), start=1):
+        drawn = replace(bootstrap, seed=bootstrap.seed + number)
+        hits = {"top1": of_task < 1, "top5": of_task < 5}
+        zero_shot[task] = drawn.numbers(len(of_task), means(hits))
+    numbers = headline(geometry, retrieval, [task["top1"] for task in zero_shot.values()])
+    both = {name: numbers[name] for name in ("mean_recall@1", "zero_shot_top1") if name in numbers}
+    return both | flat({"geometry": geometry, "retrieval": retrieval, "zero_shot": zero_shot})
+
+
+def resampled_headline(
+    features: ModelFeatures, *, resamples: int, seed: int
+) -> dict[str, list[float]]:
+    """`gap`, `mean_recall@1` and `zero_shot_top1` with the images drawn anew, many times."""
+    found = resampled_scores(measure(features), Bootstrap(resamples, seed))
+    found["gap"] = found["geometry.centroid_distance"]
+    names = ("gap", "mean_recall@1", "zero_shot_top1")
+    return {name: found[name].draws.tolist() for name in names if name in found}
+
+
 def paired_differences(
     before: Measured, after: Measured, *, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
     """Score's path → after less before, with a 95 % paired bootstrap interval over the images.
 
-    Paths are those of `Scores`, as in `retrieval.image_to_text_recall@1`, and `mean_recall@1` and
-    `zero_shot_top1` for the means over both directions and over all tasks. An image brings its
-    captions along; what is searched stays as it is. Scores that are no mean over items, such as the
-    effective rank, have none.
+    Paths are those of `resampled_scores`.
     """
-    found = {
-        **_headline(before, after, resamples, seed),
-        **_geometry(before, after, resamples, seed),
-        **_retrieval(before, after, resamples, seed),
-    }
-    for number, (task, ranks) in enumerate(before.class_ranks.items(), start=1):
-        for name, depth in (("top1", 1), ("top5", 5)):
-            change = (after.class_ranks[task] < depth).double() - (ranks < depth).double()
-            drawn = resampled_means(change, resamples=resamples, seed=seed + number)
-            found[f"zero_shot.{task}.{name}"] = _interval(float(change.mean()), drawn)
-    return found
+    bootstrap = Bootstrap(resamples, seed)
+    was, now = (resampled_scores(side, bootstrap) for side in (before, after))
+    return {path: difference(now[path], was[path]) for path in now}
 
 
-def _headline(before: Measured, after: Measured, resamples: int, seed: int) -> dict[str, Interval]:
-    """The gap and the two means."""
-    drawn = [
-        resampled_headline(side.features, resamples=resamples, seed=seed)
-        for side in (before, after)
-    ]
-    point = [_headline_now(side) for side in (before, after)]
-    paths = {"gap": "geometry.centroid_distance"}
-    return {
-        paths.get(name, name): _interval(
-            point[1][name] - point[0][name],
-            torch.tensor(drawn[1][name]) - torch.tensor(drawn[0][name]),
-        )
-        for name in drawn[0]
-    }
-
-
-def _headline_now(side: Measured) -> dict[str, float]:
-    gap = torch.linalg.vector_norm((side.image_unit - side.text_unit).double().mean(dim=0))
-    hits = [(ranks == 0).double().mean() for ranks in side.ranks]
-    top1 = [(ranks == 0).double().mean() for ranks in side.class_ranks.values()]
-    return {
-        "gap": float(gap),
-        "mean_recall@1": float(sum(hits)) / 2,
-        "zero_shot_top1": float(sum(top1)) / max(1, len(top1)),
-    }
-
-
-def _geometry(before: Measured, after: Measured, resamples: int, seed: int) -> dict[str, Interval]:
-    """The means over pairs."""
-    cosine = after.cosines.double() - before.cosines.double()
-    names = ("true_pair_cosine", "alignment", "text_first_share")
-    text_firsts = after.text_first.double() - before.text_first.double()
-    changes = torch.stack([cosine, -2 * cosine, text_firsts], dim=1)
-    drawn = resampled_means(changes, resamples=resamples, seed=seed)
-    means = changes.mean(dim=0).tolist()
-    return {
-        f"geometry.{name}": _interval(means[column], drawn[:, column])
-        for column, name in enumerate(names)
-    }
-
-
-def _retrieval(
-    before: Measured, after: Measured, resamples: int, seed: int, ks: tuple[int, ...] = (1, 5, 10)
-) -> dict[str, Interval]:
-    owners = before.features.pairs.text_to_image
-    counts = owners.bincount(minlength=len(before.cosines)).double()
-    columns, texts = [], []
-    for k in ks:
-        columns.append(_hits(after.ranks.image_to_text, k) - _hits(before.ranks.image_to_text, k))
-        change = _hits(after.ranks.text_to_image, k) - _hits(before.ranks.text_to_image, k)
-        texts.append(torch.zeros_like(counts).index_add_(0, owners, change))
-    table = torch.stack([*columns, *texts, counts], dim=1)
-    drawn = resampled_means(table, resamples=resamples, seed=seed)
-    means = table.mean(dim=0)
-    found = {}
-    for position, k in enumerate(ks):
-        other = len(ks) + position
-        found[f"retrieval.image_to_text_recall@{k}"] = _interval(
-            float(means[position]), drawn[:, position]
-        )
-        found[f"retrieval.text_to_image_recall@{k}"] = _interval(
-            float(means[other] / means[-1]), drawn[:, other] / drawn[:, -1]
-        )
-    return found
-
-
-def _hits(ranks: Tensor, k: int) -> Tensor:
-    return (ranks < k).double()
-
-
-def _interval(mean: float, drawn: Tensor) -> Interval:
-    low, high = interval(drawn)
-    return Interval(mean=mean, low=low, high=high)
+def difference(number: Resampled, base: Resampled) -> Interval:
+    """Of two models on the same images, both with the same draws."""
+    change = number - base
+    low, high = interval(change)
+    return Interval.model_validate({"mean": change.value, "low": low, "high": high})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -486,19 +333,15 @@ def _task_change(
 # Rows of single runs → one line a recipe: spread over seeds, intervals, who is beaten by whom.
 
 
-OBJECTIVES = {
-    "gap": False,
-    "mean_recall@1": True,
-    "zero_shot_top1": True,
-    "linear_probe": True,
-}
-"""What Pareto-best is judged by, and whether higher is better."""
+OBJECTIVES = ("gap", "mean_recall@1", "zero_shot_top1", "linear_probe")
+"""What Pareto-best is judged by."""
 
-Resampled = Mapping[str, Sequence[float]]
+Draws = Mapping[str, Sequence[float]]
+"""Headline name → its value in each resample."""
 
 
 def summarise(
-    rows: Sequence[ComparisonRow], resampled: Sequence[Resampled], *, untouched: str
+    rows: Sequence[ComparisonRow], resampled: Sequence[Draws], *, untouched: str
 ) -> tuple[RecipeSummary, ...]:
     """One line a recipe, in the order in which they first come."""
     groups: dict[str, list[int]] = {}
@@ -548,7 +391,11 @@ def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
         ['b', 'c']
     """
     signed = {
-        name: [found[key] * (1 if up else -1) for key, up in OBJECTIVES.items() if key in found]
+        name: [
+            found[key] * (1 if metric(key).higher_is_better else -1)
+            for key in OBJECTIVES
+            if key in found
+        ]
         for name, found in scores.items()
     }
     return {
@@ -563,12 +410,8 @@ def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
 
 def _numbers(row: ComparisonRow) -> dict[str, float]:
     """The headline, then everything by its path."""
-    numbers = row.headline
-    for group in ("geometry", "retrieval", "linear_probe"):
-        numbers |= {f"{group}.{name}": value for name, value in getattr(row, group).items()}
-    for task, found in row.zero_shot.items():
-        numbers |= {f"zero_shot.{task}.{name}": value for name, value in found.items()}
-    return numbers
+    groups = ("geometry", "retrieval", "linear_probe", "zero_shot")
+    return row.headline | flat({group: getattr(row, group) for group in groups})
 
 
 def _spreads(runs: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
@@ -579,17 +422,17 @@ def _differences(
     recipe: str,
     untouched: str,
     scores: Mapping[str, Mapping[str, Spread]],
-    replicates: Mapping[str, Sequence[Resampled]],
+    replicates: Mapping[str, Sequence[Draws]],
 ) -> dict[str, Interval]:
     """Mean over seeds less the untouched model's, with both resampled alike."""
-    base = replicates[untouched][0]
-    found = {}
-    for name in base:
-        own = torch.tensor([list(run[name]) for run in replicates[recipe]], dtype=torch.float64)
-        low, high = interval(own.mean(dim=0) - torch.tensor(list(base[name]), dtype=torch.float64))
-        change = scores[recipe][name].mean - scores[untouched][name].mean
-        found[name] = Interval(mean=change, low=low, high=high)
-    return found
+
+    def number(of: str, name: str) -> Resampled:
+        drawn = [list(run[name]) for run in replicates[of]]
+        draws = torch.tensor(drawn, dtype=torch.float64).mean(dim=0)
+        return Resampled(scores[of][name].mean, draws)
+
+    names = replicates[untouched][0]
+    return {name: difference(number(recipe, name), number(untouched, name)) for name in names}
 
 
 # --------------------------------------------------------------------------------------------------

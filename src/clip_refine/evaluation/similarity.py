@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import NamedTuple, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,14 +114,25 @@ def unit_sides(
     return query_unit.to(dtype), item_unit.to(query_unit.device, dtype)
 
 
-def longest_row(features: Tensor) -> float:
-    """The largest norm of a row, by which rounding of dot products grows.
+def compared_sides(
+    query_features: Tensor,
+    item_features: Tensor,
+    *,
+    normalize: bool,
+    names: tuple[str, str] = ("image", "text"),
+) -> tuple[Tensor, Tensor, float]:
+    """Both matrices to compare by dot product, checked, and the difference that is a tie.
 
-    Example:
-        >>> longest_row(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
-        5.0
+    Arguments as in `unit_sides`; unless `normalize`, features keep their lengths.
     """
-    return torch.linalg.vector_norm(features, dim=1).max().item()
+    query_unit, item_unit = unit_sides(query_features, item_features, names=names)
+    tie = tie_width(query_unit.dtype)
+    if normalize:
+        return query_unit, item_unit, tie
+    queries, items = query_features.to(query_unit), item_features.to(item_unit)
+    # rounding of dot products grows with the lengths
+    longest = [torch.linalg.vector_norm(side, dim=1).max().item() for side in (queries, items)]
+    return queries, items, tie * longest[0] * longest[1]
 
 
 def check_chunk_size(chunk_size: int) -> None:
@@ -350,9 +362,7 @@ def median_rank(ranks: Tensor) -> float:
         >>> median_rank(torch.tensor([0, 9, 2, 3]))
         3.5
     """
-    in_order = ranks.double().sort().values
-    middle = in_order[(len(ranks) - 1) // 2] + in_order[len(ranks) // 2]
-    return middle.item() / 2 + 1
+    return float(np.median(ranks.cpu().numpy())) + 1
 
 
 def _in_order(ranks: Tensor) -> tuple[Tensor, Tensor]:

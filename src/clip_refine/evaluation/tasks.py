@@ -7,12 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_refine.evaluation.bootstrap import resampled_means, resampled_medians, resampled_sums
+from clip_refine.evaluation.bootstrap import (
+    Bootstrap,
+    Resampled,
+    Statistics,
+    means,
+    median_ranks,
+    sums_in_groups,
+)
 from clip_refine.evaluation.classify import (
     CALIBRATION_BINS,
     calibration_bins,
     confusion_pairs,
-    expected_calibration_error,
     few_shot_hits,
     linear_probe_hits,
     per_class_recall,
@@ -21,9 +27,9 @@ from clip_refine.evaluation.classify import (
     zero_shot_ranks,
 )
 from clip_refine.evaluation.embed import EmbeddedPairs
-from clip_refine.evaluation.geometry import geometry
+from clip_refine.evaluation.geometry import geometry, pair_statistics
 from clip_refine.evaluation.retrieval import all_retrieval_ranks
-from clip_refine.evaluation.scores import Bootstrap, Outcome, means
+from clip_refine.evaluation.scores import KS, Outcome
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
     COLUMNS_AT_ONCE,
@@ -277,7 +283,6 @@ PROTOCOLS = {
     "all-captions": "all captions of an image are its own",
     "first-caption": "one caption an image, the first; not comparable with all-captions",
 }
-KS = (1, 5, 10)
 
 
 def with_protocol(pairs: EmbeddedPairs, protocol: str) -> EmbeddedPairs:
@@ -291,40 +296,35 @@ def with_protocol(pairs: EmbeddedPairs, protocol: str) -> EmbeddedPairs:
 def retrieval_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
     """Recall at 1, 5 and 10, median rank and mAP in both directions."""
     pairs = with_protocol(pairs, protocol)
-    owners, image_count = pairs.text_to_image, len(pairs.image_features)
-    every = all_retrieval_ranks(pairs.image_features, pairs.text_features, owners)
-    scores: dict[str, float] = {}
-    resampled: dict[str, Tensor] = {}
-    directions = {
-        "image_to_text": (every.image_to_text, torch.arange(image_count)),
-        "text_to_image": (every.text_to_image, owners),
-    }
-    for direction, (ranks, images_of_queries) in directions.items():
-        far = torch.iinfo(ranks.dtype).max
-        best = ranks.masked_fill(ranks < 0, far).amin(dim=1)
+    every = all_retrieval_ranks(pairs.image_features, pairs.text_features, pairs.text_to_image)
+    statistics = []
+    for direction, ranks in every._asdict().items():
+        owners = pairs.text_to_image if direction == "text_to_image" else None
+        best = ranks.masked_fill(ranks < 0, torch.iinfo(ranks.dtype).max).amin(dim=1)
         columns = {f"{direction}_recall@{k}": best < k for k in KS}
         columns[f"{direction}_mAP"] = average_precision(ranks)
-        median = f"{direction}_median_rank"
-        scores |= means(columns) | {median: median_rank(best)}
-        resampled |= bootstrap.of_queries(columns, images_of_queries, image_count)
-        resampled[median] = _medians(best, images_of_queries, image_count, bootstrap)
-    return Outcome(_sentence(protocol), _counts(pairs), scores, resampled)
+        statistics += [
+            means(columns, owners),
+            median_ranks(f"{direction}_median_rank", best, owners),
+        ]
+    numbers = bootstrap.numbers(len(pairs.image_features), *statistics)
+    return Outcome(_sentence(protocol), _counts(pairs), numbers)
 
 
 def mixed_search_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
     """NDCG@10, the share of text first, and the rank of the right image; as `retrieval_task`."""
     pairs = with_protocol(pairs, protocol)
-    owners, image_count = pairs.text_to_image, len(pairs.image_features)
+    owners = pairs.text_to_image
     found = mixed_search_queries(pairs.image_features, pairs.text_features, owners)
-    columns = {"ndcg@10": found.ndcg, "text_first_share": found.text_first}
-    medians = _medians(found.image_rank, owners, image_count, bootstrap)
     return Outcome(
         protocol="every caption searches all images and all other captions; relevant are its "
         f"image and that image's other captions; {_sentence(protocol)}",
         counts=_counts(pairs),
-        scores=means(columns) | {"median_image_rank": median_rank(found.image_rank)},
-        resampled=bootstrap.of_queries(columns, owners, image_count)
-        | {"median_image_rank": medians},
+        numbers=bootstrap.numbers(
+            len(pairs.image_features),
+            means({"ndcg@10": found.ndcg, "text_first_share": found.text_first}, owners),
+            median_ranks("median_image_rank", found.image_rank, owners),
+        ),
     )
 
 
@@ -336,7 +336,7 @@ def separation_task(
     Intervals are over captions' own pairs; wrong pairs and the threshold stay as they are.
     """
     pairs = with_protocol(pairs, protocol)
-    owners, image_count = pairs.text_to_image, len(pairs.image_features)
+    owners = pairs.text_to_image
     found = separation(
         pairs.image_features,
         pairs.text_features,
@@ -349,15 +349,14 @@ def separation_task(
         protocol="cosines of every caption with its own image against those with every other; "
         f"{_sentence(protocol)}",
         counts=_counts(pairs) | {"wrong_pairs": found.wrong_pairs.pairs},
-        scores={
-            **means(columns),
-            "threshold": found.threshold,
-            "true_pair_mean": found.true_pairs.mean,
-            "true_pair_deviation": found.true_pairs.deviation,
-            "wrong_pair_mean": found.wrong_pairs.mean,
-            "wrong_pair_deviation": found.wrong_pairs.deviation,
+        numbers={
+            **bootstrap.numbers(len(pairs.image_features), means(columns, owners)),
+            "threshold": Resampled(found.threshold),
+            "true_pair_mean": Resampled(found.true_pairs.mean),
+            "true_pair_deviation": Resampled(found.true_pairs.deviation),
+            "wrong_pair_mean": Resampled(found.wrong_pairs.mean),
+            "wrong_pair_deviation": Resampled(found.wrong_pairs.deviation),
         },
-        resampled=bootstrap.of_queries(columns, owners, image_count),
         details={
             "histogram_range": [-1, 1],
             "true_pairs": _histogram(found.true_pairs),
@@ -370,33 +369,13 @@ def geometry_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
     """The shape of the shared space; intervals for means over pairs and what follows from such."""
     pairs = with_protocol(pairs, "first-caption")
     sides = pairs.image_features, pairs.text_features
+    found = geometry(*sides, seed=bootstrap.seed)
     return Outcome(
         protocol="every image with its first caption",
         counts=_counts(pairs),
-        scores=geometry(*sides, seed=bootstrap.seed),
-        resampled=_resampled_geometry(*sides, bootstrap),
+        numbers={name: Resampled(value) for name, value in found.items()}
+        | bootstrap.numbers(len(sides[0]), pair_statistics(*unit_sides(*sides))),
     )
-
-
-def _resampled_geometry(
-    image_features: Tensor, text_features: Tensor, bootstrap: Bootstrap
-) -> dict[str, Tensor]:
-    image_unit, text_unit = unit_sides(image_features, text_features)
-    cosines = (image_unit * text_unit).sum(dim=1, keepdim=True)
-    columns = torch.cat([image_unit - text_unit, cosines], dim=1)
-    drawn = resampled_means(columns, **bootstrap.draws)
-    squared, cosine = drawn[:, :-1].square().sum(dim=1), drawn[:, -1]
-    return {
-        "centroid_distance": squared.sqrt(),
-        "centroid_squared_over_dim": squared / image_unit.shape[1],
-        "true_pair_cosine": cosine,
-        "alignment": 2 - 2 * cosine,
-        "residual_alignment": 2 - 2 * cosine - squared,
-    }
-
-
-def _medians(ranks: Tensor, owners: Tensor, image_count: int, bootstrap: Bootstrap) -> Tensor:
-    return resampled_medians(ranks, owners, image_count, **bootstrap.draws) + 1
 
 
 def _sentence(protocol: str) -> str:
@@ -442,23 +421,19 @@ def zero_shot_task(
     found = zero_shot_predictions(image_features, class_features, logit_scale=logit_scale)
     correct = found.predicted == labels
     recall = per_class_recall(found.predicted, labels, len(class_features))
-    columns = {"top1": ranks == 0, "top5": ranks < 5}
     sizes = labels.bincount(minlength=len(class_features))
-    scores = means(columns) | {
-        "mean_per_class_recall": recall.nanmean().item(),
-        "expected_calibration_error": expected_calibration_error(found.confidence, correct),
-    }
-    resampled = bootstrap.of_images(columns) | {
-        "mean_per_class_recall": _resampled_recalls(correct, labels, bootstrap),
-        "expected_calibration_error": _resampled_calibration(found.confidence, correct, bootstrap),
-    }
+    numbers = bootstrap.numbers(
+        len(labels),
+        means({"top1": ranks == 0, "top5": ranks < 5}),
+        _mean_recall(correct, labels),
+        _calibration(found.confidence, correct),
+    )
     classes = zip(class_names, sizes.tolist(), recall.tolist(), strict=True)
     confusions = confusion_pairs(found.predicted, labels, len(class_features))
     return Outcome(
         protocol="every image once; the class with the nearest mean prompt",
         counts={"images": len(labels), "classes": len(class_features)},
-        scores=scores,
-        resampled=resampled,
+        numbers=numbers,
         details={
             "per_class": [
                 {"class": name, "images": size, "recall": value if size else None}
@@ -497,12 +472,10 @@ def linear_probe_task(
     generator = np.random.default_rng(bootstrap.seed)
     train, test, how = _split(image_features, labels, training, generator)
     hits = linear_probe_hits(*train, *test, generator)
-    columns = {"accuracy": hits.correct}
     return Outcome(
         protocol=f"logistic regression, {how}; C chosen on half of the training images",
         counts=_class_counts(train, test),
-        scores=means(columns),
-        resampled=bootstrap.of_images(columns),
+        numbers=bootstrap.numbers(len(hits.correct), means({"accuracy": hits.correct})),
         details={"C": hits.strength},
     )
 
@@ -519,22 +492,20 @@ def few_shot_task(
     """Mean accuracy over draws of few training images a class; arguments as `linear_probe_task`."""
     generator = np.random.default_rng(bootstrap.seed)
     train, test, how = _split(image_features, labels, training, generator)
-    columns, scores, by_draw = {}, {}, {}
+    columns, deviations, by_draw = {}, {}, {}
     for count in shots:
         hits = few_shot_hits(*train, *test, shots=count, draws=draws, seed=bootstrap.seed)
         name = f"accuracy@{count}-shot"
         columns[name] = hits.double().mean(dim=0)
         of_draws = hits.double().mean(dim=1)
         by_draw[name] = of_draws.tolist()
-        scores |= means({name: columns[name]})
-        scores[f"deviation_over_draws@{count}-shot"] = of_draws.std().item()
+        deviations[f"deviation_over_draws@{count}-shot"] = Resampled(of_draws.std().item())
     fewest = int(train[1].unique(return_counts=True)[1].min())
     return Outcome(
         protocol=f"logistic regression on K images a class, mean of {draws} draws; {how}",
         counts=_class_counts(train, test)
         | {"draws": draws, "fewest_training_images_a_class": fewest},
-        scores=scores,
-        resampled=bootstrap.of_images(columns),
+        numbers=bootstrap.numbers(len(test[1]), means(columns)) | deviations,
         details={"by_draw": by_draw},
     )
 
@@ -559,27 +530,16 @@ def _class_counts(train: Split, test: Split) -> dict[str, int]:
     }
 
 
-def _resampled_recalls(correct: Tensor, labels: Tensor, bootstrap: Bootstrap) -> Tensor:
+def _mean_recall(correct: Tensor, labels: Tensor) -> Statistics:
     """Mean recall over the classes that have images in a resample."""
-    hits, sizes = (
-        resampled_sums(
-            values,
-            torch.arange(len(labels)),
-            labels,
-            len(labels),
-            **bootstrap.draws,
-        )
-        for values in (correct, torch.ones(len(labels)))
-    )
-    return torch.cat([(hit / size).nanmean(dim=1) for hit, size in zip(hits, sizes, strict=True)])
+    hits = sums_in_groups(correct, labels)
+    sizes = sums_in_groups(torch.ones(len(labels)), labels)
+    return lambda counts: {"mean_per_class_recall": (hits(counts) / sizes(counts)).nanmean(dim=1)}
 
 
-def _resampled_calibration(confidence: Tensor, correct: Tensor, bootstrap: Bootstrap) -> Tensor:
-    surplus = resampled_sums(
-        correct.double() - confidence,
-        torch.arange(len(correct)),
-        calibration_bins(confidence),
-        len(correct),
-        **bootstrap.draws,
-    )
-    return torch.cat([block.abs().sum(dim=1) for block in surplus]) / len(correct)
+def _calibration(confidence: Tensor, correct: Tensor) -> Statistics:
+    """As `expected_calibration_error`."""
+    surplus = sums_in_groups(correct.double() - confidence, calibration_bins(confidence))
+    return lambda counts: {
+        "expected_calibration_error": surplus(counts).abs().sum(dim=1) / len(correct)
+    }

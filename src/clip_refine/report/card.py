@@ -7,17 +7,14 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from clip_refine.report.tables import retrieval_heading, signed
+from clip_refine.report.tables import signed
 from clip_refine.results import Provenance, RunScores, Scores
+from clip_refine.results.metrics import metric
 
 OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
 SENTENCE_TRANSFORMERS, ONNX, WEIGHTS = "sentence-transformers", "onnx", "pytorch"
 
-_GEOMETRY = {
-    "centroid_distance": "distance of the centroids (the gap)",
-    "true_pair_cosine": "cosine of true pairs",
-    "text_first_share": "text ranks first in a mixed index",
-}
+_GEOMETRY = ("centroid_distance", "true_pair_cosine", "text_first_share")
 _SPECIAL = re.compile(r"([\\`*_\[\]{}<>|~&#$])")
 
 
@@ -97,12 +94,16 @@ def _score_rows(scores: RunScores) -> list[tuple[str, str, str, str]]:
             change += f" ({signed(interval.low)} to {signed(interval.high)})"
         rows.append((heading, f"{was:.3f}", f"{now:.3f}", change))
 
-    for name, heading in _GEOMETRY.items():
+    for name in _GEOMETRY:
         if name in before.geometry:
-            add(heading, f"geometry.{name}", before.geometry[name], after.geometry[name])
+            add(
+                metric(name).heading,
+                f"geometry.{name}",
+                before.geometry[name],
+                after.geometry[name],
+            )
     for name, was in before.retrieval.items():
-        heading = retrieval_heading(name)
-        add(heading, f"retrieval.{name}", was, after.retrieval[name])
+        add(metric(name).heading, f"retrieval.{name}", was, after.retrieval[name])
     for task, values in before.zero_shot.items():
         now = after.zero_shot[task]["top1"]
         add(f"zero-shot top-1, {task}", f"zero_shot.{task}.top1", values["top1"], now)

@@ -30,19 +30,14 @@ from clip_refine.report.tables import (
     scores_cells,
     short_paths,
 )
-from clip_refine.results import Comparison, Interval, RecipeSummary, read_comparison
+from clip_refine.results import Comparison, Interval, RecipeSummary, read
+from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
 # A comparison as the page shows it: a verdict, rankings with seeds as dots, trade-offs.
 
 
-RANKED = {
-    # headline name: (heading, whether higher is better)
-    "mean_recall@1": ("Mean R@1", True),
-    "gap": ("Centroid distance, the gap", False),
-    "zero_shot_top1": ("Zero-shot top-1", True),
-    "linear_probe": ("Linear probe", True),
-}
+RANKED = ("mean_recall@1", "gap", "zero_shot_top1", "linear_probe")
 KINDS = {
     # kind: (what to call it, colour, symbol)
     "untouched": ("untouched model", MUTED, "square"),
@@ -128,7 +123,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _ranking(comparison: Comparison, name: str) -> Ranking:
-    heading, up = RANKED[name]
+    heading, up = capitalised(metric(name).heading), bool(metric(name).higher_is_better)
     seeds: dict[str, list[float]] = {}
     for row in comparison.rows:
         seeds.setdefault(row.recipe, []).append(row.headline[name])
@@ -150,7 +145,7 @@ def _ranking(comparison: Comparison, name: str) -> Ranking:
             dots=[place(value) for value in seeds[line.recipe]],
             mean=place(line.scores[name].mean),
             difference=line.difference.get(name),
-            mark=_mark(line.difference.get(name), up),
+            mark=_mark(line, name),
             pareto_best=line.pareto_best,
         )
         for position, line in enumerate(ordered, start=1)
@@ -159,18 +154,17 @@ def _ranking(comparison: Comparison, name: str) -> Ranking:
     return Ranking(name, heading, up, place(untouched), low, high, lines)
 
 
-def _mark(difference: Interval | None, up: bool) -> str:
-    if difference is None:
-        return ""
-    return mark_of(difference, difference.mean, up)
+def _mark(line: RecipeSummary, name: str) -> str:
+    difference = line.difference.get(name)
+    change = difference.mean if difference else 0.0
+    return mark_of(difference, change, metric(name).higher_is_better)
 
 
 def _against(line: RecipeSummary, untouched: RecipeSummary, name: str, shown: str = "") -> str:
     values = line.scores[name].mean, untouched.scores[name].mean
-    difference = line.difference.get(name)
-    unclear = difference is not None and difference.low <= 0 <= difference.high
     said = f"{shown} {number(values[0])} against {number(values[1])} untouched".strip()
-    return f"{said}, no clear change" if unclear else said
+    mark = _mark(line, name)
+    return f"{said}, {mark}" if mark == "no clear change" else said
 
 
 def _zero_shot(line: RecipeSummary, untouched: RecipeSummary) -> str:
@@ -181,7 +175,7 @@ def _zero_shot(line: RecipeSummary, untouched: RecipeSummary) -> str:
 
 
 def _trade_off(comparison: Comparison, name: str) -> Chart:
-    shown = RANKED[name][0]
+    shown = metric(name).heading
     summary = comparison.summary
     points = [(line.scores["gap"].mean, line.scores[name].mean) for line in summary]
     best = front(points)
@@ -218,13 +212,13 @@ def _trade_off(comparison: Comparison, name: str) -> Chart:
         data += [marks] if chosen else []
     both_axes = layout(
         axis("gap (smaller to the left)"),
-        axis(shown.lower().replace("r@", "R@")),
+        axis(shown),
         hovermode="closest",
     )
     names = ", ".join(summary[index].recipe for index in best)
     return Chart(
         name=f"trade-off-{name.partition('@')[0]}".replace("_", "-"),
-        heading=f"Gap against {shown[0].lower() + shown[1:]}",
+        heading=f"Gap against {shown}",
         alternative=(
             f"Scatter plot of {len(points)} rows. On the Pareto front, from the smallest gap on: "
             f"{names}."
@@ -236,7 +230,7 @@ def _trade_off(comparison: Comparison, name: str) -> Chart:
             "by itself."
         ),
         panels=[Panel(f"trade-off-{name}", "", {"data": data, "layout": both_axes})],
-        head=("", "recipe", "gap", shown),
+        head=("", "recipe", "gap", capitalised(shown)),
         rows=[
             (str(position), line.recipe, number(gap), number(score))
             for position, (line, (gap, score)) in enumerate(
@@ -246,13 +240,27 @@ def _trade_off(comparison: Comparison, name: str) -> Chart:
     )
 
 
+def capitalised(text: str) -> str:
+    """With a capital first letter, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def plain(text: str) -> str:
+    """Text that Plotly, which reads some HTML in labels, shows as it is.
+
+    >>> plain("a <b>")
+    'a &lt;b&gt;'
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 # --------------------------------------------------------------------------------------------------
 # The folder of a comparison → its `report.html`.
 
 
 def write_comparison_report(folder: Path) -> Path:
     """Write `report.html` from the other files of a comparison."""
-    comparison = read_comparison(folder / "comparison.json")
+    comparison = read(Comparison, folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
     environment_file = folder / "environment.json"
     charts = trade_off_charts(comparison)

@@ -38,19 +38,20 @@ from clip_refine.report.tables import (
 )
 from clip_refine.results import (
     Clouds,
+    Evidence,
     Histograms,
     Point,
+    RunScores,
     Spectra,
     TaskChange,
-    read_evidence,
-    read_run_scores,
+    read,
 )
 
 
 def write_run_report(run: Path) -> Path:
     """Write `report.html` from the other files of a run."""
-    scores = read_run_scores(run / "scores.json")
-    evidence = read_evidence(run / "report.json")
+    scores = read(RunScores, run / "scores.json")
+    evidence = read(Evidence, run / "report.json")
     settings = read_mapping(run / "config.yaml")
     environment = read_mapping(run / "environment.json")
     training = training_charts(read_steps(run / "log.jsonl"))

@@ -18,20 +18,20 @@ from rich.text import Text
 
 from clip_refine.results import (
     Comparison,
-    ComparisonRow,
     Difference,
     Findings,
     Interval,
-    Measured,
     NumberSpread,
     Problem,
-    RecipeSummary,
     RunScores,
     Score,
     Scores,
     Spread,
     SuiteScores,
+    TaskScores,
+    flat,
 )
+from clip_refine.results.metrics import METRICS, metric
 from clip_refine.support.console import printable
 
 # --------------------------------------------------------------------------------------------------
@@ -146,21 +146,7 @@ def _epochs(train: Mapping[str, Any]) -> str:
 
 Mark = Literal["better", "worse", "no clear change", ""]
 
-GEOMETRY = {
-    # name: (heading, True where a higher value is better, None where neither is)
-    "centroid_distance": ("centroid distance (the gap)", False),
-    "true_pair_cosine": ("cosine of true pairs", None),
-    "alignment": ("alignment, mean squared distance", False),
-    "uniformity_log": ("uniformity, log", False),
-    "relative_modality_gap": ("relative modality gap", False),
-    "text_first_share": ("text ranks first in a mixed index", False),
-    "linear_separability": ("images told from text by a line", False),
-    "hubness_skewness": ("hubness, skewness", False),
-    "effective_rank": ("effective rank", True),
-}
-_MIXED = GEOMETRY["text_first_share"][0]
-
-Sides = tuple[float, float]
+_MIXED = metric("text_first_share").heading
 
 
 @dataclass(frozen=True)
@@ -176,26 +162,28 @@ class ScoreLine:
 
     @property
     def mark(self) -> Mark:
-        """As `mark_of`; empty where nothing is known, too."""
-        if self.difference is None or self.higher_is_better is None:
-            return ""
+        """As `mark_of`."""
         return mark_of(self.difference, self.after - self.before, self.higher_is_better)
 
 
-def mark_of(difference: Interval, change: float, higher_is_better: bool) -> Mark:
-    """Better or worse only where the interval excludes zero and three places show the change.
+def mark_of(difference: Interval | None, change: float, higher_is_better: bool | None) -> Mark:
+    """Better or worse where the interval as it is shown excludes zero, and the change, too.
 
-    A run of two steps can move a score in its fifth place for certain; "fell from 0.829 to 0.829"
-    would tell nobody anything.
+    Judged on rounded numbers: who reads "−0.007 [−0.016, 0.000]" sees zero in the interval, and
+    "fell from 0.829 to 0.829", which a run of two steps can do for certain, would tell nobody
+    anything. Empty where there is no interval or neither direction is better.
 
-    >>> mark_of(Interval(mean=-0.0001, low=-0.0002, high=-0.0001), -0.0001, False)
+    >>> mark_of(Interval(mean=-0.007, low=-0.016, high=-0.0004), -0.007, False)
     'no clear change'
     >>> mark_of(Interval(mean=-0.01, low=-0.02, high=-0.001), -0.01, False)
     'better'
     """
-    if difference.low <= 0 <= difference.high or signed(change) == "0.000":
+    if difference is None or higher_is_better is None:
+        return ""
+    low, high = rounded(difference.low), rounded(difference.high)
+    if low <= 0 <= high or rounded(change) == 0:
         return "no clear change"
-    return "better" if (difference.low > 0) == higher_is_better else "worse"
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def score_lines(scores: RunScores) -> list[ScoreLine]:
@@ -205,14 +193,12 @@ def score_lines(scores: RunScores) -> list[ScoreLine]:
 
 def headline_lines(scores: RunScores) -> list[ScoreLine]:
     """The few that the verdict is about: gap, mean R@1, zero-shot; then mixed search."""
-    gap, *others = _geometry(scores)
-    recall = mean_recall_at_1(scores.before), mean_recall_at_1(scores.after)
-    lines = [gap, _line(scores, "retrieval", "mean R@1", "mean_recall@1", recall, True)]
-    if scores.before.zero_shot:
-        top1 = mean_top1(scores.before), mean_top1(scores.after)
-        heading = "mean zero-shot top-1"
-        lines.append(_line(scores, "zero-shot", heading, "zero_shot_top1", top1, True))
-    return lines + [line for line in others if line.heading == _MIXED]
+    before, after = scores.before.headline, scores.after.headline
+    lines = [_line(scores, "centroid_distance", before["gap"], after["gap"])]
+    for name in ("mean_recall@1", "zero_shot_top1"):
+        if name in before:
+            lines.append(_line(scores, name, before[name], after[name], path=name))
+    return lines + [line for line in _geometry(scores) if line.heading == _MIXED]
 
 
 def verdict(scores: RunScores) -> str:
@@ -226,38 +212,25 @@ def verdict(scores: RunScores) -> str:
     return f"{listed[0].upper()}{listed[1:]}, on {pairs}.".replace("(-", "(−")
 
 
-def mean_recall_at_1(scores: Scores) -> float:
-    """Mean of R@1 in both directions."""
-    return (
-        scores.retrieval["image_to_text_recall@1"] + scores.retrieval["text_to_image_recall@1"]
-    ) / 2
-
-
-def mean_top1(scores: Scores) -> float:
-    """Mean of top-1 over the zero-shot tasks."""
-    values = [task["top1"] for task in scores.zero_shot.values()]
-    return sum(values) / len(values)
-
-
-def retrieval_heading(name: str) -> str:
-    """What to call a score of retrieval.
-
-    >>> retrieval_heading("image_to_text_recall@5")
-    'image to text R@5'
-    """
-    return name.replace("_recall", " R").replace("_", " ")
+def rounded(value: float) -> float:
+    """As a difference is shown: three places, none from 100 on."""
+    return round(value, 3 if abs(value) < 100 else 0)
 
 
 def number(value: float) -> str:
-    """Three places, or two digits where that would show zero."""
-    text = f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
+    """Three places, none from 100 on, or two digits where three places would show zero."""
+    if abs(value) >= 100:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2e}"
     return text.replace("-", "−")
 
 
 def signed(value: float) -> str:
     """A difference with its sign, a true minus, and no sign on what rounds to zero."""
-    text = f"{value:+.3f}".replace("-", "−")
-    return "0.000" if text[1:] == "0.000" else text
+    if rounded(value) == 0:
+        return "0.000"
+    return (f"{value:+.3f}" if abs(value) < 100 else f"{value:+,.0f}").replace("-", "−")
 
 
 def interval_text(difference: Interval | None) -> str:
@@ -278,40 +251,46 @@ def _clause(name: str, line: ScoreLine) -> str:
 
 
 def _line(
-    scores: RunScores, group: str, heading: str, path: str, sides: Sides, up: bool | None
+    scores: RunScores, name: str, before: float, after: float, *, path: str = "", task: str = ""
 ) -> ScoreLine:
-    return ScoreLine(group, heading, *sides, scores.difference.get(path), up)
+    row = metric(name)
+    return ScoreLine(
+        group=row.group,
+        heading=f"{task} {row.heading}".strip(),
+        before=before,
+        after=after,
+        difference=scores.difference.get(path or f"{row.group}.{name}"),
+        higher_is_better=row.higher_is_better,
+    )
 
 
 def _geometry(scores: RunScores) -> list[ScoreLine]:
+    before, after = scores.before.geometry, scores.after.geometry
     return [
-        _line(scores, "geometry", heading, f"geometry.{name}", _both(scores, "geometry", name), up)
-        for name, (heading, up) in GEOMETRY.items()
+        _line(scores, name, before[name], after[name])
+        for name, row in METRICS.items()
+        if row.group == "geometry" and row.shown
     ]
 
 
 def _retrieval(scores: RunScores) -> list[ScoreLine]:
-    lines = []
-    for name in scores.before.retrieval:
-        sides, path = _both(scores, "retrieval", name), f"retrieval.{name}"
-        lines.append(_line(scores, "retrieval", retrieval_heading(name), path, sides, True))
-    return lines
+    before, after = scores.before.retrieval, scores.after.retrieval
+    return [_line(scores, name, before[name], after[name]) for name in before]
 
 
 def _zero_shot(scores: RunScores) -> list[ScoreLine]:
-    lines = []
-    for task, before in scores.before.zero_shot.items():
-        for name in ("top1", "top5"):
-            sides = before[name], scores.after.zero_shot[task][name]
-            path = f"zero_shot.{task}.{name}"
-            lines.append(_line(scores, "zero-shot", f"{task} {name}", path, sides, True))
-    return lines
-
-
-def _both(scores: RunScores, group: str, name: str) -> Sides:
-    before: Mapping[str, float] = getattr(scores.before, group)
-    after: Mapping[str, float] = getattr(scores.after, group)
-    return before[name], after[name]
+    return [
+        _line(
+            scores,
+            name,
+            before[name],
+            scores.after.zero_shot[task][name],
+            path=f"zero_shot.{task}.{name}",
+            task=task,
+        )
+        for task, before in scores.before.zero_shot.items()
+        for name in ("top1", "top5")
+    ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -357,16 +336,13 @@ def scores_table(scores: Scores) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in scores.geometry.items():
-        heading = GEOMETRY[name][0] if name in GEOMETRY else name.replace("_", " ")
-        table.add_row(heading, number(value))
-    table.add_section()
-    for name, value in scores.retrieval.items():
-        table.add_row(retrieval_heading(name), number(value))
-    table.add_section()
+    for group in (scores.geometry, scores.retrieval):
+        for name, value in group.items():
+            table.add_row(metric(name).heading, number(value))
+        table.add_section()
     for task, values in scores.zero_shot.items():
         for name, value in values.items():
-            table.add_row(escape(f"{task} {name}"), number(value))
+            table.add_row(escape(f"{task} {metric(name).heading}"), number(value))
     return table
 
 
@@ -374,20 +350,11 @@ def scores_table(scores: Scores) -> Table:
 # A comparison as a table for the terminal, as Markdown and as CSV.
 
 
-COLUMNS = {
-    "gap": "gap ↓",
-    "image_to_text_recall@1": "R@1 i→t ↑",
-    "text_to_image_recall@1": "R@1 t→i ↑",
-    "mean_recall@10": "mean R@10 ↑",
-    "zero_shot_top1": "zero-shot ↑",
-    "linear_probe": "linear probe ↑",
-}
-DIFFERENCES = {
-    "gap": ("gap", False),
-    "mean_recall@1": ("mean R@1", True),
-    "zero_shot_top1": ("zero-shot", True),
-}
-"""Headings, and whether higher is better."""
+COLUMNS = (
+    *("gap", "image_to_text_recall@1", "text_to_image_recall@1", "mean_recall@10"),
+    *("zero_shot_top1", "linear_probe"),
+)
+DIFFERENCES = ("gap", "mean_recall@1", "zero_shot_top1")
 BEST = "*"
 LEGEND = (
     "Mean ± standard deviation over seeds; one value where nothing is trained. "
@@ -419,7 +386,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def comparison_csv(comparison: Comparison) -> str:
     """One line a run with every number; empty where a run has none."""
-    rows = [_flat(row) for row in comparison.rows]
+    rows = [flat(row.model_dump()) for row in comparison.rows]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -482,7 +449,9 @@ def _coloured(cell: str) -> str:
 def scores_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the numbers."""
     present = [name for name in COLUMNS if name in comparison.summary[0].scores]
-    heads = ["", *(COLUMNS[name] for name in present), "lr", "s", "GB"]
+    columns = [metric(name) for name in present]
+    arrows = [f"{row.short} {'↑' if row.higher_is_better else '↓'}" for row in columns]
+    heads = ["", *arrows, "lr", "s", "GB"]
     rows = []
     for line in comparison.summary:
         mark = f" {BEST}" if line.pareto_best else ""
@@ -498,19 +467,16 @@ def differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]
     """Head and rows of the differences from the untouched model."""
     lines = [line for line in comparison.summary if line.difference]
     present = [name for name in DIFFERENCES if lines and name in lines[0].difference]
-    heads = ["", *(DIFFERENCES[name][0] for name in present)]
-    return heads, [[line.recipe, *_intervals(line, present)] for line in lines]
+    heads = ["", *(metric(name).short for name in present)]
+    return heads, [
+        [line.recipe, *(_difference(name, line.difference[name]) for name in present)]
+        for line in lines
+    ]
 
 
-def _intervals(line: RecipeSummary, names: Sequence[str]) -> list[str]:
-    return [_interval(line.difference[name], DIFFERENCES[name][1]) for name in names]
-
-
-def _interval(difference: Interval, higher_is_better: bool) -> str:
-    sign = {"better": " +", "worse": " −"}.get(
-        mark_of(difference, difference.mean, higher_is_better), ""
-    )
-    return f"{signed(difference.mean)} {interval_text(difference)}{sign}"
+def _difference(name: str, found: Interval) -> str:
+    mark = mark_of(found, found.mean, metric(name).higher_is_better)
+    return f"{signed(found.mean)} {interval_text(found)}{_SIGNS.get(mark, '')}"
 
 
 def rates_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -540,33 +506,8 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace(BEST, f"\\{BEST}")
 
 
-def _flat(row: ComparisonRow) -> dict[str, object]:
-    """`{"geometry": {"alignment": 1}}` as `{"geometry.alignment": 1}`."""
-    flat: dict[str, object] = {}
-
-    def walk(prefix: str, values: Mapping[str, object]) -> None:
-        for name, value in values.items():
-            if isinstance(value, Mapping):
-                walk(f"{prefix}{name}.", value)
-            else:
-                flat[f"{prefix}{name}"] = value
-
-    walk("", row.model_dump())
-    return flat
-
-
 # --------------------------------------------------------------------------------------------------
 # The numbers of a suite for the terminal: a table a kind of task, models side by side.
-
-
-_SHOWN = {
-    "zero-shot": ("top1", "top5", "mean_per_class_recall", "expected_calibration_error"),
-    "geometry": (
-        *("centroid_distance", "true_pair_cosine", "alignment", "uniformity_log"),
-        *("relative_modality_gap", "linear_separability", "effective_rank"),
-    ),
-}
-"""Of the kinds that have more numbers than a table should; the JSON has them all."""
 
 
 def suite_tables(scores: SuiteScores) -> list[RenderableType]:
@@ -604,7 +545,7 @@ def _suite_table(scores: SuiteScores, kind: str, letters: Mapping[str, str]) -> 
     for model in scores.models:
         table.add_column(letters[model.label], justify="right", no_wrap=True)
     changes = {(d.task, d.score, d.model): d for d in scores.differences}
-    by_task: dict[str, list[Measured]] = {}
+    by_task: dict[str, list[TaskScores]] = {}
     for found in scores.measured:
         if found.kind == kind:
             by_task.setdefault(found.task, []).append(found)
@@ -612,7 +553,10 @@ def _suite_table(scores: SuiteScores, kind: str, letters: Mapping[str, str]) -> 
         heading = Text(task, style="bold")
         heading.append(f"\n{_about(of_models[0])}", style="not bold dim")
         table.add_row(heading)
-        for name in _names(kind, of_models[0]):
+        for name in of_models[0].scores:
+            # geometry has more numbers than a table should; the JSON has them all
+            if not metric(name).shown:
+                continue
             cells = (
                 _suite_cell(m.scores[name], changes.get((task, name, m.model))) for m in of_models
             )
@@ -621,11 +565,7 @@ def _suite_table(scores: SuiteScores, kind: str, letters: Mapping[str, str]) -> 
     return table
 
 
-def _names(kind: str, found: Measured) -> Sequence[str]:
-    return [name for name in _SHOWN.get(kind, tuple(found.scores)) if name in found.scores]
-
-
-def _about(found: Measured) -> str:
+def _about(found: TaskScores) -> str:
     """How many, and with which prompts or captions."""
     about = f"n = {found.counts['images']:,}"
     if found.prompts is not None:
@@ -637,32 +577,14 @@ def _about(found: Measured) -> str:
 
 
 def _suite_cell(score: Score, change: Difference | None) -> Text:
-    text = Text(_number(score.value))
+    text = Text(number(score.value))
     if score.low is not None and score.high is not None:
-        text.append(f" [{_number(score.low)}, {_number(score.high)}]", style="dim")
+        text.append(f" [{number(score.low)}, {number(score.high)}]", style="dim")
     if change is not None:
-        text.append(f"\n{_signed(change.mean)}", style=_style(change))
-        if change.low is not None and change.high is not None:
-            text.append(f" [{_signed(change.low)}, {_signed(change.high)}]", style="dim")
+        mark = mark_of(change.interval, change.mean, change.higher_is_better)
+        text.append(f"\n{signed(change.mean)}", style=_STYLES.get(mark, ""))
+        text.append(f" {interval_text(change.interval)}".rstrip(), style="dim")
     return text
-
-
-def _style(change: Difference) -> str:
-    if change.low is None or change.high is None or change.higher_is_better is None:
-        return ""
-    if change.low <= 0 <= change.high:
-        return ""
-    return "green" if (change.mean > 0) == change.higher_is_better else "red"
-
-
-def _number(value: float) -> str:
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.3f}"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def check_data(
     )
     if out is not None:
         with complete_file(out) as partial:
-            partial.write_text(findings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            partial.write_text(findings.text, encoding="utf-8")
     if sheet is not None:
         samples = _samples(found.images, facts, seed)
         if not samples:

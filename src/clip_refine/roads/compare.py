@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import ValidationError
 from rich.markup import escape
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ from clip_refine.evaluation.scores import (
 from clip_refine.models import DualEncoder
 from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.report.tables import comparison_csv, comparison_markdown
-from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice
+from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
 from clip_refine.roads.refine import choose_precision, train_student
 from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
@@ -103,7 +102,7 @@ def compare(
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
     result = Comparison(rows=rows, summary=summary, learning_rates=tuple(choices))
     _say_what_is_left_out(config.out / "comparison.json", result)
-    write_file(config.out / "comparison.json", result.model_dump_json(indent=2) + "\n")
+    write_file(config.out / "comparison.json", result.text)
     write_file(config.out / "comparison.csv", comparison_csv(result))
     write_file(config.out / "comparison.md", comparison_markdown(result))
     device = build.device_name(runs.accelerator.device)
@@ -116,8 +115,8 @@ def compare(
 def _say_what_is_left_out(earlier: Path, result: Comparison) -> None:
     """Name the recipes that an earlier call showed in this folder and this one does not."""
     try:
-        before = Comparison.model_validate_json(earlier.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        before = read(Comparison, earlier)
+    except DataError:
         return
     shown = {line.recipe for line in result.summary}
     left_out = [line.recipe for line in before.summary if line.recipe not in shown]

@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     pairs = embed_pairs(embedder, held_out)
     scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
     if config.out is not None and accelerator.is_main_process:
-        write_file(config.out, scores.model_dump_json(indent=2) + "\n")
+        write_file(config.out, scores.text)
     if config.save_features is not None and accelerator.is_main_process:
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}

@@ -18,7 +18,7 @@ from clip_refine.data.toy import toy_val
 from clip_refine.errors import ClipRefineError, ConfigError, ModelError
 from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.transformers import quiet_transformers
-from clip_refine.results import Provenance, RunScores, read_run_scores
+from clip_refine.results import Provenance, RunScores, read
 from clip_refine.saving import (
     base_model,
     read_provenance,
@@ -289,7 +289,7 @@ def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None
     """Where the model comes from, and the scores of the run that made it."""
     if run:
         try:
-            scores = read_run_scores(run / "scores.json")
+            scores = read(RunScores, run / "scores.json")
             return Provenance.model_validate(scores.recipe["provenance"]), scores
         except (ClipRefineError, KeyError, ValueError):
             pass  # of another version: then the weights say what they say

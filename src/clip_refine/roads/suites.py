@@ -43,9 +43,9 @@ from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.data.toy import toy_tasks, toy_val
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.evaluation import Embedder, class_vectors
-from clip_refine.evaluation.bootstrap import interval
+from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
 from clip_refine.evaluation.embed import EmbeddedPairs, FeatureStore, Filler, image_fingerprints
-from clip_refine.evaluation.scores import Bootstrap, Outcome, higher_is_better, mean_of
+from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.tasks import (
     few_shot_task,
     geometry_task,
@@ -56,7 +56,8 @@ from clip_refine.evaluation.tasks import (
     zero_shot_task,
 )
 from clip_refine.models.encoder import identity
-from clip_refine.results import Difference, EvaluatedModel, Measured, Score, SuiteScores
+from clip_refine.results import Difference, EvaluatedModel, Score, SuiteScores, TaskScores
+from clip_refine.results.metrics import metric
 from clip_refine.support.console import Clock, console
 from clip_refine.support.environment import describe_environment
 from clip_refine.support.folder import check_free, write_file
@@ -564,7 +565,7 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
         environment=describe_environment(str(accelerator.device)),
     )
     if config.out is not None:
-        write_file(Path(config.out), scores.model_dump_json(indent=2) + "\n")
+        write_file(Path(config.out), scores.text)
     return scores
 
 
@@ -575,7 +576,7 @@ def _measure(bench: SuiteBench, model: EncodedModel) -> dict[str, Outcome]:
     return found | ({MEAN: mean_of(zero_shot, "top1")} if len(zero_shot) > 1 else {})
 
 
-def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outcome) -> Measured:
+def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outcome) -> TaskScores:
     """The numbers with everything that they depend on."""
     source, counts = bench.contents[task.source].source, dict(outcome.counts)
     prompts, templates, names = None, (), None
@@ -583,7 +584,7 @@ def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outco
         prompts, templates = bench.templates(task)
         names = source.names_from
         counts["prompts_a_class"] = len(templates)
-    return Measured(
+    return TaskScores(
         task=task.title,
         kind=task.kind,
         model=model.label,
@@ -596,16 +597,18 @@ def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outco
         class_names=names,
         model_fingerprint=model.fingerprint,
         data_fingerprint=bench.data_fingerprint(task),
-        scores={name: _score(name, outcome) for name in outcome.scores},
+        scores={name: _score(name, number) for name, number in outcome.numbers.items()},
         details=outcome.details,
     )
 
 
-def _mean_record(model: EvaluatedModel, measured: Sequence[Measured], outcome: Outcome) -> Measured:
+def _mean_record(
+    model: EvaluatedModel, measured: Sequence[TaskScores], outcome: Outcome
+) -> TaskScores:
     """The mean over zero-shot tasks, whose own records say how they were taken."""
     parts = [one for one in measured if one.kind == "zero-shot" and one.model == model.label]
     prompts = {str(one.prompts) for one in parts}
-    return Measured(
+    return TaskScores(
         task=MEAN,
         kind="zero-shot",
         model=model.label,
@@ -618,18 +621,15 @@ def _mean_record(model: EvaluatedModel, measured: Sequence[Measured], outcome: O
         class_names=None,
         model_fingerprint=model.fingerprint,
         data_fingerprint=fingerprint(*(one.data_fingerprint.encode() for one in parts)),
-        scores={"top1": _score("top1", outcome)},
+        scores={"top1": _score("top1", outcome.numbers["top1"])},
         details={},
     )
 
 
-def _score(name: str, outcome: Outcome) -> Score:
-    low, high = None, None
-    if name in outcome.resampled:
-        low, high = interval(outcome.resampled[name])
-    return Score(
-        value=outcome.scores[name], low=low, high=high, higher_is_better=higher_is_better(name)
-    )
+def _score(name: str, number: Resampled) -> Score:
+    low, high = interval(number)
+    up = metric(name).higher_is_better
+    return Score(value=number.value, low=low, high=high, higher_is_better=up)
 
 
 def _differences(found: Mapping[str, Mapping[str, Outcome]]) -> list[Difference]:
@@ -638,21 +638,19 @@ def _differences(found: Mapping[str, Mapping[str, Outcome]]) -> list[Difference]
     differences = []
     for label in others:
         for task, outcome in found[label].items():
-            base = found[first][task]
-            for name, value in outcome.scores.items():
-                low, high = None, None
-                if name in outcome.resampled:
-                    low, high = interval(outcome.resampled[name] - base.resampled[name])
+            for name, number in outcome.numbers.items():
+                change = number - found[first][task].numbers[name]
+                low, high = interval(change)
                 differences.append(
                     Difference(
                         task=task,
                         score=name,
                         model=label,
                         against=first,
-                        mean=value - base.scores[name],
+                        mean=change.value,
                         low=low,
                         high=high,
-                        higher_is_better=higher_is_better(name),
+                        higher_is_better=metric(name).higher_is_better,
                     )
                 )
     return differences

@@ -14,7 +14,7 @@ from clip_refine import __version__
 from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import pairs_fingerprint
-from clip_refine.errors import ModelError
+from clip_refine.errors import DataError, ModelError
 from clip_refine.models import TransformersEncoder
 from clip_refine.models.checkpoints import PROVENANCE
 from clip_refine.report.card import (
@@ -25,7 +25,7 @@ from clip_refine.report.card import (
     WEIGHTS,
     model_card,
 )
-from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores
+from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
 from clip_refine.saving.open_clip import write_open_clip
 from clip_refine.support.console import console
 
@@ -181,13 +181,12 @@ def write_card(folder: Path, provenance: Provenance, scores: RunScores | None = 
     formats = [name for file, name in _FILES_OF_FORMATS.items() if (folder / file).is_file()]
     text = model_card(provenance, formats or [WEIGHTS], scores)
     (folder / CARD).write_text(text, encoding="utf-8")
-    facts = provenance.model_dump_json(indent=2) + "\n"
-    (folder / PROVENANCE).write_text(facts, encoding="utf-8")
+    provenance.write(folder / PROVENANCE)
 
 
 def read_provenance(folder: Path) -> Provenance | None:
     """What was written beside a saved model; None where there is nothing of this version."""
     try:
-        return Provenance.model_validate_json((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read(Provenance, folder / PROVENANCE)
+    except DataError:
         return None

@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 
 from clip_refine.config import RefineConfig
 from clip_refine.errors import ConfigError
-from clip_refine.results import Scores
+from clip_refine.results import Scores, flat
 
 # --------------------------------------------------------------------------------------------------
 # One line of JSON a step.
@@ -81,14 +81,7 @@ class Tracking:
         """Held-out scores: at step 0 before, at the last step after."""
         if not self.tracker:
             return
-        tasks = {
-            f"zero_shot.{task}.{name}": value
-            for task, found in scores.zero_shot.items()
-            for name, value in found.items()
-        }
-        geometry = {f"geometry.{name}": value for name, value in scores.geometry.items()}
-        retrieval = {f"retrieval.{name}": value for name, value in scores.retrieval.items()}
-        numbers = geometry | retrieval | tasks
+        numbers = flat(scores.model_dump(include={"geometry", "retrieval", "zero_shot"}))
         # TensorBoard knows no @ in names
         named = {f"scores/{name.replace('@', '_at_')}": value for name, value in numbers.items()}
         self.tracker.log(named, step=step)

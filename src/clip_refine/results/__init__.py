@@ -2,26 +2,83 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clip_refine.errors import DataError
 
-# --------------------------------------------------------------------------------------------------
-# What comes out, as plain data: JSON in and out.
 
+class Record(BaseModel):
+    """Plain data that is a JSON file or a part of one."""
 
-class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    is_none: ClassVar[str] = "is not valid"  # what is said of a file that holds something else
+    advice: ClassVar[str] = ""  # what to do then, or where there is no file
+    indent: ClassVar[int | None] = 2  # of the JSON
+
+    @property
+    def text(self) -> str:
+        """What the file holds."""
+        return self.model_dump_json(indent=self.indent) + "\n"
+
     def write(self, path: Path) -> None:
-        """Save as indented JSON."""
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Save as JSON."""
+        path.write_text(self.text, encoding="utf-8")
 
 
-class Scores(_Record):
+Kind = TypeVar("Kind", bound=Record)
+
+
+def read(kind: type[Kind], path: Path) -> Kind:
+    """Read what `write` wrote."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).{kind.advice}") from error
+    except ValidationError as error:
+        raise DataError(
+            f"{path}: {kind.is_none} ({error.error_count()} errors).{kind.advice}"
+        ) from error
+
+
+def headline(
+    geometry: Mapping[str, Any], retrieval: Mapping[str, Any], top1: Sequence[Any]
+) -> dict[str, Any]:
+    """What a run or recipe is judged by: the gap, mean recalls, and mean top-1 over the tasks.
+
+    Of numbers, or of whatever adds up and can be divided, as numbers with their resamples do.
+
+    Args:
+        geometry: With `centroid_distance`.
+        retrieval: With recalls of both directions at one and the same depths.
+        top1: One a zero-shot task; may be empty.
+    """
+    found = {"gap": geometry["centroid_distance"]}
+    for k in (1, 10):
+        if f"image_to_text_recall@{k}" in retrieval:
+            both = [retrieval[f"{way}_recall@{k}"] for way in ("image_to_text", "text_to_image")]
+            found[f"mean_recall@{k}"] = mean(both)
+    return found | ({"zero_shot_top1": mean(top1)} if top1 else {})
+
+
+def mean(values: Sequence[Any]) -> Any:
+    """Of numbers, or of whatever adds up and can be divided."""
+    first, *others = values
+    return sum(others, start=first) / len(values)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every value by its path: `{"geometry": {"alignment": 1}}` as `{"geometry.alignment": 1}`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else None
+        found |= {f"{prefix}{name}": value} if inner is None else inner
+    return found
+
+
+class Scores(Record):
     """The numbers of one model on held-out data.
 
     Attributes:
@@ -38,8 +95,14 @@ class Scores(_Record):
     pairs: int
     captions: int
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """As `headline` the function."""
+        top1 = [task["top1"] for task in self.zero_shot.values()]
+        return headline(self.geometry, self.retrieval, top1)
 
-class Interval(_Record):
+
+class Interval(Record):
     """A difference from the untouched model and its 95 % bootstrap interval over images."""
 
     mean: float  # mean over seeds less the untouched model's value
@@ -47,7 +110,7 @@ class Interval(_Record):
     high: float  # 97.5 % quantile
 
 
-class RunScores(_Record):
+class RunScores(Record):
     """`scores.json` of a refinement.
 
     Attributes:
@@ -59,6 +122,8 @@ class RunScores(_Record):
         seconds: Wall-clock seconds of each part of the run.
     """
 
+    is_none = "is no scores.json of a run"
+
     before: Scores
     after: Scores
     difference: Mapping[str, Interval] = {}
@@ -66,36 +131,14 @@ class RunScores(_Record):
     seconds: Mapping[str, float]
 
 
-def read_run_scores(path: Path) -> RunScores:
-    """Read a `scores.json`."""
-    try:
-        return RunScores.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise DataError(
-            f"{path}: is no scores.json of a run ({error.error_count()} errors)."
-        ) from error
-
-
-def read_comparison(path: Path) -> "Comparison":
-    """Read a `comparison.json`."""
-    try:
-        return Comparison.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise DataError(f"{path}: is no comparison.json ({error.error_count()} errors).") from error
-
-
-class Spread(_Record):
+class Spread(Record):
     """A number over the runs of a recipe."""
 
     mean: float  # over its seeds
     deviation: float | None  # sample standard deviation over its seeds, None for a single run
 
 
-class ComparisonRow(_Record):
+class ComparisonRow(Record):
     """One run of one recipe: a line of `comparison.csv`."""
 
     recipe: str  # `pre-trained`, a recipe, a peer, or a combination such as `hycd+mean-centring`
@@ -118,27 +161,16 @@ class ComparisonRow(_Record):
     @property
     def headline(self) -> dict[str, float]:
         """The columns of the table: the gap, recalls, and means over tasks where there are any."""
-        both = {
-            k: fmean(
-                self.retrieval[f"{way}_recall@{k}"] for way in ("image_to_text", "text_to_image")
-            )
-            for k in (1, 10)
-        }
-        numbers = {
-            "gap": self.geometry["centroid_distance"],
-            "image_to_text_recall@1": self.retrieval["image_to_text_recall@1"],
-            "text_to_image_recall@1": self.retrieval["text_to_image_recall@1"],
-            "mean_recall@1": both[1],
-            "mean_recall@10": both[10],
-        }
-        if self.zero_shot:
-            numbers["zero_shot_top1"] = fmean(task["top1"] for task in self.zero_shot.values())
+        top1 = [task["top1"] for task in self.zero_shot.values()]
+        found = headline(self.geometry, self.retrieval, top1)
+        ways = ("image_to_text_recall@1", "text_to_image_recall@1")
+        numbers = {"gap": found.pop("gap"), **{way: self.retrieval[way] for way in ways}, **found}
         if self.linear_probe:
-            numbers["linear_probe"] = fmean(self.linear_probe.values())
+            numbers["linear_probe"] = mean(list(self.linear_probe.values()))
         return numbers
 
 
-class RecipeSummary(_Record):
+class RecipeSummary(Record):
     """All runs of one recipe together: a line of the table."""
 
     recipe: str  # as in the rows
@@ -156,7 +188,7 @@ class RecipeSummary(_Record):
     pareto_best: bool
 
 
-class LearningRateChoice(_Record):
+class LearningRateChoice(Record):
     """How a recipe came by its learning rate."""
 
     recipe: str  # which
@@ -167,7 +199,7 @@ class LearningRateChoice(_Record):
     at_edge: bool
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """`comparison.json`.
 
     Attributes:
@@ -175,6 +207,8 @@ class Comparison(_Record):
         summary: Every recipe over its seeds, in the order of the rows.
         learning_rates: For every trained recipe.
     """
+
+    is_none = "is no comparison.json"
 
     rows: tuple[ComparisonRow, ...]
     summary: tuple[RecipeSummary, ...]
@@ -185,7 +219,7 @@ class Comparison(_Record):
 # What an evaluation suite finds, as plain data: JSON in and out.
 
 
-class Score(_Record):
+class Score(Record):
     """A number and how much it would move with other images of the same kind."""
 
     value: float  # on the images that there are
@@ -195,7 +229,7 @@ class Score(_Record):
     higher_is_better: bool | None  # None where neither is
 
 
-class Measured(_Record):
+class TaskScores(Record):
     """One task with one model."""
 
     task: str  # the task's name in the suite
@@ -215,7 +249,7 @@ class Measured(_Record):
     details: Mapping[str, Any]
 
 
-class Difference(_Record):
+class Difference(Record):
     """One score of two models on the same images."""
 
     task: str  # the task's name
@@ -228,8 +262,15 @@ class Difference(_Record):
     high: float | None  # 97.5 % quantile
     higher_is_better: bool | None  # as in `Score`
 
+    @property
+    def interval(self) -> Interval | None:
+        """The difference where it is resampled."""
+        if self.low is None or self.high is None:
+            return None
+        return Interval(mean=self.mean, low=self.low, high=self.high)
 
-class EvaluatedModel(_Record):
+
+class EvaluatedModel(Record):
     """A model of the comparison."""
 
     label: str  # what tables call it
@@ -238,7 +279,7 @@ class EvaluatedModel(_Record):
     fingerprint: str  # of weights, architecture, preprocessing and tokenizer
 
 
-class SuiteScores(_Record):
+class SuiteScores(Record):
     """What `clip-refine evaluate --suite` writes.
 
     Attributes:
@@ -253,9 +294,11 @@ class SuiteScores(_Record):
         environment: Versions, device, command.
     """
 
+    is_none = "holds no scores of a suite"
+
     suite: str
     models: tuple[EvaluatedModel, ...]
-    measured: tuple[Measured, ...]
+    measured: tuple[TaskScores, ...]
     differences: tuple[Difference, ...]
     missing: Mapping[str, str]
     resamples: int
@@ -264,27 +307,11 @@ class SuiteScores(_Record):
     environment: Mapping[str, Any]
 
 
-def read_suite_scores(path: Path) -> SuiteScores:
-    """Read what `evaluate --suite --out` wrote."""
-    try:
-        return SuiteScores.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValidationError as error:
-        raise DataError(
-            f"{path}: holds no scores of a suite ({error.error_count()} errors)."
-        ) from error
-
-
 # --------------------------------------------------------------------------------------------------
 # What `clip-refine data check` finds, as plain data: its JSON.
 
 
-class _Finding(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NumberSpread(_Finding):
+class NumberSpread(Record):
     """Some whole numbers in five."""
 
     smallest: int  # the smallest
@@ -313,14 +340,14 @@ class NumberSpread(_Finding):
         )
 
 
-class Problem(_Finding):
+class Problem(Record):
     """Something that a run would stop at."""
 
     where: str  # the row or image
     problem: str  # what is wrong and what to do
 
 
-class CaptionFindings(_Finding):
+class CaptionFindings(Record):
     """About the texts."""
 
     count: int  # all of them
@@ -337,7 +364,7 @@ class CaptionFindings(_Finding):
     shared: Mapping[str, int]
 
 
-class ImageFindings(_Finding):
+class ImageFindings(Record):
     """About the images."""
 
     count: int  # different ones that rows name, readable or not
@@ -352,7 +379,7 @@ class ImageFindings(_Finding):
     near_duplicates: tuple[tuple[str, ...], ...]
 
 
-class Findings(_Finding):
+class Findings(Record):
     """Everything about a source."""
 
     source: str  # as it was named
@@ -376,7 +403,7 @@ class Findings(_Finding):
 Point = tuple[float, float]
 
 
-class Pair(_Record):
+class Pair(Record):
     """A held-out image with its first caption, as the charts name it."""
 
     image: int  # its position among the held-out images, by which thumbnails are named
@@ -388,7 +415,7 @@ class Pair(_Record):
     rank_after: int  # the same of the refined model
 
 
-class Clouds(_Record):
+class Clouds(Record):
     """Unit features of some pairs in the plane of one joint PCA of both models."""
 
     pairs: tuple[Pair, ...]  # which are drawn, in the order of all the points
@@ -400,7 +427,7 @@ class Clouds(_Record):
     fitted_on: int  # pairs that the plane was fitted on
 
 
-class Histograms(_Record):
+class Histograms(Record):
     """How cosines are spread: shares of the pairs in each bin."""
 
     edges: tuple[float, ...]  # one more than there are bins
@@ -414,7 +441,7 @@ class Histograms(_Record):
     recall: tuple[float, float]  # before and after, share of true pairs that reach it
 
 
-class Spectra(_Record):
+class Spectra(Record):
     """Singular values of the centred unit features over the root of their number, falling."""
 
     # one a dimension; squared, they are the variances along the principal axes
@@ -424,7 +451,7 @@ class Spectra(_Record):
     text_after: tuple[float, ...]  # the same
 
 
-class ImageQuery(_Record):
+class ImageQuery(Record):
     """An image that looks for its captions."""
 
     image: int  # its position
@@ -435,7 +462,7 @@ class ImageQuery(_Record):
     first_after: str  # the caption that stands first
 
 
-class CaptionQuery(_Record):
+class CaptionQuery(Record):
     """A caption that looks for its image."""
 
     caption: str  # the text
@@ -449,7 +476,7 @@ class CaptionQuery(_Record):
 Query = TypeVar("Query", ImageQuery, CaptionQuery)
 
 
-class Ranking(_Record, Generic[Query]):
+class Ranking(Record, Generic[Query]):
     """How the ranks of all queries of one kind moved."""
 
     queries: int  # how many
@@ -459,7 +486,7 @@ class Ranking(_Record, Generic[Query]):
     most_worsened: tuple[Query, ...]  # as many, chosen alike
 
 
-class ClassChange(_Record):
+class ClassChange(Record):
     """A class of a zero-shot task."""
 
     name: str  # the class
@@ -468,7 +495,7 @@ class ClassChange(_Record):
     after: float  # the same of the refined model
 
 
-class ConfusionChange(_Record):
+class ConfusionChange(Record):
     """Images of one class that are taken for another."""
 
     label: str  # the true class
@@ -478,7 +505,7 @@ class ConfusionChange(_Record):
     after: int  # how many are
 
 
-class TaskChange(_Record):
+class TaskChange(Record):
     """A zero-shot task."""
 
     name: str  # the task
@@ -486,8 +513,15 @@ class TaskChange(_Record):
     confusions: tuple[ConfusionChange, ...]  # the most frequent ones, before or after
 
 
-class Evidence(_Record):
+class Evidence(Record):
     """`report.json`."""
+
+    is_none = "is no report.json of this version"
+    advice = (
+        " A run writes it unless --no-report is given; repeat the run with its config.yaml to have "
+        "one."
+    )
+    indent = None  # half the size
 
     source: str  # where the held-out pairs are from
     clouds: Clouds  # for the scatter plots
@@ -498,36 +532,12 @@ class Evidence(_Record):
     tasks: tuple[TaskChange, ...]  # zero-shot, class by class
     thumbnails: Mapping[int, str]  # position of a held-out image → a small JPEG, base64
 
-    def write(self, path: Path) -> None:
-        """Save as JSON."""
-        path.write_text(self.model_dump_json() + "\n", encoding="utf-8")
-
-
-def read_evidence(path: Path) -> Evidence:
-    """Read a `report.json`."""
-    try:
-        return Evidence.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). A run writes it unless --no-report is "
-            "given; repeat the run with its config.yaml to have one."
-        ) from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: is no report.json of this version. Repeat the run with its config.yaml to "
-            "have one."
-        ) from error
-
 
 # --------------------------------------------------------------------------------------------------
 # Where a saved model comes from: plain data without local paths, beside the weights.
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BaseModelFacts(_Facts):
+class BaseModelFacts(Record):
     """The model that was started from."""
 
     name: str  # what to call it: `ViT-B-32 (openai)`, a Hub name, or a folder's last part
@@ -535,7 +545,7 @@ class BaseModelFacts(_Facts):
     licence: str | None = None  # the Hub's identifier of its licence, where its folder names one
 
 
-class DataFacts(_Facts):
+class DataFacts(Record):
     """Pairs of image and captions."""
 
     name: str  # the file's or data set's name
@@ -546,7 +556,7 @@ class DataFacts(_Facts):
     fingerprint: str
 
 
-class Provenance(_Facts):
+class Provenance(Record):
     """Everything that a model's card and the header of its weights say."""
 
     version: str  # of clip-refine

@@ -1,0 +1,208 @@
+"""Every metric: what it is called, its unit, which way is better, what it means. No torch here.
+
+Here and not beside the functions, since reports and everything below `evaluation` read it. A new
+metric is a function in `evaluation` whose number is returned by name, and a row here; tables,
+comparisons, suites, pages and cards follow. `@` and what comes after it (a depth, shots a class, a
+rate of false positives) belong to a name but not to its row.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row."""
+
+    name: str  # as in the JSON, without `@`
+    group: str  # `geometry`, `retrieval`, ..., as in a suite's kinds; `headline` for a second name
+    heading: str  # in tables and sentences; {at} stands for `@` and what follows it
+    unit: str  # and its range
+    higher_is_better: bool | None  # None where neither direction is better by itself
+    meaning: str
+    short: str = ""  # where columns are narrow; the heading where empty
+    shown: bool = True  # in tables, or in the JSON only
+
+
+_GAP = Metric(
+    *("centroid_distance", "geometry", "centroid distance (the gap)", "distance, 0–2", False),
+    "how far the mean image lies from the mean text on the unit sphere",
+    short="gap",
+)
+_ROWS = (
+    _GAP,
+    Metric(
+        *("centroid_squared_over_dim", "geometry", "the paper's modality gap"),
+        *("squared distance, 0–4/d", False),
+        "the square of that over the dimension",
+        shown=False,
+    ),
+    Metric(
+        *("true_pair_cosine", "geometry", "cosine of true pairs", "cosine, −1–1", None),
+        "how near an image and its caption are; says nothing unless wrong pairs are further",
+    ),
+    Metric(
+        *("alignment", "geometry", "alignment, mean squared distance"),
+        *("squared distance, 0–4", False),
+        "how far an image and its caption are apart",
+    ),
+    Metric(
+        *("residual_alignment", "geometry", "residual alignment", "squared distance, 0–4", False),
+        "what is left of alignment when each modality is centred",
+        shown=False,
+    ),
+    Metric(
+        *("uniformity_log", "geometry", "uniformity, log", "log, −8–0", False),
+        "how unevenly images and texts together fill the sphere",
+    ),
+    Metric(
+        *("uniformity_mean", "geometry", "uniformity, mean", "kernel, e⁻⁸–1", False),
+        "the same without the logarithm, as the paper prints it",
+        shown=False,
+    ),
+    Metric(
+        *("relative_modality_gap", "geometry", "relative modality gap", "share, 0–1", False),
+        "distance within pairs as a share of it plus the distance within a modality",
+    ),
+    Metric(
+        *("text_first_share", "geometry", "text ranks first in a mixed index"),
+        *("share, 0–1", False),
+        "share of captions that find another caption before any image",
+    ),
+    Metric(
+        *("linear_separability", "geometry", "images told from text by a line"),
+        *("share, ½–1", False),
+        "accuracy of a logistic regression that tells images from texts",
+    ),
+    Metric(
+        *("hubness_skewness", "geometry", "hubness, skewness", "skewness", False),
+        "how unequally often texts are among an image's nearest",
+    ),
+    Metric(
+        *("effective_rank", "geometry", "effective rank", "directions, 1–d", True),
+        "how many directions images and texts together fill",
+    ),
+    Metric(
+        *("image_to_text_recall", "retrieval", "image to text R{at}", "share, 0–1", True),
+        "share of images with one of their captions among the first k",
+        short="R{at} i→t",
+    ),
+    Metric(
+        *("text_to_image_recall", "retrieval", "text to image R{at}", "share, 0–1", True),
+        "share of captions with their image among the first k",
+        short="R{at} t→i",
+    ),
+    Metric(
+        *("image_to_text_mAP", "retrieval", "image to text mAP", "share, 0–1", True),
+        "mean over images of the precision at each of their captions",
+    ),
+    Metric(
+        *("text_to_image_mAP", "retrieval", "text to image mAP", "share, 0–1", True),
+        "mean over captions of the precision at their image",
+    ),
+    Metric(
+        *("image_to_text_median_rank", "retrieval", "image to text median rank"),
+        *("rank, from 1", False),
+        "where an image's best caption stands",
+    ),
+    Metric(
+        *("text_to_image_median_rank", "retrieval", "text to image median rank"),
+        *("rank, from 1", False),
+        "where a caption's image stands",
+    ),
+    Metric(
+        *("ndcg", "mixed-search", "NDCG{at}", "share, 0–1", True),
+        "how early captions find what belongs to them among images and captions together",
+    ),
+    Metric(
+        *("median_image_rank", "mixed-search", "median rank of the image", "rank, from 1", False),
+        "where a caption's image stands among images and captions together",
+    ),
+    Metric(
+        *("auc", "separation", "AUC", "share, 0–1", True),
+        "chance that a true pair scores above a wrong one",
+    ),
+    Metric(
+        *("recall", "separation", "recall{at}", "share, 0–1", True),
+        "share of true pairs above the cosine that so many wrong pairs reach",
+    ),
+    Metric(
+        *("threshold", "separation", "threshold", "cosine, −1–1", None),
+        "that cosine",
+    ),
+    Metric(
+        # as `true_pair_cosine`, over all captions
+        *("true_pair_mean", "separation", "mean of true pairs", "cosine, −1–1", None),
+        "mean cosine of captions with their images",
+    ),
+    Metric(
+        *("true_pair_deviation", "separation", "deviation of true pairs", "cosine, 0–1", None),
+        "standard deviation of those",
+    ),
+    Metric(
+        *("wrong_pair_mean", "separation", "mean of wrong pairs", "cosine, −1–1", None),
+        "mean cosine of captions with all other images",
+    ),
+    Metric(
+        *("wrong_pair_deviation", "separation", "deviation of wrong pairs", "cosine, 0–1", None),
+        "standard deviation of those",
+    ),
+    Metric(
+        *("top1", "zero-shot", "top1", "share, 0–1", True),
+        "share of images whose class is the nearest",
+    ),
+    Metric(
+        *("top5", "zero-shot", "top5", "share, 0–1", True),
+        "share of images whose class is among the nearest five",
+    ),
+    Metric(
+        *("mean_per_class_recall", "zero-shot", "mean_per_class_recall", "share, 0–1", True),
+        "top1 within each class, averaged over classes",
+    ),
+    Metric(
+        *("expected_calibration_error", "zero-shot", "expected_calibration_error"),
+        *("share, 0–1", False),
+        "how far confidence is from accuracy",
+    ),
+    Metric(
+        *("accuracy", "probe", "accuracy{at}", "share, 0–1", True),
+        "share of held-out images whose class a logistic regression finds",
+    ),
+    Metric(
+        *("deviation_over_draws", "probe", "deviation over draws{at}", "share, 0–1", None),
+        "of accuracy, over draws of the training images",
+    ),
+    replace(_GAP, name="gap", group="headline"),
+    Metric(
+        *("mean_recall", "retrieval", "mean R{at}", "share, 0–1", True),
+        "mean recall of both directions",
+    ),
+    Metric(
+        *("zero_shot_top1", "zero-shot", "mean zero-shot top-1", "share, 0–1", True),
+        "top1 averaged over tasks",
+        short="zero-shot",
+    ),
+    Metric(
+        *("linear_probe", "probe", "linear probe", "share, 0–1", True),
+        "accuracy of a linear probe averaged over tasks",
+    ),
+)
+METRICS = {row.name: row for row in _ROWS}
+
+
+def metric(name: str) -> Metric:
+    """The row of a number, with its headings filled in.
+
+    Raises:
+        KeyError: If there is none, so that no number goes without a direction.
+
+    Example:
+        >>> metric("image_to_text_recall@5").heading, metric("median_image_rank").higher_is_better
+        ('image to text R@5', False)
+    """
+    row_name, mark, depth = name.partition("@")
+    if row_name not in METRICS:
+        raise KeyError(f"{name}: no metric of this name; results/metrics.py has a row for each")
+    row = METRICS[row_name]
+    at = f"{mark}{depth}"
+    heading = row.heading.replace("{at}", at)
+    return replace(row, heading=heading, short=row.short.replace("{at}", at) or heading)

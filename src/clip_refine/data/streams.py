@@ -1,7 +1,7 @@
 """Pairs that come one after another, for sources too large to be listed first."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ from clip_refine.data.rows import (
     BadRowPolicy,
     BadRows,
     ImagePlace,
-    Row,
+    OpenRows,
     image_problem,
     load_place,
     read_place,
@@ -22,9 +22,6 @@ from clip_refine.data.rows import (
 from clip_refine.errors import DataError
 
 Item = TypeVar("Item")
-OpenRows = Callable[[random.Random | None], Iterator[Row]]
-"""Begins a pass over the rows, with files or shards in an order drawn from the generator, or in
-their own order without one."""
 
 
 @dataclass(frozen=True, slots=True)

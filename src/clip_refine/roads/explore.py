@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clip_refine import build
 from clip_refine.config import ModelConfig, RefineConfig, load_config, override
-from clip_refine.data import ImageCaptions, Subset
+from clip_refine.data import ImageCaptions, Subset, open_pairs
 from clip_refine.data.images import SUFFIXES, open_image
 from clip_refine.data.pairs import Images
 from clip_refine.errors import ConfigError, DataError, ModelError
@@ -169,7 +169,10 @@ def _images(config: RefineConfig, name: str | None, limit: int) -> tuple[Images,
 
 def _pairs(config: RefineConfig, name: str | None) -> ImageCaptions:
     if name is not None:
-        return build.open_source(name, override(config, data={"split": None}).data, training=False)
+        # the split, the list and the columns are those of the run's own pairs
+        others = ("split", "split_file", "image_column", "caption_column")
+        data = override(config.data, **dict.fromkeys(others))
+        return open_pairs(name, data, training=False)
     return build.build_data(config.data, seed=config.seed)[1]
 
 

@@ -212,22 +212,22 @@ def _count_rows(files: Sequence[str]) -> int | None:
     return total
 
 
-def saved_rows(folder: Path, settings: SourceSettings) -> Iterator[Row]:
+def saved_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
     """The rows of a folder that `save_to_disk` wrote."""
     import datasets
 
-    with readable(str(folder)):
-        saved = datasets.load_from_disk(str(folder))
-    called = str(folder)
+    with readable(name):
+        saved = datasets.load_from_disk(name)
+    called = name
     if isinstance(saved, datasets.DatasetDict):
-        found = {str(name) for name in saved}
-        names = choose_split(called, found, settings.split, training=settings.training)
-        saved = datasets.concatenate_datasets([saved[name] for name in names])
-        called = f"{folder} ({'+'.join(names)})"  # rows of two splits are told apart by it
+        found = {str(split) for split in saved}
+        splits = choose_split(name, found, settings.split, training=settings.training)
+        saved = datasets.concatenate_datasets([saved[split] for split in splits])
+        called = f"{name} ({'+'.join(splits)})"  # rows of two splits are told apart by it
     else:
-        refuse_split(called, "saved", settings)
+        refuse_split(name, "saved", settings)
     written = _table_written(saved, called, settings)
-    return file_rows(folder / "dataset_info.json", written, settings)
+    return file_rows(Path(name) / "dataset_info.json", written, settings)
 
 
 def undecoded(table: Any) -> Any:
@@ -333,35 +333,31 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = ("train", "validation", "val", "dev", "test")
 
 
-def metadata_files(folder: Path) -> list[Path]:
-    """The metadata files in a folder and those below it."""
-    return sorted(path for name in METADATA for path in folder.rglob(name))
-
-
-def image_folder_rows(folder: Path, settings: SourceSettings) -> Iterator[Row]:
+def image_folder_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
     """The rows of all metadata files, then the images that none of them mentions.
 
     Where the files lie in folders named like splits, only those of one split are read.
     """
-    files = metadata_files(folder)
-    if not files:
-        raise DataError(f"{folder}: has no {', '.join(METADATA)}. Give one with the captions.")
-    found = {split for path in files if (split := path.relative_to(folder).parts[0]) in SPLITS}
+    folder = Path(name)
+    paths = sorted(path for metadata in METADATA for path in folder.rglob(metadata))
+    if not paths:
+        raise DataError(f"{name}: has no {', '.join(METADATA)}. Give one with the captions.")
+    found = {split for path in paths if (split := path.relative_to(folder).parts[0]) in SPLITS}
     if found:
-        splits = choose_split(str(folder), found, settings.split, training=settings.training)
-        files = [path for path in files if path.relative_to(folder).parts[0] in splits]
+        splits = choose_split(name, found, settings.split, training=settings.training)
+        paths = [path for path in paths if path.relative_to(folder).parts[0] in splits]
     else:
-        refuse_split(str(folder), "imagefolder", settings)
-    for path in files:
+        refuse_split(name, "imagefolder", settings)
+    for path in paths:
         yield from _metadata_rows(path, folder, settings)
 
 
 def _metadata_rows(path: Path, folder: Path, settings: SourceSettings) -> Iterator[Row]:
     match path.suffix:
         case ".jsonl":
-            rows = jsonl_rows(path, settings)
+            rows = file_rows(path, jsonl_rows(path, settings), settings)
         case ".csv":
-            rows = table_rows(path, settings)
+            rows = file_rows(path, table_rows(path, settings), settings)
         case _:
             rows = parquet_rows(str(path), [str(path)], settings)
 

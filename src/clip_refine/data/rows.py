@@ -378,21 +378,25 @@ def find_image_folder(file: Path, written: Iterable[str], settings: SourceSettin
     return here
 
 
-def problem_of_path(written: str) -> str | None:
+def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
     """Why an image path of an annotation file is not followed, or None."""
     if not written:
         return "names no image. Name one or remove the row."
     if "://" in written or written.startswith("data:"):
         return f"{written!r:.80} is an address, not a path. Download the images first."
     pure = (PurePosixPath(written), PureWindowsPath(written))
-    if any(path.is_absolute() or path.drive for path in pure):
+    if any(path.is_absolute() or path.drive for path in pure) and not allow_outside:
         return (
             f"{written!r} is an absolute path. Make it relative to the images' folder, or pass "
             "--data.allow-outside."
         )
-    if any(".." in path.parts for path in pure):
+    if any(".." in path.parts for path in pure) and not allow_outside:
         return f"{written!r} leads out of its folder by '..'. Pass --data.allow-outside if meant."
-    return None
+    try:
+        is_name = b"\0" not in os.fsencode(written)
+    except UnicodeEncodeError:
+        is_name = False
+    return None if is_name else f"{written!r} is no file name. Mend it or remove the row."
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +423,8 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
         if not isinstance(row.image, str):
             yield Row(row.where, row.image, row.captions, row.problem)
             continue
-        problem = row.problem or _problem_of_path(row.image, settings)
+        outside = settings.allow_outside
+        problem = row.problem or problem_of_path(row.image, allow_outside=outside)
         image = None if problem else folder / row.image
         yield Row(row.where, image, row.captions, problem)
 
@@ -436,22 +441,6 @@ def _is_chosen(row: Written, settings: SourceSettings) -> bool:
         f"{row.where}: its image is stored without a file name, so {settings.split_file} cannot "
         "choose it. Leave the split file out, or store the names, too."
     )
-
-
-def _problem_of_path(written: str, settings: SourceSettings) -> str | None:
-    allowed = settings.allow_outside and written and "://" not in written
-    problem = None if allowed else problem_of_path(written)
-    if problem is None and ("\0" in written or not _is_encodable(written)):
-        return f"{written!r} is no file name. Mend it or remove the row."
-    return problem
-
-
-def _is_encodable(written: str) -> bool:
-    try:
-        os.fsencode(written)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # --------------------------------------------------------------------------------------------------

@@ -32,8 +32,10 @@ from clip_refine.data.rows import (
     OpenRows,
     Row,
     SourceSettings,
+    Written,
     expand,
     expand_braces,
+    file_rows,
     is_karpathy,
     is_remote,
     read_json,
@@ -88,10 +90,10 @@ class Kind:
     in_json: Callable[[Any], bool] | None = None  # the content of a JSON file
 
 
-def _each(read: Callable[[Path, SourceSettings], Iterator[Row]]) -> Read:
-    """The rows of one file or folder after the other."""
+def _each(read: Callable[[Path, SourceSettings], Iterator[Written]]) -> Read:
+    """The rows of one file after the other."""
     return lambda name, files, settings: chain.from_iterable(
-        read(Path(file), settings) for file in files
+        file_rows(Path(file), read(Path(file), settings), settings) for file in files
     )
 
 
@@ -133,14 +135,14 @@ KINDS = {
     ),
     "saved": Kind(
         title="dataset saved to disk",
-        rows=_each(saved_rows),
+        rows=saved_rows,
         splits=True,
         give="a folder of `save_to_disk`",
         in_folder=("dataset_dict.json", "state.json"),
     ),
     "imagefolder": Kind(
         title="image folder with metadata",
-        rows=_each(image_folder_rows),
+        rows=image_folder_rows,
         splits=True,
         give="a folder with metadata.jsonl or metadata.csv",
         in_folder=tuple(f"**/{name}" for name in METADATA),

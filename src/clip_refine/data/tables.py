@@ -49,17 +49,13 @@ def is_table_line(line: str) -> bool:
     return line.lstrip()[:1] not in ("{", "[") and any(mark in line for mark in KINDS)
 
 
-def table_rows(path: Path, settings: SourceSettings) -> Iterator[Row]:
-    """The rows of a table with a header."""
-    return file_rows(path, _written(path, settings), settings)
-
-
 def table_kind(path: Path) -> str:
     """What to call such a table."""
     return KINDS[_delimiter(path)]
 
 
-def _written(path: Path, settings: SourceSettings) -> Iterator[Written]:
+def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a table with a header."""
     delimiter = _delimiter(path)
     lines = _rows(path, delimiter)
     header = [name.strip() for name in next(lines, (0, []))[1]]
@@ -305,16 +301,15 @@ class ImageInLine:
         return content
 
 
-def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Row]:
-    """The rows of a .jsonl file."""
-    return file_rows(path, _written_jsonl(path, settings), settings)
-
-
 def jsonl_stream(
     name: str, files: Sequence[str], settings: SourceSettings
 ) -> tuple[OpenRows, int | None]:
     """Passes over .jsonl files, which do not tell how many rows they have."""
-    return in_any_order(files, lambda file: jsonl_rows(Path(file), settings)), None
+
+    def read(file: str) -> Iterator[Row]:
+        return file_rows(Path(file), jsonl_rows(Path(file), settings), settings)
+
+    return in_any_order(files, read), None
 
 
 def in_any_order(files: Sequence[str], read: Callable[[str], Iterator[Row]]) -> OpenRows:
@@ -330,7 +325,8 @@ def in_any_order(files: Sequence[str], read: Callable[[str], Iterator[Row]]) -> 
     return begin
 
 
-def _written_jsonl(path: Path, settings: SourceSettings) -> Iterator[Written]:
+def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a .jsonl file."""
     columns: tuple[str, str] | None = None
     start = 0
     with readable_file(path), path.open("rb") as file:
@@ -375,12 +371,8 @@ def is_token_line(line: str) -> bool:
     return _LINE.match(line) is not None
 
 
-def token_rows(path: Path, settings: SourceSettings) -> Iterator[Row]:
+def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a token file."""
-    return file_rows(path, _written_token(path), settings)
-
-
-def _written_token(path: Path) -> Iterator[Written]:
     with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -398,7 +390,7 @@ def _written_token(path: Path) -> Iterator[Written]:
 # COCO captions files, and Karpathy's files of images with their sentences and split.
 
 
-def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Row]:
+def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a COCO captions file: one an annotation, image by image.
 
     Images without annotations come as rows without captions.
@@ -409,35 +401,6 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Row]:
             f"{path}: is no COCO captions file. Expected an object with 'images' (id, file_name) "
             "and 'annotations' (image_id, caption)."
         )
-    return file_rows(path, _coco_written(path, content), settings)
-
-
-def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Row]:
-    """The rows of a Karpathy split file: one an image.
-
-    Without `split` the training splits (`train` and `restval`) or the validation split.
-    """
-    content = read_json(path)
-    if not is_karpathy(content):
-        raise DataError(
-            f"{path}: is no Karpathy split file. Expected an object with 'images', each with "
-            "filename, split and sentences."
-        )
-    found = {str(image.get("split")) for image in content["images"] if isinstance(image, dict)}
-    splits = choose_split(str(path), found, settings.split, training=settings.training)
-    return file_rows(path, _karpathy_written(path, content, splits), settings)
-
-
-def is_coco(content: Any) -> bool:
-    """Whether a JSON file has the layout of COCO's captions."""
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("images"), list)
-        and isinstance(content.get("annotations"), list)
-    )
-
-
-def _coco_written(path: Path, content: Any) -> Iterator[Written]:
     captions: dict[Any, list[tuple[int, Any]]] = {}
     for position, annotation in enumerate(content["annotations"]):
         owner = annotation.get("image_id") if isinstance(annotation, dict) else None
@@ -473,7 +436,19 @@ def _annotation(where: str, name: str, annotation: Any) -> Written:
     return Written(where, name, (), f"has no caption but {caption!r:.40}. Add one or remove it.")
 
 
-def _karpathy_written(path: Path, content: Any, splits: tuple[str, ...]) -> Iterator[Written]:
+def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a Karpathy split file: one an image.
+
+    Without `split` the training splits (`train` and `restval`) or the validation split.
+    """
+    content = read_json(path)
+    if not is_karpathy(content):
+        raise DataError(
+            f"{path}: is no Karpathy split file. Expected an object with 'images', each with "
+            "filename, split and sentences."
+        )
+    found = {str(image.get("split")) for image in content["images"] if isinstance(image, dict)}
+    splits = choose_split(str(path), found, settings.split, training=settings.training)
     for position, image in enumerate(content["images"]):
         if not isinstance(image, dict) or image.get("split") not in splits:
             continue
@@ -486,6 +461,15 @@ def _karpathy_written(path: Path, content: Any, splits: tuple[str, ...]) -> Iter
         if len(texts) < len(raw):
             problem = "has a sentence without 'raw' text. Mend or remove it."
         yield Written(where, f"{folder}/{name}" if folder else name, texts, problem)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether a JSON file has the layout of COCO's captions."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("images"), list)
+        and isinstance(content.get("annotations"), list)
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_refine.data import BadRowPolicy, CaptionedImages, ReadOptions, open_pairs, recognise
+from clip_refine.config import DataConfig
+from clip_refine.data import CaptionedImages, open_pairs
 
 Pairs = Sequence[tuple[str, bytes, Sequence[str]]]
 """(file name, content, captions) of every image."""
@@ -223,7 +224,11 @@ LAYOUTS: dict[str, Callable[[Path, Pairs], str]] = {
 """What each is recognised as, and how to write it; the value gives the name to open."""
 
 
-def opened(name: str, *, skip: bool = False, limit: float = 0.05, **options) -> CaptionedImages:
+def opened(
+    name: str, *, skip: bool = False, limit: float = 0.05, training: bool = True, **settings
+) -> CaptionedImages:
     """A source opened as its kind is recognised."""
-    policy = BadRowPolicy(skip=skip, limit=limit)
-    return open_pairs(name, recognise(name), ReadOptions(**options), policy)
+    data = DataConfig(skip_bad=skip, max_bad=limit, **settings)
+    pairs = open_pairs(name, data, training=training)
+    assert isinstance(pairs, CaptionedImages)
+    return pairs

@@ -107,6 +107,17 @@ def test_folders_with_a_list(tmp_path: Path):
         read_listed_folders(tmp_path / "frames", tmp_path / "list.txt")
 
 
+def test_folders_with_a_list_of_names_that_two_folders_have(tmp_path: Path):
+    for name in ("YoYo/v_1.jpg", "YoYo/v_2.jpg", "Archery/v_1.jpg", "Archery/v_2.jpg"):
+        picture(tmp_path / "frames" / name, "red")
+    (tmp_path / "list.txt").write_text("YoYo/v_2.avi 1\nArchery/v_1.avi 2\n")
+    found = read_listed_folders(tmp_path / "frames", tmp_path / "list.txt")
+    assert [str(path.relative_to(tmp_path / "frames")) for path in found.paths] == [
+        "Archery/v_1.jpg",
+        "YoYo/v_2.jpg",
+    ]
+
+
 def test_rows_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

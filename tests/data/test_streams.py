@@ -15,13 +15,10 @@ from clip_refine import build
 from clip_refine.config import DataConfig, TrainConfig, override
 from clip_refine.config.runs import RefineConfig
 from clip_refine.data import (
-    BadRowPolicy,
     PairBatch,
     PairStream,
-    ReadOptions,
     StreamMixture,
     open_stream,
-    recognise,
     stream_batches,
 )
 from clip_refine.data.rows import read_place
@@ -46,9 +43,8 @@ STREAMED = ["WebDataset", "Parquet", "JSON lines", "JSON lines (content)", "data
 
 
 def stream(name: str, *, skip: bool = False, **settings) -> PairStream:
-    policy = BadRowPolicy(skip=skip, limit=0.3)
-    settings = {"buffer": 3, **settings}
-    return open_stream(name, recognise(name), ReadOptions(), policy, **settings)
+    settings = {"shuffle_buffer": 3, **settings}
+    return open_stream(name, DataConfig(skip_bad=skip, max_bad=0.3, **settings))
 
 
 def some(source: PairStream | StreamMixture, count: int, seed: int = 0) -> list[tuple[bytes, str]]:
@@ -75,14 +71,14 @@ def test_a_pass_has_every_image_once_with_one_of_its_captions(layout: str, tmp_p
 
 def test_all_captions_of_a_stream(tmp_path: Path):
     pairs = drawn(4)
-    source = stream(write_shards(tmp_path, pairs), every_caption=True, buffer=5)
+    source = stream(write_shards(tmp_path, pairs), captions="all", shuffle_buffer=5)
     found = some(source, 12)
     assert sorted(found) == sorted((content, t) for _, content, texts in pairs for t in texts)
 
 
 def test_shards_come_in_another_order_each_pass(tmp_path: Path):
     pairs = drawn(6)
-    source = stream(write_shards(tmp_path, pairs, shards=6), buffer=1)
+    source = stream(write_shards(tmp_path, pairs, shards=6), shuffle_buffer=1)
     orders = {tuple(content for content, _ in some(source, 6, seed=s)) for s in range(5)}
     assert len(orders) > 2
 
@@ -96,7 +92,7 @@ def test_lengths_where_the_source_tells(tmp_path: Path):
     assert stream(name).length == 5
     assert stream(write_parquet(tmp_path, drawn(5))).length == 5
     assert stream(write_jsonl(tmp_path, drawn(5))).length is None
-    assert stream(write_parquet(tmp_path, drawn(5)), every_caption=True).length is None
+    assert stream(write_parquet(tmp_path, drawn(5)), captions="all").length is None
 
 
 def batches_of(source, model: OpenClipEncoder, **settings) -> list[PairBatch]:
@@ -180,7 +176,9 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, tiny: OpenClip
 
 
 def test_what_cannot_be_streamed(tmp_path: Path):
-    with pytest.raises(DataError, match="table cannot be streamed, only webdataset, parquet"):
+    with pytest.raises(
+        DataError, match="table cannot be streamed, only jsonl, webdataset, parquet, hub"
+    ):
         stream(write_table(tmp_path, drawn()))
 
 
@@ -267,6 +265,16 @@ def test_shards_at_an_address(served: tuple[Path, str], monkeypatch: pytest.Monk
     assert opened(name).captions == tuple(tuple(texts) for _, _, texts in drawn())
     with pytest.raises(DataError, match=r"00009.tar: cannot be read"):
         some(stream(f"{address}/00009.tar"), 1)
+
+
+@pytest.mark.parametrize("write", [write_shards, write_parquet, write_hub])
+def test_a_split_file_chooses_in_a_stream(write, tmp_path: Path):
+    pairs = drawn(6)
+    name = write(tmp_path / "data", pairs)
+    (tmp_path / "list.txt").write_text("001.png\n004.jpg\n")
+    source = stream(name, split_file=tmp_path / "list.txt")
+    assert {content for content, _ in some(source, 6)} == {pairs[1][1], pairs[4][1]}
+    assert source.length is None
 
 
 def test_splits_of_a_streamed_dataset(tmp_path: Path):

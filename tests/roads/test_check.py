@@ -164,7 +164,7 @@ def test_only_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_drawn_images(monkeypatch: pytest.MonkeyPatch):
     drawn = ToyPairs("check", size=20)
-    monkeypatch.setattr("clip_refine.build.toy_train", lambda: drawn)
+    monkeypatch.setattr("clip_refine.data.sources.toy_train", lambda: drawn)
     found = check_data("toy", DataConfig())
     assert (found.images.count, found.images.kinds) == (20, {"drawn": 20})
 

@@ -25,7 +25,6 @@ from clip_refine.config.settings import (
     Positive,
     PriorConfig,
     SettingsGroup,
-    SourceKind,
     TrainConfig,
 )
 from clip_refine.config.suites import Suite, load_suite
@@ -43,7 +42,6 @@ __all__ = [
     "PriorConfig",
     "RefineConfig",
     "SettingsGroup",
-    "SourceKind",
     "Suite",
     "TrainConfig",
     "demo_config",

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from clip_refine.errors import ConfigError
+
 # --------------------------------------------------------------------------------------------------
 # Named objectives: what each row of the paper's tables and each of its critics sets.
 
@@ -44,19 +46,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
-SourceKind = Literal[
-    "table",
-    "token",
-    "coco",
-    "karpathy",
-    "jsonl",
-    "parquet",
-    "imagefolder",
-    "webdataset",
-    "hub",
-    "saved",
-    "toy",
-]
 
 
 class SettingsGroup(BaseModel):
@@ -109,6 +98,10 @@ class ModelConfig(SettingsGroup):
         return self
 
 
+_OF_ONE = ("split", "split_file", "image_column", "caption_column")
+"""Settings of `data` that say how `train` is read; `val_split` and so on say it of `val`."""
+
+
 class DataConfig(SettingsGroup):
     """The captioned images: docs/data.md shows every kind of source."""
 
@@ -121,20 +114,33 @@ class DataConfig(SettingsGroup):
     image is used once an epoch."""
     val: str | None = None
     """Pairs for the before/after numbers. Without it a part of `train` is held out."""
-    kind: SourceKind | None = None
-    """What the sources are. Without it: recognised. NAME#kind=coco says it of one source."""
+    kind: str | None = None
+    """What all sources are: table, coco, webdataset, ... as in docs/data.md. Without it:
+    recognised. NAME#kind=coco says it of one source."""
     image_column: str | None = None
-    """Column of the image paths or contents. Without it: image, file_name, jpg, ... as found."""
+    """Column of the image paths or contents of `train`. Without it: image, file_name, jpg, ... as
+    found."""
     caption_column: str | None = None
-    """Column of the captions. Without it: caption, text, title, ... as found."""
+    """Column of the captions of `train`. Without it: caption, text, title, ... as found."""
     image_folder: Path | None = None
-    """Where relative image paths start. Without it: the file's folder, or one beside it."""
+    """Where relative image paths of all sources start. Without it: the file's folder, or one
+    beside it. NAME#images=FOLDER says it of one source."""
     split: str | None = None
-    """Part of a source that has several, as in train or train+restval; NAME#split=test for one."""
+    """Part of `train` where it has several, as in train or train+restval; NAME#split=test for one
+    source."""
     subset: str | None = None
-    """Configuration of a dataset on the Hub that has several."""
+    """Configuration of datasets on the Hub that have several; NAME#subset=... for one."""
     split_file: Path | None = None
-    """Karpathy's JSON or a list of file names: read only the images it has in `split`."""
+    """Karpathy's JSON or a list of file names: read only the images of `train` that it has in
+    `split`."""
+    val_split: str | None = None
+    """As `split`, of `val`. Without it: its validation split."""
+    val_split_file: Path | None = None
+    """As `split_file`, of `val`."""
+    val_image_column: str | None = None
+    """As `image_column`, of `val`."""
+    val_caption_column: str | None = None
+    """As `caption_column`, of `val`."""
     allow_outside: bool = False
     """Follow absolute image paths, and those with `..`, in files of captions."""
     skip_bad: bool = False
@@ -163,6 +169,28 @@ class DataConfig(SettingsGroup):
     def sources(self) -> tuple[str, ...]:
         """All of `train`."""
         return (self.train,) if isinstance(self.train, str) else self.train or ()
+
+    @model_validator(mode="after")
+    def _settings_of_val_have_a_val(self) -> "DataConfig":
+        given = [f"val_{name}" for name in _OF_ONE if getattr(self, f"val_{name}") is not None]
+        if self.val is None and given:
+            raise ValueError(f"{given[0]} says how val is read, which is missing; give both")
+        return self
+
+    def for_val(self) -> "DataConfig":
+        """The settings that `val` is read with: `val_split` for `split`, and so on.
+
+        Raises:
+            ConfigError: One of them is given for `train`, which is missing, so nobody would use it.
+        """
+        given = [name for name in _OF_ONE if getattr(self, name) is not None]
+        if given and not self.sources:
+            raise ConfigError(
+                f"data.{given[0]} says how data.train is read, which is missing. Of data.val say "
+                f"it with --data.val-{given[0].replace('_', '-')}."
+            )
+        own = {name: getattr(self, f"val_{name}") for name in _OF_ONE}
+        return self.model_copy(update=own | {f"val_{name}": None for name in _OF_ONE})
 
 
 class TrainConfig(SettingsGroup):

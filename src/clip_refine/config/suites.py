@@ -150,7 +150,7 @@ class FolderSource(SettingsGroup):
     path: str
     only: str | None = None
     """A text file with one image a line; others are left out. The first word of a line counts,
-    without its ending: as in UCF101's `testlist01.txt`."""
+    with the folders that it names and without its ending: as in UCF101's `testlist01.txt`."""
 
 
 class CubSource(SettingsGroup):

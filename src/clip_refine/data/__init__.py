@@ -19,10 +19,9 @@ from clip_refine.data.pairs import (
     hold_out,
 )
 from clip_refine.data.pixels import PixelReader, with_cached_pixels
-from clip_refine.data.rows import BadRow, BadRowPolicy, ReadOptions
-from clip_refine.data.sources import open_pairs, open_stream, recognise
+from clip_refine.data.rows import BadRow, BadRowPolicy
+from clip_refine.data.sources import open_pairs, open_stream, read_table, recognise
 from clip_refine.data.streams import PairStream, Stream, StreamMixture
-from clip_refine.data.tables import read_table
 
 __all__ = [
     "BadRow",
@@ -38,7 +37,6 @@ __all__ = [
     "PairLoader",
     "PairStream",
     "PixelReader",
-    "ReadOptions",
     "Stream",
     "StreamMixture",
     "Subset",

@@ -1,21 +1,33 @@
 """Sources that the `datasets` library reads: Hub, Parquet, saved, image folders → rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from clip_refine.data.images import SUFFIXES
-from clip_refine.data.rows import ReadOptions, Row, StoredImage, Written, choose_split, file_rows
+from clip_refine.data.rows import (
+    ImageInMemory,
+    ImagePlace,
+    OpenRows,
+    Row,
+    SourceSettings,
+    StoredImage,
+    Written,
+    choose_split,
+    file_rows,
+    refuse_split,
+)
 from clip_refine.data.tables import (
     BYTES_COLUMNS,
     find_columns,
     image_of,
     jsonl_rows,
+    record_row,
     table_rows,
-    texts_of,
 )
 from clip_refine.errors import DataError
 from clip_refine.support.console import console
@@ -24,7 +36,7 @@ from clip_refine.support.console import console
 # Datasets on the Hugging Face Hub, read by `datasets` by their name there.
 
 
-HUB_KIND = "dataset on the Hub"
+HUB_PREFIX = "hf:"
 _ARCHIVES = ("zip", "tar", "gzip", "bz2", "xz", "lz4", "zstd")
 
 
@@ -45,31 +57,54 @@ class ImageOnHub:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def hub_rows(name: str, options: ReadOptions, *, training: bool) -> Iterator[Row]:
-    """The rows of a dataset on the Hub."""
+def hub_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
+    """The rows of a dataset on the Hub, which knows its files itself."""
     import datasets
 
-    split = hub_split(name, options, training=training)
-    with readable(f"hf:{name}"):
-        table = datasets.load_dataset(name, options.subset, split=split)
-    written = hub_paths(table_written(table, f"hf:{name} ({split})", options), name)
-    return file_rows(hub_file(name), written, options)
+    split = _hub_split(name, settings)
+    with readable(name):
+        table = datasets.load_dataset(_on_hub(name), settings.subset, split=split)
+    written = _table_written(table, f"{name} ({split})", settings)
+    return file_rows(_hub_file(name), hub_paths(written, _on_hub(name)), settings)
 
 
-def hub_split(name: str, options: ReadOptions, *, training: bool) -> str:
+def hub_stream(
+    name: str, files: Sequence[str], settings: SourceSettings
+) -> tuple[OpenRows, int | None]:
+    """Passes over a dataset on the Hub, and its rows where it tells."""
+    import datasets
+
+    split = _hub_split(name, settings)
+    with readable(name):
+        table = datasets.load_dataset(_on_hub(name), settings.subset, split=split, streaming=True)
+    found = (table.info.splits or {}).get(split)
+    length = getattr(found, "num_examples", None)
+
+    def resolved(written: Iterator[Written]) -> Iterator[Written]:
+        return hub_paths(written, _on_hub(name))
+
+    return _table_passes(table, name, _hub_file(name), settings, resolved), length or None
+
+
+def _on_hub(name: str) -> str:
+    return name.removeprefix(HUB_PREFIX)
+
+
+def _hub_split(name: str, settings: SourceSettings) -> str:
     """The split to read, as `datasets` writes it."""
     import datasets
 
-    if options.split and "[" in options.split:  # a slice, which `datasets` understands
-        return options.split
-    with readable(f"hf:{name}"):
-        found = {str(s) for s in datasets.get_dataset_split_names(name, options.subset)}
-    return "+".join(choose_split(f"hf:{name}", found, options.split, training=training))
+    if settings.split and "[" in settings.split:  # a slice, which `datasets` understands
+        return settings.split
+    with readable(name):
+        names = datasets.get_dataset_split_names(_on_hub(name), settings.subset)
+    found = {str(split) for split in names}
+    return "+".join(choose_split(name, found, settings.split, training=settings.training))
 
 
-def hub_file(name: str) -> Path:
+def _hub_file(name: str) -> Path:
     """Relative image paths start beside this."""
-    return Path(name) / "data"
+    return Path(_on_hub(name)) / "data"
 
 
 def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
@@ -87,15 +122,16 @@ def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
         image = row.image
         if not isinstance(image, str):
             yield row
-        elif _on_hub(image):
-            yield replace(row, image=ImageOnHub(image))
+        elif _is_on_hub(image):
+            inner = image.partition("::")[0].partition("://")[2]
+            yield replace(row, image=ImageOnHub(image), name=inner)
         elif any(_inside(image, root) for root in roots):
-            yield replace(row, image=Path(image))
+            yield replace(row, image=Path(image), name=image)
         else:
             yield row
 
 
-def _on_hub(address: str) -> bool:
+def _is_on_hub(address: str) -> bool:
     """Whether an address is of a file on the Hub, or of a file in an archive there."""
     *inner, outer = address.split("::")
     archived = all(part.partition("://")[0] in _ARCHIVES for part in inner)
@@ -108,10 +144,6 @@ def _inside(path: str, folder: Path) -> bool:
 
 # --------------------------------------------------------------------------------------------------
 # Tables that Hugging Face `datasets` reads: Parquet, folders of `save_to_disk`, any other.
-
-
-PARQUET = "Parquet"
-SAVED = "dataset saved to disk"
 
 
 class ImageInTable:
@@ -144,40 +176,58 @@ class ImageInTable:
         return content
 
 
-def parquet_rows(files: Sequence[str], name: str, options: ReadOptions) -> Iterator[Row]:
+def parquet_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
     """The rows of Parquet files, which may be remote; relative paths start beside the first."""
     import datasets
 
     with readable(name):
         table = datasets.load_dataset("parquet", data_files=list(files), split="train")
-    return dataset_table_rows(table, name, Path(files[0]), options)
+    return file_rows(Path(files[0]), _table_written(table, name, settings), settings)
 
 
-def saved_rows(folder: Path, options: ReadOptions, *, training: bool) -> Iterator[Row]:
+def parquet_stream(
+    name: str, files: Sequence[str], settings: SourceSettings
+) -> tuple[OpenRows, int | None]:
+    """Passes over Parquet files, and the rows that their footers tell of."""
+    import datasets
+
+    with readable(name):
+        table = datasets.load_dataset(
+            "parquet", data_files=list(files), split="train", streaming=True
+        )
+    return _table_passes(table, name, Path(files[0]), settings), _count_rows(files)
+
+
+def _count_rows(files: Sequence[str]) -> int | None:
+    import fsspec
+    from pyarrow import parquet
+
+    total = 0
+    try:
+        for file in files:
+            with fsspec.open(file, "rb") as opened:
+                total += parquet.ParquetFile(opened).metadata.num_rows
+    except (OSError, ValueError):  # reading it says what is wrong
+        return None
+    return total
+
+
+def saved_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
     """The rows of a folder that `save_to_disk` wrote."""
     import datasets
 
-    with readable(str(folder)):
-        saved = datasets.load_from_disk(str(folder))
-    called = str(folder)
+    with readable(name):
+        saved = datasets.load_from_disk(name)
+    called = name
     if isinstance(saved, datasets.DatasetDict):
-        found = {str(name) for name in saved}
-        names = choose_split(str(folder), found, options.split, training=training)
-        saved = datasets.concatenate_datasets([saved[name] for name in names])
-        called = f"{folder} ({'+'.join(names)})"  # rows of two splits are told apart by it
-    return dataset_table_rows(saved, called, folder / "dataset_info.json", options)
-
-
-def dataset_table_rows(table: Any, name: str, file: Path, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a `datasets` table with an image and a caption column."""
-    return file_rows(file, table_written(table, name, options), options)
-
-
-def table_written(table: Any, name: str, options: ReadOptions) -> Iterator[Written]:
-    """As `table_rows`, with image paths as the table has them."""
-    image_column, caption_column = find_columns(name, list(table.column_names), options)
-    table = undecoded(table.select_columns([image_column, caption_column]))
-    return _written(table, name, image_column, caption_column)
+        found = {str(split) for split in saved}
+        splits = choose_split(name, found, settings.split, training=settings.training)
+        saved = datasets.concatenate_datasets([saved[split] for split in splits])
+        called = f"{name} ({'+'.join(splits)})"  # rows of two splits are told apart by it
+    else:
+        refuse_split(name, "saved", settings)
+    written = _table_written(saved, called, settings)
+    return file_rows(Path(name) / "dataset_info.json", written, settings)
 
 
 def undecoded(table: Any) -> Any:
@@ -190,10 +240,13 @@ def undecoded(table: Any) -> Any:
     return table
 
 
-def _written(table: Any, name: str, image_column: str, caption_column: str) -> Iterator[Written]:
+def _table_written(table: Any, name: str, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a table, with image paths as it has them."""
+    columns = find_columns(name, list(table.column_names), settings)
+    table = undecoded(table.select_columns(list(columns)))
     for number in range(len(table)):
         where = f"{name}, row {number}"
-        place = ImageInTable(table, number, image_column, name)
+        place = ImageInTable(table, number, columns[0], name)
         try:
             record = table[number]
         except UnicodeDecodeError as error:
@@ -202,32 +255,43 @@ def _written(table: Any, name: str, image_column: str, caption_column: str) -> I
             )
             yield Written(where, place, (), problem)
             continue
-        yield record_row(where, record[image_column], record[caption_column], image_column, place)
+        yield record_row(where, record, columns, lambda _, place=place: place)
 
 
-def record_row(
-    where: str, image: Any, caption: Any, image_column: str, place: StoredImage | None
-) -> Written:
-    """A record's image and captions as a row; an image with content is at `place`."""
-    captions = texts_of(caption)
-    if isinstance(captions, str):
-        return Written(where, "", (), captions)
-    try:
-        found = image_of(image, encoded=image_column in BYTES_COLUMNS)
-    except ValueError as error:
-        return Written(where, "", captions, f"{error} Mend it or remove the row.")
-    if isinstance(found, bytes) and place is not None:
-        return Written(where, place, captions)
-    return Written(where, found if isinstance(found, str) else "", captions)
+def _table_passes(
+    table: Any,
+    name: str,
+    file: Path,
+    settings: SourceSettings,
+    resolved: Callable[[Iterator[Written]], Iterator[Written]] = iter,
+) -> OpenRows:
+    """Passes over an iterable table, its files in an order of their own each time."""
+    with readable(name):  # column names may not be known before the first row
+        header = table.column_names or list(next(iter(table), {}))
+    columns = find_columns(name, header, settings)
+    table = undecoded(table.select_columns(list(columns)))
+
+    def begin(generator: random.Random | None) -> Iterator[Row]:
+        count = table.num_shards
+        order = list(range(count))
+        if generator is not None:  # its own shuffle reads several files at once in threads
+            generator.shuffle(order)
+        for index in order:
+            written = _streamed(table.shard(count, index), name, columns)
+            yield from file_rows(file, resolved(written), settings)
+
+    return begin
 
 
-def content_of(image: Any, image_column: str) -> bytes | None:
-    """The content of an image in a record, None where it is a path or nothing sound."""
-    try:
-        content = image_of(image, encoded=image_column in BYTES_COLUMNS)
-    except ValueError:
-        return None
-    return content if isinstance(content, bytes) else None
+def _streamed(table: Any, name: str, columns: tuple[str, str]) -> Iterator[Written]:
+    with explained(name):
+        for record in table:
+            where = f"{name}, row with the caption {record[columns[1]]!r:.60}"
+
+            def place(content: bytes, where: str = where) -> StoredImage:
+                return ImageInMemory(where, content)
+
+            yield record_row(where, record, columns, place)
 
 
 @contextmanager
@@ -265,44 +329,48 @@ def explained(name: str) -> Iterator[None]:
 # Folders of images with a `metadata` file, as Hugging Face's `imagefolder` has them.
 
 
-FOLDER_KIND = "image folder with metadata"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 SPLITS = ("train", "validation", "val", "dev", "test")
 
 
-def metadata_files(folder: Path) -> list[Path]:
-    """The metadata files in a folder and those below it."""
-    return sorted(path for name in METADATA for path in folder.rglob(name))
-
-
-def image_folder_rows(folder: Path, options: ReadOptions, *, training: bool) -> Iterator[Row]:
+def image_folder_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
     """The rows of all metadata files, then the images that none of them mentions.
 
     Where the files lie in folders named like splits, only those of one split are read.
     """
-    files = metadata_files(folder)
-    if not files:
-        raise DataError(f"{folder}: has no {', '.join(METADATA)}. Give one with the captions.")
-    found = {split for path in files if (split := path.relative_to(folder).parts[0]) in SPLITS}
+    folder = Path(name)
+    paths = sorted(path for metadata in METADATA for path in folder.rglob(metadata))
+    if not paths:
+        raise DataError(f"{name}: has no {', '.join(METADATA)}. Give one with the captions.")
+    found = {split for path in paths if (split := path.relative_to(folder).parts[0]) in SPLITS}
     if found:
-        splits = choose_split(str(folder), found, options.split, training=training)
-        files = [path for path in files if path.relative_to(folder).parts[0] in splits]
-    options = replace(options, split=None)
-    return chain.from_iterable(_rows(path, options) for path in files)
+        splits = choose_split(name, found, settings.split, training=settings.training)
+        paths = [path for path in paths if path.relative_to(folder).parts[0] in splits]
+    else:
+        refuse_split(name, "imagefolder", settings)
+    for path in paths:
+        yield from _metadata_rows(path, folder, settings)
 
 
-def _rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+def _metadata_rows(path: Path, folder: Path, settings: SourceSettings) -> Iterator[Row]:
     match path.suffix:
         case ".jsonl":
-            rows = jsonl_rows(path, options)
+            rows = file_rows(path, jsonl_rows(path, settings), settings)
         case ".csv":
-            rows = table_rows(path, options)
+            rows = file_rows(path, table_rows(path, settings), settings)
         case _:
-            rows = parquet_rows([str(path)], str(path), options)
+            rows = parquet_rows(str(path), [str(path)], settings)
+
+    def is_chosen(image: ImagePlace | None) -> bool:
+        # `train/1.jpg` of a list is not `1.jpg` of the metadata in `test`
+        listed = settings.listed if isinstance(image, Path) else None
+        return listed is None or os.path.relpath(str(image), folder) in listed
+
     mentioned = set()
     for row in rows:
         mentioned.add(row.image)
-        yield row
+        if is_chosen(row.image):
+            yield row
     for image in sorted(path.parent.rglob("*")):
-        if image.suffix.lower() in SUFFIXES and image not in mentioned:
+        if image.suffix.lower() in SUFFIXES and image not in mentioned and is_chosen(image):
             yield Row(str(image), image, ())

@@ -12,6 +12,7 @@ from PIL import Image
 
 from clip_refine.data.images import SUFFIXES, to_rgb
 from clip_refine.data.pairs import ImageSource, StoredImages
+from clip_refine.data.rows import Listed
 from clip_refine.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
@@ -275,11 +276,12 @@ def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
         lines = only.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{only}: cannot be read as a list of images ({error}).") from error
-    stems = {Path(line.split()[0]).stem for line in lines if line.strip()}
-    kept = [index for index, path in enumerate(found.paths) if path.stem in stems]
+    listed = Listed(_without_ending(Path(line.split()[0])) for line in lines if line.strip())
+    names = [_without_ending(path.relative_to(folder)) for path in found.paths]
+    kept = [index for index, name in enumerate(names) if name in listed]
     if not kept:
         raise DataError(
-            f"{only}: none of its {len(stems)} images is in {folder}. Both must have the same "
+            f"{only}: none of its {len(listed)} images is in {folder}. Both must have the same "
             "names, without endings."
         )
     return replace(
@@ -287,6 +289,11 @@ def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
         paths=tuple(found.paths[index] for index in kept),
         labels=tuple(found.labels[index] for index in kept),
     )
+
+
+def _without_ending(path: Path) -> str:
+    """Frames of a video are not called as the video is, up to this."""
+    return path.with_suffix("").as_posix()
 
 
 def read_labelled_rows(

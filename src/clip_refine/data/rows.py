@@ -3,17 +3,21 @@
 import glob
 import json
 import os
+import random
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 from PIL import Image
 
+from clip_refine.config import DataConfig
 from clip_refine.data.images import check_image, check_image_file, decode_image, open_image
-from clip_refine.errors import DataError
+from clip_refine.errors import ConfigError, DataError
 from clip_refine.support.console import remark
 
 # --------------------------------------------------------------------------------------------------
@@ -43,27 +47,38 @@ class Row:
     problem: str | None = None  # what the reader found wrong with it
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """How to read a source, where there is more than one way.
+OpenRows = Callable[[random.Random | None], Iterator[Row]]
+"""Begins a pass over the rows, with files or shards in an order drawn from the generator, or in
+their own order without one."""
 
-    Attributes:
-        image_column: Column of images; None for the first known one.
-        caption_column: Column of captions; None for the first known one.
-        image_folder: Where relative image paths start; None to look near the annotation file.
-        split: Which part of a source that has several.
-        subset: Which configuration of a dataset on the Hub.
-        split_file: Karpathy's JSON or a list of file names, which says what is in `split`.
-        allow_outside: Whether image paths may be absolute or hold `..`.
-    """
 
-    image_column: str | None = None
-    caption_column: str | None = None
-    image_folder: Path | None = None
-    split: str | None = None
-    subset: str | None = None
-    split_file: Path | None = None
-    allow_outside: bool = False
+class SourceSettings(DataConfig):
+    """How one source is read: the settings of `data` with those behind the source's `#`."""
+
+    training: bool = True
+    """Whether the training or the validation split is meant where `split` names none."""
+
+    @cached_property
+    def listed(self) -> "Listed | None":
+        """The images that `split_file` chooses; None where there is no such file."""
+        if self.split_file is None:
+            return None
+        return read_split_file(self.split_file, self.split, training=self.training)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageInMemory:
+    """An image whose content was read with its row."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        return self.content
 
 
 def load_place(place: ImagePlace) -> Image.Image:
@@ -345,12 +360,12 @@ IMAGE_FOLDERS = (
 _TRIED = 20
 
 
-def find_image_folder(file: Path, written: Iterable[str], options: ReadOptions) -> Path:
+def find_image_folder(file: Path, written: Iterable[str], settings: SourceSettings) -> Path:
     """The folder where relative image paths start."""
-    if options.image_folder is not None:
-        if not options.image_folder.is_dir():
-            raise DataError(f"{options.image_folder}: no such folder. Check --data.image-folder.")
-        return options.image_folder
+    if settings.image_folder is not None:
+        if not settings.image_folder.is_dir():
+            raise DataError(f"{settings.image_folder}: no such folder. Check --data.image-folder.")
+        return settings.image_folder
     here = file.parent
     stem = file.stem.removeprefix("captions_").removeprefix("dataset_")
     near = [here, here / stem, here.parent / stem, here.parent / "images" / stem]
@@ -363,21 +378,25 @@ def find_image_folder(file: Path, written: Iterable[str], options: ReadOptions) 
     return here
 
 
-def problem_of_path(written: str) -> str | None:
+def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
     """Why an image path of an annotation file is not followed, or None."""
     if not written:
         return "names no image. Name one or remove the row."
     if "://" in written or written.startswith("data:"):
         return f"{written!r:.80} is an address, not a path. Download the images first."
     pure = (PurePosixPath(written), PureWindowsPath(written))
-    if any(path.is_absolute() or path.drive for path in pure):
+    if any(path.is_absolute() or path.drive for path in pure) and not allow_outside:
         return (
             f"{written!r} is an absolute path. Make it relative to the images' folder, or pass "
             "--data.allow-outside."
         )
-    if any(".." in path.parts for path in pure):
+    if any(".." in path.parts for path in pure) and not allow_outside:
         return f"{written!r} leads out of its folder by '..'. Pass --data.allow-outside if meant."
-    return None
+    try:
+        is_name = b"\0" not in os.fsencode(written)
+    except UnicodeEncodeError:
+        is_name = False
+    return None if is_name else f"{written!r} is no file name. Mend it or remove the row."
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,40 +408,39 @@ class Written:
     image: str | ImagePlace
     captions: tuple[str, ...]  # its texts
     problem: str | None = None  # what the reader found wrong with it
+    name: str | None = None  # of an image with a place: what its file was called, if that is known
 
 
-def file_rows(file: Path, written: Iterable[Written], options: ReadOptions) -> Iterator[Row]:
-    """Rows whose images are files, with the paths resolved and the split chosen."""
-    chosen = read_split_file(options.split_file, options.split) if options.split_file else None
+def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) -> Iterator[Row]:
+    """Rows with the paths of their image files, of the images that a split file chooses."""
     rows = iter(written)
     first = list(islice(rows, _TRIED))
     names = [row.image for row in first if isinstance(row.image, str)]
-    folder = find_image_folder(file, names, options)
+    folder = find_image_folder(file, names, settings)
     for row in chain(first, rows):
+        if not _is_chosen(row, settings):
+            continue
         if not isinstance(row.image, str):
             yield Row(row.where, row.image, row.captions, row.problem)
             continue
-        if chosen is not None and PurePosixPath(row.image).name not in chosen:
-            continue
-        problem = row.problem or _problem_of_path(row.image, options)
+        outside = settings.allow_outside
+        problem = row.problem or problem_of_path(row.image, allow_outside=outside)
         image = None if problem else folder / row.image
         yield Row(row.where, image, row.captions, problem)
 
 
-def _problem_of_path(written: str, options: ReadOptions) -> str | None:
-    allowed = options.allow_outside and written and "://" not in written
-    problem = None if allowed else problem_of_path(written)
-    if problem is None and ("\0" in written or not _is_encodable(written)):
-        return f"{written!r} is no file name. Mend it or remove the row."
-    return problem
-
-
-def _is_encodable(written: str) -> bool:
-    try:
-        os.fsencode(written)
-    except UnicodeEncodeError:
+def _is_chosen(row: Written, settings: SourceSettings) -> bool:
+    name = row.image if isinstance(row.image, str) else row.name
+    if settings.listed is None:
+        return True
+    if name is not None:
+        return name in settings.listed
+    if row.problem:  # which nobody can say of which image it is
         return False
-    return True
+    raise DataError(
+        f"{row.where}: its image is stored without a file name, so {settings.split_file} cannot "
+        "choose it. Leave the split file out, or store the names, too."
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -433,13 +451,21 @@ TRAINING = ("train", "restval")
 """Karpathy's `restval` is what nearly everybody trains on, too."""
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row."""
+@contextmanager
+def readable_file(path: Path) -> Iterator[None]:
+    """Errors of reading a file as one of ours."""
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-        return json.loads(text)
+        yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row."""
+    with readable_file(path):
+        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no valid JSON ({error}).") from error
 
@@ -477,20 +503,69 @@ def choose_split(
     for split in () if training else ("validation", "val", "dev", "test"):
         if split in found:
             return (split,)
+    flag = "--data.split" if training else "--data.val-split"
     raise DataError(
-        f"{name}: has the splits {', '.join(sorted(found))}. Name one with --data.split, or behind "
-        f"the source as in {name}#split={min(found)}."
+        f"{name}: has the splits {', '.join(sorted(found))}. Name one with {flag}, or behind the "
+        f"source as in {name}#split={min(found)}."
     )
 
 
-def read_split_file(path: Path, split: str | None) -> frozenset[str]:
-    """File names of the images in a split: of Karpathy's JSON, or of a list with one a line."""
-    if path.suffix.lower() != ".json":
+def refuse_split(name: str, kind: str, settings: SourceSettings) -> None:
+    """Refuse a split that would be passed over, so that nobody trains on what they test on."""
+    file = settings.split_file
+    if not settings.split or (file and _has_splits(file)):
+        return
+    neither = f", and {file} is a list without any" if file else ""
+    advice = "" if file else ", or choose images with --data.split-file"
+    raise ConfigError(
+        f"{name}: split {settings.split!r} was asked for, but a source of kind {kind} has no "
+        f"splits{neither}. Leave it out, say NAME#split=... of the source that has it{advice}."
+    )
+
+
+class Listed:
+    """Names of images in a list, perhaps with some of their folders.
+
+    A name of the list and one of a source mean the same image where the shorter is the end of the
+    longer, folder by folder: lists and sources name different parts of the way to an image.
+
+    >>> listed = Listed(["a/1.jpg", "2.jpg"])
+    >>> [name in listed for name in ("photos/a/1.jpg", "1.jpg", "b/1.jpg", "b/2.jpg")]
+    [True, True, False, True]
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        ends = [_ends(name) for name in names]
+        self.names = frozenset(of_one[0] for of_one in ends if of_one)
+        self._ends = frozenset(chain.from_iterable(ends))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: str) -> bool:
+        ends = _ends(name)
+        return bool(ends) and (ends[0] in self._ends or not self.names.isdisjoint(ends))
+
+
+def _ends(name: str) -> list[str]:
+    """The whole name, and what is left without its first folders."""
+    parts = [part for part in PurePosixPath(name).parts if part != "/"]
+    return ["/".join(parts[start:]) for start in range(len(parts))]
+
+
+def _has_splits(split_file: Path) -> bool:
+    """Whether it is Karpathy's JSON, else a list."""
+    return split_file.suffix.lower() == ".json"
+
+
+def read_split_file(path: Path, split: str | None, *, training: bool = True) -> Listed:
+    """The images in a split: of Karpathy's JSON, or of a list with one file name a line."""
+    if not _has_splits(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error}). Check the path.") from error
-        return frozenset(PurePosixPath(line.strip()).name for line in lines if line.strip())
+        return Listed(line.strip() for line in lines)
     content = read_json(path)
     if not is_karpathy(content):
         raise DataError(
@@ -498,9 +573,10 @@ def read_split_file(path: Path, split: str | None) -> frozenset[str]:
             "split, or a .txt file with one file name a line."
         )
     images = content["images"]
-    splits = choose_split(str(path), {str(image.get("split")) for image in images}, split)
-    return frozenset(
-        PurePosixPath(str(image.get("filename"))).name
+    found = {str(image.get("split")) for image in images}
+    splits = choose_split(str(path), found, split, training=training)
+    return Listed(
+        f"{image.get('filepath') or ''}/{image.get('filename')}"
         for image in images
         if image.get("split") in splits
     )

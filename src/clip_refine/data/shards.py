@@ -8,15 +8,15 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from clip_refine.data.datasets import readable
 from clip_refine.data.images import SUFFIXES
-from clip_refine.data.rows import ReadOptions, Row, is_remote
-from clip_refine.data.tables import texts_of
+from clip_refine.data.rows import ImageInMemory, OpenRows, Row, SourceSettings, is_remote
+from clip_refine.data.tables import in_any_order, texts_of
 from clip_refine.errors import DataError
 
-KIND = "WebDataset"
 TEXTS = ("txt", "text", "caption")
 _IMAGES = tuple(suffix[1:] for suffix in sorted(SUFFIXES))
 
@@ -56,24 +56,53 @@ class Sample:
         return f"{self.shard}, sample {self.key}"
 
 
-def shard_rows(shards: Sequence[str], options: ReadOptions) -> Iterator[Row]:
-    """The rows of local shards: one a sample."""
-    for shard in shards:
-        for sample in read_samples(shard):
-            yield sample_row(sample, options)
+def shard_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
+    """The rows of shards, one a sample; remote ones are fetched first."""
+    for shard in _downloaded(name, files):
+        yield from _sample_rows(shard, settings)
 
 
-def sample_row(sample: Sample, options: ReadOptions) -> Row:
-    """A sample as a row, its image where it lies in the tar file."""
-    captions, problem = sample_texts(sample, options)
-    extension = sample_image(sample, options)
-    image = None
-    if extension is not None:
-        name, size = f"{sample.key}.{extension}", len(sample.content[extension])
-        image = ImageInTar(sample.shard, name, sample.start[extension], size)
-    elif problem is None:
-        problem = f"has no image but {', '.join(sorted(sample.content))}. Remove it."
-    return Row(sample.where, image, captions, problem)
+def shard_stream(
+    name: str, files: Sequence[str], settings: SourceSettings
+) -> tuple[OpenRows, int | None]:
+    """Passes over shards with the images' content, and their samples where that is written."""
+
+    def read(shard: str) -> Iterator[Row]:
+        return _sample_rows(shard, settings, keep=True)
+
+    return in_any_order(files, read), _count_samples(files)
+
+
+def _count_samples(files: Sequence[str]) -> int | None:
+    """By the `_stats.json` that img2dataset writes beside each shard."""
+    total = 0
+    for file in files:
+        stats = Path(file).with_name(f"{Path(file).stem}_stats.json")
+        try:
+            total += int(json.loads(stats.read_text())["successes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+    return total
+
+
+def _sample_rows(shard: str, settings: SourceSettings, *, keep: bool = False) -> Iterator[Row]:
+    """The rows of a shard; images are where they lie in it, or are kept in memory."""
+    listed = settings.listed
+    for sample in read_samples(shard):
+        captions, problem = _sample_texts(sample, settings)
+        extension = _sample_image(sample, settings)
+        name = f"{sample.key}.{extension}"
+        if listed is not None and name not in listed and sample.key not in listed:
+            continue
+        image = None
+        if extension is not None:
+            content = sample.content[extension]
+            image = ImageInTar(shard, name, sample.start[extension], len(content))
+            if keep:
+                image = ImageInMemory(str(image), content)
+        elif problem is None:
+            problem = f"has no image but {', '.join(sorted(sample.content))}. Remove it."
+        yield Row(sample.where, image, captions, problem)
 
 
 def read_samples(shard: str) -> Iterator[Sample]:
@@ -98,13 +127,13 @@ def read_samples(shard: str) -> Iterator[Sample]:
         yield sample
 
 
-def sample_image(sample: Sample, options: ReadOptions) -> str | None:
+def _sample_image(sample: Sample, settings: SourceSettings) -> str | None:
     """The extension of the sample's image, None where it has none."""
-    wanted = (options.image_column,) if options.image_column else _IMAGES
+    wanted = (settings.image_column,) if settings.image_column else _IMAGES
     return next((extension for extension in wanted if extension in sample.content), None)
 
 
-def sample_texts(sample: Sample, options: ReadOptions) -> tuple[tuple[str, ...], str | None]:
+def _sample_texts(sample: Sample, settings: SourceSettings) -> tuple[tuple[str, ...], str | None]:
     """The captions of a sample, and what is wrong with them.
 
     They are its .txt, else what its .json has; `caption_column` names another extension or
@@ -112,7 +141,7 @@ def sample_texts(sample: Sample, options: ReadOptions) -> tuple[tuple[str, ...],
     """
     if sample.repeated:
         return (), "its key stands earlier in the shard already. Give it one of its own."
-    wanted = (options.caption_column,) if options.caption_column else TEXTS
+    wanted = (settings.caption_column,) if settings.caption_column else TEXTS
     for extension in wanted:
         if extension in sample.content:
             return (sample.content[extension].decode("utf-8-sig", errors="surrogateescape"),), None
@@ -123,8 +152,8 @@ def sample_texts(sample: Sample, options: ReadOptions) -> tuple[tuple[str, ...],
     except (ValueError, RecursionError) as error:
         return (), f"its .json is no JSON ({error}). Mend or remove it."
     value: Any = record
-    if options.caption_column and isinstance(record, dict):
-        value = record.get(options.caption_column)
+    if settings.caption_column and isinstance(record, dict):
+        value = record.get(settings.caption_column)
     captions = texts_of(value)
     return ((), f"its .json {captions}") if isinstance(captions, str) else (captions, None)
 
@@ -168,7 +197,7 @@ def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
         ) from error
 
 
-def downloaded(name: str, shards: Sequence[str]) -> list[str]:
+def _downloaded(name: str, shards: Sequence[str]) -> list[str]:
     """The shards as local files; remote ones are fetched once into the cache of `datasets`."""
     remote = [shard for shard in shards if is_remote(shard)]
     if not remote:

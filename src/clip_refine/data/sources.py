@@ -1,38 +1,37 @@
-"""The kinds of sources: how each is recognised, opened and streamed."""
+"""The kinds of sources, and a source's name → images with captions, or a stream of pairs."""
 
 import json
-import random
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from clip_refine.config import SourceKind
+from clip_refine.config import DataConfig
 from clip_refine.data.datasets import (
-    FOLDER_KIND,
-    HUB_KIND,
-    PARQUET,
-    SAVED,
-    content_of,
-    explained,
-    hub_file,
-    hub_paths,
+    HUB_PREFIX,
+    METADATA,
     hub_rows,
-    hub_split,
+    hub_stream,
     image_folder_rows,
-    metadata_files,
     parquet_rows,
-    readable,
-    record_row,
+    parquet_stream,
     saved_rows,
-    undecoded,
 )
-from clip_refine.data.pairs import CaptionedImages, collect
+from clip_refine.data.pairs import (
+    AllRows,
+    CaptionedImages,
+    ImageCaptions,
+    Mixture,
+    collect,
+    read_all,
+)
 from clip_refine.data.rows import (
     BadRowPolicy,
-    ReadOptions,
+    OpenRows,
     Row,
+    SourceSettings,
     Written,
     expand,
     expand_braces,
@@ -40,56 +39,149 @@ from clip_refine.data.rows import (
     is_karpathy,
     is_remote,
     read_json,
+    refuse_split,
 )
-from clip_refine.data.shards import (
-    KIND,
-    downloaded,
-    read_samples,
-    sample_image,
-    sample_row,
-    shard_rows,
-)
-from clip_refine.data.streams import OpenRows, PairStream
+from clip_refine.data.shards import shard_rows, shard_stream
+from clip_refine.data.streams import PairStream, Stream, StreamMixture
 from clip_refine.data.tables import (
-    COCO,
-    JSONL_KIND,
-    KARPATHY,
-    TOKEN_KIND,
     coco_rows,
-    find_columns,
     is_coco,
+    is_table_line,
     is_token_line,
     jsonl_rows,
+    jsonl_stream,
     karpathy_rows,
     table_kind,
     table_rows,
     token_rows,
 )
-from clip_refine.errors import DataError
+from clip_refine.data.toy import toy_train, toy_val
+from clip_refine.errors import ConfigError, DataError
+from clip_refine.support.console import remark
+
+# --------------------------------------------------------------------------------------------------
+# The kinds of sources: all that is known of each.
+
+
+TOY = "toy"
+
+Read = Callable[[str, Sequence[str], SourceSettings], Iterator[Row]]
+"""Name, files, settings → rows, not yet checked."""
+Passes = Callable[[str, Sequence[str], SourceSettings], tuple[OpenRows, int | None]]
+"""The same → passes over the rows, and how many rows a pass has where the source tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How sources of one kind are called, recognised and read."""
+
+    title: str | Callable[[Sequence[str]], str]  # what to call one, of some kinds by its files
+    rows: Read | None = None  # None for what is drawn
+    stream: Passes | None = None  # None where it cannot be streamed
+    splits: bool = False  # whether there are some that have several splits
+    several: bool = False  # whether a pattern or a folder stands for several files
+    remote: bool = False  # whether it is read from an address, too
+    give: str = ""  # how a message says to give one, where the suffixes do not
+    # what it is recognised by, in this order
+    prefix: str | None = None  # of its name
+    suffixes: tuple[str, ...] = ()  # of its name
+    in_folder: tuple[str, ...] = ()  # patterns, one of which a folder has
+    first_line: Callable[[str], bool] | None = None  # of a text file
+    in_json: Callable[[Any], bool] | None = None  # the content of a JSON file
+
+
+def _each(read: Callable[[Path, SourceSettings], Iterator[Written]]) -> Read:
+    """The rows of one file after the other."""
+    return lambda name, files, settings: chain.from_iterable(
+        file_rows(Path(file), read(Path(file), settings), settings) for file in files
+    )
+
+
+# Of two kinds that both recognise a source it is of the first: lines of a token file have tabs as
+# those of a table, metadata of an image folder may be a .parquet file, and img2dataset writes such
+# files beside its .tar files.
+KINDS = {
+    "token": Kind(
+        title="token file",
+        rows=_each(token_rows),
+        give="Flickr's token file",
+        first_line=is_token_line,
+    ),
+    "table": Kind(
+        title=lambda files: table_kind(Path(files[0])),
+        rows=_each(table_rows),
+        suffixes=(".csv", ".tsv"),
+        first_line=is_table_line,
+    ),
+    "coco": Kind(
+        title="COCO captions",
+        rows=_each(coco_rows),
+        give="COCO's .json",
+        in_json=is_coco,
+    ),
+    "karpathy": Kind(
+        title="Karpathy split file",
+        rows=_each(karpathy_rows),
+        splits=True,
+        give="Karpathy's .json",
+        in_json=is_karpathy,
+    ),
+    "jsonl": Kind(
+        title="JSON lines",
+        rows=_each(jsonl_rows),
+        stream=jsonl_stream,
+        several=True,
+        suffixes=(".jsonl", ".ndjson"),
+    ),
+    "saved": Kind(
+        title="dataset saved to disk",
+        rows=saved_rows,
+        splits=True,
+        give="a folder of `save_to_disk`",
+        in_folder=("dataset_dict.json", "state.json"),
+    ),
+    "imagefolder": Kind(
+        title="image folder with metadata",
+        rows=image_folder_rows,
+        splits=True,
+        give="a folder with metadata.jsonl or metadata.csv",
+        in_folder=tuple(f"**/{name}" for name in METADATA),
+    ),
+    "webdataset": Kind(
+        title=lambda files: f"WebDataset of {len(files):,} shards",
+        rows=shard_rows,
+        stream=shard_stream,
+        several=True,
+        remote=True,
+        suffixes=(".tar",),
+        in_folder=("**/*.tar",),
+    ),
+    "parquet": Kind(
+        title="Parquet",
+        rows=parquet_rows,
+        stream=parquet_stream,
+        several=True,
+        remote=True,
+        suffixes=(".parquet",),
+        in_folder=("**/*.parquet",),
+    ),
+    "hub": Kind(
+        title="dataset on the Hub",
+        rows=hub_rows,
+        stream=hub_stream,
+        splits=True,
+        give="hf:ORG/NAME",
+        prefix=HUB_PREFIX,
+    ),
+    TOY: Kind(title="drawn world", give="'toy'"),
+}
+
 
 # --------------------------------------------------------------------------------------------------
 # Which kind of source a name stands for.
 
 
-HUB_PREFIX = "hf:"
-TOY = "toy"
-
-_BY_SUFFIX: dict[str, SourceKind] = {
-    ".csv": "table",
-    ".tsv": "table",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-}
-_HELP = (
-    "Give a .csv, .tsv, .jsonl, .parquet or .tar file (several as in {000..127}.tar), COCO's or "
-    "Karpathy's .json, Flickr's token file, a folder with metadata.jsonl or metadata.csv, a folder "
-    "of `save_to_disk`, hf:ORG/NAME, or 'toy'."
-)
-
-
-def recognise(name: str) -> SourceKind:
+def recognise(name: str) -> str:
     """The kind of a source, by its name and, where that does not tell, by how it begins.
 
     >>> recognise("shards-{0000..0127}.tar"), recognise("hf:nlphuji/flickr30k")
@@ -99,36 +191,44 @@ def recognise(name: str) -> SourceKind:
         DataError: It is missing, or of no known kind.
     """
     if name == TOY:
-        return "toy"
-    if name.startswith(HUB_PREFIX):
-        return "hub"
+        return TOY
     plain = name.partition("?")[0] if is_remote(name) else name
     suffix = Path(expand_braces(plain)[0].rstrip("*")).suffix.lower()
-    if suffix in _BY_SUFFIX:
-        return _BY_SUFFIX[suffix]
+    found = _first(lambda kind: kind.prefix and name.startswith(kind.prefix))
+    found = found or _first(lambda kind: suffix in kind.suffixes)
     path = Path(name)
-    if path.is_dir():
-        return _folder(path)
-    if suffix in ("", ".json", ".txt", ".token") and not is_remote(name):
-        return _file(path)
-    raise DataError(f"{name}: not a kind of source that can be read. {_HELP}")
+    if found is None and path.is_dir():
+        found = _first(lambda kind: any(any(path.glob(pattern)) for pattern in kind.in_folder))
+        if found is None:
+            files = [pattern for kind in KINDS.values() for pattern in kind.in_folder]
+            names = _in_words([pattern.removeprefix("**/") for pattern in files])
+            raise DataError(
+                f"{path}: a folder without {names}, so there are no captions in it. {_help()}"
+            )
+    elif found is None and suffix in ("", ".json", ".txt", ".token") and not is_remote(name):
+        found = _recognise_file(path)
+    if found is None:
+        raise DataError(f"{name}: not a kind of source that can be read. {_help()}")
+    return found
 
 
-def _folder(path: Path) -> SourceKind:
-    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return "saved"
-    if metadata_files(path):
-        return "imagefolder"
-    for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")):
-        if next(path.rglob(f"*{suffix}"), None):
-            return kind  # pyright: ignore[reportReturnType]
-    raise DataError(
-        f"{path}: a folder without metadata.jsonl, metadata.csv, .tar or .parquet files, so there "
-        f"are no captions in it. {_HELP}"
+def _first(recognises: Callable[[Kind], object]) -> str | None:
+    return next((name for name, kind in KINDS.items() if recognises(kind)), None)
+
+
+def _in_words(names: Sequence[str], last: str = "or") -> str:
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def _help() -> str:
+    suffixes = [suffix for kind in KINDS.values() for suffix in kind.suffixes]
+    others = [kind.give for kind in KINDS.values() if kind.give]
+    return (
+        f"Give a {_in_words(suffixes)} file (several as in {{000..127}}.tar), {_in_words(others)}."
     )
 
 
-def _file(path: Path) -> SourceKind:
+def _recognise_file(path: Path) -> str | None:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             first = file.readline(4096)
@@ -137,16 +237,13 @@ def _file(path: Path) -> SourceKind:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}). Check the path.{hint}"
         ) from error
-    if is_token_line(first):
-        return "token"
-    if first.lstrip()[:1] in ("{", "["):
-        return _json(path, first)
-    if "," in first or "\t" in first or "|" in first:
-        return "table"
-    raise DataError(f"{path}: not a kind of source that can be read. {_HELP}")
+    found = _first(lambda kind: kind.first_line and kind.first_line(first))
+    if found is None and first.lstrip()[:1] in ("{", "["):
+        return _recognise_json(path, first)
+    return found
 
 
-def _json(path: Path, first: str) -> SourceKind:
+def _recognise_json(path: Path, first: str) -> str:
     try:
         whole = isinstance(json.loads(first), dict)
     except ValueError:
@@ -159,276 +256,221 @@ def _json(path: Path, first: str) -> SourceKind:
         if whole:  # objects line by line, whatever the file is called
             return "jsonl"
         raise
-    if is_karpathy(content):
-        return "karpathy"
-    if is_coco(content):
-        return "coco"
-    raise DataError(
-        f"{path}: JSON, but neither COCO captions (images and annotations) nor Karpathy's "
-        "(images with filename, split and sentences). One object a line is a .jsonl file."
-    )
-
-
-def files_of(name: str, kind: SourceKind) -> list[str]:
-    """The files that a name of this kind stands for."""
-    match kind:
-        case "webdataset":
-            return expand(name, (".tar",))
-        case "parquet":
-            return expand(name, (".parquet",))
-        case "jsonl":
-            return expand(name, (".jsonl", ".ndjson"))
-    return [name]
+    found = _first(lambda kind: kind.in_json and kind.in_json(content))
+    if found is None:
+        raise DataError(
+            f"{path}: JSON, but neither COCO captions (images and annotations) nor Karpathy's "
+            "(images with filename, split and sentences). One object a line is a .jsonl file."
+        )
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
-# A name of any kind → images with captions.
+# A name with the settings behind it → its kind, and how it is read.
+
+
+_OWN = {
+    "images": "image_folder",
+    **{
+        name: name
+        for name in ("kind", "split", "subset", "split_file", "image_column", "caption_column")
+    },
+}
+"""What can stand behind a source, as in `captions.json#split=val&images=val2014`, and the setting
+of `data` that it is."""
+
+
+def split_name(name: str) -> tuple[str, dict[str, str]]:
+    """A source and the settings behind its last `#`, where they are such.
+
+    >>> split_name("hf:nlphuji/flickr30k#split=test")
+    ('hf:nlphuji/flickr30k', {'split': 'test'})
+    """
+    source, mark, settings = name.rpartition("#")
+    pairs = [setting.partition("=") for setting in settings.split("&")]
+    own = {key.replace("-", "_"): value for key, equals, value in pairs if equals}
+    if not mark or len(own) < len(pairs) or not own.keys() <= _OWN.keys():
+        return name, {}
+    return source, own
+
+
+def absolute_source(name: str) -> str:
+    """A source that means the same from any folder."""
+    plain, own = split_name(name)
+    for key in {"images", "split_file"} & own.keys():
+        own[key] = str(Path(own[key]).resolve())
+    behind = "&".join(f"{key}={value}" for key, value in own.items())
+    is_path = plain != TOY and not is_remote(plain) and not plain.startswith(HUB_PREFIX)
+    absolute = os.path.abspath(plain) if is_path else plain
+    return f"{absolute}#{behind}" if behind else absolute
+
+
+def resolve(name: str, data: DataConfig, *, training: bool) -> tuple[str, str, SourceSettings]:
+    """A source without what stands behind it, its kind, and the settings to read it with."""
+    plain, behind = split_name(name)
+    own = {_OWN[key]: value for key, value in behind.items()}
+    settings = SourceSettings.model_validate({**data.model_dump(), **own, "training": training})
+    kind = settings.kind or recognise(plain)
+    if kind not in KINDS:
+        raise ConfigError(f"{name}: there is no kind {kind!r}. There are {', '.join(KINDS)}.")
+    if not KINDS[kind].splits:
+        refuse_split(plain, kind, settings)
+    if is_remote(plain) and not KINDS[kind].remote:
+        suffixes = [end for one in KINDS.values() if one.remote for end in one.suffixes]
+        raise DataError(
+            f"{plain}: only {_in_words(suffixes, 'and')} files are read from elsewhere. Download "
+            "it together with its images first."
+        )
+    return plain, kind, settings
+
+
+# --------------------------------------------------------------------------------------------------
+# A name of any kind → images with captions, all rows, or a stream of pairs.
 
 
 def open_pairs(
-    name: str,
-    kind: SourceKind,
-    options: ReadOptions,
-    policy: BadRowPolicy,
-    *,
-    training: bool = True,
-) -> CaptionedImages:
-    """Read a source of a known kind, every row checked.
+    name: str, data: DataConfig | None = None, *, training: bool = True
+) -> ImageCaptions:
+    """Recognise a source of captioned images, check every row of it, and say what it is.
 
     Args:
-        name: File, folder, pattern or dataset.
-        kind: What it is.
-        options: How to read it.
-        policy: What to do about bad rows.
+        name: File, folder, pattern, dataset or `toy`, perhaps with settings behind a `#`.
+        data: How to read it where nothing is said there.
         training: Whether to take the training split or the validation split where there are both
-            and `options.split` names none.
+            and none is named.
 
     Raises:
+        ConfigError: A setting does not go with the source.
         DataError: It cannot be read, or has bad rows.
     """
-    called, rows = source_rows(name, kind, options, training=training)
-    return collect(name, called, rows, policy)
+    name, kind, settings = resolve(name, data or DataConfig(), training=training)
+    if kind == TOY:
+        pairs, title, without = toy_train() if training else toy_val(), KINDS[TOY].title, ()
+    else:
+        pairs = _collect(name, kind, settings)
+        title, without = pairs.kind, pairs.uncaptioned
+    captions = sum(map(len, pairs.captions))
+    line = f"{pairs.name}: {title}, {len(pairs):,} images, {captions:,} captions"
+    if without:
+        line += f"; {len(without):,} images without captions are left out, the first: {without[0]}"
+    remark(f"{line}.")
+    return pairs
 
 
-def source_rows(
-    name: str, kind: SourceKind, options: ReadOptions, *, training: bool
-) -> tuple[str, Iterator[Row]]:
-    """What to call the kind, and the rows, not yet checked."""
-    if is_remote(name) and kind not in ("webdataset", "parquet"):
-        raise DataError(
-            f"{name}: only .tar and .parquet files are read from elsewhere. Download it together "
-            "with its images first."
-        )
-    match kind:
-        case "table":
-            return table_kind(Path(name)), table_rows(Path(name), options)
-        case "token":
-            return TOKEN_KIND, token_rows(Path(name), options)
-        case "coco":
-            return COCO, coco_rows(Path(name), options)
-        case "karpathy":
-            rows = karpathy_rows(Path(name), options, training=training)
-            return KARPATHY, rows
-        case "jsonl":
-            each = (jsonl_rows(Path(file), options) for file in files_of(name, kind))
-            return JSONL_KIND, chain.from_iterable(each)
-        case "parquet":
-            rows = parquet_rows(files_of(name, kind), name, options)
-            return PARQUET, rows
-        case "imagefolder":
-            rows = image_folder_rows(Path(name), options, training=training)
-            return FOLDER_KIND, rows
-        case "webdataset":
-            local = downloaded(name, files_of(name, kind))
-            called = f"{KIND} of {len(local):,} shards"
-            return called, shard_rows(local, options)
-        case "saved":
-            return SAVED, saved_rows(Path(name), options, training=training)
-        case "hub":
-            rows = hub_rows(name.removeprefix(HUB_PREFIX), options, training=training)
-            return HUB_KIND, rows
-    raise DataError(f"{name}: {kind} is no kind that is read from files.")
+def read_table(
+    path: Path, *, image_column: str | None = None, caption_column: str | None = None
+) -> CaptionedImages:
+    """Read a .csv or .tsv file with a header; rows of one image become its captions.
 
-
-# --------------------------------------------------------------------------------------------------
-# A name of a kind that can be read row by row → a stream of pairs.
-
-
-STREAMED = ("webdataset", "parquet", "jsonl", "hub")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageInMemory:
-    """An image whose content was read with its row."""
-
-    name: str
-    content: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> bytes:
-        """The content of the image file."""
-        return self.content
-
-
-def open_stream(
-    name: str,
-    kind: SourceKind,
-    options: ReadOptions,
-    policy: BadRowPolicy,
-    *,
-    buffer: int,
-    every_caption: bool = False,
-) -> PairStream:
-    """A source as a stream.
-
-    Args:
-        name: File, pattern or dataset.
-        kind: What it is.
-        options: How to read it.
-        policy: What to do about bad rows.
-        buffer: Rows among which the next one is drawn.
-        every_caption: Whether every caption is a pair.
+    Relative image paths start at the file's own folder, or at one beside it where the images are
+    found. Images keep the order of their first row.
 
     Raises:
+        DataError: The file cannot be read, lacks a column, has no rows, or a row has an empty
+            caption or an image that is missing or is no image. Up to ten bad rows are listed.
+    """
+    settings = SourceSettings(image_column=image_column, caption_column=caption_column)
+    return _collect(str(path), "table", settings)
+
+
+def read_all_rows(name: str, data: DataConfig) -> AllRows:
+    """Recognise a source of captioned images and read all of its rows, good or bad."""
+    name, kind, settings = resolve(name, data, training=True)
+    if kind == TOY:
+        toy = toy_train()
+        return AllRows(str(KINDS[TOY].title), toy, sum(map(len, toy.captions)))
+    return read_all(name, *_rows(name, kind, settings))
+
+
+def _collect(name: str, kind: str, settings: SourceSettings) -> CaptionedImages:
+    return collect(name, *_rows(name, kind, settings), _policy(settings))
+
+
+def _policy(data: DataConfig) -> BadRowPolicy:
+    return BadRowPolicy(skip=data.skip_bad, limit=data.max_bad)
+
+
+def _rows(name: str, kind: str, settings: SourceSettings) -> tuple[str, Iterator[Row]]:
+    """What to call the kind, and the rows, not yet checked."""
+    files, title, read = _files(name, kind), KINDS[kind].title, KINDS[kind].rows
+    if read is None:
+        raise DataError(f"{name}: {kind} is no kind that is read from files.")
+    rows = _any_listed(read(name, files, settings), name, settings)
+    return title if isinstance(title, str) else title(files), rows
+
+
+def _files(name: str, kind: str) -> list[str]:
+    return expand(name, KINDS[kind].suffixes) if KINDS[kind].several else [name]
+
+
+def _any_listed(rows: Iterator[Row], name: str, settings: SourceSettings) -> Iterator[Row]:
+    """The rows; an error where a split file chooses none of them."""
+    none = settings.listed is not None
+    for row in rows:
+        none = False
+        yield row
+    if none:
+        raise DataError(
+            f"{settings.split_file}: none of its {len(settings.listed or ()):,} images is in "
+            f"{name}. Both must call them the same."
+        )
+
+
+def open_stream(name: str, data: DataConfig | None = None) -> PairStream:
+    """Recognise a source, say what it is, and read it pair by pair as they are asked for.
+
+    Args:
+        name: File, pattern or dataset, perhaps with settings behind a `#`.
+        data: How to read it where nothing is said there; among how many rows to draw the next one,
+            and whether every caption is a pair.
+
+    Raises:
+        ConfigError: A setting does not go with the source.
         DataError: This kind cannot be streamed, or nothing is there.
     """
-    rows, length = _open(name, kind, options)
-    return PairStream(
+    data = data or DataConfig()
+    name, kind, settings = resolve(name, data, training=True)
+    passes = KINDS[kind].stream
+    if passes is None:
+        streamed = ", ".join(key for key, one in KINDS.items() if one.stream)
+        raise DataError(
+            f"{name}: {kind} cannot be streamed, only {streamed}. Leave out --data.streaming, or "
+            "write the pairs as one of these."
+        )
+    rows, length = passes(name, _files(name, kind), settings)
+    # nobody knows beforehand how many captions there are, or how many rows a split file chooses
+    if data.captions == "all" or settings.split_file is not None:
+        length = None
+    stream = PairStream(
         name=name,
         kind=f"stream of {kind}",
         open_rows=rows,
-        policy=policy,
-        buffer=buffer,
-        every_caption=every_caption,
-        length=None if every_caption else length,
+        policy=_policy(data),
+        buffer=data.shuffle_buffer,
+        every_caption=data.captions == "all",
+        length=length,
     )
+    counted = "unknown length" if length is None else f"{length:,} rows"
+    remark(f"{name}: {stream.kind}, {counted}.")
+    return stream
 
 
-def _open(name: str, kind: SourceKind, options: ReadOptions) -> tuple[OpenRows, int | None]:
-    match kind:
-        case "webdataset":
-            files = files_of(name, kind)
-            return _in_order(files, lambda file: _shard(file, options)), _count_samples(files)
-        case "jsonl" if not is_remote(name):
-            files = files_of(name, kind)
-            return _in_order(files, lambda file: jsonl_rows(Path(file), options)), None
-        case "parquet":
-            files = files_of(name, kind)
-            table = _streamed(name, lambda d: d.load_dataset(
-                "parquet", data_files=files, split="train", streaming=True
-            ))  # fmt: skip
-            return _of_table(table, name, Path(files[0]), options), _count_rows(files)
-        case "hub":
-            called = name.removeprefix(HUB_PREFIX)
-            split = hub_split(called, options, training=True)
-            table = _streamed(name, lambda d: d.load_dataset(
-                called, options.subset, split=split, streaming=True
-            ))  # fmt: skip
-            found = (table.info.splits or {}).get(split)
-            length = getattr(found, "num_examples", None)
-            rows = _of_table(
-                table, name, hub_file(called), options, lambda rows: hub_paths(rows, called)
+def open_training(data: DataConfig) -> ImageCaptions | Stream:
+    """All training sources as one, before any of it is held out."""
+    if data.weights and len(data.weights) != len(data.sources):
+        raise ConfigError(
+            f"data.weights: {len(data.weights)} numbers for {len(data.sources)} sources in "
+            "data.train. Give one for each."
+        )
+    if data.streaming:
+        streams = [open_stream(name, data) for name in data.sources]
+        if len(streams) == 1:
+            return streams[0]
+        if not data.weights:
+            raise ConfigError(
+                "data.weights is missing: streams do not tell how long they are, so say in which "
+                f"shares to mix these {len(streams)}, as in --data.weights 2 1."
             )
-            return rows, length or None
-    raise DataError(
-        f"{name}: {kind} cannot be streamed, only {', '.join(STREAMED)}. Leave out "
-        "--data.streaming, or write the pairs as one of these."
-    )
-
-
-def _in_order(files: Sequence[str], read: Callable[[str], Iterator[Row]]) -> OpenRows:
-    """Passes that read file after file."""
-
-    def begin(generator: random.Random | None) -> Iterator[Row]:
-        order = list(files)
-        if generator is not None:
-            generator.shuffle(order)
-        for file in order:
-            yield from read(file)
-
-    return begin
-
-
-def _shard(shard: str, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a shard, with the images' content."""
-    for sample in read_samples(shard):
-        row = sample_row(sample, options)
-        extension = sample_image(sample, options)
-        if extension is None:
-            yield row
-            continue
-        image = ImageInMemory(str(row.image), sample.content[extension])
-        yield Row(row.where, image, row.captions, row.problem)
-
-
-def _streamed(name: str, load: Callable[[Any], Any]) -> Any:
-    """An iterable table of `datasets`."""
-    import datasets
-
-    with readable(name):
-        return load(datasets)
-
-
-def _of_table(
-    table: Any,
-    name: str,
-    file: Path,
-    options: ReadOptions,
-    resolved: Callable[[Iterator[Written]], Iterator[Written]] = iter,
-) -> OpenRows:
-    """Passes over an iterable table, its files in an order of their own each time."""
-    with readable(name):  # column names may not be known before the first row
-        header = table.column_names or list(next(iter(table), {}))
-    columns = find_columns(name, header, options)
-    table = undecoded(table.select_columns(list(columns)))
-
-    def begin(generator: random.Random | None) -> Iterator[Row]:
-        count = table.num_shards
-        order = list(range(count))
-        if generator is not None:  # its own shuffle reads several files at once in threads
-            generator.shuffle(order)
-        for index in order:
-            written = _written(table.shard(count, index), name, columns)
-            yield from file_rows(file, resolved(written), options)
-
-    return begin
-
-
-def _written(table: Any, name: str, columns: tuple[str, str]) -> Iterator[Written]:
-    image_column, caption_column = columns
-    with explained(name):
-        for record in table:
-            image, caption = record[image_column], record[caption_column]
-            where = f"{name}, row with the caption {caption!r:.60}"
-            content = content_of(image, image_column)
-            place = None if content is None else ImageInMemory(where, content)
-            yield record_row(where, image, caption, image_column, place)
-
-
-def _count_rows(files: Sequence[str]) -> int | None:
-    """Rows of Parquet files, by their footers."""
-    import fsspec
-    from pyarrow import parquet
-
-    total = 0
-    try:
-        for file in files:
-            with fsspec.open(file, "rb") as opened:
-                total += parquet.ParquetFile(opened).metadata.num_rows
-    except (OSError, ValueError):  # reading it says what is wrong
-        return None
-    return total
-
-
-def _count_samples(files: Sequence[str]) -> int | None:
-    """Samples of shards, by the `_stats.json` that img2dataset writes beside each."""
-    total = 0
-    for file in files:
-        stats = Path(file).with_name(f"{Path(file).stem}_stats.json")
-        try:
-            total += int(json.loads(stats.read_text())["successes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return total
+        return StreamMixture(streams, data.weights)
+    opened = [open_pairs(name, data) for name in data.sources]
+    return opened[0] if len(opened) == 1 else Mixture(opened, data.weights)

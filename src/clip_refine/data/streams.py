@@ -2,18 +2,22 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from clip_refine.data.pairs import CaptionedImages, StoredImages, row_problem
-from clip_refine.data.rows import BadRow, BadRowPolicy, BadRows, ImagePlace, Row, image_problem
+from clip_refine.data.rows import (
+    BadRow,
+    BadRowPolicy,
+    BadRows,
+    ImagePlace,
+    OpenRows,
+    image_problem,
+)
 from clip_refine.errors import DataError
 
 Item = TypeVar("Item")
-OpenRows = Callable[[random.Random | None], Iterator[Row]]
-"""Begins a pass over the rows, with files or shards in an order drawn from the generator, or in
-their own order without one."""
 
 
 @dataclass(frozen=True)

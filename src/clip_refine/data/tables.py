@@ -5,24 +5,26 @@ import binascii
 import csv
 import difflib
 import json
+import random
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clip_refine.data.pairs import CaptionedImages, collect
 from clip_refine.data.rows import (
-    BadRowPolicy,
-    ReadOptions,
+    OpenRows,
     Row,
+    SourceSettings,
+    StoredImage,
     Written,
     choose_split,
     file_rows,
     is_karpathy,
     read_json,
+    readable_file,
 )
 from clip_refine.errors import DataError
 
@@ -39,27 +41,12 @@ CAPTION_COLUMNS = (
     *("comment", "raw"),
 )
 KINDS = {",": "CSV table", "\t": "TSV table", "|": "table with | between the columns"}
+"""What to call a table, by what stands between its columns."""
 
 
-def read_table(
-    path: Path, *, image_column: str | None = None, caption_column: str | None = None
-) -> CaptionedImages:
-    """Read a .csv or .tsv file with a header; rows of one image become its captions.
-
-    Relative image paths start at the file's own folder, or at one beside it where the images are
-    found. Images keep the order of their first row.
-
-    Raises:
-        DataError: The file cannot be read, lacks a column, has no rows, or a row has an empty
-            caption or an image that is missing or is no image. Up to ten bad rows are listed.
-    """
-    options = ReadOptions(image_column=image_column, caption_column=caption_column)
-    return collect(str(path), table_kind(path), table_rows(path, options), BadRowPolicy())
-
-
-def table_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
-    """The rows of a table with a header."""
-    return file_rows(path, _written(path, options), options)
+def is_table_line(line: str) -> bool:
+    """Whether a file that begins with this line may be a table with a header."""
+    return line.lstrip()[:1] not in ("{", "[") and any(mark in line for mark in KINDS)
 
 
 def table_kind(path: Path) -> str:
@@ -67,12 +54,13 @@ def table_kind(path: Path) -> str:
     return KINDS[_delimiter(path)]
 
 
-def _written(path: Path, options: ReadOptions) -> Iterator[Written]:
+def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a table with a header."""
     delimiter = _delimiter(path)
     lines = _rows(path, delimiter)
     header = [name.strip() for name in next(lines, (0, []))[1]]
-    image_at = find_column(path, header, options.image_column, IMAGE_COLUMNS, "image")
-    caption_at = find_column(path, header, options.caption_column, CAPTION_COLUMNS, "caption")
+    image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
+    caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
     for number, row in lines:
         if not row:
             continue
@@ -93,7 +81,10 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of every row, the header first; bytes no UTF-8 as surrogates."""
     try:
         # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with (
+            readable_file(path),
+            path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
+        ):
             if delimiter == ",":
                 reader = csv.reader(file, strict=True)
                 for row in reader:
@@ -104,19 +95,14 @@ def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                 for number, line in enumerate(file, start=1):
                     fields = line.rstrip("\r\n").split(delimiter)
                     yield number, fields if line.strip() else []
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
     except csv.Error as error:
         raise DataError(f"{path}: is no valid CSV file ({error}).") from error
 
 
 def _delimiter(path: Path) -> str:
     """By the first line: a | only where there are neither tabs nor commas; by the name in doubt."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = file.readline()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = file.readline()
     if path.suffix.lower() == ".tsv":
         return "\t"
     if "|" in first and "," not in first:
@@ -137,7 +123,8 @@ def find_column(
         raise DataError(f"{path}: has no column {wanted!r}, only {', '.join(header)}.{hint}")
     raise DataError(
         f"{path}: no {what} column among {', '.join(header) or 'no columns'}; looked for "
-        f"{', '.join(known)}. Name it with --data.{what}-column."
+        f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "
+        f"NAME#{what}_column=..."
     )
 
 
@@ -202,6 +189,35 @@ def _from_base64(text: str) -> bytes:
         raise ValueError(f"has an image that is no valid base64 ({error}).") from error
 
 
+def find_columns(name: Path | str, header: list[str], settings: SourceSettings) -> tuple[str, str]:
+    """Names of the image and the caption column among those of a record."""
+    image = find_column(name, header, settings.image_column, RECORD_IMAGES, "image")
+    caption = find_column(name, header, settings.caption_column, RECORD_CAPTIONS, "caption")
+    return header[image], header[caption]
+
+
+def record_row(
+    where: str,
+    record: Mapping[str, Any],
+    columns: tuple[str, str],
+    place: Callable[[bytes], StoredImage],
+) -> Written:
+    """A record's image and captions as a row; `place` says where an image with content is."""
+    image_column, caption_column = columns
+    captions = texts_of(record.get(caption_column))
+    if isinstance(captions, str):
+        return Written(where, "", (), captions)
+    image = record.get(image_column)
+    try:
+        found = image_of(image, encoded=image_column in BYTES_COLUMNS)
+    except ValueError as error:
+        return Written(where, "", captions, f"{error} Mend it or remove the row.")
+    if isinstance(found, bytes):
+        name = image.get("path") if isinstance(image, Mapping) else None
+        return Written(where, place(found), captions, name=name or None)
+    return Written(where, found or "", captions)
+
+
 # --------------------------------------------------------------------------------------------------
 # Tab-separated values, where some programs quote fields and others mean quotes as they stand.
 
@@ -263,9 +279,6 @@ def _unquoted(field: str) -> str:
 # JSON lines: one object a line, with an image path or base64 content and captions.
 
 
-JSONL_KIND = "JSON lines"
-
-
 @dataclass(frozen=True, slots=True)
 class ImageInLine:
     """An image whose content stands in a line, read again when it is needed."""
@@ -288,52 +301,48 @@ class ImageInLine:
         return content
 
 
-def jsonl_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+def jsonl_stream(
+    name: str, files: Sequence[str], settings: SourceSettings
+) -> tuple[OpenRows, int | None]:
+    """Passes over .jsonl files, which do not tell how many rows they have."""
+
+    def read(file: str) -> Iterator[Row]:
+        return file_rows(Path(file), jsonl_rows(Path(file), settings), settings)
+
+    return in_any_order(files, read), None
+
+
+def in_any_order(files: Sequence[str], read: Callable[[str], Iterator[Row]]) -> OpenRows:
+    """Passes that read file after file."""
+
+    def begin(generator: random.Random | None) -> Iterator[Row]:
+        order = list(files)
+        if generator is not None:
+            generator.shuffle(order)
+        for file in order:
+            yield from read(file)
+
+    return begin
+
+
+def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a .jsonl file."""
-    return file_rows(path, _written_jsonl(path, options), options)
-
-
-def _written_jsonl(path: Path, options: ReadOptions) -> Iterator[Written]:
     columns: tuple[str, str] | None = None
     start = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                where, here = f"{path}, line {number}", start
-                start += len(line)
-                if not line.strip():
-                    continue
-                record = _record(line)
-                if isinstance(record, str):
-                    yield Written(where, "", (), record)
-                    continue
-                if columns is None:
-                    columns = find_columns(path, list(record), options)
-                place = ImageInLine(path, number, here, columns[0])
-                yield _row(where, record, columns, place)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
-
-
-def _row(
-    where: str, record: dict[str, Any], columns: tuple[str, str], place: ImageInLine
-) -> Written:
-    image_column, caption_column = columns
-    captions = texts_of(record.get(caption_column))
-    if isinstance(captions, str):
-        return Written(where, "", (), captions)
-    try:
-        image = image_of(record.get(image_column), encoded=image_column in BYTES_COLUMNS)
-    except ValueError as error:
-        return Written(where, "", captions, f"{error} Mend it or remove the row.")
-    return Written(where, place if isinstance(image, bytes) else image or "", captions)
-
-
-def find_columns(name: Path | str, header: list[str], options: ReadOptions) -> tuple[str, str]:
-    """Names of the image and the caption column among those of a record."""
-    image = find_column(name, header, options.image_column, RECORD_IMAGES, "image")
-    caption = find_column(name, header, options.caption_column, RECORD_CAPTIONS, "caption")
-    return header[image], header[caption]
+    with readable_file(path), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where, here = f"{path}, line {number}", start
+            start += len(line)
+            if not line.strip():
+                continue
+            record = _record(line)
+            if isinstance(record, str):
+                yield Written(where, "", (), record)
+                continue
+            if columns is None:
+                columns = find_columns(path, list(record), settings)
+            place = ImageInLine(path, number, here, columns[0])
+            yield record_row(where, record, columns, lambda _, place=place: place)
 
 
 def _record(line: bytes) -> dict[str, Any] | str:
@@ -350,8 +359,6 @@ def _record(line: bytes) -> dict[str, Any] | str:
 # --------------------------------------------------------------------------------------------------
 # Flickr8k's and Flickr30k's token files: `1000268201.jpg#0<tab>A child in a pink dress .`.
 
-
-TOKEN_KIND = "token file"  # noqa: S105
 _LINE = re.compile(r"(?P<image>[^\t]+?)#\d+\t(?P<caption>.*)", re.DOTALL)
 
 
@@ -364,37 +371,26 @@ def is_token_line(line: str) -> bool:
     return _LINE.match(line) is not None
 
 
-def token_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a token file."""
-    return file_rows(path, _written_token(path), options)
-
-
-def _written_token(path: Path) -> Iterator[Written]:
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                found = _LINE.fullmatch(line.rstrip("\r\n"))
-                if found:
-                    yield Written(where, found["image"].strip(), (found["caption"],))
-                else:
-                    problem = "expected 'image.jpg#0', a tab and a caption. Mend or remove the row."
-                    yield Written(where, "", (), problem)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            found = _LINE.fullmatch(line.rstrip("\r\n"))
+            if found:
+                yield Written(where, found["image"].strip(), (found["caption"],))
+            else:
+                problem = "expected 'image.jpg#0', a tab and a caption. Mend or remove the row."
+                yield Written(where, "", (), problem)
 
 
 # --------------------------------------------------------------------------------------------------
 # COCO captions files, and Karpathy's files of images with their sentences and split.
 
 
-COCO = "COCO captions"
-KARPATHY = "Karpathy split file"
-
-
-def coco_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
+def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a COCO captions file: one an annotation, image by image.
 
     Images without annotations come as rows without captions.
@@ -405,35 +401,6 @@ def coco_rows(path: Path, options: ReadOptions) -> Iterator[Row]:
             f"{path}: is no COCO captions file. Expected an object with 'images' (id, file_name) "
             "and 'annotations' (image_id, caption)."
         )
-    return file_rows(path, _coco_written(path, content), options)
-
-
-def karpathy_rows(path: Path, options: ReadOptions, *, training: bool) -> Iterator[Row]:
-    """The rows of a Karpathy split file: one an image.
-
-    Without `options.split` the training splits (`train` and `restval`) or the validation split.
-    """
-    content = read_json(path)
-    if not is_karpathy(content):
-        raise DataError(
-            f"{path}: is no Karpathy split file. Expected an object with 'images', each with "
-            "filename, split and sentences."
-        )
-    found = {str(image.get("split")) for image in content["images"] if isinstance(image, dict)}
-    splits = choose_split(str(path), found, options.split, training=training)
-    return file_rows(path, _karpathy_written(path, content, splits), options)
-
-
-def is_coco(content: Any) -> bool:
-    """Whether a JSON file has the layout of COCO's captions."""
-    return (
-        isinstance(content, dict)
-        and isinstance(content.get("images"), list)
-        and isinstance(content.get("annotations"), list)
-    )
-
-
-def _coco_written(path: Path, content: Any) -> Iterator[Written]:
     captions: dict[Any, list[tuple[int, Any]]] = {}
     for position, annotation in enumerate(content["annotations"]):
         owner = annotation.get("image_id") if isinstance(annotation, dict) else None
@@ -469,7 +436,19 @@ def _annotation(where: str, name: str, annotation: Any) -> Written:
     return Written(where, name, (), f"has no caption but {caption!r:.40}. Add one or remove it.")
 
 
-def _karpathy_written(path: Path, content: Any, splits: tuple[str, ...]) -> Iterator[Written]:
+def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a Karpathy split file: one an image.
+
+    Without `split` the training splits (`train` and `restval`) or the validation split.
+    """
+    content = read_json(path)
+    if not is_karpathy(content):
+        raise DataError(
+            f"{path}: is no Karpathy split file. Expected an object with 'images', each with "
+            "filename, split and sentences."
+        )
+    found = {str(image.get("split")) for image in content["images"] if isinstance(image, dict)}
+    splits = choose_split(str(path), found, settings.split, training=settings.training)
     for position, image in enumerate(content["images"]):
         if not isinstance(image, dict) or image.get("split") not in splits:
             continue
@@ -482,6 +461,15 @@ def _karpathy_written(path: Path, content: Any, splits: tuple[str, ...]) -> Iter
         if len(texts) < len(raw):
             problem = "has a sentence without 'raw' text. Mend or remove it."
         yield Written(where, f"{folder}/{name}" if folder else name, texts, problem)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether a JSON file has the layout of COCO's captions."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("images"), list)
+        and isinstance(content.get("annotations"), list)
+    )
 
 
 def _plain(value: Any) -> Any:

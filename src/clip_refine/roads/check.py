@@ -21,6 +21,7 @@ from clip_refine.data.look import (
     scan_images,
 )
 from clip_refine.data.pixels import PixelReader
+from clip_refine.data.sources import read_all_rows
 from clip_refine.errors import ConfigError
 from clip_refine.models.transformers import context_length, token_counts
 from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
@@ -73,7 +74,7 @@ def check_data(
         if path is not None:
             check_free(path, overwrite=overwrite, folder=False)
     tokenizer = build.build_tokenizer(model or ModelConfig())
-    found = build.read_all_rows(source, data)
+    found = read_all_rows(source, data)
     facts = scan_images(found.images, workers=build.count_free_workers(workers))
     findings = Findings(
         source=source,

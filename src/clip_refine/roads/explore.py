@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clip_refine import build
 from clip_refine.config import ModelConfig, RefineConfig, load_config, override
-from clip_refine.data import CaptionedImages, ImageCaptions, Subset
+from clip_refine.data import CaptionedImages, ImageCaptions, Subset, open_pairs
 from clip_refine.data.images import SUFFIXES
 from clip_refine.data.pairs import Images
 from clip_refine.errors import ConfigError, DataError, ModelError
@@ -138,10 +138,9 @@ def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
         return build.build_data(config.data, seed=config.seed)[1]
     folder = Path(images)
     if not folder.is_dir():
-        # the run's split need not be one of this source
-        return build.open_source(
-            images, override(config, data={"split": None}).data, training=False
-        )
+        # the split, the list and the columns are those of the run's own pairs
+        others = ("split", "split_file", "image_column", "caption_column")
+        return open_pairs(images, override(config.data, **dict.fromkeys(others)), training=False)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")

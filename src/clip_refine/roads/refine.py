@@ -23,6 +23,7 @@ from clip_refine.config import (
 from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, Stream, Subset
 from clip_refine.data.rows import skipped_rows, write_skipped
+from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.errors import ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.embed import embed_pairs
@@ -341,7 +342,7 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
     """The settings with absolute paths, so that they repeat the run from another folder."""
 
     def absolute(name: str | None) -> str | None:
-        is_path = name and name != build.TOY and Path(name).exists()
+        is_path = name and name != TOY and Path(name).exists()
         return str(Path(name).resolve()) if name and is_path else name
 
     kind, identifier = build.model_source(config.model.name)
@@ -358,11 +359,12 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
 
 
 def _data_from_anywhere(data: DataConfig) -> dict[str, Any]:
-    paths = {name: getattr(data, name) for name in ("image_folder", "split_file", "cache_folder")}
-    train = tuple(map(build.absolute_source, data.sources))
+    names = ("image_folder", "split_file", "val_split_file", "cache_folder")
+    paths = {name: getattr(data, name) for name in names}
+    train = tuple(map(absolute_source, data.sources))
     return {
         "train": train[0] if isinstance(data.train, str) else train or None,
-        "val": data.val and build.absolute_source(data.val),
+        "val": data.val and absolute_source(data.val),
         **{key: path and path.resolve() for key, path in paths.items()},
     }
 

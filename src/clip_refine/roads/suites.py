@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from clip_refine import build
-from clip_refine.build import open_source
 from clip_refine.config import DataConfig, EvaluateConfig, ModelConfig, Suite, explain, load_suite
 from clip_refine.config.suites import (
     CaptionsSource,
@@ -26,7 +25,7 @@ from clip_refine.config.suites import (
     ZeroShotTask,
     shipped,
 )
-from clip_refine.data import ImageCaptions
+from clip_refine.data import ImageCaptions, open_pairs
 from clip_refine.data.images import DECODING
 from clip_refine.data.labelled import (
     OPEN_CLIP,
@@ -210,10 +209,10 @@ def _read_rows(place: RowsSource, path: str) -> IndexedImages:
 
 def _read_captions(place: CaptionsSource, where: str) -> ImageCaptions:
     try:
-        config = DataConfig.model_validate({"val": where, **place.options})
+        config = DataConfig.model_validate({"train": where, **place.options})
     except ValidationError as error:
         raise ConfigError(explain(error, where=f"{where}: options.")) from error
-    return open_source(where, config, training=False)
+    return open_pairs(where, config, training=False)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -395,7 +395,7 @@ def interpolate_verb(arguments: list[str]) -> None:
     from tyro.conf import Positional, arg
 
     def run(
-        base: Annotated[Positional[str], arg(help="Run or model folder, or a model's name.")],
+        base: Annotated[Positional[str], arg(help="Run or model folder, name, or ARCH@TAG.")],
         refined: Annotated[Positional[str], arg(help="The same, of the same architecture.")],
         out: Annotated[Path, arg(help="Folder for the model.")],
         weight: Annotated[float, arg(help="0 gives the first model, 1 the second.")] = 0.5,

@@ -22,7 +22,7 @@ from clip_refine.data.look import (
 )
 from clip_refine.data.pixels import PixelReader
 from clip_refine.errors import ConfigError
-from clip_refine.models.transformers import context_length, token_counts
+from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
 from clip_refine.support.console import Bar, console
 from clip_refine.support.folder import check_free, complete_file
@@ -134,7 +134,7 @@ def _images(
 def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindings:
     texts = [text for own in captions for text in own]
     tokens = _count_tokens(tokenizer, texts)
-    limit = context_length(tokenizer)
+    limit = tokenizer.context_length if isinstance(tokenizer, CountingTokenizer) else None
     is_long = [limit is not None and count > limit for count in tokens or ()]
     long = [index for index, too_long in enumerate(is_long) if too_long]
     long.sort(key=lambda index: -(tokens or [])[index])
@@ -153,10 +153,12 @@ def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindi
 
 
 def _count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int] | None:
+    if not isinstance(tokenizer, CountingTokenizer):
+        return None
     counts: list[int] = []
     starts = range(0, len(texts), _TEXTS)
     for start in Bar("Counting tokens", len(starts), transient=True).over(starts):
-        counted = token_counts(tokenizer, texts[start : start + _TEXTS])
+        counted = tokenizer.token_counts(texts[start : start + _TEXTS])
         if counted is None:
             return None
         counts += counted

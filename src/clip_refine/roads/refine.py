@@ -68,7 +68,7 @@ def refine(
         if model is not None:
             name = f"python:{type(model).__name__}"
             config = override(config, model={"name": name, "pretrained": None, "factory": None})
-        encoder = model or build.build_model(config.model)
+        encoder = build.build_model(config.model, model)
         student = build.build_student(encoder, config.train, accelerator.device)
         reader = build.build_reader(
             config.data,

@@ -18,9 +18,20 @@ from clip_refine.config.runs import CompareConfig
 from clip_refine.config.settings import RECIPES
 from clip_refine.data import image_batches, read_class_folders, read_table
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.models.text_length import text_tower
+from clip_refine.models.text_length import encode_cut
 from clip_refine.report.tables import comparison_tables
 from clip_refine.roads.compare import compare
+
+
+class TextOnly(nn.Module):
+    """photo-clip's text tower as an open_clip model without images."""
+
+    def __init__(self, model: OpenClipEncoder) -> None:
+        super().__init__()
+        self.text = model.clip.text
+
+    def encode_text(self, tokens: Tensor, *, normalize: bool) -> Tensor:
+        return self.text(tokens)
 
 
 class LateTowers(nn.Module):
@@ -31,9 +42,8 @@ class LateTowers(nn.Module):
         visual = model.clip.visual
         self.early, self.late = split_trunk(visual.trunk, trained_blocks)
         self.late.append(visual.head)
-        self.text = text_tower(model.clip)
+        self.text = TextOnly(model)
         self.log_scale = nn.Parameter(model.clip.logit_scale.detach(), requires_grad=False)
-        self.text_cut = model.text_cut
         self.tokenizer = model.tokenizer
         self.model_preprocess = model.preprocess
         self.early.requires_grad_(False)
@@ -53,7 +63,7 @@ class LateTowers(nn.Module):
         return self.late(pixels)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return self.text_cut.encode(self.text, tokens)
+        return encode_cut(self.text, tokens)
 
 
 def split_trunk(trunk: Any, trained_blocks: int) -> tuple[nn.Sequential, nn.Sequential]:

@@ -58,7 +58,7 @@ from clip_refine.models import (
     load_weights_file,
 )
 from clip_refine.models.checkpoints import is_run, recognise_folder
-from clip_refine.models.open_clip import quiet_open_clip
+from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip
 from clip_refine.support.console import console, remark
 from clip_refine.train import (
     StudentTowers,
@@ -129,8 +129,22 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 # A model's name → the model.
 
 
-def build_model(config: ModelConfig) -> DualEncoder:
-    """The model to start from, float32, in evaluation mode."""
+def named_model(name: str) -> ModelConfig:
+    """What one word says about a model: a name, or `ARCHITECTURE@TAG`.
+
+    >>> named_model("ViT-B-32@openai")
+    ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
+    """
+    architecture, mark, tag = name.rpartition("@")
+    if mark and not Path(name).exists():
+        return ModelConfig(name=architecture, pretrained=tag)
+    return ModelConfig(name=name)
+
+
+def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEncoder:
+    """The model to start from, float32, in evaluation mode; or the one that was given, checked."""
+    if given is not None:
+        return check_dual_encoder(given)
     kind, identifier = model_source(config.name)
     if kind not in ("open_clip", "local-dir", "toy") and config.pretrained:
         raise ModelError(
@@ -195,7 +209,7 @@ def build_tokenizer(config: ModelConfig) -> Any:
         return build_model(config).tokenizer
     try:
         with quiet_open_clip():
-            return open_clip.get_tokenizer(architecture)
+            return OpenClipTokenizer(open_clip.get_tokenizer(architecture))
     except (OSError, ImportError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -334,7 +348,7 @@ def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
 
 def build_student(model: DualEncoder, config: RefineConfig, device: torch.device) -> nn.Module:
     """The model ready to be trained, on `device`."""
-    student: nn.Module = check_dual_encoder(model)
+    student: Any = model
     objective = Objective(config.loss)
     asked = config.train.logit_scale == "trained"
     # a parameter that no loss looks at would still decay, and data-parallel training waits for it

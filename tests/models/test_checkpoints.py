@@ -1,6 +1,7 @@
 """Weights by path: OpenAI's TorchScript archives, training checkpoints, bare state dicts."""
 
 import argparse
+import json
 import pickle
 import warnings
 import zipfile
@@ -128,7 +129,130 @@ def test_code_in_an_archive_is_not_run(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", ""])
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "model.", ""]
+
+
+def named(clip: open_clip.CLIP, prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": weight.clone() for name, weight in clip.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "model_state_dict."])
+def test_safetensors_with_a_wrappers_names(
+    tiny_arch, tmp_path: Path, prefix: str, capsys: pytest.CaptureFixture[str]
+):
+    clip = random_clip({**OPENAI, "quick_gelu": False})
+    path = tmp_path / "weights.safetensors"
+    save_file(named(clip, prefix), path)
+    assert_same(load(path, "tiny-arch"), clip)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("left out of their names" in said) == bool(prefix)
+    model = {"model_cfg": {**OPENAI, "quick_gelu": False}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(model))
+    path.rename(tmp_path / "open_clip_model.safetensors")
+    assert_same(load(tmp_path), clip)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_several_files(tiny_arch, tmp_path: Path, kind: str):
+    clip = random_clip({**OPENAI, "quick_gelu": False})
+    weights = named(clip, "module.")
+    names = list(weights)
+    listing = {}
+    for number, part in enumerate((names[::2], names[1::2])):
+        file = tmp_path / f"open_clip_model-{number}.{kind}"
+        content = {name: weights[name] for name in part}
+        save_file(content, file) if kind == "safetensors" else torch.save(content, file)
+        listing |= dict.fromkeys(part, file.name)
+    index = tmp_path / f"open_clip_model.{kind}.index.json"
+    index.write_text(json.dumps({"weight_map": listing}))
+    assert_same(load(index, "tiny-arch"), clip)
+    model = {"model_cfg": {**OPENAI, "quick_gelu": False}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(model))
+    assert_same(load(tmp_path), clip)
+    file.unlink()
+    with pytest.raises(ModelError, match=rf"its part open_clip_model-1.{kind} is not beside it"):
+        load(index, "tiny-arch")
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
+def test_weights_among_a_trainers_other_things(tiny_arch, tmp_path: Path, key: str):
+    clip = random_clip({**OPENAI, "quick_gelu": False})
+    torch.save({"epoch": 3, key: clip.state_dict(), "loss": torch.tensor(0.3)}, tmp_path / "w.pt")
+    assert_same(load(tmp_path / "w.pt", "tiny-arch"), clip)
+
+
+def test_weights_under_a_name_of_ones_own_are_pointed_at(tiny_arch, tmp_path: Path):
+    clip = random_clip(OPENAI)
+    torch.save({"ema": clip.state_dict(), "loss": torch.tensor(0.3)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="holds no weights but those under 'ema'"):
+        load(tmp_path / "w.pt", "tiny-arch")
+
+
+def test_two_models_in_one_file_are_not_mixed(tiny_arch, tmp_path: Path):
+    clip = random_clip(OPENAI)
+    torch.save({**named(clip, ""), **named(clip, "model.")}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="two weights called .*, one of them as model"):
+        load(tmp_path / "w.pt", "tiny-arch")
+
+
+def test_what_is_missing_or_left_over_is_named(tiny_arch, tmp_path: Path):
+    weights = named(random_clip(OPENAI), "")
+    del weights["logit_scale"]
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="logit_scale") as raised:
+        load(tmp_path / "w.pt", "tiny-arch")
+    assert "They are weights of tiny-arch" not in str(raised.value)
+    torch.save({**named(random_clip(OPENAI), ""), "extra.weight": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"Unexpected.*extra\.weight"):
+        load(tmp_path / "w.pt", "tiny-arch")
+
+
+@pytest.mark.parametrize(
+    ("tower", "setting", "value", "message"),
+    [
+        ("text_cfg", "context_length", 32, "has 24 positions in the file and 32 in this model"),
+        ("vision_cfg", "image_size", 96, "has 17 positions in the file and 37 in this model"),
+    ],
+)
+def test_position_tables_are_not_resized(
+    tmp_path: Path, tower: str, setting: str, value: int, message: str
+):
+    settings = {**OPENAI, tower: {**OPENAI[tower], setting: value}}
+    config = {"model_cfg": settings, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(named(random_clip(OPENAI), ""), tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path)
+
+
+def run_of(clip: open_clip.CLIP, architecture: str, path: Path) -> Path:
+    name = f"2026_01_01-model_{architecture}-lr_0.001-b_64-j_4-p_amp"
+    torch.save({"name": name, "state_dict": clip.state_dict()}, path)
+    return path
+
+
+def test_a_runs_name_does_not_hide_the_activation(
+    tiny_arch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    plain = run_of(random_clip({**OPENAI, "quick_gelu": False}), "tiny-arch", tmp_path / "plain.pt")
+    load(plain)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "weights of tiny-arch, as their run is called, with GELU" in said
+    assert f"--model.name tiny-arch-quickgelu --model.pretrained {plain}" in said
+    clip = random_clip(OPENAI)
+    quick = run_of(clip, "tiny-arch-quickgelu", tmp_path / "quick.pt")
+    assert_same(load(quick), clip)
+    assert_same(load(quick, "tiny-arch"), clip)
+    assert "used with QuickGELU, since their run is called" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    archive = write_archive(tmp_path / "archive.pt", clip)
+    model = load(archive, "tiny-arch")
+    assert_same(model, clip)
+    assert model.model_config["quick_gelu"] is True
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_training_checkpoint(tiny_arch, tmp_path: Path, prefix: str):
     clip = random_clip({**OPENAI, "quick_gelu": False})
     optimiser = torch.optim.AdamW(clip.parameters())

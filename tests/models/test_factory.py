@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,9 @@ from clip_refine.config import ModelConfig, load_config, override
 from clip_refine.config.runs import RefineConfig
 from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import ConfigError, ModelError
+from clip_refine.results import BaseModelFacts, Provenance
 from clip_refine.roads.refine import refine
+from clip_refine.saving import save_model
 
 MODULE = """
 import torch
@@ -111,6 +114,35 @@ def test_a_module_whose_own_import_fails(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_factory_and_weights_do_not_go_together():
     with pytest.raises(ConfigError, match="pretrained 'openai' does not go with factory"):
         override(RefineConfig(), model={"factory": "a:b", "pretrained": "openai"})
+
+
+def test_a_logarithm_given_as_the_logit_scale_is_remarked_on(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / f"{module}.py"
+    path.write_text(MODULE.replace("2.0", "4.6"), encoding="utf-8")
+    build.build_model(ModelConfig(factory=f"{module}:build"))
+    assert "logit_scale" not in capsys.readouterr().err
+    again = MODULE.replace("2.0", "4.6").replace("self.scale.exp()", "self.scale")
+    (tmp_path / f"{module}_log.py").write_text(again, encoding="utf-8")
+    build.build_model(ModelConfig(factory=f"{module}_log:build"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its logit_scale is 4.6, where trained models have 10 to 100" in said
+    assert "return its .exp()" in said
+
+
+def test_a_save_of_its_own_is_used(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model: Any = build.build_model(ModelConfig(factory=f"{module}:build"))
+    provenance = Provenance(version="1", made="refined", base=BaseModelFacts(name="mine"))
+    save_model(model, tmp_path / "weights", provenance)
+    assert (tmp_path / "weights" / "model.safetensors").is_file()
+    calls = []
+    monkeypatch.setattr(
+        type(model), "save", lambda self, folder, metadata: calls.append(metadata), raising=False
+    )
+    (tmp_path / "own").mkdir()
+    save_model(model, tmp_path / "own", provenance)
+    assert calls == [provenance.header()]
 
 
 def test_an_object_that_lacks_something(pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path):

@@ -75,6 +75,41 @@ def test_a_tower_without_an_output_layer_says_what_to_pass():
         output_layer(model, lambda: model.layer(torch.ones(1, 3)).tanh(), "image")
 
 
+class SharedProjection(nn.Module):
+    """Two towers of different norms that end in one and the same matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+        self.projection = nn.Linear(4, 5, bias=False)
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.image(pixels))
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.text(3 * tokens))
+
+
+@torch.no_grad()
+def test_a_projection_of_both_towers_is_not_scaled_twice():
+    torch.manual_seed(0)
+    model = SharedProjection()
+    pixels, tokens = torch.randn(4, 3), torch.randn(4, 3)
+
+    def norms() -> list[float]:
+        features = model.encode_image(pixels), model.encode_text(tokens)
+        return [float(each.norm(dim=-1).mean()) for each in features]
+
+    before = norms()
+    scale = FeatureScale.canonical(model, pixels, tokens, RawNorms(*before, logit_scale=100.0))
+    assert norms() == pytest.approx([10, 10], rel=1e-5)
+    scale.undo()
+    assert norms() == pytest.approx(before, rel=1e-5)
+    model.text = model.image  # now nothing scales one side alone
+    with pytest.raises(ModelError, match="image tower does not end in a layer of its own"):
+        FeatureScale.canonical(model, pixels, tokens, RawNorms(*before, logit_scale=100.0))
+
+
 @pytest.mark.parametrize(
     ("image", "text", "near"), [(10, 10, True), (7, 14, True), (16.2, 24, False), (10, 5, False)]
 )

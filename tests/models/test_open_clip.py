@@ -78,6 +78,39 @@ def test_text_keeps_its_length_where_a_cut_would_change_features(tmp_path: Path,
     assert model.encode_text(model.tokenizer(TEXTS)).shape == (3, 16)
 
 
+def test_a_cut_that_open_clip_no_longer_allows_is_given_up_and_said(
+    tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As a version of it would that looks at the last place, or pads in front."""
+    encode = open_clip.CLIP.encode_text
+    monkeypatch.setattr(
+        open_clip.CLIP,
+        "encode_text",
+        lambda self, text, normalize=False: encode(self, text, normalize) * text.shape[1],
+    )
+    other = OpenClipEncoder(
+        tiny.clip, tiny.preprocess, tiny.full_length_tokenizer, tiny.model_config
+    )
+    assert other.text_cut is None
+    assert other.tokenizer(TEXTS).shape == (3, 32)
+    assert "Texts are encoded at their full length of 32 tokens" in capsys.readouterr().err
+
+
+def test_an_end_that_is_also_the_padding_is_kept(tiny: OpenClipEncoder):
+    """As in Transformers' CLIP tokenizers, where nothing but the first end tells the end."""
+
+    def padded(texts: list[str]) -> torch.Tensor:
+        tokens = tiny.full_length_tokenizer(texts)
+        return torch.where(tokens == 0, 49407, tokens)
+
+    other = OpenClipEncoder(tiny.clip, tiny.preprocess, padded, tiny.model_config)
+    for length in range(1, 12):
+        texts = ["dog " * length]
+        cut, full = other.tokenizer(texts), padded(texts)
+        assert cut.shape[1] < 32
+        assert torch.allclose(other.encode_text(cut), tiny.clip.encode_text(full), atol=1e-6)
+
+
 def test_a_text_that_fills_the_context(tiny: OpenClipEncoder):
     long = ["word " * 100, "short"]
     assert tiny.tokenizer(long).shape == (2, 32)

@@ -100,7 +100,7 @@ def test_text_is_cut_only_where_that_is_exact(folders):
         model = load_transformers(str(folders[kind]))
         shapes[kind] = tuple(model.tokenizer(["a dog", "dog"]).shape)
         long = model.tokenizer(["word " * 200])
-        assert long.shape[1] == model.tokenizer.length
+        assert long.shape[1] == model.tokenizer.context_length
         assert model.encode_text(long).isfinite().all()
     # SigLIP's tower looks at its padding
     assert shapes == {

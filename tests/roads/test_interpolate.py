@@ -1,7 +1,9 @@
 """A model on the line between two saved ones."""
 
+import json
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 
@@ -9,8 +11,11 @@ from clip_refine.cli import main
 from clip_refine.config import load_config
 from clip_refine.config.runs import RefineConfig
 from clip_refine.data.toy import ToyPairs
+from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.roads.interpolate import interpolate
 from clip_refine.roads.refine import refine
+from tests.conftest import PREPROCESS, TINY
 
 
 @pytest.fixture
@@ -53,6 +58,36 @@ def test_what_is_refused(
         main(["interpolate", tiny_name, str(moved), "--out", str(tmp_path / "x"), *more])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quick_gelu": True}, "one has GELU and the other QuickGELU"),
+        ({"mean": [0.1] * 3}, "prepare images differently"),
+    ],
+)
+def test_models_of_two_functions_are_not_mixed(
+    changes: dict, message: str, tiny_name: str, moved: Path, tmp_path: Path
+):
+    path = moved / "model" / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    part = config["preprocess_cfg" if "mean" in changes else "model_cfg"]
+    part.update(changes)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=message):
+        interpolate(tiny_name, str(moved), weight=0.5, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_architecture_with_its_tag(tiny_name: str, tmp_path: Path, monkeypatch):
+    weights = Path(tiny_name.removeprefix("local-dir:")) / "open_clip_model.safetensors"
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-arch", dict(TINY))
+    tags = {"mine": {"url": "x", **PREPROCESS}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-arch", tags)
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", lambda *_, **__: str(weights))
+    interpolate("tiny-arch@mine", tiny_name, weight=0.5, out=tmp_path / "out")
+    assert "tiny-arch (mine)" in (tmp_path / "out" / "provenance.json").read_text()
 
 
 def refined(

@@ -1,32 +1,30 @@
 """Files and folders of weights, and factories: what is in them, and the model made of it."""
 
 import argparse
-import importlib
 import io
 import json
 import pickle
 import pickletools
 import re
 import shutil
-import sys
-import traceback
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.jit import _pickle as script_lists
 
 from clip_refine.errors import ModelError
-from clip_refine.models.encoder import DualEncoder, check_dual_encoder
+from clip_refine.models.encoder import save_weights
+from clip_refine.support.console import remark
 
 # --------------------------------------------------------------------------------------------------
 # The weights of a TorchScript archive, read without its code.
@@ -112,7 +110,10 @@ def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 """Kept beside OpenAI's weights, and by nobody else."""
-_PREFIXES = ("module.", "_orig_mod.")  # of data-parallel and compiled models
+_NESTED = ("state_dict", "model_state_dict", "model")
+"""Where trainers put weights among other things: open_clip's, the usual snippet, timm's."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", *(f"{name}." for name in _NESTED[:2]))
+"""Of data-parallel, compiled and Lightning's models, and of nested states that were flattened."""
 
 
 @dataclass(frozen=True)
@@ -129,39 +130,104 @@ class CheckpointFile:
 
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
-    """A file of weights, ready for open_clip within the block."""
+    """A file of weights, ready for open_clip within the block; what was changed is said."""
     if path.suffix in (".npz", ".npy"):
         yield CheckpointFile(path, path, {})
-    elif path.suffix == ".safetensors":
-        yield CheckpointFile(path, path, _safetensors_shapes(path))
-    elif is_torchscript(path):
-        with _rewritten(path, read_torchscript(path), is_openai=True) as checkpoint:
-            yield checkpoint
-    else:
-        with torch.serialization.safe_globals(_plain_settings()):
-            stored = _read_pickle(path)
-            weights, run_name = _state_dict(path, stored)
-            cleaned = _cleaned(weights)
-            if _as_open_clip_names(weights) == set(cleaned):
-                shapes = {name: tuple(weight.shape) for name, weight in cleaned.items()}
-                yield CheckpointFile(path, path, shapes, run_name=run_name)
-            else:
-                is_openai = any(name in weights for name in _OPENAI_NUMBERS)
-                with _rewritten(path, cleaned, is_openai=is_openai) as checkpoint:
-                    yield replace(checkpoint, run_name=run_name)
+        return
+    if path.suffix == ".safetensors":
+        shapes = _safetensors_shapes(path)
+        if shapes.keys() == _cleaned(path, shapes)[0].keys():
+            yield CheckpointFile(path, path, shapes)  # not read here, since it may be large
+            return
+    with torch.serialization.safe_globals(_plain_settings()):
+        weights, run_name, done = _read(path)
+        cleaned, left_out = _cleaned(path, weights)
+        done += [f"{name!r} left out of their names" for name in left_out]
+        if done:
+            remark(f"{path}: weights {', '.join(done)}.")
+        shapes = {name: tuple(weight.shape) for name, weight in cleaned.items()}
+        is_openai = is_torchscript(path) or any(name in weights for name in _OPENAI_NUMBERS)
+        if path.suffix != ".safetensors" and not done and len(cleaned) == len(weights):
+            yield CheckpointFile(path, path, shapes, is_openai, run_name)
+            return
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / "weights.safetensors"
+            save_weights(cleaned, copy, {})
+            yield CheckpointFile(path, copy, shapes, is_openai, run_name)
 
 
-@contextmanager
-def _rewritten(
-    path: Path, weights: Mapping[str, Tensor], *, is_openai: bool
-) -> Iterator[CheckpointFile]:
-    """A copy as .safetensors, there within the block."""
-    cleaned = {name: weight.contiguous().clone() for name, weight in _cleaned(weights).items()}
-    shapes = {name: tuple(weight.shape) for name, weight in cleaned.items()}
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / "weights.safetensors"
-        save_file(cleaned, copy)
-        yield CheckpointFile(path, copy, shapes, is_openai)
+def weights_in(folder: Path) -> Path | None:
+    """The file of weights that open_clip would load from a folder, or the list of its parts."""
+    names = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+    patterns = [f"{name}.{kind}" for name in names for kind in ("safetensors", "bin", "pth")]
+    patterns += ["*.index.json", "*.safetensors", "*.bin", "*.pth"]
+    found = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+    return next(found, None)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The weights in a file by their names there, the run's name, and what was done for them."""
+    if path.name.endswith(".index.json"):
+        return _read_parts(path)
+    if path.suffix == ".safetensors":
+        _safetensors_shapes(path)  # which says what is wrong with it
+        return load_file(path), "", []
+    if is_torchscript(path):
+        return read_torchscript(path), "", []
+    stored = _read_pickle(path)
+    inside = {"": stored, **(stored if isinstance(stored, dict) else {})}
+    holders = {
+        str(key): held
+        for key, held in inside.items()
+        if isinstance(held, dict) and any(isinstance(value, Tensor) for value in held.values())
+    }
+    key = next((key for key in (*_NESTED, "") if key in holders), None)
+    others = [repr(other) for other in holders if other]
+    if key is None or (key == "" and others):
+        raise ModelError(
+            f"{path}: holds no weights "
+            + (f"but those under {' and '.join(others)}. " if others else "of its own. ")
+            + "Give a state dict, or a training checkpoint of open_clip with one under "
+            "'state_dict' ('model_state_dict' and 'model' will do)."
+        )
+    weights = {str(name): w for name, w in holders[key].items() if isinstance(w, Tensor)}
+    run_name = str(stored.get("name", "")) if key else ""
+    return weights, run_name, [f"taken from {key!r}"] if key in _NESTED[1:] else []
+
+
+def _read_parts(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The weights of all files that an index lists."""
+    parts = sorted(set(read_json(path).get("weight_map", {}).values()))
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        file = path.parent / part
+        if Path(part).name != part or not file.is_file():
+            raise ModelError(f"{path}: its part {part} is not beside it. Copy that file, too.")
+        weights |= _read(file)[0]
+    if not weights:
+        raise ModelError(f"{path}: lists no files of weights under 'weight_map'.")
+    return weights, "", [f"read from {len(parts)} parts"]
+
+
+_Held = TypeVar("_Held")
+
+
+def _cleaned(path: Path, weights: Mapping[str, _Held]) -> tuple[dict[str, _Held], list[str]]:
+    """Without prefixes of wrappers and without what is no weight; and which prefixes there were."""
+    cleaned, left_out = {}, dict[str, None]()
+    for given, weight in weights.items():
+        name = given
+        while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
+            name = name.removeprefix(prefix)
+            left_out[prefix] = None
+        if name in cleaned:
+            raise ModelError(
+                f"{path}: holds two weights called {name}, one of them as {given}. Save the one "
+                "model that is meant."
+            )
+        if name not in _OPENAI_NUMBERS and not name.endswith("attn_mask"):
+            cleaned[name] = weight
+    return cleaned, list(left_out)
 
 
 def _read_pickle(path: Path) -> Any:
@@ -178,35 +244,6 @@ def _read_pickle(path: Path) -> Any:
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path}: is damaged or no file of weights ({reason}).") from error
-
-
-def _state_dict(path: Path, stored: Any) -> tuple[dict[str, Tensor], str]:
-    """The weights in what was stored, and the run's name."""
-    weights = stored.get("state_dict", stored) if isinstance(stored, dict) else None
-    if not isinstance(weights, dict) or not any(isinstance(w, Tensor) for w in weights.values()):
-        raise ModelError(
-            f"{path}: holds no weights. Give a state dict, or a training checkpoint of open_clip "
-            "with one under 'state_dict'."
-        )
-    name = stored.get("name", "") if stored is not weights else ""
-    return {str(key): w for key, w in weights.items() if isinstance(w, Tensor)}, str(name)
-
-
-def _cleaned(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of wrappers, and without what is no weight."""
-    cleaned = {}
-    for name, weight in weights.items():
-        while name.startswith(_PREFIXES):
-            name = name.partition(".")[2]
-        if name not in _OPENAI_NUMBERS and not name.endswith("attn_mask"):
-            cleaned[name] = weight
-    return cleaned
-
-
-def _as_open_clip_names(weights: Mapping[str, Tensor]) -> set[str]:
-    """The names as open_clip's own loader would have them."""
-    prefixed = next(iter(weights)).startswith("module.")
-    return {name[len("module.") :] if prefixed else name for name in weights}
 
 
 def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -235,71 +272,6 @@ def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise ValueError(f"bytes in encoding {encoding!r}")
     return text.encode(encoding)
-
-
-# --------------------------------------------------------------------------------------------------
-# A model of the user's own, from a function that makes it.
-
-
-def call_factory(name: str) -> DualEncoder:
-    """Import a function and return the dual encoder that it makes.
-
-    Args:
-        name: `package.module:function`; the module may lie in the current folder.
-
-    Raises:
-        ModelError: There is no such module or function, it fails, or what it returns lacks
-            something of a dual encoder.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise ModelError(
-            f"model.factory {name!r}: expected a module and a function in it, as in "
-            "my_package.models:build."
-        )
-    module = _import(name, module_name)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if _is_own(value, module_name)]
-        raise ModelError(
-            f"model.factory {name!r}: {module.__file__} has no function {function_name}."
-            + (f" It has {', '.join(known)}." if known else "")
-        )
-    try:
-        model = function()
-    except Exception as error:
-        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
-    try:
-        return check_dual_encoder(model)
-    except ModelError as error:
-        raise ModelError(f"model.factory {name!r}: {error}") from error
-
-
-def _import(name: str, module_name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:  # the command's own folder is there, the current one is not
-        sys.path.insert(0, here)
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module_name}.".startswith(f"{error.name}."):
-            raise ModelError(
-                f"model.factory {name!r}: there is no module {error.name}, neither in {here} nor "
-                "among the installed packages."
-            ) from error
-        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
-    except Exception as error:
-        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
-
-
-def _is_own(value: Any, module_name: str) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module_name
-
-
-def _where(error: Exception) -> str:
-    """An error of the user's code with the line that it comes from."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} in {last.filename}, line {last.lineno}: {error}"
 
 
 # --------------------------------------------------------------------------------------------------

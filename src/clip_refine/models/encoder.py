@@ -1,18 +1,29 @@
-"""What every model here can do, a frozen copy of one, and how two are told apart."""
+"""What every model here can do, how one is made, saved, frozen, and told from another."""
 
 import copy
+import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clip_refine.errors import ModelError
+from clip_refine.support.console import remark
 
 # --------------------------------------------------------------------------------------------------
 # What a model must offer to be refined.
+
+
+LOW_LOGIT_SCALE = 10.0
+"""CLIP starts at 1/0.07 = 14.3 and ends at 100, whose logarithms are 2.7 and 4.6."""
 
 
 @runtime_checkable
@@ -45,7 +56,8 @@ def check_dual_encoder(model: Any) -> Any:
     """Return `model` if it can be refined.
 
     Raises:
-        ModelError: It is no module, or lacks something of the protocol; what, is said.
+        ModelError: It is no module, or lacks something of the protocol; what, is said. A
+            `logit_scale` below 10, which may be a logarithm, is only remarked on.
     """
     members = ("encode_image", "encode_text", "preprocess", "tokenizer", "logit_scale")
     lacking = [name for name in members if not hasattr(model, name)]
@@ -68,7 +80,154 @@ def check_dual_encoder(model: Any) -> Any:
             f"{kind} cannot be refined: its logit_scale must be a 0-d tensor, the factor on "
             "cosines (the exponential of what CLIP stores)."
         )
+    scale = float(model.logit_scale.detach())
+    if scale < LOW_LOGIT_SCALE:
+        remark(
+            f"{kind}: its logit_scale is {scale:.3g}, where trained models have 10 to 100. If that "
+            "is the parameter that CLIP stores, it is a logarithm: return its .exp()."
+        )
     return model
+
+
+# --------------------------------------------------------------------------------------------------
+# A model of the user's own, from a function that makes it.
+
+
+def call_factory(name: str) -> DualEncoder:
+    """Import a function and return the dual encoder that it makes.
+
+    Args:
+        name: `package.module:function`; the module may lie in the current folder.
+
+    Raises:
+        ModelError: There is no such module or function, it fails, or what it returns lacks
+            something of a dual encoder.
+    """
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon and function_name):
+        raise ModelError(
+            f"model.factory {name!r}: expected a module and a function in it, as in "
+            "my_package.models:build."
+        )
+    module = _import(name, module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if _is_own(value, module_name)]
+        raise ModelError(
+            f"model.factory {name!r}: {module.__file__} has no function {function_name}."
+            + (f" It has {', '.join(known)}." if known else "")
+        )
+    try:
+        model = function()
+    except Exception as error:
+        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
+    try:
+        return check_dual_encoder(model)
+    except ModelError as error:
+        raise ModelError(f"model.factory {name!r}: {error}") from error
+
+
+def _import(name: str, module_name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:  # the command's own folder is there, the current one is not
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise ModelError(
+                f"model.factory {name!r}: there is no module {error.name}, neither in {here} nor "
+                "among the installed packages."
+            ) from error
+        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
+    except Exception as error:
+        raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
+
+
+def _is_own(value: Any, module_name: str) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module_name
+
+
+def _where(error: Exception) -> str:
+    """An error of the user's code with the line that it comes from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {last.filename}, line {last.lineno}: {error}"
+
+
+# --------------------------------------------------------------------------------------------------
+# What a model says about its files, so that nobody else needs to know its class.
+
+
+OPEN_CLIP, TRANSFORMERS, OWN = "open_clip", "transformers", "pytorch"
+"""Formats that models save themselves in, by their libraries' names on the Hub."""
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """A model with files of its own: `OpenClipEncoder`, `TransformersEncoder`, `OwnFiles`."""
+
+    format: str  # which library loads what `save` writes
+
+    @property
+    def full_length_tokenizer(self) -> Any:
+        """Texts → (B, L) ids of the context length, whatever the texts."""
+        ...
+
+    @property
+    def padding_is_free(self) -> bool:
+        """Whether any ids may stand behind a text's end."""
+        ...
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What `preprocess` does, under the name of the library that did it."""
+        ...
+
+    def save(self, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Write weights and settings, `metadata` in the weights' header."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """The files of a model of the user's own class, which need not have more than weights."""
+
+    model: Any
+    format = OWN
+    padding_is_free = False
+
+    @property
+    def full_length_tokenizer(self) -> Any:
+        """Its tokenizer: whether that cuts texts is not known."""
+        return self.model.tokenizer
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What Python says about it."""
+        return {"python": repr(self.model.preprocess)}
+
+    def save(self, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+        """By the model's own `save` where it has one, else as `model.safetensors`."""
+        if hasattr(self.model, "save"):
+            self.model.save(folder, metadata=metadata)
+            return
+        save_weights(self.model.state_dict(), folder / "model.safetensors", metadata or {})
+
+
+def files_of(model: Any) -> Savable:
+    """What writes a model's files: itself, if it is a library's."""
+    return model if isinstance(model, Savable) else OwnFiles(model)
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path, header: Mapping[str, str]) -> None:
+    """Write a .safetensors file that whoever may read the folder may read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {  # safetensors refuses tensors that share memory
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()
+    }
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode  # of any new file here; safetensors lets only the owner read its own
+    save_file(plain, path, metadata=dict(header))
+    path.chmod(mode)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ import json
 import logging
 import pickle
 import re
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import parse_model_name
-from safetensors.torch import save_file
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
 from clip_refine.errors import ModelError
-from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint
-from clip_refine.models.text_length import CuttingTokenizer, detect_text_cut, text_tower
+from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint, weights_in
+from clip_refine.models.encoder import OPEN_CLIP, save_weights
+from clip_refine.models.text_length import TextCut, count_tokens, detect_text_cut, encode_cut
+from clip_refine.support.console import remark
 
 # --------------------------------------------------------------------------------------------------
 # open_clip models as dual encoders, and how they are saved.
@@ -29,6 +31,40 @@ from clip_refine.models.text_length import CuttingTokenizer, detect_text_cut, te
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
+
+
+@dataclass(frozen=True)
+class OpenClipTokenizer:
+    """Texts → (B, L') ids, L' that of the longest text where this is exact."""
+
+    tokenizer: Any  # open_clip's own, which makes the context length of any text
+    text_cut: TextCut | None = None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """B texts → (B, L') ids."""
+        tokens = self.tokenizer(texts)
+        return tokens if self.text_cut is None else self.text_cut.cut(tokens)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model reads."""
+        known = isinstance(self.tokenizer, SimpleTokenizer | HFTokenizer)
+        return self.tokenizer.context_length if known else None
+
+    def token_counts(self, texts: Sequence[str]) -> list[int] | None:
+        """Tokens of each text with start and end, before it is cut.
+
+        >>> OpenClipTokenizer(open_clip.get_tokenizer("ViT-B-32")).token_counts(["a red circle"])
+        [5]
+        """
+        match self.tokenizer:
+            case SimpleTokenizer():
+                return [len(self.tokenizer.encode(text)) + 2 for text in texts]
+            case HFTokenizer():
+                cleaned = [self.tokenizer.clean_fn(text) for text in texts]
+                return count_tokens(self.tokenizer.tokenizer, cleaned)
+            case _:
+                return None
 
 
 class OpenClipEncoder(nn.Module):
@@ -41,7 +77,10 @@ class OpenClipEncoder(nn.Module):
         model_config: open_clip's `model_cfg`, which rebuilds the architecture.
         full_length_tokenizer: Its tokenizer as open_clip made it.
         text_cut: How text is cut, None where the tower always needs full length.
+        format: Which library loads what `save` writes.
     """
+
+    format = OPEN_CLIP
 
     def __init__(
         self, clip: nn.Module, preprocess: Any, tokenizer: Any, model_config: dict[str, Any]
@@ -53,7 +92,7 @@ class OpenClipEncoder(nn.Module):
         self.full_length_tokenizer = tokenizer
         self.eval()  # open_clip hands models out in train mode
         self.text_cut = detect_text_cut(clip, tokenizer)
-        self.tokenizer = CuttingTokenizer(tokenizer, self.text_cut) if self.text_cut else tokenizer
+        self.tokenizer = OpenClipTokenizer(tokenizer, self.text_cut)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -65,6 +104,15 @@ class OpenClipEncoder(nn.Module):
         """0-d offset of SigLIP-type models, None for others."""
         bias = getattr(self.clip, "logit_bias", None)
         return None if bias is None else bias.squeeze()
+
+    @property
+    def padding_is_free(self) -> bool:
+        """Whether any ids may stand behind a text's end."""
+        return self.text_cut is not None
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What `preprocess` does, as open_clip writes it down."""
+        return {"open_clip": open_clip.get_model_preprocess_cfg(self.clip)}
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, d) raw image features.
@@ -85,7 +133,7 @@ class OpenClipEncoder(nn.Module):
         """(B, L) → (B, d) raw text features; L is the context length, or less where cut."""
         if self.text_cut is None:
             return self.clip.encode_text(tokens, normalize=False)
-        return self.text_cut.encode(text_tower(self.clip), tokens)
+        return encode_cut(self.clip, tokens)
 
     def save(self, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
         """Write an open_clip folder that `local-dir:` loads, weights in float32.
@@ -99,16 +147,10 @@ class OpenClipEncoder(nn.Module):
         config = {"model_cfg": self.model_config, "preprocess_cfg": preprocess_config}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         weights = {
-            name: (tensor.float() if tensor.is_floating_point() else tensor)
-            .detach()
-            .cpu()
-            .contiguous()
-            .clone()  # safetensors refuses tensors that share memory
+            name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in self.clip.state_dict().items()
         }
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", **(metadata or {})})
-        # safetensors lets only the owner read its files
-        (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)
+        save_weights(weights, folder / WEIGHTS_FILE, {"format": "pt", **(metadata or {})})
         if hasattr(self.full_length_tokenizer, "save_pretrained"):
             self.full_length_tokenizer.save_pretrained(str(folder))
 
@@ -142,11 +184,11 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
         )
     elif schema == "local-dir" and not (Path(identifier) / CONFIG_FILE).is_file():
         raise ModelError(f"{identifier}: no {CONFIG_FILE} there. Give an open_clip model's folder.")
-    path = Path(pretrained or "")
-    if schema or not path.is_file():
+    path = weights_in(Path(identifier)) if schema == "local-dir" else Path(pretrained or "")
+    if schema == "hf-hub" or path is None or not path.is_file():
         return _create(name, pretrained)
     with open_checkpoint(path) as checkpoint:
-        return _create(name, str(checkpoint.readable), checkpoint)
+        return _create(name, None, checkpoint)
 
 
 def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
@@ -165,13 +207,11 @@ def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
     with open_checkpoint(path) as checkpoint:
         config = openai_config(checkpoint.shapes) if checkpoint.is_openai else None
         if config is None:
-            architecture = infer_architecture(checkpoint)
-            model = _create(architecture, str(checkpoint.readable), checkpoint)
-            return model, f"weights of {architecture}"
+            architecture, recognised = infer_architecture(checkpoint)
+            return _create(architecture, None, checkpoint), recognised
         with TemporaryDirectory() as folder:
             settings = {"model_cfg": config, "preprocess_cfg": {}}
             (Path(folder) / CONFIG_FILE).write_text(json.dumps(settings), encoding="utf-8")
-            shutil.copyfile(checkpoint.readable, Path(folder) / WEIGHTS_FILE)
             model = _create(f"local-dir:{folder}", None, checkpoint)
         vision = config["vision_cfg"]
         return model, (
@@ -184,9 +224,10 @@ def _create(
     name: str, pretrained: str | None, checkpoint: CheckpointFile | None = None
 ) -> OpenClipEncoder:
     """What open_clip makes, with its errors in our words."""
-    shown = str(checkpoint.path) if checkpoint else pretrained
+    from_folder = name.startswith("local-dir:")
+    shown = str(checkpoint.path) if checkpoint and not from_folder else pretrained
     try:
-        return _build(name, pretrained, from_file=checkpoint is not None)
+        return _build(name, pretrained, checkpoint)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{shown or name}: could not be loaded: it holds more than weights, and other "
@@ -203,28 +244,61 @@ def _create(
         raise ModelError(_why_not_loaded(name, shown, checkpoint, error)) from error
 
 
-def _build(name: str, pretrained: str | None, *, from_file: bool) -> OpenClipEncoder:
+def _build(name: str, pretrained: str | None, checkpoint: CheckpointFile | None) -> OpenClipEncoder:
     schema = parse_model_name(name)[0]
     architecture = name if schema else name.replace("/", "-")
     # A tag's weights were trained with their own activation; open_clip only warns where it differs.
     tag_config = {} if schema else open_clip.get_pretrained_cfg(architecture, pretrained or "")
     quick_gelu = bool(tag_config.get("quick_gelu", False))
-    by_path = from_file and schema is None
+    by_path = checkpoint if schema is None else None
+    if by_path and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
+        quick_gelu = _has_quick_gelu(by_path)
     with quiet_open_clip():
+        clip: Any
         clip, _, preprocess = open_clip.create_model_and_transforms(
             architecture,
             pretrained=pretrained,
             precision="fp32",
             force_quick_gelu=quick_gelu,
-            require_pretrained=True,
+            load_weights=checkpoint is None,
+            pretrained_text=False,  # a text tower's own ones, which are in the whole model's
+            require_pretrained=checkpoint is None,
             weights_only=True,
             **(_usual_preprocess(architecture) if by_path else {}),
         )
+        if checkpoint:
+            _check_positions(clip, checkpoint)
+            open_clip.load_checkpoint(clip, str(checkpoint.readable), weights_only=True)
         tokenizer = open_clip.get_tokenizer(architecture)
     model_config = open_clip.get_model_config(architecture) or {}
     if quick_gelu:
         model_config["quick_gelu"] = True
     return OpenClipEncoder(clip, preprocess, tokenizer, model_config)
+
+
+def _has_quick_gelu(checkpoint: CheckpointFile) -> bool:
+    """Whether a file's weights need an activation that their shapes do not show."""
+    run = named_by_run(checkpoint)
+    if checkpoint.is_openai:
+        why = "they are OpenAI's"
+    elif run and (open_clip.get_model_config(run) or {}).get("quick_gelu"):
+        why = f"their run is called {run}"
+    else:
+        return False
+    remark(f"{checkpoint.path}: its weights are used with QuickGELU, since {why}.")
+    return True
+
+
+def _check_positions(clip: Any, checkpoint: CheckpointFile) -> None:
+    """Refuse position tables of another length, which open_clip resizes without a word."""
+    for name, table in clip.state_dict().items():
+        given = checkpoint.shapes.get(name) or checkpoint.shapes.get(name.removeprefix("text."))
+        if name.endswith("positional_embedding") and given and given[0] != len(table):
+            what = "image size" if name.startswith("visual.") else "context length"
+            raise ValueError(
+                f"{name} has {given[0]} positions in the file and {len(table)} in this model, "
+                f"whose {what} is another one."
+            )
 
 
 def _usual_preprocess(architecture: str) -> dict[str, Any]:
@@ -272,11 +346,12 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
 def _why_not_loaded(
     name: str, shown: str | None, checkpoint: CheckpointFile | None, error: Exception
 ) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = _reason(error)
     what = f"{name} ({shown})" if shown else name
-    if checkpoint:
+    if checkpoint and shown:
         fitting = fitting_architectures(checkpoint.shapes)
-        belong = f"They are weights of {' or '.join(fitting)}." if fitting else ""
+        known = fitting and name.replace("/", "-") not in fitting
+        belong = f"They are weights of {' or '.join(fitting)}." if known else ""
         return f"{what}: could not be loaded: {reason} {belong or 'Do they belong to this model?'}"
     if not name.startswith("local-dir:"):
         return (
@@ -284,6 +359,20 @@ def _why_not_loaded(
             "weights elsewhere and give their path with --model.pretrained or local-dir:FOLDER."
         )
     return f"{what}: could not be loaded: {reason} Do the weights belong to this architecture?"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error; of PyTorch's about weights that do not fit, which they are."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2 or not lines[0].startswith("Error(s) in loading state_dict"):
+        return lines[0] if lines else type(error).__name__
+    reasons = []
+    for line in lines[1:3]:
+        names = re.findall('"(.+?)"', line)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        start = line.partition(":")[0]
+        reasons.append(f"{start}: {', '.join(names[:3])}{more}." if names else line)
+    return " ".join(reasons)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -295,21 +384,33 @@ _FREE = ("logit_scale", "logit_bias")  # 0-d or (1,), and a bias that is missing
 _IGNORED = ("position_ids",)
 
 
-def infer_architecture(checkpoint: CheckpointFile) -> str:
-    """The name of the only architecture of open_clip with these weights."""
-    found = fitting_architectures(checkpoint.shapes)
+def named_by_run(checkpoint: CheckpointFile) -> str:
+    """The architecture that open_clip's trainer named a run after, "" where it did not."""
     named = re.search(r"model_(.+?)-lr_", checkpoint.run_name)
-    if named and named.group(1) in found:
-        return named.group(1)
+    return named.group(1) if named else ""
+
+
+def infer_architecture(checkpoint: CheckpointFile) -> tuple[str, str]:
+    """The name of the only architecture of open_clip with these weights, and how it was found."""
+    found = fitting_architectures(checkpoint.shapes)
     if len(found) == 1:
-        return found[0]
+        return found[0], f"weights of {found[0]}"
+    run = named_by_run(checkpoint)
+    quick = [name for name in found if name.endswith("-quickgelu")]
+    if run in found:
+        said = f"weights of {run}, as their run is called"
+        if quick and run not in quick:
+            said += (
+                ", with GELU. A run that began with OpenAI's weights has QuickGELU under the same "
+                f"name: then say --model.name {quick[0]} --model.pretrained {checkpoint.path}"
+            )
+        return run, said
     if not found:
         raise ModelError(
             f"{checkpoint.path}: no architecture of open_clip that can be built here has these "
             f"{len(checkpoint.shapes)} weights. Say which it is: --model.name ARCHITECTURE "
             f"--model.pretrained {checkpoint.path}"
         )
-    quick = any(name.endswith("-quickgelu") for name in found)
     raise ModelError(
         f"{checkpoint.path}: its weights fit {' and '.join(found)}, which differ in "
         + ("activation (OpenAI's, MetaCLIP's and DFN's are quickgelu)" if quick else "settings")

@@ -1,105 +1,123 @@
-"""Cutting text to the longest caption of a batch, where that does not change the features.
+"""How long texts are: their tokens counted, and cut to a batch's longest where that is exact."""
 
-A causal tower that is pooled at the end-of-text token never looks beyond that token, so the
-padding behind the longest caption of a batch can be left out.
-"""
-
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-Tokenizer = Callable[[list[str]], Tensor]
-MULTIPLE = 8
-_PROBES = ["a", "a photo of a dog on a beach.", "two words"]
-_TOWER_PARTS = (
-    "attn_mask",
-    "token_embedding",
-    "positional_embedding",
-    "transformer",
-    "ln_final",
-    "text_projection",
-)
+from clip_refine.support.console import remark
+
+PROBES = ["a", "a photo of a dog on a beach.", "two words"]
+"""Texts of several lengths that ways of encoding are compared on."""
+_MULTIPLE = 8  # matrix kernels are fastest at such lengths
+_SAME = 1e-5  # of the largest feature: kernels round differently at other lengths
+
+
+@runtime_checkable
+class CountingTokenizer(Protocol):
+    """A tokenizer that also tells how many tokens a text has before it is cut."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model reads; None where that is not known."""
+        ...
+
+    def token_counts(self, texts: Sequence[str]) -> list[int] | None:
+        """Tokens of each text with start and end; None where they cannot be counted."""
+        ...
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text with start and end, by a tokenizer of Transformers."""
+    encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def cut_columns(tokens: Tensor, longest: int) -> Tensor:
+    """(B, L) → (B, L'), L' the longest text rounded up to a multiple of 8."""
+    return tokens[:, : -(-longest // _MULTIPLE) * _MULTIPLE]
+
+
+def same_features(some: Tensor, others: Tensor) -> bool:
+    """Whether two (B, d) features differ by no more than kernels' rounding."""
+    return bool((some - others).abs().max() <= _SAME * others.abs().max())
+
+
+# --------------------------------------------------------------------------------------------------
+# open_clip's text towers. A causal one that is pooled at the end-of-text token never looks behind
+# it, so the padding behind a batch's longest text can go. What is left goes through open_clip's own
+# code, with position table and attention mask as long as the text. Whether that is the same
+# function is not read off the architecture but tried.
 
 
 @dataclass(frozen=True)
 class TextCut:
-    """How a text tower finds the end of a text, which is all it needs of one."""
+    """Where the padding of open_clip's tokens begins."""
 
-    pool_type: str  # `argmax` (end-of-text has the highest id) or `eos`
-    eos_id: int | None  # the end-of-text id for `eos`
+    padding: int  # the id behind a text's end
+    kept: int  # padding that is left: 1 where it is the end-of-text token, else 0
 
-    def end_positions(self, tokens: Tensor) -> Tensor:
-        """(B, L) → (B,) where each text's end-of-text token stands."""
-        if self.pool_type == "eos":
-            return (tokens == self.eos_id).int().argmax(dim=-1)
-        return tokens.argmax(dim=-1)
+    def length(self, tokens: Tensor) -> int:
+        """Of the longest of (B, L) tokens, with what is kept behind it."""
+        is_text = (tokens != self.padding).any(dim=0)
+        last = is_text * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        return max(1, int(last.max()) + self.kept)
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """(B, L) → (B, L'), L' the longest text rounded up to a multiple of 8."""
-        longest = int(self.end_positions(tokens).max()) + 1
-        return tokens[:, : -(-longest // MULTIPLE) * MULTIPLE]
-
-    def encode(self, tower: Any, tokens: Tensor) -> Tensor:
-        """(B, L') → (B, d) raw features, with positions and attention mask sliced to L'."""
-        length = tokens.shape[1]
-        dtype = tower.transformer.get_cast_dtype()
-        hidden = tower.token_embedding(tokens).to(dtype)
-        hidden = hidden + tower.positional_embedding[:length].to(dtype)
-        hidden = tower.transformer(hidden, attn_mask=tower.attn_mask[:length, :length])
-        rows = torch.arange(len(tokens), device=tokens.device)
-        pooled = tower.ln_final(hidden)[rows, self.end_positions(tokens)]
-        projection = tower.text_projection
-        if projection is None:
-            return pooled
-        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        """(B, L) → (B, L')."""
+        return cut_columns(tokens, self.length(tokens))
 
 
-@dataclass(frozen=True)
-class CuttingTokenizer:
-    """A tokenizer whose rows end with the longest text of the call."""
+class _TextFeatures(nn.Module):
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
 
-    tokenizer: Tokenizer
-    text_cut: TextCut
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """B texts → (B, L')."""
-        return self.text_cut.cut(self.tokenizer(texts))
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.clip.encode_text(tokens, normalize=False)  # CoCa would, unasked
 
 
-def detect_text_cut(model: nn.Module, tokenizer: Tokenizer) -> TextCut | None:
-    """How to cut a model's text, or None where that would change its features.
-
-    The tower's structure must be causal with end-of-text pooling and nothing appended, and the
-    model must give the same features for a few texts both ways.
-    """
-    tower = text_tower(model)
-    # a CLIP model keeps its text tower's parts itself, under names of their own for these two
-    prefix = "text_" if tower is model else ""
-    pool_type = getattr(tower, f"{prefix}pool_type", None)
-    if pool_type not in ("argmax", "eos") or getattr(tower, "cls_emb", None) is not None:
-        return None
-    if not all(hasattr(tower, part) for part in _TOWER_PARTS):
-        return None
-    mask = tower.attn_mask
-    if mask is None or not torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1)):
-        return None
-    text_cut = TextCut(pool_type, getattr(tower, f"{prefix}eos_id", None))
-    return text_cut if _same_features(model, text_cut, tokenizer) else None
-
-
-def text_tower(model: nn.Module) -> Any:
+def text_tower(clip: nn.Module) -> Any:
     """The module that holds the text tower's embeddings, transformer and projection."""
-    return getattr(model, "text", model)
+    return getattr(clip, "text", clip)
+
+
+def encode_cut(clip: Any, tokens: Tensor) -> Tensor:
+    """(B, L') → (B, d) raw features of an open_clip model whose texts may be cut."""
+    tower, length = text_tower(clip), tokens.shape[1]
+    features = _TextFeatures(clip)
+    if length == len(tower.positional_embedding):
+        return features(tokens)
+    prefix = "clip" if tower is clip else "clip.text"
+    sliced = {
+        f"{prefix}.positional_embedding": tower.positional_embedding[:length],
+        f"{prefix}.attn_mask": tower.attn_mask[:length, :length],
+    }
+    return functional_call(features, sliced, (tokens,), tie_weights=False)
 
 
 @torch.no_grad()
-def _same_features(model: Any, text_cut: TextCut, tokenizer: Tokenizer) -> bool:
-    tower = text_tower(model)
-    tokens = tokenizer(_PROBES).to(tower.positional_embedding.device)
-    full = model.encode_text(tokens, normalize=False)
-    short = text_cut.encode(tower, text_cut.cut(tokens))
-    # rounding may differ between kernels for different lengths; anything more is another function
-    return bool((full - short).abs().max() <= 1e-5 * full.abs().max())
+def detect_text_cut(clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> TextCut | None:
+    """How to cut a model's texts, or None where that would change their features."""
+    tower = text_tower(clip)
+    if any(getattr(tower, name, None) is None for name in ("positional_embedding", "attn_mask")):
+        return None  # it sees its padding, or is another library's
+    tokens = tokenizer(PROBES).to(tower.positional_embedding.device)
+    expected = _TextFeatures(clip)(tokens)
+    for kept in (0, 1):
+        cut = TextCut(int(tokens[0, -1]), kept)
+        try:
+            # each alone, at exactly its length: rounded up, some padding would be left
+            found = [encode_cut(clip, row[None, : cut.length(row[None])]) for row in tokens]
+        except RuntimeError:  # the lengths of its parts do not fit: something is appended to texts
+            break
+        if same_features(torch.cat(found), expected):
+            return cut
+    remark(
+        f"Texts are encoded at their full length of {tokens.shape[1]} tokens: cut to their own, "
+        "this model's features would be others."
+    )
+    return None

@@ -4,26 +4,24 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_refine.errors import ModelError
-from clip_refine.models.text_length import MULTIPLE, CuttingTokenizer
+from clip_refine.models.encoder import TRANSFORMERS, save_weights
+from clip_refine.models.text_length import PROBES, count_tokens, cut_columns, same_features
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.
 
 
-_PROBES = ["a", "a photo of a dog on a beach.", "two words"]
 _UNLIMITED = 100_000  # tokenizers without a limit of their own say 1e30
-_SAME = 1e-5  # features may differ by so much of the largest one: kernels round differently
 
 
 @dataclass(frozen=True)
@@ -54,26 +52,35 @@ class TransformersTokenizer:
     """Texts → (B, L') ids, padded as the model was trained."""
 
     tokenizer: Any  # transformers' own
-    length: int  # the context length L
+    context_length: int  # L
     padding: Padding | None  # how padding is told from text
     # whether L' is that of the longest text, rounded up to a multiple of 8, or always L
     cut: bool = False
 
     def __call__(self, texts: list[str]) -> Tensor:
         """B texts → (B, L') int64 ids, L' at most L."""
+        tokens, mask = self.padded(texts)
+        return cut_columns(tokens, int(mask.sum(dim=1).max())) if self.cut else tokens
+
+    def padded(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """(B, L) ids and attention mask."""
         encoded = self.tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=self.length,
+            max_length=self.context_length,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        tokens: Tensor = encoded["input_ids"]
-        if not self.cut:
-            return tokens
-        longest = int(encoded["attention_mask"].sum(dim=1).max())
-        return tokens[:, : -(-longest // MULTIPLE) * MULTIPLE]
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with start and end, before it is cut."""
+        return count_tokens(self.tokenizer, texts)
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write its files."""
+        self.tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -105,46 +112,33 @@ def detect_text_input(model: Any, tokenizer: Any, features: Any) -> TextInput:
         features: Keyword arguments of `get_text_features` → (B, d) raw features.
     """
     full = TransformersTokenizer(tokenizer, _context_length(model, tokenizer), None)
-    tokens = full(_PROBES).to(model.device)
+    tokens, mask = (part.to(model.device) for part in full.padded(PROBES))
     _check_vocabulary(model, tokenizer, largest=int(tokens.max()))
     if "attention_mask" not in tokenizer.model_input_names:
         return _cut_where_exact(TextInput(full, masked=False), tokens, features)
-    mask = _true_mask(full, tokens)
     expected = features(input_ids=tokens, attention_mask=mask)
-    needs_mask = not _same(features(input_ids=tokens), expected)
+    needs_mask = not same_features(features(input_ids=tokens), expected)
     padding = _detect_padding(tokenizer, tokens, mask)
     if needs_mask and padding is None:
         raise ModelError(
             f"{type(tokenizer).__name__}: padding cannot be told from text by its ids, and the "
             "text tower needs to know. Wrap the model in a DualEncoder of your own."
         )
-    known = TransformersTokenizer(tokenizer, full.length, padding)
-    return _cut_where_exact(TextInput(known, masked=needs_mask), tokens, features)
+    known = TextInput(replace(full, padding=padding), masked=needs_mask)
+    return _cut_where_exact(known, tokens, features)
 
 
 def _cut_where_exact(text_input: TextInput, tokens: Tensor, features: Any) -> TextInput:
     whole = text_input.tokenizer
     if whole.tokenizer.padding_side != "right":
         return text_input
-    cutting = TransformersTokenizer(whole.tokenizer, whole.length, whole.padding, cut=True)
+    cutting = replace(whole, cut=True)
     expected = features(**text_input.arguments(tokens))
     for rows in (slice(None), slice(0, 1)):  # together and the shortest alone, cut the most
-        short = cutting(_PROBES[rows]).to(tokens.device)
-        if not _same(features(**text_input.arguments(short)), expected[rows]):
+        short = cutting(PROBES[rows]).to(tokens.device)
+        if not same_features(features(**text_input.arguments(short)), expected[rows]):
             return text_input
     return TextInput(cutting, text_input.masked)
-
-
-def _true_mask(full: TransformersTokenizer, tokens: Tensor) -> Tensor:
-    encoded = full.tokenizer(
-        _PROBES,
-        padding="max_length",
-        truncation=True,
-        max_length=full.length,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    return encoded["attention_mask"].to(tokens.device)
 
 
 def _detect_padding(tokenizer: Any, tokens: Tensor, mask: Tensor) -> Padding | None:
@@ -180,10 +174,6 @@ def _context_length(model: Any, tokenizer: Any) -> int:
             "may be. Set model_max_length in tokenizer_config.json."
         )
     return min(known)
-
-
-def _same(some: Tensor, others: Tensor) -> bool:
-    return bool((some - others).abs().max() <= _SAME * others.abs().max())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -309,7 +299,11 @@ class TransformersEncoder(nn.Module):
         preprocess: Its image processor for one image.
         tokenizer: Its tokenizer; rows end with the longest text where that is exact.
         sentence_folder: What makes its folder one of sentence-transformers, None for a plain one.
+        format: Which library loads what `save` writes.
     """
+
+    format = TRANSFORMERS
+    padding_is_free = False
 
     def __init__(
         self, model: nn.Module, processor: Any, *, sentence_folder: SentenceFolder | None = None
@@ -349,6 +343,15 @@ class TransformersEncoder(nn.Module):
         """0-d offset of SigLIP-type models, None for others."""
         bias = getattr(self.model, "logit_bias", None)
         return None if bias is None else bias.squeeze()
+
+    @property
+    def full_length_tokenizer(self) -> TransformersTokenizer:
+        """Its tokenizer without the cut."""
+        return replace(self.tokenizer, cut=False)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What `preprocess` does, as Transformers writes it down."""
+        return {"transformers": json.loads(self.processor.image_processor.to_json_string())}
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, d) raw image features."""
@@ -391,8 +394,7 @@ class TransformersEncoder(nn.Module):
             # where Transformers 4 looks for it
             self.processor.image_processor.save_pretrained(target)
         for path in target.glob("*.safetensors"):
-            save_file(load_file(path), path, metadata={"format": "pt", **(metadata or {})})
-            path.chmod((target / "config.json").stat().st_mode)
+            save_weights(load_file(path), path, {"format": "pt", **(metadata or {})})
         if self.sentence_folder:
             self.sentence_folder.write(folder)
 
@@ -545,39 +547,3 @@ def _why_not_loaded(name: str, error: Exception) -> str:
         f"{name}: could not be loaded: {reason} If there is no network here, download the model "
         "elsewhere and give its folder."
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# How many tokens a text has before it is cut to the context length.
-
-
-def context_length(tokenizer: Any) -> int | None:
-    """Tokens that the model reads; None where the tokenizer is none of those known here."""
-    tokenizer = _whole(tokenizer)
-    if isinstance(tokenizer, TransformersTokenizer):
-        return tokenizer.length
-    if isinstance(tokenizer, SimpleTokenizer | HFTokenizer):
-        return tokenizer.context_length
-    return None
-
-
-def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int] | None:
-    """Tokens of each text with start and end; None where the tokenizer does not tell.
-
-    >>> import open_clip
-    >>> token_counts(open_clip.get_tokenizer("ViT-B-32"), ["a red circle"])
-    [5]
-    """
-    tokenizer = _whole(tokenizer)
-    if isinstance(tokenizer, SimpleTokenizer):
-        return [len(tokenizer.encode(text)) + 2 for text in texts]
-    if isinstance(tokenizer, HFTokenizer):
-        texts = [tokenizer.clean_fn(text) for text in texts]
-    elif not isinstance(tokenizer, TransformersTokenizer):
-        return None
-    encoded = tokenizer.tokenizer(list(texts), truncation=False, padding=False, verbose=False)
-    return [len(ids) for ids in encoded["input_ids"]]
-
-
-def _whole(tokenizer: Any) -> Any:
-    return tokenizer.tokenizer if isinstance(tokenizer, CuttingTokenizer) else tokenizer

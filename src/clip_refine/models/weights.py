@@ -13,14 +13,12 @@ from clip_refine.errors import ModelError
 # Raw features at the paper's scale: canonical norms for any tower.
 #
 # The paper's losses see raw features, and its settings belong to OpenAI's models, whose raw norms
-# are
-# about 10 on both sides and whose dot products so are about the logit scale times a cosine. Here
-# each
-# tower's output layer is multiplied by one number, so that the mean raw norm of both is the square
-# root of the logit scale, and divided by it again after training. Unit features never notice; but
-# the losses and AdamW, whose steps ignore the gradient's size and so do not fit every weight's, see
-# every model at one scale. A model whose output layer was multiplied by any constant is therefore
-# refined exactly alike.
+# are about 10 on both sides and whose dot products so are about the logit scale times a cosine.
+# Here each tower's output layer is multiplied by one number, so that the mean raw norm of both is
+# the square root of the logit scale, and divided by it again after training. Unit features never
+# notice; but the losses and AdamW, whose steps ignore the gradient's size and so do not fit every
+# weight's, see every model at one scale. A model whose output layer was multiplied by any constant
+# is therefore refined exactly alike.
 
 
 PAPER_RATIO = 1.5
@@ -86,8 +84,9 @@ class FeatureScale:
         Raises:
             ModelError: A tower does not end in a layer that scales its features.
         """
-        image_layer = output_layer(model, lambda: model.encode_image(pixels), "image")
-        text_layer = output_layer(model, lambda: model.encode_text(tokens), "text")
+        image, text = (lambda: model.encode_image(pixels)), (lambda: model.encode_text(tokens))
+        image_layer = output_layer(model, image, "image", other=text)
+        text_layer = output_layer(model, text, "text", other=image)
         scale = cls()
         scale.image_factor = norms.canonical / norms.image
         scale.text_factor = norms.canonical / norms.text
@@ -113,13 +112,22 @@ class FeatureScale:
         self.image_factor = self.text_factor = 1.0
 
 
-def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> list[nn.Parameter]:
+def output_layer(
+    model: nn.Module,
+    encode: Callable[[], Tensor],
+    tower: str,
+    *,
+    other: Callable[[], Tensor] | None = None,
+) -> list[nn.Parameter]:
     """The parameters that scale a tower's features: doubling them doubles every feature exactly.
 
     Found by trying the layers that the features depend on, from the last one back, so that any
-    architecture will do, frozen or not. Leaves weights and gradients as they were.
+    architecture will do, frozen or not; not those that the `other` tower's features depend on, too,
+    since each tower gets a scale of its own. Leaves weights and gradients as they were.
     """
     used = {id(parameter) for parameter in used_parameters(model, encode)}
+    if other is not None:
+        used -= {id(parameter) for parameter in used_parameters(model, other)}
     with torch.no_grad():  # all through here: kernels may round differently with gradients
         features = encode()
         for parameters in _candidate_layers(model, used):
@@ -129,8 +137,8 @@ def output_layer(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> 
             if doubled:
                 return parameters
     raise ModelError(
-        f"the {tower} tower does not end in a layer that scales its features, so they cannot be "
-        "brought to the paper's norms. Pass --loss.feature-scale as-is."
+        f"the {tower} tower does not end in a layer of its own that scales its features, so they "
+        "cannot be brought to the paper's norms. Pass --loss.feature-scale as-is."
     )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clip_refine.report.tables import signed
@@ -64,16 +64,14 @@ def _escaped(value: Any) -> Any:
 
 
 def _front_matter(provenance: Provenance, formats: Sequence[str]) -> str:
-    tags = ["clip", "clip-refine", "zero-shot-image-classification", *formats]
-    values = {
-        "library_name": formats[0],
-        "pipeline_tag": "zero-shot-image-classification",
-        "license": provenance.base.licence or "unknown",
-        "tags": tags,
-    }
-    if provenance.base.hub_id:
-        values["base_model"] = provenance.base.hub_id
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
+    facts = ModelCardData(
+        library_name=formats[0],
+        pipeline_tag="zero-shot-image-classification",
+        license=provenance.base.licence or "unknown",
+        tags=["clip", "clip-refine", "zero-shot-image-classification", *formats],
+        base_model=provenance.base.hub_id,
+    )
+    return facts.to_yaml()
 
 
 def _held_out_text(provenance: Provenance, scores: Scores) -> str:

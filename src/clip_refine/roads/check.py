@@ -23,7 +23,7 @@ from clip_refine.data.look import (
 from clip_refine.data.pixels import PixelReader
 from clip_refine.data.sources import read_all_rows
 from clip_refine.errors import ConfigError
-from clip_refine.models.transformers import context_length, token_counts
+from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
 from clip_refine.support.console import Bar, console
 from clip_refine.support.folder import check_free, complete_file
@@ -135,11 +135,12 @@ def _images(
 
 def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindings:
     texts = [text for own in captions for text in own]
-    # a thousand at a time, so that the bar moves on; none where the tokenizer does not tell
-    blocks = [texts[start : start + 1000] for start in range(0, len(texts), 1000)]
+    counting = isinstance(tokenizer, CountingTokenizer)  # others do not tell
+    # a thousand at a time, so that the bar moves on
+    blocks = [texts[start : start + 1000] for start in range(0, len(texts), 1000)] * counting
     bar = Bar("Counting tokens", len(blocks), transient=True)
-    tokens = [n for block in bar.over(blocks) for n in token_counts(tokenizer, block) or ()]
-    limit = context_length(tokenizer)
+    tokens = [n for block in bar.over(blocks) for n in tokenizer.token_counts(block) or ()]
+    limit = tokenizer.context_length if counting else None
     counted = zip(tokens, texts, strict=False)
     long = [(count, text) for count, text in counted if limit is not None and count > limit]
     long.sort(key=lambda found: -found[0])

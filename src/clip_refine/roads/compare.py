@@ -175,7 +175,7 @@ def _set_up(
         raise ConfigError("compare runs in one process. Start it without accelerate or torchrun.")
     training, selection = _set_aside(config, train_pairs)
     build.count_steps(config.train, training, 1)
-    encoder = model or build.build_model(config.model)
+    encoder = build.build_model(config.model, model)
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}

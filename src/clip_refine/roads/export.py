@@ -16,7 +16,7 @@ from clip_refine.config import ModelConfig, RefineConfig, load_config
 from clip_refine.data import ImageCaptions, Subset
 from clip_refine.data.toy import toy_val
 from clip_refine.errors import ClipRefineError, ConfigError, ModelError
-from clip_refine.models import OpenClipEncoder, TransformersEncoder
+from clip_refine.models.encoder import files_of
 from clip_refine.models.transformers import quiet_transformers
 from clip_refine.results import Provenance, RunScores, read
 from clip_refine.saving import (
@@ -28,13 +28,7 @@ from clip_refine.saving import (
     write_sentence_transformers,
     write_transformers,
 )
-from clip_refine.saving.onnx import (
-    IMAGE_FILE,
-    INSTALL,
-    TEXT_FILE,
-    full_length_tokenizer,
-    image_size,
-)
+from clip_refine.saving.onnx import IMAGE_FILE, INSTALL, TEXT_FILE, image_size
 from clip_refine.support.folder import check_free, complete_folder
 
 # --------------------------------------------------------------------------------------------------
@@ -219,7 +213,7 @@ def _onnx(folder: Path, model: Any) -> Encoders:
 
     image_tower = InferenceSession(folder / IMAGE_FILE, providers=["CPUExecutionProvider"])
     text_tower = InferenceSession(folder / TEXT_FILE, providers=["CPUExecutionProvider"])
-    tokenizer = full_length_tokenizer(model)
+    tokenizer = files_of(model).full_length_tokenizer
 
     def images(these: list[Image.Image]) -> Tensor:
         pixels = torch.stack([model.preprocess(image) for image in these])
@@ -302,12 +296,8 @@ def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None
 
 def _write(model: Any, folder: Path, to: str, header: dict[str, str]) -> None:
     match to:
-        case "open_clip" if isinstance(model, OpenClipEncoder):
-            model.save(folder, metadata=header)
-        case "open_clip" if isinstance(model, TransformersEncoder):
-            write_open_clip(model, folder, header)
         case "open_clip":
-            raise ModelError(f"open_clip builds no {type(model).__name__}. Export it --to onnx.")
+            write_open_clip(model, folder, header)
         case "transformers":
             write_transformers(model, folder, header)
         case "sentence-transformers":

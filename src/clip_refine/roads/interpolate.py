@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import nn
 
 from clip_refine import __version__, build
-from clip_refine.config import ModelConfig, RefineConfig
+from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream, hold_out
 from clip_refine.errors import ConfigError, ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.scores import scores_along_line
-from clip_refine.models import OpenClipEncoder, Teacher, TransformersEncoder
+from clip_refine.models import Teacher
+from clip_refine.models.encoder import OWN, files_of
+from clip_refine.models.text_length import PROBES, same_features
 from clip_refine.models.weights import interpolate_weights
 from clip_refine.results import Provenance
 from clip_refine.saving import base_model, read_provenance, save_model
@@ -85,14 +89,47 @@ def interpolate(
         raise ConfigError(f"weight: must be from 0 to 1, got {weight}.")
     check_free(out, overwrite=overwrite)
     before, after = _load(base), _load(refined)
-    after.load_state_dict(interpolate_weights(before.state_dict(), after.state_dict(), weight))
+    weights = interpolate_weights(before.state_dict(), after.state_dict(), weight)
+    _check_one_function(before, after, base, refined)
+    after.load_state_dict(weights)
     with complete_folder(out, overwrite=overwrite) as folder:
         save_model(after, folder, _provenance(base, refined, weight))
 
 
+@torch.no_grad()
+def _check_one_function(before: Any, after: Any, base: str, refined: str) -> None:
+    """Refuse models whose weights mean different things; leaves the first's in both."""
+    image = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
+    differ = f"{base} and {refined} cannot be mixed: they"
+    pixels, others = before.preprocess(image), after.preprocess(image)
+    if pixels.shape != others.shape or not torch.allclose(pixels, others, atol=1e-4):
+        raise ModelError(
+            f"{differ} prepare images differently ({files_of(before).preprocessing()} and "
+            f"{files_of(after).preprocessing()}), so no weights between them fit either way."
+        )
+    tokens, other_tokens = (
+        files_of(each).full_length_tokenizer(PROBES) for each in (before, after)
+    )
+    if not torch.equal(tokens, other_tokens):
+        raise ModelError(f"{differ} have different tokenizers.")
+    after.load_state_dict(before.state_dict())
+    for features, same in (
+        (before.encode_image(pixels[None]), after.encode_image(pixels[None])),
+        (before.encode_text(tokens), after.encode_text(tokens)),
+    ):
+        if not same_features(features, same):
+            raise ModelError(
+                f"{differ} compute other features from the same weights. Usually one has GELU and "
+                "the other QuickGELU: load both with the activation that they were trained with."
+            )
+
+
 def _provenance(base: str, refined: str, weight: float) -> Provenance:
     """Of the line's start as far as it goes, and of the data that its end was refined on."""
-    start, end = base_model(base), base_model(refined)
+    start, end = (
+        base_model(named.name, named.pretrained)
+        for named in map(build.named_model, (base, refined))
+    )
     folder = _folder(refined)
     known = read_provenance(folder) if folder else None
     return Provenance(
@@ -108,8 +145,8 @@ def _folder(name: str) -> Path | None:
     return next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
 
 
-def _load(name: str) -> OpenClipEncoder | TransformersEncoder:
-    model = build.build_model(ModelConfig(name=str(_folder(name) or name)))
-    if not isinstance(model, OpenClipEncoder | TransformersEncoder):
+def _load(name: str) -> Any:
+    model: Any = build.build_model(build.named_model(str(_folder(name) or name)))
+    if files_of(model).format == OWN:
         raise ModelError(f"{name}: is no open_clip or Transformers model, which this verb needs.")
     return model

@@ -96,7 +96,7 @@ def refine(
             name = f"python:{type(model).__name__}"
             config = override(config, model={"name": name, "pretrained": None, "factory": None})
         steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
-        encoder = model or build.build_model(config.model)
+        encoder = build.build_model(config.model, model)
         student = build.build_student(encoder, config, accelerator.device)
         reader = build.build_reader(
             config.data,

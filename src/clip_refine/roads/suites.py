@@ -267,11 +267,7 @@ def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
             if base not in found.values():
                 tag = f"@{base.pretrained}" if base.pretrained else ""
                 found[f"{base.name}{tag}"] = base
-        architecture, mark, tag = name.rpartition("@")
-        if mark and not folder.exists():
-            found[name] = ModelConfig(name=architecture, pretrained=tag)
-        else:
-            found[name] = ModelConfig(name=name)
+        found[name] = build.named_model(name)
     return found
 
 

@@ -8,15 +8,14 @@ from typing import Any
 import open_clip
 import yaml
 from rich.markup import escape
-from safetensors.torch import save_file
 
 from clip_refine import __version__
 from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import pairs_fingerprint
 from clip_refine.errors import DataError, ModelError
-from clip_refine.models import TransformersEncoder
 from clip_refine.models.checkpoints import PROVENANCE
+from clip_refine.models.encoder import files_of
 from clip_refine.report.card import (
     ONNX,
     OPEN_CLIP,
@@ -159,16 +158,9 @@ _FILES_OF_FORMATS = {  # the main one of a folder that several libraries load co
 def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
     """Write a model in its own format, with a card; in open_clip's as well where it converts."""
     header = provenance.header()
-    if hasattr(model, "save"):
-        model.save(folder, metadata=header)
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
-            for name, tensor in model.state_dict().items()
-        }
-        save_file(weights, folder / "model.safetensors", metadata=header)
-    if isinstance(model, TransformersEncoder):
+    files = files_of(model)
+    files.save(folder, metadata=header)
+    if files.format == TRANSFORMERS:
         try:
             write_open_clip(model, folder, header)
         except ModelError as error:

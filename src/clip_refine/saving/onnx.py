@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clip_refine.errors import ModelError
-from clip_refine.models import OpenClipEncoder, TransformersEncoder
-from clip_refine.models.exchange import CLIP_VOCABULARY_SIZE, write_clip_tokenizer
-from clip_refine.saving.transformers import add_tokenizer_json
+from clip_refine.models.encoder import Savable, files_of
+from clip_refine.saving.exchange import CLIP_VOCABULARY_SIZE, write_clip_tokenizer
 
 OPSET = 18
 """onnxruntime 1.14 (2023) and later read it."""
@@ -26,26 +24,16 @@ _PROBES = ["a photo of a dog", "two"]
 _LARGEST = 1_500_000_000  # bytes of weights inside one file; the format ends at 2 GB
 
 
-class _ImageTower(nn.Module):
-    def __init__(self, model: Any) -> None:
+class _Tower(nn.Module):
+    """One method of a model as a module, which is what is exported."""
+
+    def __init__(self, model: Any, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model.encode_image(pixel_values)
-
-
-class _TextTower(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        # full length: an exported graph has no lengths that depend on the texts
-        self.whole = isinstance(model, OpenClipEncoder)
-        self.model = model.clip if self.whole else model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        if self.whole:
-            return self.model.encode_text(input_ids, normalize=False)
-        return self.model.encode_text(input_ids)
+    def forward(self, inputs: Tensor) -> Tensor:
+        is_image = self.name == "image"
+        return self.model.encode_image(inputs) if is_image else self.model.encode_text(inputs)
 
 
 def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
@@ -58,11 +46,13 @@ def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
     device = next(model.parameters()).device
     height, width = image_size(model)
     pixels = torch.zeros(2, 3, height, width, device=device)
-    tokens = full_length_tokenizer(model)(_PROBES).to(device)
-    _write_tower(_ImageTower(model), pixels, folder / IMAGE_FILE, header, "image")
-    _write_tower(_TextTower(model), tokens, folder / TEXT_FILE, header, "text")
+    files = files_of(model)
+    # full length: an exported graph has no lengths that depend on the texts
+    tokens = files.full_length_tokenizer(_PROBES).to(device)
+    _write_tower(model, pixels, folder / IMAGE_FILE, header, "image")
+    _write_tower(model, tokens, folder / TEXT_FILE, header, "text")
     context_length = tokens.shape[1]
-    tokenizer = _write_tokenizer(model, folder, context_length)
+    tokenizer = _write_tokenizer(files, folder, context_length)
     bias = getattr(model, "logit_bias", None)
     settings = {
         "opset": OPSET,
@@ -71,7 +61,7 @@ def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
             "input": "pixel_values",
             "output": "image_features",
             "shape": ["batch", 3, height, width],
-            "preprocessing": _preprocessing(model),
+            "preprocessing": files.preprocessing(),
         },
         "text": {
             "file": TEXT_FILE,
@@ -89,17 +79,6 @@ def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def full_length_tokenizer(model: Any) -> Any:
-    """Texts → (B, L) ids of the context length, whatever the texts."""
-    match model:
-        case OpenClipEncoder():
-            return model.full_length_tokenizer
-        case TransformersEncoder():
-            return replace(model.tokenizer, cut=False)
-        case _:
-            return model.tokenizer
-
-
 def image_size(model: Any) -> tuple[int, int]:
     """Height and width of the pixels that a model's own preprocessing makes."""
     height, width = model.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
@@ -107,12 +86,13 @@ def image_size(model: Any) -> tuple[int, int]:
 
 
 def _write_tower(
-    tower: nn.Module, example: Tensor, path: Path, header: Mapping[str, str], name: str
+    model: nn.Module, example: Tensor, path: Path, header: Mapping[str, str], name: str
 ) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ModelError(f"ONNX export needs {error.name}. Install it with {INSTALL}.") from error
+    tower = _Tower(model, name)
     in_one_file = sum(p.numel() * p.element_size() for p in tower.parameters()) < _LARGEST
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -136,30 +116,17 @@ def _write_tower(
     program.save(path, external_data=not in_one_file)
 
 
-def _preprocessing(model: Any) -> Any:
-    match model:
-        case OpenClipEncoder():
-            return {"open_clip": open_clip.get_model_preprocess_cfg(model.clip)}
-        case TransformersEncoder():
-            return {"transformers": json.loads(model.processor.image_processor.to_json_string())}
-        case _:
-            return {"python": repr(model.preprocess)}
-
-
-def _write_tokenizer(model: Any, folder: Path, context_length: int) -> dict[str, Any]:
+def _write_tokenizer(files: Savable, folder: Path, context_length: int) -> dict[str, Any]:
     """Put the tokenizer's files beside the towers; what `onnx_config.json` says about it."""
-    tokenizer = full_length_tokenizer(model)
+    tokenizer = files.full_length_tokenizer
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
         if tokenizer.vocab_size != CLIP_VOCABULARY_SIZE:
             return {"tokenizer": "open_clip's SimpleTokenizer with additional tokens"}
         write_clip_tokenizer(folder, context_length=context_length)
-        add_tokenizer_json(folder)
-        cuts = isinstance(model, OpenClipEncoder) and model.text_cut is not None
-        padding = "any id, behind the end" if cuts else "id 0, behind the end"
+        padding = "any id, behind the end" if files.padding_is_free else "id 0, behind the end"
         ids = {"start": tokenizer.sot_token_id, "end": tokenizer.eot_token_id}
         return {"tokenizer": "CLIPTokenizer, files beside", "padding": padding, **ids}
-    inner = model.processor.tokenizer if isinstance(model, TransformersEncoder) else tokenizer
-    if not hasattr(inner, "save_pretrained"):
+    if not hasattr(tokenizer, "save_pretrained"):
         return {"tokenizer": f"the model's own {type(tokenizer).__name__}"}
-    inner.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
     return {"tokenizer": "AutoTokenizer, files beside", "padding": "its own, to the full length"}

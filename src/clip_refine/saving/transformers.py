@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_refine.errors import ModelError
-from clip_refine.models import OpenClipEncoder, TransformersEncoder
-from clip_refine.models.exchange import (
+from clip_refine.models import OpenClipEncoder
+from clip_refine.models.encoder import files_of, save_weights
+from clip_refine.models.transformers import SentenceFolder
+from clip_refine.saving.exchange import (
     CLIP_VOCABULARY_SIZE,
     Converted,
     clip_to_transformers,
@@ -22,20 +23,9 @@ from clip_refine.models.exchange import (
     siglip_to_transformers,
     write_clip_tokenizer,
 )
-from clip_refine.models.transformers import SentenceFolder
 
 # --------------------------------------------------------------------------------------------------
-# Tokenizers in the one-file form, which libraries outside Python read, too.
-
-
-def add_tokenizer_json(folder: Path) -> None:
-    """Write tokenizer.json from a CLIP tokenizer's other files, where Transformers is installed."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        return
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+# open_clip's tokenizers of other models than CLIP.
 
 
 def write_cleaning_tokenizer(encoder: OpenClipEncoder, folder: Path) -> None:
@@ -88,21 +78,18 @@ def _cleaning(kind: str) -> list[Any]:
 # A model in the files that Transformers and sentence-transformers load.
 
 
-WEIGHTS_FILE = "model.safetensors"
-
-
 def write_transformers(model: Any, folder: Path, header: Mapping[str, str]) -> None:
     """Write what `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load."""
     folder.mkdir(parents=True, exist_ok=True)
-    match model:
-        case TransformersEncoder():
+    match files_of(model).format:
+        case "transformers":
             plain = model.sentence_folder
             model.sentence_folder = None
             model.save(folder, metadata=header)
             model.sentence_folder = plain
-        case OpenClipEncoder() if is_siglip(model.model_config):
+        case "open_clip" if is_siglip(model.model_config):
             _write_siglip(model, folder, header)
-        case OpenClipEncoder():
+        case "open_clip":
             _write_clip(model, folder, header)
         case _:
             raise ModelError(
@@ -133,7 +120,6 @@ def _write_clip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str
         raise ModelError("its tokenizer is not CLIP's own, which CLIPProcessor uses.")
     _write(converted, encoder, folder, header, processor="CLIP")
     write_clip_tokenizer(folder, context_length=encoder.model_config["text_cfg"]["context_length"])
-    add_tokenizer_json(folder)
 
 
 def _write_siglip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str]) -> None:
@@ -163,7 +149,4 @@ def _write(
     for name, content in (("config", converted.config), ("preprocessor_config", preprocessing)):
         text = json.dumps(content, indent=2) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    weights = {name: tensor.contiguous().clone() for name, tensor in converted.state.items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt", **header})
-    # safetensors lets only the owner read its files
-    (folder / WEIGHTS_FILE).chmod((folder / "config.json").stat().st_mode)
+    save_weights(converted.state, folder / "model.safetensors", {"format": "pt", **header})

@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,12 @@ def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
     for name, content in (("tokenizer_config", settings), ("special_tokens_map", special)):
         text = json.dumps(content, indent=2) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:  # then without tokenizer.json, which libraries outside Python read
+        return
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -71,6 +77,8 @@ def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
 
 
 State = Mapping[str, Tensor]
+Names = tuple[str, ...]
+Reshape = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,58 +115,42 @@ def layer_links(open_clip: str, transformers: str, *, bias: bool = True) -> list
     return [link(f"{open_clip}.{kind}", f"{transformers}.{kind}") for kind in kinds]
 
 
-def attention_links(open_clip_stem: str, transformers_layer: str) -> list[Link]:
-    """Query, key and value: one matrix in open_clip and timm, three in Transformers."""
-    return [
-        Link(
-            (f"{open_clip_stem}{kind}",),
-            tuple(f"{transformers_layer}.{part}_proj.{kind}" for part in "qkv"),
-        )
-        for kind in ("weight", "bias")
-    ]
+_RESHAPE: dict[str, tuple[Reshape, Reshape]] = {  # from open_clip's tensor, and back
+    "same": (lambda whole: whole, lambda whole: whole),
+    "transposed": (lambda whole: whole.T, lambda whole: whole.T),
+    "batched": (lambda whole: whole.squeeze(0), lambda whole: whole.unsqueeze(0)),
+    "scalar": (lambda whole: whole.reshape(1), lambda whole: whole.reshape(())),
+}
 
 
 def to_transformers(links: Iterable[Link], state: State) -> dict[str, Tensor]:
     """Weights by Transformers' names; those that are not split share memory with `state`."""
-    links = list(links)
-    _check_names(state, {name for each in links for name in each.open_clip})
-    converted = {}
-    for each in links:
-        whole = _joined([state[name] for name in each.open_clip])
-        if each.shape == "transposed":
-            whole = whole.T
-        elif each.shape == "batched":
-            whole = whole.squeeze(0)
-        elif each.shape == "scalar":
-            whole = whole.reshape(1)
-        count = len(each.transformers)
-        parts = whole.chunk(count) if count > 1 else (whole,)
-        converted |= dict(zip(each.transformers, parts, strict=True))
-    return converted
+    ways = [(each.open_clip, each.transformers, (), _RESHAPE[each.shape][0]) for each in links]
+    return _renamed(ways, state)
 
 
 def to_open_clip(links: Iterable[Link], state: State) -> dict[str, Tensor]:
     """Weights by open_clip's names; those that are not joined share memory with `state`."""
-    links = list(links)
-    _check_names(state, {name for each in links for name in each.transformers})
-    converted = {}
-    for each in links:
-        whole = _joined([state[name] for name in each.transformers])
-        if each.shape == "transposed":
-            whole = whole.T
-        elif each.shape == "batched":
-            whole = whole.unsqueeze(0)
-        elif each.shape == "scalar":
-            whole = whole.reshape(())
-        shares = each.shares or (1,) * len(each.open_clip)
-        unit = len(whole) // sum(shares) if len(shares) > 1 else 0
-        parts = whole.split([unit * share for share in shares]) if unit else (whole,)
-        converted |= dict(zip(each.open_clip, parts, strict=True))
-    return converted
+    ways = [
+        (each.transformers, each.open_clip, each.shares, _RESHAPE[each.shape][1]) for each in links
+    ]
+    return _renamed(ways, state)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _renamed(
+    ways: list[tuple[Names, Names, tuple[int, ...], Reshape]], state: State
+) -> dict[str, Tensor]:
+    """Each way leads from names to names, with shares of the latter and the change of shape."""
+    _check_names(state, {name for names, *_ in ways for name in names})
+    renamed = {}
+    for before, after, shares, reshape in ways:
+        parts = [state[name] for name in before]
+        whole = reshape(parts[0] if len(parts) == 1 else torch.cat(parts))
+        shares = shares or (1,) * len(after)
+        unit = len(whole) // sum(shares) if len(after) > 1 else 0
+        pieces = whole.split([unit * share for share in shares]) if unit else (whole,)
+        renamed |= dict(zip(after, pieces, strict=True))
+    return renamed
 
 
 def _check_names(state: State, expected: set[str]) -> None:
@@ -242,8 +234,7 @@ def preprocessing_to_open_clip(image_processor: Mapping[str, Any]) -> dict[str, 
 # CLIP with a vision transformer: open_clip's `CLIP`, `CustomTextCLIP`; Transformers' `CLIPModel`.
 #
 # Both are Radford et al.'s architecture (CLIP, ICML 2021, arXiv 2103.00020). They differ in names,
-# in
-# whether query, key and value stand in one matrix, and in which way a projection lies.
+# in whether query, key and value stand in one matrix, and in which way a projection lies.
 
 
 EPSILON = 1e-5
@@ -425,34 +416,37 @@ def _clip_links(vision_layers: int, text_layers: int, text_prefix: str) -> list[
         link("visual.conv1.weight", f"{image}.embeddings.patch_embedding.weight"),
         link("visual.positional_embedding", f"{image}.embeddings.position_embedding.weight"),
         *layer_links("visual.ln_pre", f"{image}.pre_layrnorm"),  # Transformers' own spelling
-        *block_links("visual.transformer", image, vision_layers),
+        *block_links("visual.transformer.resblocks", image, vision_layers),
         *layer_links("visual.ln_post", f"{image}.post_layernorm"),
         link("visual.proj", "visual_projection.weight", "transposed"),
         *layer_links(
             f"{text_prefix}token_embedding", f"{text}.embeddings.token_embedding", bias=False
         ),
         link(f"{text_prefix}positional_embedding", f"{text}.embeddings.position_embedding.weight"),
-        *block_links(f"{text_prefix}transformer", text, text_layers),
+        *block_links(f"{text_prefix}transformer.resblocks", text, text_layers),
         *layer_links(f"{text_prefix}ln_final", f"{text}.final_layer_norm"),
         link(f"{text_prefix}text_projection", "text_projection.weight", "transposed"),
     ]
 
 
-def block_links(open_clip_tower: str, transformers_tower: str, layers: int) -> list[Link]:
-    """The layers of one of open_clip's own transformers."""
+def block_links(
+    open_clip_layers: str,
+    transformers_tower: str,
+    layers: int,
+    *,
+    qkv: str = "attn.in_proj_",
+    parts: Names = ("attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj"),
+) -> list[Link]:
+    """The layers of a transformer; by default one of open_clip's own."""
+    theirs = ("self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
     links = []
     for layer in range(layers):
-        ours = f"{open_clip_tower}.resblocks.{layer}"
-        theirs = f"{transformers_tower}.encoder.layers.{layer}"
-        links += attention_links(f"{ours}.attn.in_proj_", f"{theirs}.self_attn")
-        for mine, other in (
-            ("attn.out_proj", "self_attn.out_proj"),
-            ("ln_1", "layer_norm1"),
-            ("ln_2", "layer_norm2"),
-            ("mlp.c_fc", "mlp.fc1"),
-            ("mlp.c_proj", "mlp.fc2"),
-        ):
-            links += layer_links(f"{ours}.{mine}", f"{theirs}.{other}")
+        ours, other = f"{open_clip_layers}.{layer}", f"{transformers_tower}.encoder.layers.{layer}"
+        for kind in ("weight", "bias"):  # one matrix in open_clip and timm, three in Transformers
+            three = tuple(f"{other}.self_attn.{name}_proj.{kind}" for name in "qkv")
+            links.append(Link((f"{ours}.{qkv}{kind}",), three))
+        for mine, name in zip(parts, theirs, strict=True):
+            links += layer_links(f"{ours}.{mine}", f"{other}.{name}")
     return links
 
 
@@ -460,8 +454,7 @@ def block_links(open_clip_tower: str, transformers_tower: str, layers: int) -> l
 # SigLIP: open_clip's `CustomTextCLIP` with timm's trunk → Transformers' `SiglipModel`.
 #
 # Both are Zhai et al.'s architecture (SigLIP, ICCV 2023, arXiv 2303.15343): a vision transformer
-# that
-# is pooled by attention, a text tower that sees its padding and is pooled at the last place.
+# that is pooled by attention, a text tower that sees its padding and is pooled at the last place.
 
 
 _TRUNK = "visual.trunk"
@@ -555,22 +548,14 @@ def _siglip_links(image_layers: int, text_layers: int) -> list[Link]:
         *layer_links(f"{pool}.mlp.fc2", f"{head}.mlp.fc2"),
         *layer_links("text.token_embedding", f"{_TEXT}.embeddings.token_embedding", bias=False),
         link("text.positional_embedding", f"{_TEXT}.embeddings.position_embedding.weight"),
-        *block_links("text.transformer", _TEXT, text_layers),
+        *block_links("text.transformer.resblocks", _TEXT, text_layers),
         *layer_links("text.ln_final", f"{_TEXT}.final_layer_norm"),
         *layer_links("text.text_projection", f"{_TEXT}.head"),
     ]
     for kind in ("weight", "bias"):  # timm's query stands alone, key and value together
         names = (f"{pool}.q.{kind}", f"{pool}.kv.{kind}")
         links.append(Link(names, (f"{head}.attention.in_proj_{kind}",), shares=(1, 2)))
-    for layer in range(image_layers):
-        ours, theirs = f"{_TRUNK}.blocks.{layer}", f"{_IMAGE}.encoder.layers.{layer}"
-        links += attention_links(f"{ours}.attn.qkv.", f"{theirs}.self_attn")
-        for mine, other in (
-            ("attn.proj", "self_attn.out_proj"),
-            ("norm1", "layer_norm1"),
-            ("norm2", "layer_norm2"),
-            ("mlp.fc1", "mlp.fc1"),
-            ("mlp.fc2", "mlp.fc2"),
-        ):
-            links += layer_links(f"{ours}.{mine}", f"{theirs}.{other}")
-    return links
+    timm_parts = ("attn.proj", "norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    return links + block_links(
+        f"{_TRUNK}.blocks", _IMAGE, image_layers, qkv="attn.qkv.", parts=timm_parts
+    )

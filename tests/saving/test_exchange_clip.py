@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_refine.errors import ModelError
-from clip_refine.models.exchange import (
+from clip_refine.saving.exchange import (
     clip_to_open_clip,
     clip_to_transformers,
     preprocessing_to_open_clip,

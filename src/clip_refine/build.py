@@ -58,7 +58,6 @@ from clip_refine.data.sources import source_rows
 from clip_refine.data.toy import model_directory, toy_tasks, toy_train, toy_val
 from clip_refine.errors import ConfigError, DataError, ModelError
 from clip_refine.evaluation import Embedder
-from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.losses import Objective, PairFeatures
 from clip_refine.losses.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.models import (
@@ -73,6 +72,7 @@ from clip_refine.models import (
     load_weights_file,
 )
 from clip_refine.models.checkpoints import is_run, recognise_folder
+from clip_refine.models.embed import embed_pairs
 from clip_refine.models.open_clip import quiet_open_clip
 from clip_refine.support.console import console, remark
 from clip_refine.train import (

@@ -14,7 +14,6 @@ from clip_refine.evaluation.bootstrap import (
     resampled_sums,
 )
 from clip_refine.evaluation.classify import few_shot_hits, linear_probe, zero_shot_scores
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import geometry
 from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import Bootstrap, Outcome, higher_is_better, mean_of
@@ -29,6 +28,7 @@ from clip_refine.evaluation.tasks import (
     separation_task,
     zero_shot_task,
 )
+from clip_refine.models.embed import EmbeddedPairs
 from tests.reference.draws import normals, repeatable, seeds
 
 BOOTSTRAP = Bootstrap(50, 3, "somewhere")

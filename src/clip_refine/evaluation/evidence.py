@@ -10,7 +10,6 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from clip_refine.data import ImageCaptions, LabelledImages
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import mean_row
 from clip_refine.evaluation.scores import Measured, task_changes
 from clip_refine.evaluation.similarity import (
@@ -21,6 +20,7 @@ from clip_refine.evaluation.similarity import (
     unit_rows,
 )
 from clip_refine.evaluation.tasks import Separation, separation
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import (
     CaptionQuery,
     Clouds,

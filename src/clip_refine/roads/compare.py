@@ -31,7 +31,6 @@ from clip_refine.data import (
 from clip_refine.data.pairs import MINIMUM_HELD_OUT, Images, fingerprint, image_fingerprint
 from clip_refine.errors import ConfigError, DataError, TrainingError
 from clip_refine.evaluation import Embedder
-from clip_refine.evaluation.embed import EmbeddedPairs, embed_pairs
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
@@ -43,20 +42,23 @@ from clip_refine.evaluation.scores import (
     summarise,
 )
 from clip_refine.models import DualEncoder
+from clip_refine.models.embed import EmbeddedPairs, embed_pairs
+from clip_refine.models.embed import EmbeddedPairs as TeacherFeatures
 from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.report.tables import comparison_csv, comparison_markdown
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice
 from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
-from clip_refine.support.cache import RowStore, StoredRow, digest
 from clip_refine.support.console import Clock, PeakMemory, console, remark
 from clip_refine.support.environment import write_environment
+from clip_refine.support.finished import FinishedRun as StoredRow
+from clip_refine.support.finished import FinishedRuns as RowStore
+from clip_refine.support.finished import digest
 from clip_refine.support.folder import write_file
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import (
     CachedTeacher,
     TeacherCache,
-    TeacherFeatures,
     model_fingerprint,
 )
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer

@@ -59,19 +59,13 @@ class SearchIndex:
 
     def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
         """The nearest to a text, first the nearest."""
-        model = self.embedder.model
-        with torch.no_grad():
-            tokens = model.tokenizer([query]).to(self.embedder.device)
-            features = model.encode_text(tokens).float().cpu()
+        features = self.embedder.encode_texts([query])
         return self._nearest(features, mixed=mixed, count=count, but=query)
 
     def by_image(self, query: Image.Image, *, mixed: bool, count: int) -> list[Hit]:
         """The nearest to an image; arguments as in `by_text`."""
-        model = self.embedder.model
-        with torch.no_grad():
-            pixels = model.preprocess(query.convert("RGB"))[None].to(self.embedder.device)
-            features = model.encode_image(pixels).float().cpu()
-        return self._nearest(features, mixed=mixed, count=count)
+        pixels = self.embedder.model.preprocess(query.convert("RGB"))[None]
+        return self._nearest(self.embedder.encode_pixels(pixels), mixed=mixed, count=count)
 
     def _nearest(
         self, query: Tensor, *, mixed: bool, count: int, but: str | None = None

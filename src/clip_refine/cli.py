@@ -416,10 +416,6 @@ def interpolate_verb(arguments: list[str]) -> None:
 
 FEATURES_HELP = ".safetensors or .npz with image_features, text_features, maybe text_to_image."
 FIT_FEATURES_HELP = f"{FEATURES_HELP} Of other pairs than those you evaluate on."
-PEER_HELP = (
-    "mean-centring, distribution-normalisation, nnn or modality-shift, "
-    "or several in order as in mean-centring+nnn."
-)
 
 
 def posthoc_verb(arguments: list[str]) -> None:
@@ -445,12 +441,15 @@ def _posthoc_actions() -> dict[str, Callable[..., None]]:
     from tyro.conf import Positional, arg
 
     from clip_refine.config import PosthocConfig
+    from clip_refine.config.runs import PEER_NAMES
 
     defaults = PosthocConfig()
+    named = f"{', '.join(PEER_NAMES[:-1])} or {PEER_NAMES[-1]}"
+    peer_help = f"{named}, or several in order as in mean-centring+nnn."
     overwriting = arg(help="Replace `out` where it exists.")
 
     def fit(
-        peer: Annotated[Positional[str], arg(help=PEER_HELP)],
+        peer: Annotated[Positional[str], arg(help=peer_help)],
         features: Annotated[Positional[Path], arg(help=FIT_FEATURES_HELP)],
         out: Annotated[Path, arg(help="Folder for the fitted peer.")],
         config: Annotated[PosthocConfig, arg(name="")] = defaults,
@@ -459,7 +458,7 @@ def _posthoc_actions() -> dict[str, Callable[..., None]]:
         """Fit a training-free peer on features of held-out training pairs."""
         from clip_refine.roads.vectors import fit_file
 
-        fitted = fit_file(peer, features, out, overwrite=overwrite, **config.model_dump())
+        fitted = fit_file(peer, features, out, config, overwrite=overwrite)
         images, texts = fitted.fitted_on
         print(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
 

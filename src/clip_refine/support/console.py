@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from unicodedata import category
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:  # the command line's help prints here and needs no torch
+    import torch
 
 # --------------------------------------------------------------------------------------------------
 # Wall-clock seconds of the parts of a run.
@@ -51,9 +53,11 @@ class PeakMemory:
     that the process ever held.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._device = device
         if device.type == "cuda":
+            import torch
+
             torch.cuda.reset_peak_memory_stats(device)
             return
         try:
@@ -65,6 +69,8 @@ class PeakMemory:
     def gigabytes(self) -> float:
         """The peak so far in 10⁹ bytes."""
         if self._device.type == "cuda":
+            import torch
+
             return torch.cuda.max_memory_allocated(self._device) / _GB
         try:
             for line in Path("/proc/self/status").read_text().splitlines():

@@ -259,11 +259,10 @@ def posthoc(arguments: list[str]) -> None:
     from pydantic import ValidationError
 
     from clip_refine.config import PosthocConfig, explain
+    from clip_refine.config.runs import PEER_NAMES
 
-    peer_help = (
-        "mean-centring, distribution-normalisation, nnn or modality-shift, "
-        "or several in order as in mean-centring+nnn."
-    )
+    named = f"{', '.join(PEER_NAMES[:-1])} or {PEER_NAMES[-1]}"
+    peer_help = f"{named}, or several in order as in mean-centring+nnn."
     features_help = ".safetensors or .npz with image_features, text_features, maybe text_to_image."
     fit_help = f"{features_help} Of other pairs than those you evaluate on."
     defaults = PosthocConfig()
@@ -278,7 +277,7 @@ def posthoc(arguments: list[str]) -> None:
         """Fit a training-free peer on features of held-out training pairs."""
         from clip_refine.roads.vectors import fit_file
 
-        fitted = fit_file(peer, features, out, overwrite=overwrite, **config.model_dump())
+        fitted = fit_file(peer, features, out, config, overwrite=overwrite)
         images, texts = fitted.fitted_on
         print(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
 

@@ -1,14 +1,13 @@
 """Cached pixels: the same bits as decoded ones, shared, never stale, safe with two writers."""
 
 import json
-import multiprocessing
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -16,9 +15,8 @@ from clip_refine.config import override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
 from clip_refine.data import PixelReader, image_batches
 from clip_refine.data import pixels as pixel_cache
-from clip_refine.data import pixels as pixel_store
 from clip_refine.data import with_cached_pixels as cached
-from clip_refine.data.pixels import Levels, PixelStore
+from clip_refine.data.pixels import Levels
 from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import DataError, OutputError
 from clip_refine.models import OpenClipEncoder
@@ -38,13 +36,13 @@ def files(tmp_path: Path) -> Files:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all images that are decoded for the cache."""
     names: list[str] = []
-    decode = pixel_cache.decode_image
+    encode = Levels.encode
 
-    def counted(data: bytes, name: str, *, side: int | None) -> Image.Image:
+    def counted(levels: Levels, pixels: Tensor, name: str) -> NDArray[np.uint8]:
         names.append(Path(name).name)
-        return decode(data, name, side=side)
+        return encode(levels, pixels, name)
 
-    monkeypatch.setattr(pixel_cache, "decode_image", counted)
+    monkeypatch.setattr(Levels, "encode", counted)
     return names
 
 
@@ -93,7 +91,7 @@ def test_other_preprocessing_has_other_pixels(
     ):
         assert torch.equal(pixels(files, cached(reader, [files], tmp_path)), pixels(files, reader))
     assert len(decoded) == 36
-    assert len(list(tmp_path.glob("*/pixels"))) == 3
+    assert len(list(tmp_path.glob("*/rows"))) == 3
 
 
 def test_size_and_place_are_said_before(
@@ -112,7 +110,7 @@ def test_size_and_place_are_said_before(
 def test_too_little_room(
     files: Files, tiny: OpenClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pixel_store, "_SPARE", 10**18)
+    monkeypatch.setattr(pixel_cache, "_SPARE", 10**18)
     with pytest.raises(OutputError, match=r"12 images take 83 kB, but only .*--data.cache-folder"):
         cached(PixelReader(tiny.preprocess), [files], tmp_path)
 
@@ -197,52 +195,6 @@ def test_levels_are_exact_for_any_normalisation():
     assert levels.size == (48, 48)
     assert np.array_equal(levels.encode(preprocess(picture), "x"), image.numpy())
     assert torch.equal(levels.decode(image.numpy()), preprocess(picture))
-
-
-def test_rows_that_were_not_listed_are_written_again(tmp_path: Path):
-    store = PixelStore(tmp_path, (2, 3))
-    keys = [f"{number:032x}" for number in range(4)]
-    rows = [np.full((2, 3), number, np.uint8) for number in range(4)]
-    with store.writing():
-        store.add([{keys[0]: rows[0], keys[1]: rows[1]}])
-    with (tmp_path / "pixels").open("ab") as file:
-        file.write(b"killed meanw")  # more than a row, which no key lists
-    with (tmp_path / "keys").open("ab") as file:
-        file.write(b"cut")
-    assert store.known() == {keys[0]: 0, keys[1]: 1}
-    with store.writing():
-        store.add([{keys[2]: rows[2]}, {keys[3]: rows[3]}])
-    assert store.known() == {key: number for number, key in enumerate(keys)}
-    assert all(np.array_equal(store.row(number), rows[number]) for number in range(4))
-    with pytest.raises(ValueError, match="read-only"):
-        store.row(0)[0, 0] = 1
-
-
-def write_rows(folder: Path, start: int) -> None:
-    """Add 30 rows, slowly, as one of two processes that begin together."""
-    store = PixelStore(folder, (4, 4))
-    wanted = [f"{number:032x}" for number in range(start, start + 30)]
-    with store.writing():
-        known = store.known()
-        missing = [key for key in wanted if key not in known]
-        for key in missing:
-            time.sleep(0.005)
-            store.add([{key: np.full((4, 4), int(key, 16), np.uint8)}])
-
-
-def test_two_writers_at_once(tmp_path: Path):
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_rows, args=(tmp_path, start)) for start in (0, 15)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-        assert writer.exitcode == 0
-    store = PixelStore(tmp_path, (4, 4))
-    known = store.known()
-    assert sorted(int(key, 16) for key in known) == list(range(45))
-    assert (tmp_path / "pixels").stat().st_size == 45 * 16
-    assert all((store.row(row) == int(key, 16)).all() for key, row in known.items())
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from PIL import Image
 
 from clip_refine.data.toy import ToyPairs
 from clip_refine.errors import DataError
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.evidence import (
     cosine_histograms,
     gather_evidence,
@@ -19,6 +18,7 @@ from clip_refine.evaluation.evidence import (
     thumbnail,
 )
 from clip_refine.evaluation.scores import Measured, ModelFeatures, measure
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import Evidence, read
 
 

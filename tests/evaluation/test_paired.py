@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
@@ -11,6 +10,7 @@ from clip_refine.evaluation.scores import (
     paired_differences,
     score_features,
 )
+from clip_refine.models.embed import EmbeddedPairs
 
 
 def features(seed: int) -> ModelFeatures:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
@@ -15,6 +14,7 @@ from clip_refine.evaluation.scores import (
     spread,
     summarise,
 )
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import ComparisonRow
 
 

@@ -15,7 +15,6 @@ from clip_refine.evaluation.bootstrap import (
     sums_in_groups,
 )
 from clip_refine.evaluation.classify import few_shot_hits, linear_probe, zero_shot_scores
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import geometry
 from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import Outcome, mean_of
@@ -30,6 +29,7 @@ from clip_refine.evaluation.tasks import (
     separation_task,
     zero_shot_task,
 )
+from clip_refine.models.embed import EmbeddedPairs
 from tests.reference.draws import normals, repeatable, seeds
 
 BOOTSTRAP = Bootstrap(50, 3, "somewhere")

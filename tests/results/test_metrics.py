@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, score_features
 from clip_refine.evaluation.tasks import (
     few_shot_task,
@@ -18,6 +17,7 @@ from clip_refine.evaluation.tasks import (
     separation_task,
     zero_shot_task,
 )
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import flat
 from clip_refine.results.metrics import METRICS, metric
 from tests.reference.draws import normals

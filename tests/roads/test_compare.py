@@ -403,7 +403,7 @@ def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
         return [(row.geometry, row.retrieval, row.selection) for row in found.rows]
 
     assert rows("cached", cache_images=True) == rows("plain")
-    (pixels,) = (tmp_path / "cached" / "pixels").glob("*/pixels")
+    (pixels,) = (tmp_path / "cached" / "pixels").glob("*/rows")
     assert pixels.stat().st_size == 210 * 3 * 48 * 48
     # a cache is no reason to begin again
     with_another = override(config, **small, out=tmp_path / "plain", data={"cache_images": True})

@@ -17,6 +17,7 @@ from clip_refine.vectors.files import FeatureSet, load_peer, read_features, writ
 from tests.vectors.cases import drawn
 
 IMAGE, TEXT = drawn(2, 8, 9, torch.float32)
+SETTINGS = PosthocConfig(neighbours=3, alpha=0.6)
 OWNERS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 7])
 
 
@@ -98,7 +99,7 @@ class TestFeatureFiles:
 
 class TestFromFilesToFiles:
     def test_fit_and_apply(self, features: Path, tmp_path: Path):
-        peer = fit_file("mean-centring+nnn", features, tmp_path / "peer", neighbours=3, alpha=0.6)
+        peer = fit_file("mean-centring+nnn", features, tmp_path / "peer", SETTINGS)
         apply_file(tmp_path / "peer", features, tmp_path / "moved.safetensors")
         moved = read_features(tmp_path / "moved.safetensors")
         assert torch.equal(moved.image_features, peer.transform_image(IMAGE))
@@ -191,10 +192,10 @@ class TestCommandLine:
         assert "exists already" in capsys.readouterr().err
 
     def test_the_defaults_are_those_of_the_peers(self, features: Path, tmp_path: Path):
-        defaults = PosthocConfig().model_dump()
+        defaults = PosthocConfig()
         for kind in ("nnn", "modality-shift"):
             main(["posthoc", "fit", kind, str(features), "--out", str(tmp_path / kind)])
-            fit_file(kind, features, tmp_path / f"again-{kind}", **defaults)
+            fit_file(kind, features, tmp_path / f"again-{kind}", defaults)
             written = (tmp_path / kind / "peer.json").read_bytes()
             assert written == (tmp_path / f"again-{kind}" / "peer.json").read_bytes()
             fit_file(kind, features, tmp_path / f"plain-{kind}")

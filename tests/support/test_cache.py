@@ -1,63 +1,160 @@
-"""The folder of a comparison: what it takes for its own, and what it leaves alone."""
+"""Rows by fingerprint: only added, found by every later run, whole or not there."""
 
+import json
+import multiprocessing
+import pickle
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clip_refine.errors import OutputError
-from clip_refine.support.cache import RowStore, StoredRow
+from clip_refine.support.cache import RowCache
 
-SETTINGS = {"seed": 1, "train": {"epochs": 2}}
-FAILED = StoredRow(depends_on="a", row=None, resampled={})
-
-
-def test_a_row_comes_back_where_it_follows_from_the_same(tmp_path: Path):
-    store = RowStore.open(tmp_path / "out", SETTINGS, overwrite=False)
-    store.write("hycd+x[loss.alpha=0.5]-1", FAILED)
-    again = RowStore.open(tmp_path / "out", SETTINGS, overwrite=False)
-    assert again.read("hycd+x[loss.alpha=0.5]-1", "a") == FAILED
-    assert again.read("hycd+x[loss.alpha=0.5]-1", "b") is None
-    assert again.read("hycd+x(loss.alpha=0.5)-1", "a") is None  # alike but for the brackets
+NAMES = [f"{number:032x}" for number in range(5)]
+ROWS = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
 
 
-def test_a_row_that_was_cut_off_counts_as_missing(tmp_path: Path):
-    store = RowStore.open(tmp_path, SETTINGS, overwrite=False)
-    store.write("x", FAILED)
-    [file] = (tmp_path / "rows").iterdir()
-    file.write_text(file.read_text()[:20])
-    assert store.read("x", "a") is None
+def opened(folder: Path) -> RowCache:
+    return RowCache(folder, flag="--cache")
 
 
-def test_other_settings_are_refused_once_a_run_is_finished(tmp_path: Path):
-    other = {"seed": 1, "train": {"epochs": 3}}
-    RowStore.open(tmp_path, SETTINGS, overwrite=False)
-    store = RowStore.open(tmp_path, other, overwrite=False)
-    store.write("x", FAILED)
-    with pytest.raises(OutputError, match=r"other settings \(train.epochs was 3, is 2\)"):
-        RowStore.open(tmp_path, SETTINGS, overwrite=False)
-    assert RowStore.open(tmp_path, other, overwrite=False).read("x", "a") == FAILED
-    assert RowStore.open(tmp_path, SETTINGS, overwrite=True).read("x", "a") is None
+def test_rows_come_back_in_any_order(tmp_path: Path):
+    rows = opened(tmp_path)
+    assert rows.missing([*NAMES, NAMES[4]]) == [0, 1, 2, 3, 4]
+    rows.add(NAMES[:2], ROWS[:2])
+    assert rows.missing([*NAMES, NAMES[4]]) == [2, 3, 4]
+    opened(tmp_path).add(NAMES[2:], ROWS[2:])  # another run
+    assert rows.missing(NAMES) == []
+    for again in (rows, opened(tmp_path), pickle.loads(pickle.dumps(rows))):
+        found = again.read([NAMES[4], NAMES[0], NAMES[4]])
+        assert found.dtype == np.float32
+        assert np.array_equal(found, ROWS[[4, 0, 4]])
+    with pytest.raises(ValueError, match="read-only"):
+        rows.row(0)[0, 0] = 1
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, overwrite: bool):
-    (tmp_path / "config.yaml").write_text("seed: 1")
-    (tmp_path / "precious.txt").write_text("keep me")
-    with pytest.raises(OutputError, match="holds no comparison. Choose another --out"):
-        RowStore.open(tmp_path, SETTINGS, overwrite=overwrite)
-    with pytest.raises(OutputError, match="holds no comparison"):
-        RowStore.open(tmp_path / "precious.txt", SETTINGS, overwrite=overwrite)
-    assert (tmp_path / "precious.txt").read_text() == "keep me"
+def test_nothing_is_written_twice(tmp_path: Path):
+    rows = opened(tmp_path)
+    rows.add(NAMES[:3], ROWS[:3])
+    rows.add([NAMES[1], NAMES[3], NAMES[3]], ROWS[[0, 3, 4]])
+    assert rows.known() == {name: row for row, name in enumerate(NAMES[:4])}
+    assert np.array_equal(rows.read(NAMES[:4]), ROWS[:4])
+    assert (tmp_path / "rows").stat().st_size == 4 * ROWS[0].nbytes
 
 
-def test_a_word_is_found_once(tmp_path: Path):
-    store = RowStore.open(tmp_path, SETTINGS, overwrite=False)
-    assert store.once("precision", lambda: "fp32") == "fp32"
-    store.write("x", FAILED)
-    assert store.once("precision", lambda: "bf16") == "fp32"
+def test_rows_that_were_not_listed_are_written_again(tmp_path: Path):
+    rows = opened(tmp_path)
+    rows.add(NAMES[:2], ROWS[:2])
+    with (tmp_path / "rows").open("ab") as file:
+        file.write(b"killed meanwhile " * 3)  # more than a row, which nothing lists
+    with (tmp_path / "fingerprints").open("ab") as file:
+        file.write(b"cut")
+    assert rows.known() == {NAMES[0]: 0, NAMES[1]: 1}
+    rows.add(NAMES[2:], ROWS[2:])
+    assert np.array_equal(opened(tmp_path).read(NAMES), ROWS)
 
 
-def test_a_word_of_other_settings_is_found_again(tmp_path: Path):
-    RowStore.open(tmp_path, SETTINGS, overwrite=False).once("precision", lambda: "fp32")
-    store = RowStore.open(tmp_path, {"seed": 2}, overwrite=False)
-    assert store.once("precision", lambda: "bf16") == "bf16"
+def test_a_file_that_was_cut_off_is_filled_again(tmp_path: Path):
+    rows = opened(tmp_path)
+    rows.add(NAMES, ROWS)
+    rows.read(NAMES)
+    with (tmp_path / "rows").open("r+b") as file:
+        file.truncate(3 * ROWS[0].nbytes - 1)
+    assert rows.missing(NAMES) == [2, 3, 4]
+    with pytest.raises(OutputError, match="3 rows .* not there. Is --cache a folder that all"):
+        rows.read(NAMES)
+    rows.add(NAMES[2:], ROWS[2:])
+    assert np.array_equal(rows.read(NAMES), ROWS)
+
+
+def garble(layout: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / "layout.json").write_text(layout)
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        garble("{"),
+        garble("[]"),
+        garble('{"type": "<f4"}'),
+        garble('{"type": "many", "shape": [2]}'),
+        garble('{"type": "<f4", "shape": [0]}'),
+        remove("layout.json"),
+        remove("rows"),
+        remove("fingerprints"),
+    ],
+)
+def test_what_cannot_be_understood_is_made_again(damage: Callable[[Path], None], tmp_path: Path):
+    opened(tmp_path).add(NAMES, ROWS)
+    damage(tmp_path)
+    rows = opened(tmp_path)
+    assert rows.missing(NAMES) == [0, 1, 2, 3, 4]
+    rows.add(NAMES[:2], ROWS[:2])
+    assert np.array_equal(opened(tmp_path).read(NAMES[:2]), ROWS[:2])
+    assert json.loads((tmp_path / "layout.json").read_text()) == {"type": "<f4", "shape": [2, 3]}
+
+
+def test_files_of_an_older_version_are_left_alone(tmp_path: Path):
+    older = {"pixels": b"abc", "keys": b"d" * 16, "x.safetensors": b"e"}
+    for name, content in older.items():
+        (tmp_path / name).write_bytes(content)
+    rows = opened(tmp_path)
+    assert rows.known() == {}
+    rows.add(NAMES, ROWS)
+    assert np.array_equal(rows.read(NAMES), ROWS)
+    assert {name: (tmp_path / name).read_bytes() for name in older} == older
+
+
+def test_rows_of_another_shape_are_refused(tmp_path: Path):
+    rows = opened(tmp_path)
+    rows.add(NAMES[:2], ROWS[:2])
+    with pytest.raises(ValueError, match="rows of"):
+        rows.add(NAMES[2:], ROWS[2:, :1])
+    assert np.array_equal(rows.read(NAMES[:2]), ROWS[:2])
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be used .* Choose another --cache"):
+        opened(tmp_path / "file" / "inside").add(NAMES, ROWS)
+
+
+def write_rows(folder: Path, start: int, *, alone: bool) -> None:
+    """Add 30 rows, slowly, as one of two processes that begin together."""
+    rows = opened(folder)
+    wanted = [f"{number:032x}" for number in range(start, start + 30)]
+    with rows.writing() if alone else nullcontext():
+        for position in rows.missing(wanted):
+            time.sleep(0.005)
+            name = wanted[position]
+            rows.add([name], np.full((1, 4, 4), int(name, 16), np.uint8))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_two_writers_at_once(alone: bool, tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    writers = [
+        context.Process(target=write_rows, args=(tmp_path, start), kwargs={"alone": alone})
+        for start in (0, 15)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    rows = opened(tmp_path)
+    known = rows.known()
+    assert sorted(int(name, 16) for name in known) == list(range(45))
+    assert (tmp_path / "rows").stat().st_size == 45 * 16
+    assert all((rows.row(row) == int(name, 16)).all() for name, row in known.items())

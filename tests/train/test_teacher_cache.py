@@ -119,7 +119,6 @@ def test_another_model_preprocessing_or_precision_has_a_cache_of_its_own(tiny: O
 def test_a_damaged_file_is_made_again(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
     kept = cache(tiny, tmp_path)
     first = kept.features(pairs)
-    [file] = tmp_path.rglob("images/*.safetensors")
+    [file] = tmp_path.rglob("images/rows")
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(kept.features(pairs).image_features, first.image_features)
-    assert not list(tmp_path.rglob("*.partial"))

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip_refine import __version__
+from clip_refine.config import PosthocConfig
+from clip_refine.config.runs import PEER_NAMES
 from clip_refine.errors import ConfigError, DataError, OutputError
 from clip_refine.vectors.files import load_peer, save_peer
 from clip_refine.vectors.transforms import PEERS, Chain, MeanCentring, fit_peer
@@ -160,15 +162,17 @@ def test_missing_and_damaged_files(tmp_path: Path):
 class TestByName:
     @pytest.mark.parametrize("name", FITS)
     def test_the_same_as_by_class(self, name: str):
-        peer = fit_peer(name, *drawn(2, 8, 9), neighbours=3, alpha=0.6, strength=0.7)
+        settings = PosthocConfig(neighbours=3, alpha=0.6, strength=0.7)
+        peer = fit_peer(name, *drawn(2, 8, 9), settings)
         expected = FITS[name](*drawn(2, 8, 9))
         assert type(peer) is type(expected)
         assert torch.equal(peer.similarity(*SHOWN), expected.similarity(*SHOWN))
 
     def test_every_kind_has_a_name(self):
-        assert sorted(peer.kind for peer in PEERS) == sorted(set(FITS) - {"mean-centring+nnn"})
-        for peer in PEERS:
-            assert type(fit_peer(peer.kind, *drawn(2, 8, 9))) is peer
+        assert tuple(PEERS) == PEER_NAMES  # those of the command line's help
+        assert set(PEERS) == set(FITS) - {"mean-centring+nnn"}
+        for kind, peer in PEERS.items():
+            assert type(fit_peer(kind, *drawn(2, 8, 9))) is peer
 
     @pytest.mark.parametrize(
         ("name", "message"),

@@ -104,6 +104,10 @@ class EvaluateConfig(SettingsGroup):
     """Replace `out` and `save_features` where they exist."""
 
 
+PEER_NAMES = ("mean-centring", "distribution-normalisation", "nnn", "modality-shift")
+"""What `posthoc fit` can fit; the formulas stand in `vectors/transforms.py`, under these names."""
+
+
 class PosthocConfig(SettingsGroup):
     """What training-free peers are fitted with."""
 

@@ -1,10 +1,8 @@
 """Images → pixels: decoded at the size that is needed, or read from the cache."""
 
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_refine.data.images import DECODING, decode_image
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
 from clip_refine.errors import DataError, OutputError
+from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
 
 # --------------------------------------------------------------------------------------------------
@@ -113,141 +111,6 @@ def _inexact(what: str) -> DataError:
 
 
 # --------------------------------------------------------------------------------------------------
-# Rows of pixels in one memory-mapped file that several runs read and one at a time adds to.
-
-
-_KEY_BYTES = 16
-_SPARE = 2**28
-"""Bytes of the disk that are left alone."""
-
-
-class PixelStore:
-    """(3, H, W) uint8 rows by the fingerprint of what they were made from.
-
-    Rows are only ever added, at the end, and each is listed after it is on the disk. So a reader
-    needs no lock, a writer that was killed loses what it had not listed, and what one run adds
-    every later one finds. A changed image has another fingerprint and so a row of its own.
-
-    Attributes:
-        folder: Holds `pixels`, `keys` and `lock`; made by the first writer.
-        shape: Of one row.
-    """
-
-    def __init__(self, folder: Path, shape: tuple[int, ...]) -> None:
-        self.folder = folder
-        self.shape = shape
-        self.row_bytes = int(np.prod(shape))
-        self._mapped: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": None}  # a worker process maps the file for itself
-
-    def known(self) -> dict[str, int]:
-        """Fingerprint → row, of all rows that are there whole."""
-        try:
-            keys = (self.folder / "keys").read_bytes()
-            rows = (self.folder / "pixels").stat().st_size // self.row_bytes
-        except FileNotFoundError:
-            return {}
-        except OSError as error:
-            raise self._unusable(error) from error
-        count = min(len(keys) // _KEY_BYTES, rows)
-        starts = range(0, count * _KEY_BYTES, _KEY_BYTES)
-        return {keys[at : at + _KEY_BYTES].hex(): row for row, at in enumerate(starts)}
-
-    def row(self, number: int) -> NDArray[np.uint8]:
-        """Row `number` as it lies in the file; not to be written to."""
-        if self._mapped is None or number >= len(self._mapped):
-            path = self.folder / "pixels"
-            count = path.stat().st_size // self.row_bytes
-            self._mapped = np.memmap(path, np.uint8, "r", shape=(count, *self.shape))
-        return self._mapped[number]
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Alone: another writer waits until this one is done, then finds its rows."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                console.print(
-                    f"Another run is adding to {self.folder}; waiting for it.", markup=False
-                )
-                lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            raise self._unusable(error) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def check_room(self, count: int) -> int:
-        """Free bytes where `count` more rows are to go."""
-        free = shutil.disk_usage(self.folder).free
-        needed = count * self.row_bytes
-        if needed + _SPARE > free:
-            raise OutputError(
-                f"{self.folder}: pixels of {count:,} images take {size_text(needed)}, but only "
-                f"{size_text(free)} are free there. Make room, choose another --data.cache-folder, "
-                "or leave --data.cache-images out."
-            )
-        return free
-
-    def add(self, batches: Iterable[Mapping[str, NDArray[np.uint8]]]) -> None:
-        """Append rows by fingerprint, each batch in one go; only inside `writing`."""
-        count = len(self.known())
-        try:
-            with (
-                _appending(self.folder / "pixels", count * self.row_bytes) as pixels,
-                _appending(self.folder / "keys", count * _KEY_BYTES) as keys,
-            ):
-                for batch in batches:
-                    for levels in batch.values():
-                        pixels.write(levels.tobytes())
-                    _onto_disk(pixels)
-                    keys.write(b"".join(bytes.fromhex(key) for key in batch))
-                    _onto_disk(keys)
-        except OSError as error:
-            raise self._unusable(error) from error
-
-    def _unusable(self, error: Exception) -> OutputError:
-        reason = getattr(error, "strerror", None) or str(error)
-        return OutputError(
-            f"{self.folder}: cannot be used ({reason}). Choose another --data.cache-folder."
-        )
-
-
-def size_text(count: int) -> str:
-    """Bytes as people read them.
-
-    >>> size_text(301_056_000)
-    '301 MB'
-    """
-    for unit, name in ((10**9, "GB"), (10**6, "MB")):
-        if count >= unit:
-            shown = count / unit
-            return f"{shown:.1f} {name}" if shown < 10 else f"{shown:,.0f} {name}"
-    return f"{count / 1000:.0f} kB"
-
-
-@contextmanager
-def _appending(path: Path, size: int) -> Iterator[Any]:
-    """A file to write to behind its first `size` bytes; what lies there was never listed."""
-    path.touch()
-    with path.open("r+b") as file:
-        file.truncate(size)
-        file.seek(size)
-        yield file
-
-
-def _onto_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-# --------------------------------------------------------------------------------------------------
 # Work on every image of a source, in worker processes where there are many.
 
 
@@ -286,7 +149,7 @@ class CachedPixels:
     """Preprocessed pixels of some images, kept as 8-bit levels."""
 
     levels: Levels  # what the levels stand for
-    store: PixelStore  # where they are
+    store: RowCache  # where they are: (3, H, W) uint8
     rows: Mapping[str, int]  # image name → its row there
 
     def find(self, name: str) -> Tensor | None:
@@ -377,25 +240,64 @@ def with_cached_pixels(
         OutputError: The folder cannot be written, or the disk has too little room.
     """
     levels = Levels.of(reader.preprocess)
-    store = PixelStore(folder / _key(reader, levels), (3, *levels.size))
+    place = folder / _key(reader, levels)
+    store = RowCache(place, flag="--data.cache-folder")
     named, places = _contents(sources, workers, visible)
-    if any(key not in (known := store.known()) for key in places):
+    names = list(places)
+    if store.missing(names):
         with store.writing():
-            known = store.known()  # another run may have added them meanwhile
-            missing = [place for key, place in places.items() if key not in known]
-            free = store.check_room(len(missing))
+            # asked again, since another run may have added them meanwhile
+            missing = [places[names[position]] for position in store.missing(names)]
+            row_bytes = 3 * levels.size[0] * levels.size[1]
+            free = check_room(place, len(missing), row_bytes)
             if visible and missing:
                 console.print(
                     f"Caching the pixels of {len(missing):,} images: "
-                    f"{size_text(len(missing) * store.row_bytes)} in {store.folder}, where "
+                    f"{size_text(len(missing) * row_bytes)} in {place}, where "
                     f"{size_text(free)} are free.",
                     markup=False,
                     soft_wrap=True,
                 )
-            store.add(_encoded(reader, levels, missing, workers, visible))
+            encoded = _over(
+                _EncodedImages(reader, levels, missing), workers, "Caching pixels", visible
+            )
+            while batch := dict(islice(encoded, _BATCH)):
+                store.add(list(batch), np.stack(list(batch.values())))
     known = store.known()
     rows = {name: known[key] for name, key in named.items() if key in known}
-    return replace(reader, cached=CachedPixels(levels, store, rows))
+    # opened anew, since the run has no more use for the list of all that are known
+    opened = RowCache(place, flag=store.flag)
+    return replace(reader, cached=CachedPixels(levels, opened, rows))
+
+
+_SPARE = 2**28
+"""Bytes of the disk that are left alone."""
+
+
+def check_room(folder: Path, count: int, row_bytes: int) -> int:
+    """Free bytes where the pixels of `count` more images are to go."""
+    free = shutil.disk_usage(folder).free
+    needed = count * row_bytes
+    if needed + _SPARE > free:
+        raise OutputError(
+            f"{folder}: pixels of {count:,} images take {size_text(needed)}, but only "
+            f"{size_text(free)} are free there. Make room, choose another --data.cache-folder, "
+            "or leave --data.cache-images out."
+        )
+    return free
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them.
+
+    >>> size_text(301_056_000)
+    '301 MB'
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if count >= unit:
+            shown = count / unit
+            return f"{shown:.1f} {name}" if shown < 10 else f"{shown:,.0f} {name}"
+    return f"{count / 1000:.0f} kB"
 
 
 def _key(reader: PixelReader, levels: Levels) -> str:
@@ -472,15 +374,6 @@ def _contents(
                 ambiguous.add(name)
             places.setdefault(key, (images, index))
     return {name: key for name, key in named.items() if name not in ambiguous}, places
-
-
-def _encoded(
-    reader: PixelReader, levels: Levels, places: Sequence[_Place], workers: int, visible: bool
-) -> Iterator[dict[str, NDArray[np.uint8]]]:
-    dataset = _EncodedImages(reader, levels, places)
-    found = _over(dataset, workers, "Caching pixels", visible)
-    while batch := dict(islice(found, _BATCH)):
-        yield batch
 
 
 def _over(dataset: Any, workers: int, title: str, visible: bool) -> Iterator[tuple[str, Any]]:

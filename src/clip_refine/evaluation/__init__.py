@@ -9,11 +9,11 @@ from clip_refine.evaluation.classify import (
     zero_shot_predictions,
     zero_shot_scores,
 )
-from clip_refine.evaluation.embed import Embedder
 from clip_refine.evaluation.geometry import geometry
 from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import score_model
 from clip_refine.evaluation.tasks import mixed_search, separation
+from clip_refine.models.embed import Embedder
 
 __all__ = [
     "Embedder",

@@ -11,7 +11,6 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from clip_refine.data import ImageCaptions, LabelledImages
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import variances
 from clip_refine.evaluation.scores import Measured, task_changes
 from clip_refine.evaluation.similarity import (
@@ -20,6 +19,7 @@ from clip_refine.evaluation.similarity import (
     unit_rows,
 )
 from clip_refine.evaluation.tasks import Separation, separation
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import (
     CaptionQuery,
     Clouds,

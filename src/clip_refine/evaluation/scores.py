@@ -19,10 +19,10 @@ from clip_refine.evaluation.classify import (
     zero_shot_ranks,
     zero_shot_scores,
 )
-from clip_refine.evaluation.embed import EmbeddedPairs, Embedder, embed_pairs, embed_prompts
 from clip_refine.evaluation.geometry import geometry, pair_statistics, text_first
 from clip_refine.evaluation.retrieval import RetrievalRanks, retrieval, retrieval_ranks
 from clip_refine.evaluation.similarity import measured, unit_sides
+from clip_refine.models.embed import EmbeddedPairs, Embedder, embed_pairs, embed_prompts
 from clip_refine.models.weights import interpolate_weights
 from clip_refine.results import (
     ClassChange,

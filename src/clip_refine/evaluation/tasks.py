@@ -26,7 +26,6 @@ from clip_refine.evaluation.classify import (
     zero_shot_predictions,
     zero_shot_ranks,
 )
-from clip_refine.evaluation.embed import EmbeddedPairs
 from clip_refine.evaluation.geometry import geometry, pair_statistics
 from clip_refine.evaluation.retrieval import all_retrieval_ranks
 from clip_refine.evaluation.scores import KS, Outcome
@@ -44,6 +43,7 @@ from clip_refine.evaluation.similarity import (
     tie_width,
     unit_sides,
 )
+from clip_refine.models.embed import EmbeddedPairs
 
 # --------------------------------------------------------------------------------------------------
 # Searching images and captions in one index with a text, and whether images stand a chance.

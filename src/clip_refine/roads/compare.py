@@ -20,7 +20,6 @@ from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold
 from clip_refine.data.pairs import MINIMUM_HELD_OUT, Images, fingerprint, image_fingerprint
 from clip_refine.errors import ConfigError, DataError, TrainingError
 from clip_refine.evaluation import Embedder
-from clip_refine.evaluation.embed import EmbeddedPairs, embed_pairs
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
@@ -32,18 +31,19 @@ from clip_refine.evaluation.scores import (
     summarise,
 )
 from clip_refine.models import DualEncoder
+from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.report.tables import comparison_csv, comparison_markdown
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
 from clip_refine.roads.refine import choose_precision, train_student
 from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
-from clip_refine.support.cache import RowStore, StoredRow, digest
 from clip_refine.support.console import Clock, PeakMemory, console, remark
 from clip_refine.support.environment import write_environment
+from clip_refine.support.finished import FinishedRun, FinishedRuns, digest
 from clip_refine.support.folder import complete_folder, write_file
 from clip_refine.train import StepLog, TowerPrecision
-from clip_refine.train.teacher_cache import TeacherCache, TeacherFeatures, model_fingerprint
+from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
 
 UNTOUCHED = "pre-trained"
@@ -79,7 +79,7 @@ def compare(
     # what is compared
     variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
     combined = _combined(config)
-    RowStore.check(config.out, _shared_settings(config), overwrite=config.overwrite)
+    FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     # images and captions, the untouched model, its features of the training pairs
     if train_pairs is None or held_out is None:
@@ -179,7 +179,7 @@ def _set_up(
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    store = RowStore.open(config.out, _shared_settings(config), overwrite=config.overwrite)
+    store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     def measured() -> str:
         return choose_precision(config.train, student, training, accelerator).name
@@ -259,15 +259,15 @@ class Runs:
     selection: ImageCaptions  # held-out training pairs, for peers and learning rates
     held_out: ImageCaptions  # what everything is scored on
     tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
-    teacher_features: TeacherFeatures  # of `training`, from the untouched model
+    teacher_features: EmbeddedPairs  # of `training`, from the untouched model
     accelerator: Accelerator
     embedder: Embedder  # without progress bars
     precision: TowerPrecision  # of every run
-    store: RowStore  # where finished runs are
+    store: FinishedRuns  # where finished runs are
     content: str  # fingerprint of model and data
     trained: str = ""  # what the model's weights are at the moment
 
-    def untouched(self) -> list[StoredRow]:
+    def untouched(self) -> list[FinishedRun]:
         """The model as it came, alone and behind every peer."""
         names = {UNTOUCHED: None, **{peer: peer for peer in self.config.peers}}
 
@@ -303,7 +303,7 @@ class Runs:
             _say(f"{variant.name}: learning rate {best[0]:g} of {', '.join(tried)}{edge}")
         return choice
 
-    def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[StoredRow]:
+    def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[FinishedRun]:
         """The rows of a recipe with one seed at its learning rate; saves the model if asked to."""
         stored = self._variant(variant, seed, learning_rate)
         if stored[0].row is None:
@@ -383,7 +383,7 @@ class Runs:
         )
         return row, resampled_headline(features, resamples=self.config.resamples, seed=seed)
 
-    def _variant(self, variant: Variant, seed: int, rate: float) -> list[StoredRow]:
+    def _variant(self, variant: Variant, seed: int, rate: float) -> list[FinishedRun]:
         names: dict[str, str | None] = {variant.name: None}
         names |= {f"{variant.name}+{peer}": peer for peer in self.combined.get(variant.recipe, [])}
         settings = self._settings(variant, seed, rate)
@@ -410,7 +410,7 @@ class Runs:
         label: str,
         settings: dict[str, Any],
         train: Callable[[], Training],
-    ) -> list[StoredRow]:
+    ) -> list[FinishedRun]:
         """The rows of one training: read where all are there, else made and written."""
         depends_on = {
             name: digest({"content": self.content, "settings": settings, "peer": peer})
@@ -431,14 +431,14 @@ class Runs:
         names: dict[str, str | None],
         depends_on: dict[str, str],
         train: Callable[[], Training],
-    ) -> dict[str, StoredRow]:
+    ) -> dict[str, FinishedRun]:
         """Train, embed, score alone and behind each peer."""
         try:
             training = train()
         except TrainingError:
             # a learning rate that is too high is a result, too
             return {
-                name: StoredRow(depends_on=key, row=None, resampled={})
+                name: FinishedRun(depends_on=key, row=None, resampled={})
                 for name, key in depends_on.items()
             }
         self.encoder.eval()
@@ -452,7 +452,7 @@ class Runs:
             else:
                 at, scored = self._behind(peer, training, features, selection)
             row, resampled = self.score(name, at, scored, selection=score)
-            made[name] = StoredRow.model_validate(
+            made[name] = FinishedRun.model_validate(
                 {"depends_on": depends_on[name], "row": row, "resampled": resampled}
             )
         return made
@@ -524,7 +524,7 @@ def quiet() -> Iterator[None]:
         console.quiet = before
 
 
-def _describe(name: str, label: str, stored: StoredRow) -> str:
+def _describe(name: str, label: str, stored: FinishedRun) -> str:
     if stored.row is None:
         return f"{name} ({label}): training failed, the loss or its gradient was not finite"
     row, numbers = stored.row, stored.row.headline

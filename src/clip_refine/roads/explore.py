@@ -60,16 +60,14 @@ class SearchIndex:
     @torch.no_grad()
     def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
         """The nearest to a text, first the nearest; where `mixed`, captions but `query`, too."""
-        tokens = self.embedder.model.tokenizer([query]).to(self.embedder.device)
-        features = self.embedder.model.encode_text(tokens)
+        features = self.embedder.encode_texts([query])
         return self._nearest(features, mixed=mixed, count=count, but=query)
 
     @torch.no_grad()
     def by_image(self, query: Image.Image, *, mixed: bool, count: int) -> list[Hit]:
         """The nearest to an image; arguments as in `by_text`."""
         pixels = self.embedder.model.preprocess(query.convert("RGB"))[None]
-        features = self.embedder.model.encode_image(pixels.to(self.embedder.device))
-        return self._nearest(features, mixed=mixed, count=count)
+        return self._nearest(self.embedder.encode_pixels(pixels), mixed=mixed, count=count)
 
     def _nearest(
         self, query: Tensor, *, mixed: bool, count: int, but: str | None = None

@@ -26,7 +26,6 @@ from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.errors import ModelError
 from clip_refine.evaluation import Embedder
-from clip_refine.evaluation.embed import embed_pairs
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.scores import (
     embed_model,
@@ -36,6 +35,7 @@ from clip_refine.evaluation.scores import (
 )
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
+from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores
 from clip_refine.roads.interpolate import interpolate_student, set_aside
@@ -45,7 +45,7 @@ from clip_refine.support.environment import write_environment
 from clip_refine.support.folder import check_free, complete_folder
 from clip_refine.train import StepLog, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
-from clip_refine.train.teacher_cache import CachedTeacher, TeacherFeatures
+from clip_refine.train.teacher_cache import CachedTeacher
 
 NORM_SAMPLE = 512  # training pairs that raw norms are measured on: their mean is then known to 1 %
 MOMENT_SAMPLE = 4096  # pairs of a stream for moments of its features; their images are in memory
@@ -171,7 +171,7 @@ def train_student(
     accelerator: Accelerator,
     *,
     log: StepLog,
-    teacher_features: TeacherFeatures | None = None,
+    teacher_features: EmbeddedPairs | None = None,
     selection: ImageCaptions | None = None,
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.

@@ -43,7 +43,6 @@ from clip_refine.data.toy import toy_tasks, toy_val
 from clip_refine.errors import ConfigError, DataError
 from clip_refine.evaluation import Embedder, class_vectors
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
-from clip_refine.evaluation.embed import EmbeddedPairs, FeatureStore, Filler, image_fingerprints
 from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.tasks import (
     few_shot_task,
@@ -54,6 +53,7 @@ from clip_refine.evaluation.tasks import (
     separation_task,
     zero_shot_task,
 )
+from clip_refine.models.embed import EmbeddedPairs, FeatureStore, image_fingerprints
 from clip_refine.models.encoder import identity
 from clip_refine.results import Difference, EvaluatedModel, Score, SuiteScores, TaskScores
 from clip_refine.results.metrics import metric
@@ -385,14 +385,16 @@ class SuiteBench:
         pixels = preprocess_fingerprint(encoder.preprocess).encode()
         name = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
         store = FeatureStore((self.config.cache or build.default_cache()) / "features" / name)
-        filler = Filler(store, embedder, self.accelerator)
+        group = self.accelerator
         for source, content in self.contents.items():
-            filler.images(content.source.images, content.fingerprints, f"{label}: {source}")
+            images, names = content.source.images, content.fingerprints
+            store.add_images(embedder, images, names, f"{label}: {source}", group)
             if content.source.captions is not None:
-                filler.texts(content.texts, f"{label}: {source} captions")
+                store.add_texts(embedder, content.texts, f"{label}: {source} captions", group)
         for task in self.tasks:
             if task.kind == "zero-shot":
-                filler.texts(self._prompts(task), f"{label}: {task.source} prompts")
+                prompts = self._prompts(task)
+                store.add_texts(embedder, prompts, f"{label}: {task.source} prompts", group)
         scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
         return EncodedModel(name, store, scale)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clip_refine.config import PosthocConfig
 from clip_refine.errors import DataError
 from clip_refine.support.folder import check_free
 from clip_refine.vectors.files import (
@@ -12,17 +13,15 @@ from clip_refine.vectors.files import (
     save_peer,
     write_features,
 )
-from clip_refine.vectors.transforms import Peer, check_name, fit_peer
+from clip_refine.vectors.transforms import DEFAULTS, Peer, check_name, fit_peer
 
 
 def fit_file(
     name: str,
     features: Path,
     out: Path,
+    settings: PosthocConfig = DEFAULTS,
     *,
-    neighbours: int = 128,
-    alpha: float = 0.75,
-    strength: float = 1.0,
     overwrite: bool = False,
 ) -> Peer:
     """Fit a peer on a file of features and save it."""
@@ -30,14 +29,7 @@ def fit_file(
     check_free(out, overwrite=overwrite)
     found = read_features(features)
     try:
-        peer = fit_peer(
-            name,
-            found.image_features,
-            found.text_features,
-            neighbours=neighbours,
-            alpha=alpha,
-            strength=strength,
-        )
+        peer = fit_peer(name, found.image_features, found.text_features, settings)
     except ValueError as error:
         raise DataError(f"{features}: {name} cannot be fitted. {error}.") from error
     save_peer(peer, out, overwrite=overwrite)

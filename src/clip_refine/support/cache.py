@@ -1,224 +1,163 @@
 """Rows kept by fingerprint: on disk, read again instead of made again."""
 
-import hashlib
 import json
-import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
-import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from clip_refine.errors import OutputError
-from clip_refine.results import ComparisonRow
+from clip_refine.support.console import console
 
-# --------------------------------------------------------------------------------------------------
-# Finished runs on disk, so that a comparison that stopped goes on where it was.
-
-
-class StoredRow(BaseModel):
-    """A finished run as `rows/NAME.json` has it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    depends_on: str  # everything that its numbers follow from, as one fingerprint
-    # the numbers; None where training failed, which happens while learning rates are tried
-    row: ComparisonRow | None
-    # headline name → its value in each bootstrap resample
-    resampled: Mapping[str, tuple[float, ...]]
+_KEY_BYTES = 16  # of a fingerprint
+_SILENT_SECONDS = 1.0
+"""Processes of one run add in turns, some milliseconds each; a longer wait is for another run."""
 
 
-class RowStore:
-    """The folder of a comparison.
+class RowCache:
+    """Rows of one shape and type by the fingerprint of what they were made from.
 
-    Attributes:
-        folder: The comparison's `out`.
+    Rows are only ever added, at the end, and each is listed after it is on the disk. So a reader
+    needs no lock, a writer that was killed loses what it had not listed, and what one run adds
+    every later one finds. A changed image or text has another fingerprint and so a row of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, flag: str) -> None:
+        self.folder = folder  # of `layout.json`, `rows`, `fingerprints` and `lock`
+        self.flag = flag  # the setting that chose the folder, for messages
+        self._lock = FileLock(folder / "lock")
+        self._forget()
 
-    @staticmethod
-    def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Refuse what `open` would refuse, before anything is read or cleared."""
-        if folder.exists():
-            _check_usable(folder, settings, overwrite=overwrite)
+    def __reduce__(self) -> Any:
+        return _opened, (self.folder, self.flag)  # a worker process maps the file for itself
 
-    @classmethod
-    def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "RowStore":
-        """Begin at an empty folder, or go on in one with the same settings."""
+    def known(self) -> dict[str, int]:
+        """Fingerprint → row, of all rows that are there whole."""
         try:
-            cls.check(folder, settings, overwrite=overwrite)
-            if overwrite and folder.exists():
-                shutil.rmtree(folder)
-            (folder / "rows").mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-            (folder / "config.yaml").write_text(text, encoding="utf-8")
+            row_bytes = self._row_type().itemsize
+            with (self.folder / "fingerprints").open("rb") as file:
+                rows = (self.folder / "rows").stat().st_size // row_bytes
+                count = min(os.fstat(file.fileno()).st_size // _KEY_BYTES, rows)
+                if count < self._count:  # the files were cut off
+                    self._forget()
+                # what is new and no more: with a million rows this is asked before every batch
+                file.seek(self._count * _KEY_BYTES)
+                keys = file.read((count - self._count) * _KEY_BYTES)
+        except (FileNotFoundError, ValueError):  # nothing yet, or nothing that can be understood
+            self._forget()
+            return {}
         except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be written ({error.strerror}). Choose another --out."
-            ) from error
-        return cls(folder)
-
-    def read(self, name: str, depends_on: str) -> StoredRow | None:
-        """The run of this name if it is finished and followed from the same things."""
-        try:
-            stored = StoredRow.model_validate_json(self._path(name).read_bytes())
-        except (OSError, ValidationError):  # not there, or cut off while it was written
-            return None
-        return stored if stored.depends_on == depends_on else None
-
-    def write(self, name: str, stored: StoredRow) -> None:
-        """Keep a finished run; it is there whole or not at all."""
-        path = self._path(name)
-        partial = path.with_suffix(".partial")
-        partial.write_text(stored.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-
-    def once(self, name: str, find: Callable[[], str]) -> str:
-        """A word that is found when a comparison begins and kept when it goes on.
-
-        Without a finished run nothing depends on it, and it may be of other settings.
-        """
-        path = self.folder / f"{name}.txt"
-        if not (path.is_file() and any((self.folder / "rows").glob("*.json"))):
-            path.write_text(find() + "\n", encoding="utf-8")
-        return path.read_text(encoding="utf-8").strip()
-
-    def _path(self, name: str) -> Path:
-        """Readable, and different for different names on every file system."""
-        readable = re.sub(r"[^A-Za-z0-9.=+-]+", "_", name)[:120]
-        return self.folder / "rows" / f"{readable}-{digest(name)[:8]}.json"
-
-
-def digest(value: Any) -> str:
-    """A fingerprint of plain data: 32 hexadecimal digits.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    True
-    """
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Refuse a folder that is no comparison, or one with finished runs of other settings."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        earlier = _flat(yaml.safe_load(text))
-        finished = any((folder / "rows").glob("*.json"))
-        if not (folder / "rows").is_dir():
-            raise NotADirectoryError
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise OutputError(
-            f"{folder}: exists already and holds no comparison. Choose another --out."
-        ) from None
-    if overwrite or not finished:
-        return
-    now = _flat(settings)
-    differing = sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
-    if differing:
-        name = differing[0]
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise OutputError(
-            f"{folder}: holds a comparison with other settings ({name} was "
-            f"{earlier.get(name)!r}, is {now.get(name)!r}{more}). Pass --overwrite to start "
-            "again, or another --out."
-        )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-# --------------------------------------------------------------------------------------------------
-# Rows of features on disk, each beside the fingerprint of what it was made from.
-#
-# A folder holds many small files, so that an interrupted run loses little, several processes can
-# add to it at the same time, and each file is there whole or not at all.
-
-
-class FeatureRows:
-    """A folder of features.
-
-    Attributes:
-        folder: Made when needed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+            raise self._unusable(error) from error
+        for row, at in enumerate(range(0, len(keys), _KEY_BYTES), self._count):
+            self._known[keys[at : at + _KEY_BYTES].hex()] = row
+        self._count = count
+        return self._known
 
     def missing(self, names: Sequence[str]) -> list[int]:
         """Positions of the fingerprints that have no row yet, each fingerprint once."""
-        known = self._places()
+        known = self.known()
         first = {name: position for position, name in reversed(list(enumerate(names)))}
         return sorted(position for name, position in first.items() if name not in known)
 
-    def read(self, names: Sequence[str]) -> Tensor:
-        """(N, d) float32, a row a fingerprint."""
-        known = self._places()
+    def row(self, number: int) -> NDArray[Any]:
+        """Row `number` as it lies in the file; not to be written to."""
+        if self._mapped is None or number >= len(self._mapped):
+            self._mapped = np.memmap(self.folder / "rows", self._row_type(), "r")
+        return self._mapped[number]
+
+    def read(self, names: Sequence[str]) -> NDArray[Any]:
+        """(N, ...) copies of the rows of these fingerprints, in order."""
+        known = self.known()
         lacking = sum(name not in known for name in names)
         if lacking:
             raise OutputError(
-                f"{self.folder}: {lacking} rows that were just computed are not there. Is --cache "
-                "a folder that all processes share?"
+                f"{self.folder}: {lacking} rows that were just computed are not there. Is "
+                f"{self.flag} a folder that all processes share?"
             )
-        loaded: dict[Path, Tensor] = {}
-        rows = []
-        for name in names:
-            path, row = known[name]
-            if path not in loaded:
-                loaded[path] = _features(path)
-            rows.append(loaded[path][row])
-        return torch.stack(rows)
+        places = [known[name] for name in names]
+        self.row(max(places))  # so that the file is mapped as far as they lie
+        return np.asarray(self._mapped[places])
 
-    def add(self, names: Sequence[str], rows: Tensor) -> None:
-        """Keep rows under their fingerprints."""
-        listed = [list(bytes.fromhex(name)) for name in names]
-        fingerprints = torch.tensor(listed, dtype=torch.uint8)
-        tensors = {"features": rows.contiguous(), "fingerprints": fingerprints}
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Alone: another writer waits until this one is done, then finds its rows."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=self.folder, suffix=".partial", delete=False) as partial:
-                temporary = Path(partial.name)
-            save_file(tensors, temporary)
-            temporary.replace(temporary.with_suffix(".safetensors"))
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be written ({error.strerror}). Choose another --cache."
-            ) from error
-
-    def _places(self) -> dict[str, tuple[Path, int]]:
-        """Fingerprint → the file and row; damaged files count as not there."""
-        found: dict[str, tuple[Path, int]] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                with safe_open(path, "pt") as stored:
-                    listed = stored.get_tensor("fingerprints").numpy()
-                    rows = stored.get_slice("features").get_shape()[0]
-            except (OSError, SafetensorError):
-                continue
-            if rows == len(listed):
-                found |= {bytes(row).hex(): (path, place) for place, row in enumerate(listed)}
-        return found
+                self._lock.acquire(timeout=_SILENT_SECONDS)
+            except Timeout:
+                console.print(
+                    f"Another run is adding to {self.folder}; waiting for it.", markup=False
+                )
+                self._lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            raise self._unusable(error) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def add(self, names: Sequence[str], rows: NDArray[Any]) -> None:
+        """Append (N, ...) rows under their fingerprints; what is there already stays."""
+        with self.writing():
+            chosen = self.missing(names)
+            keys = b"".join(bytes.fromhex(names[position]) for position in chosen)
+            try:
+                if not self._count:
+                    layout = {"type": rows.dtype.str, "shape": rows.shape[1:]}
+                    _write_behind(self.folder / "layout.json", 0, json.dumps(layout).encode())
+                    self._forget()
+                if np.dtype((rows.dtype, rows.shape[1:])) != self._row_type():
+                    raise ValueError(f"{self.folder}: rows of {self._type}, got {rows.shape[1:]}")
+                # the list last, since what it names has to be there whole
+                size = self._count * rows[0].nbytes
+                _write_behind(self.folder / "rows", size, rows[chosen].tobytes())
+                _write_behind(self.folder / "fingerprints", self._count * _KEY_BYTES, keys)
+            except OSError as error:
+                raise self._unusable(error) from error
+
+    def _forget(self) -> None:
+        """Begin again with what the folder holds."""
+        self._type: np.dtype[Any] | None = None  # of a row, with its shape
+        self._known: dict[str, int] = {}
+        self._count = 0  # rows that are known
+        self._mapped: Any = None
+
+    def _row_type(self) -> np.dtype[Any]:
+        """What the first writer laid down; ValueError where that is nothing that it would."""
+        if self._type is None:
+            layout = json.loads((self.folder / "layout.json").read_bytes())
+            try:
+                row_type = np.dtype((layout["type"], tuple(layout["shape"])))
+            except (KeyError, TypeError) as error:
+                raise ValueError("no layout") from error
+            if not row_type.itemsize:
+                raise ValueError("rows of nothing")
+            self._type = row_type
+        return self._type
+
+    def _unusable(self, error: Exception) -> OutputError:
+        reason = error.strerror if isinstance(error, OSError) else None
+        return OutputError(
+            f"{self.folder}: cannot be used ({reason or error}). Choose another {self.flag}."
+        )
 
 
-def _features(path: Path) -> Tensor:
-    with safe_open(path, "pt") as stored:
-        return stored.get_tensor("features")
+def _opened(folder: Path, flag: str) -> RowCache:
+    return RowCache(folder, flag=flag)
+
+
+def _write_behind(path: Path, size: int, data: bytes) -> None:
+    """Write behind the first `size` bytes; what lay there was never listed."""
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

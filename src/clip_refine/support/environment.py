@@ -24,7 +24,7 @@ def describe_environment(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "device": device,
         "command": sys.argv,
         "git_commit": _git_commit(),
@@ -37,7 +37,8 @@ def write_environment(path: Path, device: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """As it is installed; None where it is not, as when this program runs from its sources."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from clip_refine.errors import OutputError
 
@@ -95,9 +96,10 @@ def complete_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the second from who writes tensors
+        reason = error.strerror if isinstance(error, OSError) else None
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}). Choose another."
+            f"{path}: cannot be written ({reason or error}). Choose another."
         ) from error
     finally:
         partial.unlink(missing_ok=True)

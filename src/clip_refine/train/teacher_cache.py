@@ -1,6 +1,6 @@
 """The teacher's features of the training pairs, computed once, kept on disk, read by every run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,31 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, PixelReader, Subset, image_batches
+from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, PixelReader
 from clip_refine.data.images import DECODING
-from clip_refine.data.pairs import fingerprint, image_fingerprint
+from clip_refine.data.pairs import fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.models import Teacher
+from clip_refine.models.embed import EmbeddedPairs, Embedder, FeatureStore, embed_pairs
 from clip_refine.models.encoder import identity
-from clip_refine.support.cache import FeatureRows
 from clip_refine.train.precision import TowerPrecision, autocast
-
-
-@dataclass(frozen=True)
-class TeacherFeatures:
-    """Raw features of pairs as the untouched model gives them, on the CPU in float32."""
-
-    image_features: Tensor  # (N, d), one row an image
-    text_features: Tensor  # (M, d), one row a caption, image by image
-    first_caption: Tensor  # (N,) int64, the row of each image's first caption
-
-    def part(self, indices: Sequence[int]) -> "TeacherFeatures":
-        """Those of some images, as a `Subset` with these indices counts them."""
-        return TeacherFeatures(
-            self.image_features[list(indices)],
-            self.text_features,
-            self.first_caption[list(indices)],
-        )
 
 
 class CachedTeacher(Teacher):
@@ -42,10 +25,11 @@ class CachedTeacher(Teacher):
     """
 
     def __init__(
-        self, features: TeacherFeatures, *, image_factor: float = 1.0, text_factor: float = 1.0
+        self, features: EmbeddedPairs, *, image_factor: float = 1.0, text_factor: float = 1.0
     ) -> None:
         """Start at no batch."""
         self._features = features
+        self._first_caption = features.first_caption
         self._factors = (image_factor, text_factor)
         self._image_rows = self._text_rows = torch.empty(0, dtype=torch.int64)
 
@@ -54,7 +38,7 @@ class CachedTeacher(Teacher):
         choice = torch.tensor(plan.caption_choice)
         for batch in batches:
             self._image_rows = torch.tensor(list(batch.indices))
-            first = self._features.first_caption[self._image_rows]
+            first = self._first_caption[self._image_rows]
             self._text_rows = first + choice[self._image_rows]
             yield batch
 
@@ -90,49 +74,36 @@ class TeacherCache:
     # how images become pixels, where not by the model's preprocessing alone
     reader: PixelReader | None = None
 
-    @torch.no_grad()
-    def features(self, pairs: ImageCaptions) -> TeacherFeatures:
+    def features(self, pairs: ImageCaptions) -> EmbeddedPairs:
         """Features of all images and all captions, from disk where they are there."""
         side = self.reader and self.reader.side
         made_by = f"{model_fingerprint(self.model, self.precision)} {DECODING} {side}"
-        folder = self.folder / "teacher" / fingerprint(made_by.encode())
-        texts = [text for captions in pairs.captions for text in captions]
-        counts = torch.tensor([len(captions) for captions in pairs.captions])
-        return TeacherFeatures(
-            _kept(
-                FeatureRows(folder / "images"),
-                [image_fingerprint(pairs, index) for index in range(len(pairs))],
-                lambda missing: self._encode_images(Subset(pairs, missing, pairs.name)),
-            ),
-            _kept(
-                FeatureRows(folder / "captions"),
-                [fingerprint(text.encode()) for text in texts],
-                lambda missing: self._encode_texts([texts[index] for index in missing]),
-            ),
-            counts.cumsum(0) - counts,
+        store = FeatureStore(self.folder / "teacher" / fingerprint(made_by.encode()))
+        embedder = _TrainingEmbedder(
+            self.model,
+            self.device,
+            self.batch_size,
+            self.workers,
+            visible=False,
+            reader=self.reader,
+            precision=self.precision,
         )
+        return embed_pairs(embedder, pairs, store)
 
-    def _encode_images(self, pairs: ImageCaptions) -> Tensor:
-        batches = image_batches(
-            pairs,
-            batch_size=self.batch_size,
-            preprocess=self.reader or self.model.preprocess,
-            workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        rows = []
-        for pixels in batches:
-            with autocast(self.precision.image_bf16, self.device):
-                rows.append(self.model.encode_image(pixels.to(self.device)).float().cpu())
-        return torch.cat(rows)
 
-    def _encode_texts(self, texts: list[str]) -> Tensor:
-        rows = []
-        for start in range(0, len(texts), self.batch_size):
-            tokens = self.model.tokenizer(texts[start : start + self.batch_size])
-            with autocast(self.precision.text_bf16, self.device):
-                rows.append(self.model.encode_text(tokens.to(self.device)).float().cpu())
-        return torch.cat(rows)
+@dataclass(frozen=True, kw_only=True)
+class _TrainingEmbedder(Embedder):
+    """Encodes at the precision of training, so as a live teacher would."""
+
+    precision: TowerPrecision
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        with autocast(self.precision.image_bf16, self.device):
+            return super().encode_pixels(pixels)
+
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        with autocast(self.precision.text_bf16, self.device):
+            return super().encode_texts(texts)
 
 
 def model_fingerprint(model: Any, precision: TowerPrecision) -> str:
@@ -140,12 +111,3 @@ def model_fingerprint(model: Any, precision: TowerPrecision) -> str:
     return fingerprint(
         preprocess_fingerprint(model.preprocess).encode(), *identity(model, precision.name)
     )
-
-
-def _kept(
-    rows: FeatureRows, names: Sequence[str], compute: Callable[[list[int]], Tensor]
-) -> Tensor:
-    """(N, d) rows by fingerprint; what is not on disk is computed and added to it."""
-    if missing := rows.missing(names):
-        rows.add([names[index] for index in missing], compute(missing))
-    return rows.read(names)

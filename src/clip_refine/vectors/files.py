@@ -1,11 +1,9 @@
 """Files of features and of fitted transforms."""
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clip_refine.errors import DataError, OutputError
-from clip_refine.support.folder import check_free, complete_folder
-from clip_refine.vectors.transforms import PEERS, Chain, Peer
+from clip_refine.support.environment import package_version
+from clip_refine.support.folder import check_free, complete_file, complete_folder
+from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
 
 # --------------------------------------------------------------------------------------------------
 # Features of a model on disk: one file with those of images and texts, and who describes whom.
@@ -45,11 +44,7 @@ class FeatureSet:
         """Refuse what is no set of features."""
         for name in ("image_features", "text_features"):
             features = getattr(self, name)
-            if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
-                raise ValueError(
-                    f"{name} must be (rows, dim) of floating point, both at least 1; "
-                    f"got {tuple(features.shape)} of {features.dtype}"
-                )
+            check_rows(name, features)
             if not features.isfinite().all():
                 row = int((~features.isfinite().all(dim=1)).nonzero()[0, 0])
                 raise ValueError(f"{name}: row {row} is not finite (NaN or infinity)")
@@ -92,15 +87,8 @@ def write_features(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one key only: safetensors writes several in random order, and one input shall give one file
     metadata = {"clip_refine": json.dumps(dict(note), sort_keys=True)}
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with complete_file(path) as partial:
         save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path}: cannot be written ({error}). Choose another.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_features_path(path: Path, *, overwrite: bool) -> None:
@@ -175,7 +163,10 @@ def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
         for name, value in _attributes(step).items()
         if isinstance(value, Tensor)
     }
-    record = _PeerFile(clip_refine_version=_version(), steps=[_describe(step) for step in steps])
+    record = _PeerFile(
+        clip_refine_version=package_version("clip-refine") or "unknown",
+        steps=[_describe(step) for step in steps],
+    )
     with complete_folder(folder, overwrite=overwrite) as partial_folder:
         save_file(tensors, partial_folder / "peer.safetensors")
         text = record.model_dump_json(indent=2) + "\n"
@@ -202,13 +193,6 @@ def load_peer(folder: Path) -> Peer:
         ) from error
 
 
-def _version() -> str:
-    try:
-        return version("clip-refine")
-    except PackageNotFoundError:  # run from a folder of sources
-        return "unknown"
-
-
 def _flat(peer: Peer) -> list[Peer]:
     if isinstance(peer, Chain):
         return [inner for step in peer.steps for inner in _flat(step)]
@@ -217,7 +201,7 @@ def _flat(peer: Peer) -> list[Peer]:
 
 def _attributes(peer: Peer) -> dict[str, Any]:
     """What its class is made from: tensors and numbers."""
-    return {field.name: getattr(peer, field.name) for field in fields(peer)}  # pyright: ignore
+    return {field.name: getattr(peer, field.name) for field in fields(peer)}
 
 
 COUNTS = ("image_count", "text_count")
@@ -259,11 +243,11 @@ def _read_record(path: Path) -> _PeerFile:
 
 def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
     """The peer of one step; takes its tensors out of `tensors`."""
-    chosen = next((peer for peer in PEERS if peer.kind == step.kind), None)
+    chosen = PEERS.get(step.kind)
     if chosen is None:
         raise ValueError(f"step {number}: there is no peer {step.kind!r}")
     counts = {"image_count": step.fitted_on_images, "text_count": step.fitted_on_texts}
-    made_from = {field.name: field.type for field in fields(chosen)}  # pyright: ignore
+    made_from = [field.name for field in fields(chosen)]
     values: dict[str, Any] = {name: counts[name] for name in COUNTS if name in made_from}
     for name in made_from:
         if f"{number}.{name}" in tensors:

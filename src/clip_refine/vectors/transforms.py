@@ -4,17 +4,27 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from clip_refine.config import PosthocConfig
 from clip_refine.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
 # What every peer does to features first: check them, widen them, scale them to norm 1.
+
+
+def check_rows(name: str, features: Tensor) -> None:
+    """Refuse what is no matrix of numbers; `name` is what the message calls it."""
+    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(
+            f"{name} must be (rows, dim) of floating point, both at least 1; "
+            f"got {tuple(features.shape)} of {features.dtype}"
+        )
 
 
 def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
@@ -29,11 +39,7 @@ def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
         >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
         tensor([[0.6000, 0.8000]])
     """
-    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
-        raise ValueError(
-            f"{name} must be (rows, dim) of floating point, both at least 1; "
-            f"got {tuple(features.shape)} of {features.dtype}"
-        )
+    check_rows(name, features)
     if dim is not None and features.shape[1] != dim:
         raise ValueError(f"{name} must have dimension {dim}, got {features.shape[1]}")
     features = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -74,6 +80,11 @@ def dot_products(rows: Tensor, columns: Tensor) -> Tensor:
 # What every training-free peer is: two feature transforms and nothing else.
 
 
+Modality = Literal["image", "text"]
+DEFAULTS = PosthocConfig()
+
+
+@dataclass(frozen=True, eq=False)
 class Peer(ABC):
     """Something fitted on held-out training pairs that changes features of a finished model.
 
@@ -81,14 +92,22 @@ class Peer(ABC):
     new score of an image and a text is the *dot product* of their transformed features, as they
     come out. So `evaluation.retrieval(..., normalize=False)` on transformed features ranks by any
     peer. Arithmetic is in float32, in float64 where features are; a peer is never changed by use.
+
+    A peer is made from what was fitted (tensors) and from settings of the same names as in
+    `PosthocConfig`; files keep both by these names.
     """
 
     kind: ClassVar[str]  # the name in files and on the command line
+    must_be_last: ClassVar[bool] = False  # of a chain, since lengths that come out carry meaning
 
-    @property
-    def name(self) -> str:
-        """`kind`, or the kinds of a chain joined by `+`."""
-        return self.kind
+    @classmethod
+    @abstractmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
+        """On (N, d) and (M, d), raw or unit; no pairs are needed, so M may differ."""
+
+    @abstractmethod
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d + score_columns)."""
 
     @property
     @abstractmethod
@@ -101,9 +120,14 @@ class Peer(ABC):
         """How many images and how many texts it was fitted on."""
 
     @property
+    def name(self) -> str:
+        """`kind`, or the kinds of a chain joined by `+`."""
+        return self.kind
+
+    @property
     def returns_unit(self) -> bool:
         """Whether transformed rows have norm 1, so that the dot product is the cosine."""
-        return True
+        return not self.must_be_last
 
     @property
     def score_columns(self) -> int:
@@ -113,24 +137,18 @@ class Peer(ABC):
         """
         return 0
 
-    @abstractmethod
     def transform_image(self, image_features: Tensor) -> Tensor:
         """(N, d) raw or unit → (N, d + score_columns)."""
+        return self.transform(image_features, "image")
 
-    @abstractmethod
     def transform_text(self, text_features: Tensor) -> Tensor:
         """(M, d) raw or unit → (M, d + score_columns)."""
+        return self.transform(text_features, "text")
 
     def similarity(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """(N, M) scores of every image with every text, higher is nearer.
-
-        Args:
-            image_features: (N, d), raw or unit.
-            text_features: (M, d), raw or unit.
-        """
-        return dot_products(
-            self.transform_image(image_features), self.transform_text(text_features)
-        )
+        """(N, M) scores of every image with every text, higher is nearer."""
+        moved = self.transform_image(image_features), self.transform_text(text_features)
+        return dot_products(*moved)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,6 +180,14 @@ class CentroidPeer(Peer):
             if not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
 
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
+        """Take the means."""
+        image_unit = unit_rows("image features", image_features)
+        text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
+        counts = len(image_unit), len(text_unit)
+        return cls(mean_row(image_unit), mean_row(text_unit), *counts, **settings)
+
     @property
     def dim(self) -> int:
         """Dimension of the features that go in."""
@@ -172,29 +198,14 @@ class CentroidPeer(Peer):
         """How many images and how many texts it was fitted on."""
         return self.image_count, self.text_count
 
-    def _image_unit(self, image_features: Tensor) -> Tensor:
-        return unit_rows("image features", image_features, dim=self.dim)
-
-    def _text_unit(self, text_features: Tensor) -> Tensor:
-        return unit_rows("text features", text_features, dim=self.dim)
-
-
-def centroids(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor, int, int]:
-    """The four attributes of a `CentroidPeer`.
-
-    Args:
-        image_features: (N, d), raw or unit.
-        text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-
-    Example:
-        >>> import torch
-        >>> image_mean, text_mean, *counts = centroids(torch.eye(2), 5 * torch.eye(2)[:1])
-        >>> image_mean.tolist(), text_mean.tolist(), counts
-        ([0.5, 0.5], [1.0, 0.0], [2, 1])
-    """
-    image_unit = unit_rows("image features", image_features)
-    text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
-    return mean_row(image_unit), mean_row(text_unit), len(image_unit), len(text_unit)
+    def _unit_and_means(
+        self, features: Tensor, modality: Modality
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit features, the mean of their own modality and that of the other one."""
+        unit = unit_rows(f"{modality} features", features, dim=self.dim)
+        image_mean, text_mean = self.image_mean.to(unit), self.text_mean.to(unit)
+        own, other = (image_mean, text_mean) if modality == "image" else (text_mean, image_mean)
+        return unit, own, other
 
 
 # --------------------------------------------------------------------------------------------------
@@ -210,12 +221,6 @@ class DistributionNormalisation(CentroidPeer):
     another method and ranks differently. Source: "Test-Time Distribution Normalization for
     Contrastively Learned Visual-language Models", NeurIPS 2023, arXiv 2302.11084.
 
-    Attributes:
-        image_mean: (d,), mean of unit image features.
-        text_mean: (d,), mean of unit text features.
-        image_count: Images fitted on.
-        text_count: Texts fitted on.
-
     Example:
         Both means are (½, ½), so (1, 0) becomes (¾, −¼) on either side: 9/16 + 1/16 with itself.
 
@@ -228,31 +233,12 @@ class DistributionNormalisation(CentroidPeer):
     """
 
     kind: ClassVar[str] = "distribution-normalisation"
+    must_be_last: ClassVar[bool] = True  # lengths are from ½ to 3/2
 
-    @classmethod
-    def fit(cls, image_features: Tensor, text_features: Tensor) -> Self:
-        """Take the means.
-
-        Args:
-            image_features: (N, d), raw or unit.
-            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-        """
-        return cls(*centroids(image_features, text_features))
-
-    @property
-    def returns_unit(self) -> bool:
-        """False: lengths are part of the score."""
-        return False
-
-    def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d), lengths from ½ to 3/2."""
-        unit = self._image_unit(image_features)
-        return unit - self.image_mean.to(unit) / 2
-
-    def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d), lengths from ½ to 3/2."""
-        unit = self._text_unit(text_features)
-        return unit - self.text_mean.to(unit) / 2
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d), as the formula says."""
+        unit, own, _ = self._unit_and_means(features, modality)
+        return unit - own / 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -267,12 +253,6 @@ class MeanCentring(CentroidPeer):
     pairs stand for those of others. Source: "Closing the Modality Gap for Mixed Modality Search"
     (GR-CLIP), arXiv 2507.19054.
 
-    Attributes:
-        image_mean: (d,), mean of unit image features.
-        text_mean: (d,), mean of unit text features.
-        image_count: Images fitted on.
-        text_count: Texts fitted on.
-
     Example:
         Images (1, 0) and (0, 1) have the mean (½, ½), so (1, 0) becomes (½, −½) / √½.
 
@@ -284,25 +264,10 @@ class MeanCentring(CentroidPeer):
 
     kind: ClassVar[str] = "mean-centring"
 
-    @classmethod
-    def fit(cls, image_features: Tensor, text_features: Tensor) -> Self:
-        """Take the means.
-
-        Args:
-            image_features: (N, d), raw or unit.
-            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-        """
-        return cls(*centroids(image_features, text_features))
-
-    def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d) unit."""
-        unit = self._image_unit(image_features)
-        return unit_rows("image features less their mean", unit - self.image_mean.to(unit))
-
-    def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d) unit."""
-        unit = self._text_unit(text_features)
-        return unit_rows("text features less their mean", unit - self.text_mean.to(unit))
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d), as the formula says."""
+        unit, own, _ = self._unit_and_means(features, modality)
+        return unit_rows(f"{modality} features less their mean", unit - own)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -321,13 +286,6 @@ class ModalityShift(CentroidPeer):
     hubs: on CLIP's features of 500 COCO pairs λ = 1 takes the gap away and R@1 falls from .552 to
     .358 for images and from .506 to .366 for texts; with `nnn` after it they are .566 and .536.
 
-    Attributes:
-        image_mean: (d,), mean of unit image features.
-        text_mean: (d,), mean of unit text features.
-        image_count: Images fitted on.
-        text_count: Texts fitted on.
-        strength: λ.
-
     Example:
         Δ = (1, −1), so at λ = 1 both modalities meet halfway, at normalise(½, ½).
 
@@ -338,7 +296,7 @@ class ModalityShift(CentroidPeer):
         (tensor([[0.7071, 0.7071]]), tensor([[0.7071, 0.7071]]))
     """
 
-    strength: float
+    strength: float = DEFAULTS.strength  # λ
 
     kind: ClassVar[str] = "modality-shift"
 
@@ -347,29 +305,11 @@ class ModalityShift(CentroidPeer):
         if not math.isfinite(self.strength):
             raise ValueError(f"strength must be finite, got {self.strength}")
 
-    @classmethod
-    def fit(cls, image_features: Tensor, text_features: Tensor, *, strength: float = 1.0) -> Self:
-        """Take the means.
-
-        Args:
-            image_features: (N, d), raw or unit.
-            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-            strength: λ, the share of the gap to close.
-        """
-        return cls(*centroids(image_features, text_features), strength=float(strength))
-
-    def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d) unit."""
-        unit = self._image_unit(image_features)
-        return unit_rows("shifted image features", unit - self._half_step(unit))
-
-    def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d) unit."""
-        unit = self._text_unit(text_features)
-        return unit_rows("shifted text features", unit + self._half_step(unit))
-
-    def _half_step(self, unit: Tensor) -> Tensor:
-        return (self.image_mean.to(unit) - self.text_mean.to(unit)) * (self.strength / 2)
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d), as the formula says."""
+        unit, own, other = self._unit_and_means(features, modality)
+        half_step = (own - other) * (self.strength / 2)
+        return unit_rows(f"shifted {modality} features", unit - half_step)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -409,10 +349,11 @@ class NearestNeighbourNormalisation(Peer):
 
     image_references: Tensor  # (N, d), unit image features, the queries that texts are corrected by
     text_references: Tensor  # (M, d), unit text features, the queries that images are corrected by
-    neighbours: int  # k; all references where there are fewer
-    alpha: float  # α
+    neighbours: int = DEFAULTS.neighbours  # k; all references where there are fewer
+    alpha: float = DEFAULTS.alpha  # α, the share of the mean that is taken off; 0 leaves the cosine
 
     kind: ClassVar[str] = "nnn"
+    must_be_last: ClassVar[bool] = True  # the score columns add to the length
 
     def __post_init__(self) -> None:
         dim = None
@@ -430,25 +371,11 @@ class NearestNeighbourNormalisation(Peer):
             raise ValueError(f"alpha must be at least 0 and finite, got {self.alpha}")
 
     @classmethod
-    def fit(
-        cls,
-        image_features: Tensor,
-        text_features: Tensor,
-        *,
-        neighbours: int = 128,
-        alpha: float = 0.75,
-    ) -> Self:
-        """Keep the features as references; a saved peer is as large as they are.
-
-        Args:
-            image_features: (N, d), raw or unit.
-            text_features: (M, d), raw or unit; no pairs are needed, so M may differ.
-            neighbours: k, references an item's bias is the mean of.
-            alpha: α, the share of that mean to take off; 0 leaves the cosine.
-        """
+    def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
+        """Keep the features as references; a saved peer is as large as they are."""
         image_unit = unit_rows("image features", image_features)
         text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
-        return cls(image_unit, text_unit, neighbours, float(alpha))
+        return cls(image_unit, text_unit, **settings)
 
     @property
     def dim(self) -> int:
@@ -461,47 +388,31 @@ class NearestNeighbourNormalisation(Peer):
         return len(self.image_references), len(self.text_references)
 
     @property
-    def returns_unit(self) -> bool:
-        """False: the score columns add to the length."""
-        return False
-
-    @property
     def score_columns(self) -> int:
         """The two last columns are biases and ones."""
         return 2
 
     def image_bias(self, image_features: Tensor) -> Tensor:
         """What text queries at large give to each image: (N, d) raw or unit → (N,)."""
-        return self._bias(
-            unit_rows("image features", image_features, dim=self.dim), self.text_references
-        )
+        return -self.transform(image_features, "image")[:, -2]
 
     def text_bias(self, text_features: Tensor) -> Tensor:
         """What image queries at large give to each text: (M, d) raw or unit → (M,)."""
-        return self._bias(
-            unit_rows("text features", text_features, dim=self.dim), self.image_references
-        )
+        return -self.transform(text_features, "text")[:, -1]
 
-    def transform_image(self, image_features: Tensor) -> Tensor:
-        """(N, d) raw or unit → (N, d + 2): (unit features, −bias, 1)."""
-        unit = unit_rows("image features", image_features, dim=self.dim)
-        bias = self._bias(unit, self.text_references)[:, None]
-        return torch.cat([unit, -bias, torch.ones_like(bias)], dim=1)
-
-    def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d + 2): (unit features, 1, −bias)."""
-        unit = unit_rows("text features", text_features, dim=self.dim)
-        bias = self._bias(unit, self.image_references)[:, None]
-        return torch.cat([unit, torch.ones_like(bias), -bias], dim=1)
-
-    def _bias(self, unit: Tensor, references: Tensor) -> Tensor:
-        references = references.to(unit)
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d + 2): (unit features, −bias, 1), of texts (…, 1, −bias)."""
+        unit = unit_rows(f"{modality} features", features, dim=self.dim)
+        of_other = self.text_references if modality == "image" else self.image_references
+        references = of_other.to(unit)
         k = min(self.neighbours, len(references))
         nearest = [
             dot_products(rows, references).topk(k, dim=1).values.mean(dim=1)
             for rows in unit.split(ROWS_AT_ONCE)
         ]
-        return self.alpha * torch.cat(nearest)
+        bias = self.alpha * torch.cat(nearest)[:, None]
+        columns = (-bias, torch.ones_like(bias))
+        return torch.cat([unit, *(columns if modality == "image" else columns[::-1])], dim=1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -523,7 +434,6 @@ class Chain(Peer):
         Mean-centring takes the means away, so there is nothing left to shift.
 
         >>> import torch
-        >>> from clip_refine.posthoc import MeanCentring, ModalityShift
         >>> image, text = torch.eye(2), -torch.eye(2)
         >>> chain = Chain.fit(image, text, steps=[MeanCentring.fit, ModalityShift.fit])
         >>> chain.name, chain.transform_image(image)[0]
@@ -544,15 +454,10 @@ class Chain(Peer):
             raise ValueError(f"the steps of a chain must have one dimension, got {dims}")
 
     @classmethod
-    def fit(cls, image_features: Tensor, text_features: Tensor, *, steps: Sequence[Fit]) -> Self:
-        """Fit each step on what the steps before it make of the features.
-
-        Args:
-            image_features: (N, d), raw or unit.
-            text_features: (M, d), raw or unit.
-            steps: The `fit` of each peer, for example
-                `[MeanCentring.fit, partial(NearestNeighbourNormalisation.fit, alpha=0.5)]`.
-        """
+    def fit(  # pyright: ignore[reportIncompatibleMethodOverride]: a chain has no other settings
+        cls, image_features: Tensor, text_features: Tensor, *, steps: Sequence[Fit]
+    ) -> Self:
+        """Fit each step on what the steps before it make of the features."""
         fitted: list[Peer] = []
         for number, fit in enumerate(steps, 1):
             fitted.append(fit(image_features, text_features))
@@ -574,7 +479,7 @@ class Chain(Peer):
 
     @property
     def fitted_on(self) -> tuple[int, int]:
-        """How many images and how many texts the first step was fitted on."""
+        """How many images and how many texts it was fitted on."""
         return self.steps[0].fitted_on
 
     @property
@@ -587,17 +492,11 @@ class Chain(Peer):
         """As the last step."""
         return self.steps[-1].score_columns
 
-    def transform_image(self, image_features: Tensor) -> Tensor:
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
         """(N, d) raw or unit → (N, d + score_columns), through every step."""
         for step in self.steps:
-            image_features = step.transform_image(image_features)
-        return image_features
-
-    def transform_text(self, text_features: Tensor) -> Tensor:
-        """(M, d) raw or unit → (M, d + score_columns), through every step."""
-        for step in self.steps:
-            text_features = step.transform_text(text_features)
-        return text_features
+            features = step.transform(features, modality)
+        return features
 
 
 def _check_can_be_followed(step: Peer) -> None:
@@ -609,37 +508,36 @@ def _check_can_be_followed(step: Peer) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Names → peers: the one place that knows all of them.
+# Names → peers: the one place that knows all of them. Their names and settings for the command
+# line, which needs no torch, stand in `config/runs.py`.
 
 
-PEERS: tuple[type[Peer], ...] = (
-    MeanCentring,
-    DistributionNormalisation,
-    NearestNeighbourNormalisation,
-    ModalityShift,
-)
-"""Every peer that is no chain; `kind` is its name."""
+PEERS: dict[str, type[Peer]] = {
+    peer.kind: peer
+    for peer in (
+        MeanCentring,
+        DistributionNormalisation,
+        NearestNeighbourNormalisation,
+        ModalityShift,
+    )
+}
+"""Every peer that is no chain, by its name."""
 
 
 def fit_peer(
     name: str,
     image_features: Tensor,
     text_features: Tensor,
-    *,
-    neighbours: int = 128,
-    alpha: float = 0.75,
-    strength: float = 1.0,
+    settings: PosthocConfig = DEFAULTS,
 ) -> Peer:
     """Fit a peer, or a chain of them, by name.
 
     Args:
-        name: `mean-centring`, `distribution-normalisation`, `nnn` or `modality-shift`, or several
-            joined by `+` in the order in which they are applied, as `mean-centring+nnn`.
+        name: One of `PEERS`, or several joined by `+` in the order in which they are applied, as
+            `mean-centring+nnn`.
         image_features: (N, d), raw or unit, of held-out training pairs.
         text_features: (M, d), raw or unit, of held-out training pairs.
-        neighbours: k of `nnn`; the other peers do not look at it.
-        alpha: α of `nnn`.
-        strength: λ of `modality-shift`.
+        settings: Of all peers; each looks at its own.
 
     Example:
         >>> import torch
@@ -647,8 +545,10 @@ def fit_peer(
         'modality-shift+nnn'
     """
     check_name(name)
-    settings = {"neighbours": neighbours, "alpha": alpha, "strength": strength}
-    steps = [_fit_of(kind, **settings) for kind in name.split("+")]
+    steps: list[Fit] = []
+    for kind in name.split("+"):
+        made_from = {field.name for field in fields(PEERS[kind])}
+        steps.append(partial(PEERS[kind].fit, **settings.model_dump(include=made_from)))
     if len(steps) == 1:
         return steps[0](image_features, text_features)
     return Chain.fit(image_features, text_features, steps=steps)
@@ -658,33 +558,16 @@ def check_name(name: str) -> None:
     """Refuse a name that `fit_peer` would refuse, before features are read."""
     kinds = name.split("+")
     for kind in kinds:
-        _check_kind(kind)
-    if any(kind in ("nnn", "distribution-normalisation") for kind in kinds[:-1]):
+        if kind not in PEERS:
+            near = difflib.get_close_matches(kind, PEERS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(
+                f"{kind!r}: there is no such peer.{hint} There are {', '.join(PEERS)}, "
+                "alone or joined by +."
+            )
+    if any(PEERS[kind].must_be_last for kind in kinds[:-1]):
+        last = [kind for kind, peer in reversed(PEERS.items()) if peer.must_be_last]
         raise ConfigError(
-            f"{name}: nnn and distribution-normalisation give features whose lengths carry "
+            f"{name}: {' and '.join(last)} give features whose lengths carry "
             "meaning, so either can only be the last of a chain. Put it there."
         )
-
-
-def _check_kind(kind: str) -> None:
-    known = [peer.kind for peer in PEERS]
-    if kind in known:
-        return
-    near = difflib.get_close_matches(kind, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ConfigError(
-        f"{kind!r}: there is no such peer.{hint} There are {', '.join(known)}, "
-        "alone or joined by +."
-    )
-
-
-def _fit_of(kind: str, *, neighbours: int, alpha: float, strength: float) -> Fit:
-    match kind:
-        case "mean-centring":
-            return MeanCentring.fit
-        case "distribution-normalisation":
-            return DistributionNormalisation.fit
-        case "modality-shift":
-            return partial(ModalityShift.fit, strength=strength)
-        case _:
-            return partial(NearestNeighbourNormalisation.fit, neighbours=neighbours, alpha=alpha)

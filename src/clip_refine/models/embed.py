@@ -1,0 +1,278 @@
+"""Images and texts → features: the one loop that encodes, and the features that are kept."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from clip_refine.data import ImageCaptions, PixelReader, image_batches
+from clip_refine.data.pairs import Images, fingerprint, image_bytes, image_fingerprint
+from clip_refine.errors import ModelError
+from clip_refine.models.encoder import DualEncoder
+from clip_refine.support.cache import RowCache
+from clip_refine.support.console import Bar
+
+# --------------------------------------------------------------------------------------------------
+# Images and texts → frozen features, in float32.
+
+
+Block = tuple[Sequence[int], Tensor]
+"""Positions of some images or texts, and their (B, d) features."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model with the way to feed it.
+
+    Attributes:
+        model: A dual encoder in evaluation mode on `device`.
+        device: Where it is.
+        batch_size: Images or texts at a time.
+        workers: Processes that decode images.
+        visible: Whether progress is shown.
+        reader: How images become pixels, where not by the model's preprocessing alone.
+    """
+
+    model: DualEncoder
+    device: torch.device
+    batch_size: int
+    workers: int = 0
+    visible: bool = True
+    reader: PixelReader | None = None
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) of one batch → (B, d) raw features, float32 on the CPU."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        return self.model.encode_image(pixels).float().cpu()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: list[str]) -> Tensor:
+        """B texts of one batch → (B, d) raw features, float32 on the CPU."""
+        tokens = self.model.tokenizer(texts).to(self.device)
+        return self.model.encode_text(tokens).float().cpu()
+
+    def images(self, images: Images, title: str) -> Tensor:
+        """Raw features of all images in order, (N, d), float32 on the CPU."""
+        return torch.cat([features for _, features in self.image_blocks(images, title)])
+
+    def texts(self, texts: Sequence[str], title: str) -> Tensor:
+        """Raw features of all texts in order, (N, d), float32 on the CPU."""
+        blocks = list(self.text_blocks(texts, title))
+        by_length = torch.cat([features for _, features in blocks])
+        in_order = torch.empty_like(by_length)
+        in_order[torch.tensor([index for indices, _ in blocks for index in indices])] = by_length
+        return in_order
+
+    def image_blocks(self, images: Images, title: str) -> Iterator[Block]:
+        """The features of all images in order, a batch at a time, as it is ready."""
+        batches = image_batches(
+            images,
+            batch_size=self.batch_size,
+            preprocess=self.reader or self.model.preprocess,
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        done = 0
+        for pixels in self._bar(title, len(images)).over(batches):
+            indices = range(done, done + len(pixels))
+            features = self.encode_pixels(pixels)
+            _check_finite(features, lambda row, of=indices: images.image_name(of[row]))
+            yield indices, features
+            done += len(pixels)
+
+    def text_blocks(self, texts: Sequence[str], title: str) -> Iterator[Block]:
+        """The features of all texts, a batch at a time.
+
+        In order of length, so that short ones need not wait for long ones.
+        """
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        for start in self._bar(title, len(texts)).over(range(0, len(texts), self.batch_size)):
+            indices = order[start : start + self.batch_size]
+            features = self.encode_texts([texts[index] for index in indices])
+            _check_finite(features, lambda row, of=indices: repr(texts[of[row]]))
+            yield indices, features
+
+    def _bar(self, title: str, count: int) -> Bar:
+        batches = -(-count // self.batch_size)
+        return Bar(title, batches, visible=self.visible, transient=True)
+
+
+def _check_finite(features: Tensor, name: Callable[[int], str]) -> None:
+    """Refuse features with NaN or infinity: every number after them would be one, too."""
+    bad = (~features.isfinite().all(dim=-1)).nonzero().flatten().tolist()
+    if bad:
+        raise ModelError(
+            f"the model's features of {name(bad[0])} are not finite ({len(bad)} of {len(features)} "
+            "such). Look for NaN in its weights, or load them again."
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Features that are computed once and kept: what is on disk is not computed again.
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some images of a source that may have no captions, so no `Subset`."""
+
+    source: Images
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def load_image(self, index: int) -> Image.Image:
+        return self.source.load_image(self.indices[index])
+
+    def image_name(self, index: int) -> str:
+        return self.source.image_name(self.indices[index])
+
+    def image_bytes(self, index: int) -> bytes | None:
+        return image_bytes(self.source, self.indices[index])
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A model's features of images and texts on disk, by what is in them.
+
+    Several processes share the work of adding to it. They give their `accelerator`, all call
+    together, and the folder is on a disk that all of them see.
+    """
+
+    folder: Path  # of this model
+
+    def images(self, fingerprints: Sequence[str]) -> Tensor:
+        """(N, d) raw features of images in order, float32."""
+        return torch.from_numpy(self._rows("images").read(fingerprints))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(M, d) raw features of texts in order, float32."""
+        return torch.from_numpy(self._rows("texts").read(_text_fingerprints(texts)))
+
+    def add_images(
+        self,
+        embedder: Embedder,
+        source: Images,
+        fingerprints: Sequence[str],
+        title: str,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        """Encode the images that are missing."""
+
+        def encode(missing: list[int]) -> Iterator[Block]:
+            return embedder.image_blocks(_Chosen(source, missing), title)
+
+        self._add("images", fingerprints, encode, accelerator)
+
+    def add_texts(
+        self,
+        embedder: Embedder,
+        texts: Sequence[str],
+        title: str,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        """Encode the texts that are missing."""
+
+        def encode(missing: list[int]) -> Iterator[Block]:
+            return embedder.text_blocks([texts[index] for index in missing], title)
+
+        self._add("texts", _text_fingerprints(texts), encode, accelerator)
+
+    def _rows(self, kind: str) -> RowCache:
+        return RowCache(self.folder / kind, flag="--cache")
+
+    def _add(
+        self,
+        kind: str,
+        names: Sequence[str],
+        encode: Callable[[list[int]], Iterator[Block]],
+        accelerator: Accelerator | None,
+    ) -> None:
+        rows = self._rows(kind)
+        missing = rows.missing(names)
+        if accelerator is not None:
+            # nobody adds before everybody has seen what is missing
+            accelerator.wait_for_everyone()
+            missing = missing[accelerator.process_index :: accelerator.num_processes]
+        # each batch at once, so that an interruption costs no more than one
+        for indices, features in encode(missing) if missing else ():
+            rows.add([names[missing[index]] for index in indices], features.numpy())
+        if accelerator is not None:
+            accelerator.wait_for_everyone()
+
+
+def _text_fingerprints(texts: Sequence[str]) -> list[str]:
+    return [fingerprint(text.encode()) for text in texts]
+
+
+def image_fingerprints(source: Images, title: str, *, visible: bool = True) -> list[str]:
+    """What is in each image, in order."""
+    bar = Bar(title, len(source), visible=visible, transient=True)
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda index: image_fingerprint(source, index), range(len(source)))
+        return list(bar.over(found))
+
+
+# --------------------------------------------------------------------------------------------------
+# Pairs and class names → features.
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """Features of images and of all their captions."""
+
+    image_features: Tensor  # (N, d) raw
+    text_features: Tensor  # (M, d) raw, M >= N
+    text_to_image: Tensor  # (M,) the image of each caption, in rising order
+
+    @property
+    def first_caption(self) -> Tensor:
+        """(N,) the row of each image's first caption; its others follow."""
+        return torch.searchsorted(self.text_to_image, torch.arange(len(self.image_features)))
+
+    @property
+    def first_caption_features(self) -> Tensor:
+        """(N, d) raw features of each image's first caption: one row a pair."""
+        return self.text_features[self.first_caption]
+
+    def part(self, indices: Sequence[int]) -> "EmbeddedPairs":
+        """Those of some images with their captions, as a `Subset` with these indices has them."""
+        chosen = torch.tensor(list(indices))
+        counts = torch.bincount(self.text_to_image, minlength=len(self.image_features))[chosen]
+        owners = torch.repeat_interleave(torch.arange(len(chosen)), counts)
+        # a caption's place among those of its image, behind that image's first one
+        place = torch.arange(len(owners)) - (counts.cumsum(0) - counts)[owners]
+        texts = self.first_caption[chosen][owners] + place
+        return EmbeddedPairs(self.image_features[chosen], self.text_features[texts], owners)
+
+
+def embed_pairs(
+    embedder: Embedder, pairs: ImageCaptions, store: FeatureStore | None = None
+) -> EmbeddedPairs:
+    """Encode every image and every caption once; with a store, only what it lacks."""
+    texts = [text for captions in pairs.captions for text in captions]
+    counts = torch.tensor([len(captions) for captions in pairs.captions])
+    owners = torch.repeat_interleave(torch.arange(len(pairs)), counts)
+    titles = "Encoding images", "Encoding captions"
+    if store is None:
+        return EmbeddedPairs(
+            embedder.images(pairs, titles[0]), embedder.texts(texts, titles[1]), owners
+        )
+    names = image_fingerprints(pairs, "Looking images up", visible=embedder.visible)
+    store.add_images(embedder, pairs, names, titles[0])
+    store.add_texts(embedder, texts, titles[1])
+    return EmbeddedPairs(store.images(names), store.texts(texts), owners)
+
+
+def embed_prompts(embedder: Embedder, class_names: Any, templates: Any) -> Tensor:
+    """(C, T, d) raw features of every class name in every template."""
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    features = embedder.texts(prompts, "Encoding prompts")
+    return features.view(len(class_names), len(templates), -1)

@@ -1,0 +1,133 @@
+"""Finished runs of a comparison on disk, so that one that stopped goes on where it was."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from clip_refine.errors import OutputError
+from clip_refine.results import ComparisonRow
+from clip_refine.support.folder import write_file
+
+
+class FinishedRun(BaseModel):
+    """A finished run as `rows/NAME.json` has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    depends_on: str  # everything that its numbers follow from, as one fingerprint
+    # the numbers; None where training failed, which happens while learning rates are tried
+    row: ComparisonRow | None
+    # headline name → its value in each bootstrap resample
+    resampled: Mapping[str, tuple[float, ...]]
+
+
+class FinishedRuns:
+    """The folder of a comparison: its settings, and a file for each run that is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # the comparison's `out`
+
+    @staticmethod
+    def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Refuse what `open` would refuse, before anything is read or cleared."""
+        if folder.exists():
+            _check_usable(folder, settings, overwrite=overwrite)
+
+    @classmethod
+    def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "FinishedRuns":
+        """Begin at an empty folder, or go on in one with the same settings."""
+        try:
+            cls.check(folder, settings, overwrite=overwrite)
+            if overwrite and folder.exists():
+                shutil.rmtree(folder)
+            (folder / "rows").mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+            (folder / "config.yaml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be written ({error.strerror}). Choose another --out."
+            ) from error
+        return cls(folder)
+
+    def read(self, name: str, depends_on: str) -> FinishedRun | None:
+        """The run of this name if it is finished and followed from the same things."""
+        try:
+            stored = FinishedRun.model_validate_json(self._path(name).read_bytes())
+        except (OSError, ValidationError):  # not there, or cut off while it was written
+            return None
+        return stored if stored.depends_on == depends_on else None
+
+    def write(self, name: str, stored: FinishedRun) -> None:
+        """Keep a finished run; it is there whole or not at all."""
+        write_file(self._path(name), stored.model_dump_json(indent=1) + "\n")
+
+    def once(self, name: str, find: Callable[[], str]) -> str:
+        """A word that is found when a comparison begins and kept when it goes on.
+
+        Without a finished run nothing depends on it, and it may be of other settings.
+        """
+        path = self.folder / f"{name}.txt"
+        if not (path.is_file() and any((self.folder / "rows").glob("*.json"))):
+            path.write_text(find() + "\n", encoding="utf-8")
+        return path.read_text(encoding="utf-8").strip()
+
+    def _path(self, name: str) -> Path:
+        """Readable, and different for different names on every file system."""
+        readable = re.sub(r"[^A-Za-z0-9.=+-]+", "_", name)[:120]
+        return self.folder / "rows" / f"{readable}-{digest(name)[:8]}.json"
+
+
+def digest(value: Any) -> str:
+    """A fingerprint of plain data: 32 hexadecimal digits.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse a folder that is no comparison, or one with finished runs of other settings."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        earlier = _flat(yaml.safe_load(text))
+        finished = any((folder / "rows").glob("*.json"))
+        if not (folder / "rows").is_dir():
+            raise NotADirectoryError
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        raise OutputError(
+            f"{folder}: exists already and holds no comparison. Choose another --out."
+        ) from None
+    if overwrite or not finished:
+        return
+    now = _flat(settings)
+    differing = sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
+    if differing:
+        name = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise OutputError(
+            f"{folder}: holds a comparison with other settings ({name} was "
+            f"{earlier.get(name)!r}, is {now.get(name)!r}{more}). Pass --overwrite to start "
+            "again, or another --out."
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

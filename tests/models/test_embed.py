@@ -1,0 +1,126 @@
+"""Features are computed once, also by several processes, also after an interruption."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import multiprocessing
+
+from clip_refine import build
+from clip_refine.data import Subset
+from clip_refine.data.toy import ToyPairs
+from clip_refine.errors import ModelError
+from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.models.embed import Embedder, FeatureStore, embed_pairs, image_fingerprints
+from clip_refine.support.cache import RowCache
+
+
+def embedder(model: OpenClipEncoder) -> Embedder:
+    return Embedder(model, torch.device("cpu"), 5, visible=False)
+
+
+def test_features_are_the_models_and_are_computed_once(
+    tiny: OpenClipEncoder, tmp_path: Path, pairs: ToyPairs, monkeypatch: pytest.MonkeyPatch
+):
+    store, model = FeatureStore(tmp_path), embedder(tiny)
+    contents = image_fingerprints(pairs, "", visible=False)
+    texts = [text for captions in pairs.captions for text in captions]
+    store.add_images(model, pairs, contents, "")
+    store.add_texts(model, texts, "")
+    torch.testing.assert_close(store.images(contents), model.images(pairs, ""))
+    torch.testing.assert_close(store.texts(texts), model.texts(texts, ""))
+
+    monkeypatch.setattr(tiny, "encode_image", None)
+    monkeypatch.setattr(tiny, "encode_text", None)
+    store.add_images(model, pairs, contents, "")
+    store.add_texts(model, texts, "")
+
+
+def test_an_interruption_costs_little(tiny: OpenClipEncoder, tmp_path: Path, pairs: ToyPairs):
+    contents = image_fingerprints(pairs, "", visible=False)
+
+    class Interrupted(ToyPairs):
+        def load_image(self, index: int) -> Image.Image:
+            if index == 40:
+                raise KeyboardInterrupt
+            return super().load_image(index)
+
+    store, model = FeatureStore(tmp_path), embedder(tiny)
+    interrupted = Interrupted("tests", size=64, captions_per_image=3)
+    with pytest.raises(KeyboardInterrupt):
+        store.add_images(model, interrupted, contents, "")
+    assert RowCache(tmp_path / "images", flag="").missing(contents) == list(range(40, 64))
+    store.add_images(model, pairs, contents, "")
+    torch.testing.assert_close(store.images(contents), model.images(pairs, ""))
+
+
+def encode(name: str, folder: Path) -> None:
+    pairs = ToyPairs("shared-work", size=21)
+    store, model = FeatureStore(folder), embedder(load_open_clip(name))
+    group = build.build_accelerator("cpu")
+    contents = image_fingerprints(pairs, "", visible=False)
+    store.add_images(model, pairs, contents, "", group)
+    store.add_texts(model, [captions[0] for captions in pairs.captions], "", group)
+    mine = f"{group.process_index} of {group.num_processes}"
+    (folder / f"{mine}.txt").write_text("done")
+
+
+def one_of_two(rank: int, port: int, name: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    encode(name, folder)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(120)
+def test_two_processes_share_the_work(tiny_name: str, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    encode(tiny_name, tmp_path / "one")
+    multiprocessing.spawn(one_of_two, (port, tiny_name, tmp_path / "two"), nprocs=2)
+    done = {path.name for path in (tmp_path / "two").glob("*.txt")}
+    assert done == {"0 of 2.txt", "1 of 2.txt"}
+    pairs = ToyPairs("shared-work", size=21)
+    contents = image_fingerprints(pairs, "", visible=False)
+    alone, together = (FeatureStore(tmp_path / folder) for folder in ("one", "two"))
+    torch.testing.assert_close(alone.images(contents), together.images(contents))
+    assert (tmp_path / "two" / "images" / "rows").stat().st_size == 21 * 16 * 4  # once each
+    texts = [captions[0] for captions in pairs.captions]
+    torch.testing.assert_close(alone.texts(texts), together.texts(texts))
+
+
+def test_a_part_is_what_the_part_would_give(tiny: OpenClipEncoder, tmp_path: Path):
+    pairs, model = ToyPairs("tests", size=9, captions_per_image=3), embedder(tiny)
+    pairs.captions = tuple(texts[: 1 + i % 3] for i, texts in enumerate(pairs.captions))
+    whole = embed_pairs(model, pairs, FeatureStore(tmp_path))
+    indices = [7, 0, 5, 2]
+    found, expected = whole.part(indices), embed_pairs(model, Subset(pairs, indices, "part"))
+    torch.testing.assert_close(found.image_features, expected.image_features)
+    torch.testing.assert_close(found.text_features, expected.text_features)
+    assert found.text_to_image.tolist() == [0, 0, 1, 2, 2, 2, 3, 3, 3]
+    assert found.first_caption.tolist() == [0, 2, 3, 6]
+    assert torch.equal(found.first_caption_features, found.text_features[[0, 2, 3, 6]])
+
+
+def test_features_that_are_not_finite_are_named(tiny: OpenClipEncoder, tmp_path: Path):
+    pairs, model = ToyPairs("tests", size=7), embedder(tiny)
+    with torch.no_grad():
+        tiny.clip.visual.proj[0, 0] = torch.nan
+    store = FeatureStore(tmp_path)
+    with pytest.raises(ModelError, match=r"features of toy-tests\[0\] are not finite"):
+        embed_pairs(model, pairs, store)
+    assert not list(tmp_path.rglob("rows"))

@@ -1,0 +1,63 @@
+"""The folder of a comparison: what it takes for its own, and what it leaves alone."""
+
+from pathlib import Path
+
+import pytest
+
+from clip_refine.errors import OutputError
+from clip_refine.support.finished import FinishedRun, FinishedRuns
+
+SETTINGS = {"seed": 1, "train": {"epochs": 2}}
+FAILED = FinishedRun(depends_on="a", row=None, resampled={})
+
+
+def test_a_row_comes_back_where_it_follows_from_the_same(tmp_path: Path):
+    store = FinishedRuns.open(tmp_path / "out", SETTINGS, overwrite=False)
+    store.write("hycd+x[loss.alpha=0.5]-1", FAILED)
+    again = FinishedRuns.open(tmp_path / "out", SETTINGS, overwrite=False)
+    assert again.read("hycd+x[loss.alpha=0.5]-1", "a") == FAILED
+    assert again.read("hycd+x[loss.alpha=0.5]-1", "b") is None
+    assert again.read("hycd+x(loss.alpha=0.5)-1", "a") is None  # alike but for the brackets
+
+
+def test_a_row_that_was_cut_off_counts_as_missing(tmp_path: Path):
+    store = FinishedRuns.open(tmp_path, SETTINGS, overwrite=False)
+    store.write("x", FAILED)
+    [file] = (tmp_path / "rows").iterdir()
+    file.write_text(file.read_text()[:20])
+    assert store.read("x", "a") is None
+
+
+def test_other_settings_are_refused_once_a_run_is_finished(tmp_path: Path):
+    other = {"seed": 1, "train": {"epochs": 3}}
+    FinishedRuns.open(tmp_path, SETTINGS, overwrite=False)
+    store = FinishedRuns.open(tmp_path, other, overwrite=False)
+    store.write("x", FAILED)
+    with pytest.raises(OutputError, match=r"other settings \(train.epochs was 3, is 2\)"):
+        FinishedRuns.open(tmp_path, SETTINGS, overwrite=False)
+    assert FinishedRuns.open(tmp_path, other, overwrite=False).read("x", "a") == FAILED
+    assert FinishedRuns.open(tmp_path, SETTINGS, overwrite=True).read("x", "a") is None
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, overwrite: bool):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="holds no comparison. Choose another --out"):
+        FinishedRuns.open(tmp_path, SETTINGS, overwrite=overwrite)
+    with pytest.raises(OutputError, match="holds no comparison"):
+        FinishedRuns.open(tmp_path / "precious.txt", SETTINGS, overwrite=overwrite)
+    assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+def test_a_word_is_found_once(tmp_path: Path):
+    store = FinishedRuns.open(tmp_path, SETTINGS, overwrite=False)
+    assert store.once("precision", lambda: "fp32") == "fp32"
+    store.write("x", FAILED)
+    assert store.once("precision", lambda: "bf16") == "fp32"
+
+
+def test_a_word_of_other_settings_is_found_again(tmp_path: Path):
+    FinishedRuns.open(tmp_path, SETTINGS, overwrite=False).once("precision", lambda: "fp32")
+    store = FinishedRuns.open(tmp_path, {"seed": 2}, overwrite=False)
+    assert store.once("precision", lambda: "bf16") == "bf16"

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from clip_refine.config import RefineConfig, dump_config
-from clip_refine.data.toy import ToyPairs
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.scores import ModelFeatures, measure, paired_differences, score_features
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import RunScores
+from clip_refine.toy import ToyPairs
 
 STEPS = 46
 

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import log_softmax, mse_loss, softmax
 
-from clip_refine import build
 from clip_refine.config import RefineConfig
 from clip_refine.data import EpochPlan, PairBatch
-from clip_refine.data.toy import ToyPairs, model_directory
-from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
 from clip_refine.roads.refine import choose_precision
+from clip_refine.toy import ToyPairs, model_directory
 
 
 def random_model(architecture: str) -> OpenClipEncoder:

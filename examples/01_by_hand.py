@@ -11,9 +11,9 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from clip_refine.data.toy import model_directory, toy_train, toy_val
 from clip_refine.losses import hycd_loss, rafa_loss
-from clip_refine.losses.priors import StandardNormal
+from clip_refine.priors import StandardNormal
+from clip_refine.toy import model_directory, toy_train, toy_val
 
 NAME = f"local-dir:{model_directory()}"  # 1. your model: "ViT-B-32-quickgelu", pretrained="openai"
 LEARNING_RATE, BATCH_SIZE = 3e-4, 128  # 2. the paper's for OpenAI's models: 1e-6 and 512

@@ -8,8 +8,8 @@ import open_clip
 import pytest
 import torch
 
-from clip_refine.data.toy import ToyPairs
 from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.toy import ToyPairs
 
 # Two cores are what there is; more threads only fight over them.
 torch.set_num_threads(min(2, os.cpu_count() or 1))

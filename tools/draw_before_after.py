@@ -11,10 +11,10 @@ import torch
 from sklearn.decomposition import PCA
 from torch.nn.functional import normalize
 
-from clip_refine.data.toy import ToyPairs, model_directory
 from clip_refine.models import load_open_clip
 from clip_refine.models.embed import Embedder, embed_pairs
 from clip_refine.results import RunScores, read
+from clip_refine.toy import ToyPairs, model_directory
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIDE, MARGIN, SHOWN = 340, 20, 400

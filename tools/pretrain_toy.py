@@ -28,18 +28,18 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clip_refine.data.toy import (
+from clip_refine.evaluation import Embedder, score_model
+from clip_refine.losses import contrastive_loss
+from clip_refine.models import load_open_clip
+from clip_refine.report.tables import scores_table
+from clip_refine.support.console import Bar
+from clip_refine.toy import (
     IMAGE_SIZE,
     TERSE_TEMPLATES,
     ToyPairs,
     toy_tasks,
     toy_val,
 )
-from clip_refine.evaluation import Embedder, score_model
-from clip_refine.losses import contrastive_loss
-from clip_refine.models import load_open_clip
-from clip_refine.report.tables import scores_table
-from clip_refine.support.console import Bar
 from clip_refine.train import make_schedule
 
 LOGIT_SCALE = 100.0

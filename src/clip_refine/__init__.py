@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.config.runs import CompareConfig
-    from clip_refine.errors import ClipRefineError
     from clip_refine.models import DualEncoder, load_open_clip
     from clip_refine.results import Comparison, RunScores, Scores, SuiteScores
     from clip_refine.roads.check import check_data
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from clip_refine.roads.evaluate import evaluate
     from clip_refine.roads.refine import refine
     from clip_refine.roads.suites import evaluate_suite
+    from clip_refine.support.errors import ClipRefineError
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ClipRefineError": "errors",
+    "ClipRefineError": "support.errors",
     "CompareConfig": "config.runs",
     "Comparison": "results",
     "DualEncoder": "models",

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.errors import ClipRefineError, ConfigError
 from clip_refine.support.console import printable
+from clip_refine.support.errors import ClipRefineError, ConfigError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyClasses, ToyPairs
 from clip_refine.models import load_open_clip
 from clip_refine.roads.refine import refine
+from clip_refine.toy import ToyClasses, ToyPairs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

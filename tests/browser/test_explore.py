@@ -12,8 +12,8 @@ from urllib.request import urlopen
 import pytest
 
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
 from clip_refine.roads.refine import refine
+from clip_refine.toy import ToyPairs
 from tests.browser.conftest import HARM
 
 pytest.importorskip("gradio", reason="gradio is not installed")

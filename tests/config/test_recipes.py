@@ -10,10 +10,10 @@ from clip_refine.cli import main
 from clip_refine.config import load_config, override, with_recipe
 from clip_refine.config.runs import RefineConfig
 from clip_refine.config.settings import RECIPES
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ConfigError
+from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
 
 TERMS = {

@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from clip_refine.config import RefineConfig, demo_config, dump_config, load_config, override
-from clip_refine.errors import ConfigError
+from clip_refine.support.errors import ConfigError
 
 
 def test_defaults_are_the_papers():

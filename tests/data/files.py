@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_refine.data.images import open_image
-from clip_refine.data.toy import ToyPairs
+from clip_refine.toy import ToyPairs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clip_refine.data import Subset
 from clip_refine.data.pairs import pairs_fingerprint
-from clip_refine.data.toy import ToyPairs
+from clip_refine.toy import ToyPairs
 
 
 @dataclass

@@ -15,7 +15,7 @@ from clip_refine.data.images import (
     decode_image,
     open_image,
 )
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 from tests.data.files import encoded
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)

@@ -18,7 +18,7 @@ from clip_refine.data.labelled import (
     read_torchvision,
     readable,
 )
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

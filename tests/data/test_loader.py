@@ -9,9 +9,9 @@ from PIL import Image
 
 from clip_refine.data import EpochPlan, image_batches, pair_batches, read_class_folders, read_table
 from clip_refine.data.pairs import hold_out
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import DataError
 from clip_refine.models import OpenClipEncoder
+from clip_refine.support.errors import DataError
+from clip_refine.toy import ToyPairs
 
 
 def plan_of(pairs: ToyPairs, seed: int) -> EpochPlan:

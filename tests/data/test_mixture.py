@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_refine import build
 from clip_refine.config import DataConfig, RefineConfig, TrainConfig
 from clip_refine.data import EpochPlan, EveryCaption, Mixture, Subset, hold_out, image_batches
 from clip_refine.data.pairs import image_bytes, image_fingerprint
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
+from clip_refine.support.errors import ConfigError
+from clip_refine.toy import ToyPairs
 from tests.data.files import drawn_files
 from tests.data.layouts import drawn, opened, write_coco, write_table
 

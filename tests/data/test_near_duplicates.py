@@ -5,7 +5,7 @@ import pytest
 from PIL import ImageEnhance
 
 from clip_refine.data.look import near_groups, scan_image
-from clip_refine.data.toy import ToyPairs
+from clip_refine.toy import ToyPairs
 from tests.data.files import encoded
 
 

@@ -17,11 +17,11 @@ from clip_refine.data import PixelReader, image_batches
 from clip_refine.data import pixels as pixel_cache
 from clip_refine.data import with_cached_pixels as cached
 from clip_refine.data.pixels import Levels
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import DataError, OutputError
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import DataError, OutputError
+from clip_refine.toy import ToyPairs
 from tests.data.files import Files, drawn_files
 
 SHAPE = (3, 48, 48)

@@ -10,9 +10,9 @@ from clip_refine.data import EpochPlan, PairLoader, PixelReader, Subset, image_b
 from clip_refine.data.loader import batches_ahead
 from clip_refine.data.pairs import image_bytes, image_fingerprint
 from clip_refine.data.pixels import side_to_keep
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import DataError
 from clip_refine.models import OpenClipEncoder
+from clip_refine.support.errors import DataError
+from clip_refine.toy import ToyPairs
 from tests.data.files import Files, drawn_files
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine import build
 from clip_refine.config.runs import RefineConfig
 from clip_refine.data.pairs import image_fingerprint
-from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import Teacher, load_open_clip
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
 from clip_refine.train import StepLog, TowerPrecision
 from tests.data.layouts import Pairs, write_parquet, write_shards
 

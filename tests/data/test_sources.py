@@ -12,7 +12,7 @@ from clip_refine.data.datasets import ImageOnHub, hub_paths
 from clip_refine.data.pairs import fingerprint, image_fingerprint
 from clip_refine.data.rows import Written
 from clip_refine.data.sources import absolute_source, open_training, split_name
-from clip_refine.errors import ConfigError, DataError
+from clip_refine.support.errors import ConfigError, DataError
 from tests.data.layouts import (
     LAYOUTS,
     Pairs,

@@ -11,7 +11,6 @@ from threading import Thread
 import pytest
 import torch
 
-from clip_refine import build
 from clip_refine.config import DataConfig, TrainConfig, override
 from clip_refine.config.runs import RefineConfig
 from clip_refine.data import (
@@ -22,10 +21,11 @@ from clip_refine.data import (
     stream_batches,
 )
 from clip_refine.data.rows import read_place
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, DataError
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.toy import ToyPairs
 from tests.data.layouts import (
     LAYOUTS,
     Pairs,

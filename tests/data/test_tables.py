@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from clip_refine.data import read_table
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 
 @pytest.fixture

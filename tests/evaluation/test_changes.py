@@ -2,10 +2,10 @@
 
 import torch
 
-from clip_refine.data.toy import ToyClasses, ToyPairs
 from clip_refine.evaluation.evidence import caption_ranking, image_ranking
 from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, measure, task_changes
 from clip_refine.models.embed import EmbeddedPairs
+from clip_refine.toy import ToyClasses, ToyPairs
 
 PAIRS = ToyPairs("changes", size=3)
 TASK = ToyClasses("toy_shape", size=16)

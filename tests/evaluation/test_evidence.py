@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import DataError
 from clip_refine.evaluation.evidence import (
     cosine_histograms,
     gather_evidence,
@@ -20,6 +18,8 @@ from clip_refine.evaluation.evidence import (
 from clip_refine.evaluation.scores import Measured, ModelFeatures, measure
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import Evidence, read
+from clip_refine.support.errors import DataError
+from clip_refine.toy import ToyPairs
 
 
 def side(seed: int, count: int = 24) -> Measured:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clip_refine import build
 from clip_refine.config import ModelConfig
-from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.checkpoints import is_torchscript, read_torchscript
+from clip_refine.roads import build
+from clip_refine.support.errors import ModelError
 
 OPENAI = {
     "embed_dim": 32,

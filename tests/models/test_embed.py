@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import multiprocessing
 
-from clip_refine import build
 from clip_refine.data import Subset
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.embed import Embedder, FeatureStore, embed_pairs, image_fingerprints
+from clip_refine.roads import build
 from clip_refine.support.cache import RowCache
+from clip_refine.support.errors import ModelError
+from clip_refine.toy import ToyPairs
 
 
 def embedder(model: OpenClipEncoder) -> Embedder:

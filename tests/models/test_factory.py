@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from clip_refine import build
 from clip_refine.config import ModelConfig, load_config, override
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, ModelError
 from clip_refine.results import BaseModelFacts, Provenance
+from clip_refine.roads import build
 from clip_refine.roads.refine import refine
 from clip_refine.saving import save_model
+from clip_refine.support.errors import ConfigError, ModelError
+from clip_refine.toy import ToyPairs
 
 MODULE = """
 import torch

@@ -11,11 +11,11 @@ import open_clip
 import pytest
 import torch
 
-from clip_refine import build
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
+from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, TowerPrecision
 from tests.conftest import PREPROCESS, TINY
 from tests.models.tiny_transformers import word_tokenizer

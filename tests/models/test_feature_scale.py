@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ModelError
 from clip_refine.models import FeatureScale, OpenClipEncoder, RawNorms, load_open_clip
 from clip_refine.models.weights import output_layer
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ModelError
+from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
 
 TEXTS = ["a red circle", "a dog"]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine import build
 from clip_refine.config import ModelConfig
-from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder
 from clip_refine.models.checkpoints import recognise_folder
 from clip_refine.models.transformers import SentenceFolder
+from clip_refine.roads import build
+from clip_refine.support.errors import ModelError
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_refine.errors import ModelError
 from clip_refine.models.weights import interpolate_weights
+from clip_refine.support.errors import ModelError
 
 BASE = {"w": torch.tensor([1.0, -2.0]), "steps": torch.tensor(3)}
 REFINED = {"w": torch.tensor([3.0, 2.0]), "steps": torch.tensor(7)}

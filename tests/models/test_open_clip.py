@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch.nn.functional import cosine_similarity
 
-from clip_refine.errors import ModelError
 from clip_refine.models import DualEncoder, OpenClipEncoder, Teacher, load_open_clip
 from clip_refine.models.text_length import text_tower
+from clip_refine.support.errors import ModelError
 from tests.conftest import TINY, write_model
 
 TEXTS = ["a red circle", "a small blue star in the upper left on a white background", "dog"]

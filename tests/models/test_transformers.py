@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from clip_refine import build
 from clip_refine.config import ModelConfig
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ModelError
 from clip_refine.models import DualEncoder, Teacher, load_transformers
+from clip_refine.roads import build
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ModelError
+from clip_refine.toy import ToyPairs
 from tests.models import tiny_transformers as tiny
 
 pytest.importorskip("transformers")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.errors import DataError
 from clip_refine.results import (
     Comparison,
     Evidence,
@@ -16,6 +15,7 @@ from clip_refine.results import (
     headline,
     read,
 )
+from clip_refine.support.errors import DataError
 
 KINDS = {
     RunScores: "is no scores.json of a run (",

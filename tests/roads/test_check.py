@@ -9,11 +9,11 @@ from PIL import Image
 
 from clip_refine.cli import main
 from clip_refine.config import DataConfig, ModelConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, DataError, OutputError
 from clip_refine.report.tables import findings_table, findings_verdict
 from clip_refine.results import Findings, NumberSpread
 from clip_refine.roads.check import check_data
+from clip_refine.support.errors import ConfigError, DataError, OutputError
+from clip_refine.toy import ToyPairs
 from tests.data.files import drawn_files
 
 
@@ -164,7 +164,7 @@ def test_only_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_drawn_images(monkeypatch: pytest.MonkeyPatch):
     drawn = ToyPairs("check", size=20)
-    monkeypatch.setattr("clip_refine.data.sources.toy_train", lambda: drawn)
+    monkeypatch.setattr("clip_refine.toy.toy_train", lambda: drawn)
     found = check_data("toy", DataConfig())
     assert (found.images.count, found.images.kinds) == (20, {"drawn": 20})
 

@@ -13,12 +13,12 @@ from clip_refine.cli import main
 from clip_refine.config import override
 from clip_refine.config.runs import CompareConfig
 from clip_refine.data import EpochPlan, PairLoader, hold_out
-from clip_refine.data.toy import ToyClasses, ToyPairs
-from clip_refine.errors import ConfigError, DataError, OutputError, TrainingError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison
 from clip_refine.roads.compare import Runs, Training, compare
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
+from clip_refine.toy import ToyClasses, ToyPairs
 from tests.data.files import Files, drawn_files
 
 TRAIN = ToyPairs("compare", size=220, captions_per_image=2)
@@ -107,7 +107,7 @@ def watched(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Watched
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Runs, "train", named)
-        patch.setattr("clip_refine.build.PairLoader", Recorded)
+        patch.setattr("clip_refine.roads.build.PairLoader", Recorded)
         result = run(config)
     return Watched(config, result, seen)
 

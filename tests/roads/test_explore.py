@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ClipRefineError, ConfigError
 from clip_refine.evaluation import Embedder
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads.explore import SearchIndex, launch, open_explorer, renderer
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ClipRefineError, ConfigError
+from clip_refine.toy import ToyPairs
 
 HARM = '"><script>alert(1)</script>'
 

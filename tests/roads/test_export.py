@@ -14,13 +14,13 @@ from safetensors import safe_open
 
 from clip_refine.cli import main
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ModelError
 from clip_refine.models import load_transformers
 from clip_refine.models.open_clip import load_open_clip
 from clip_refine.roads import export as road
 from clip_refine.roads.export import FORMATS, Encoders, compare_features, export
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ModelError
+from clip_refine.toy import ToyPairs
 from tests.models.tiny_transformers import SIZE, write_clip
 
 CAPTIONS = ["a red circle", "Two small blue stars!", "word " * 100]

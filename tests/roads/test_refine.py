@@ -8,16 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clip_refine import build
 from clip_refine.config import load_config, override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import RunScores, read
+from clip_refine.roads import build
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    TrainingError,
+)
+from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog
 from tests.conftest import TINY, write_model
 

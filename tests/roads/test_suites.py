@@ -11,8 +11,6 @@ from rich.console import Console
 from clip_refine.cli import main
 from clip_refine.config import EvaluateConfig, ModelConfig, RefineConfig, dump_config, load_suite
 from clip_refine.config.suites import SHIPPED, ZeroShotTask
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, DataError, OutputError
 from clip_refine.report.tables import suite_tables
 from clip_refine.results import SuiteScores, read
 from clip_refine.roads.evaluate import evaluate
@@ -23,6 +21,8 @@ from clip_refine.roads.suites import (
     evaluate_suite,
     expand_models,
 )
+from clip_refine.support.errors import ConfigError, DataError, OutputError
+from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
 
 SUITE = {
@@ -200,7 +200,7 @@ def test_what_is_missing_is_listed_before_anything_runs(
     values["sources"]["pairs"]["how_to_get"] = "Ask for it."
     suite.write_text(yaml.safe_dump(values))
     with monkeypatch.context() as patched:
-        patched.setattr("clip_refine.build.build_model", None)
+        patched.setattr("clip_refine.roads.build.build_model", None)
         with pytest.raises(DataError) as refusal:
             run(config)
     message = str(refusal.value)

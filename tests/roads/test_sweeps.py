@@ -3,8 +3,8 @@
 import pytest
 
 from clip_refine.config import RefineConfig, override
-from clip_refine.errors import ConfigError
 from clip_refine.roads.sweeps import list_variants, parse_sweep, split_combination
+from clip_refine.support.errors import ConfigError
 
 BASE = RefineConfig()
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from clip_refine.cli import main
 from clip_refine.config import PosthocConfig
-from clip_refine.errors import DataError, OutputError
 from clip_refine.roads.vectors import apply_file, fit_file
+from clip_refine.support.errors import DataError, OutputError
 from clip_refine.vectors.files import FeatureSet, load_peer, read_features, write_features
 from tests.vectors.cases import drawn
 

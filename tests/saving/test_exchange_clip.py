@@ -7,7 +7,6 @@ import open_clip
 import pytest
 import torch
 
-from clip_refine.errors import ModelError
 from clip_refine.saving.exchange import (
     clip_to_open_clip,
     clip_to_transformers,
@@ -15,6 +14,7 @@ from clip_refine.saving.exchange import (
     preprocessing_to_transformers,
     write_clip_tokenizer,
 )
+from clip_refine.support.errors import ModelError
 from tests.conftest import TINY
 
 EOS = 49407

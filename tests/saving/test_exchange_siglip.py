@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.roads.export import export
 from clip_refine.saving.exchange import siglip_to_transformers
+from clip_refine.support.errors import ModelError
+from clip_refine.toy import ToyPairs
 from tests.models.tiny_transformers import word_tokenizer
 
 NAME = "vit_nano_siglip_for_tests"

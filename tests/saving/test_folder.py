@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from clip_refine.cli import main
-from clip_refine.data.toy import ToyPairs
 from clip_refine.results import BaseModelFacts, Provenance
 from clip_refine.saving import base_model, read_provenance, write_card
 from clip_refine.saving.folder import data_facts
+from clip_refine.toy import ToyPairs
 
 
 def card(folder: Path, text: str) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_refine.errors import OutputError
 from clip_refine.support.cache import RowCache
+from clip_refine.support.errors import OutputError
 
 NAMES = [f"{number:032x}" for number in range(5)]
 ROWS = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)

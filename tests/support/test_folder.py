@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.errors import OutputError
+from clip_refine.support.errors import OutputError
 from clip_refine.support.folder import complete_folder
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from clip_refine import build
 from clip_refine.config import override
 from clip_refine.config.runs import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ConfigError
+from clip_refine.toy import ToyPairs
 from clip_refine.train.log import check_tracker, track_run
 
 

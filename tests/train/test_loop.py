@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
-from clip_refine import build
 from clip_refine.config import RefineConfig, override
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, DataError, ModelError, TrainingError
 from clip_refine.losses import LossTerms, hycd_loss, rafa_loss
-from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
+from clip_refine.support.errors import ConfigError, DataError, ModelError, TrainingError
+from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, TowerPrecision, Trainer
 from clip_refine.train.loop import check_finite
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_refine import build
 from clip_refine.config import RefineConfig, TrainConfig, override
-from clip_refine.data.toy import ToyPairs
-from clip_refine.errors import ConfigError, ModelError
 from clip_refine.models import OpenClipEncoder, load_open_clip, load_transformers
 from clip_refine.models.weights import output_layer
+from clip_refine.roads import build
 from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ConfigError, ModelError
+from clip_refine.toy import ToyPairs
 from clip_refine.train.part import trained_part
 from clip_refine.train.precision import prepare_student
 from tests.conftest import TINY, write_model

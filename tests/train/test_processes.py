@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from clip_refine import build
 from clip_refine.config import RefineConfig
-from clip_refine.data.toy import ToyPairs
-from clip_refine.losses.priors import StandardNormal
 from clip_refine.models import Teacher, load_open_clip
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
+from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, TowerPrecision
 from tests.train.test_loop import with_plain_descent
 

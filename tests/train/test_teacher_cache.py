@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from clip_refine.data import CaptionedImages, EpochPlan, Subset, pair_batches, read_table
-from clip_refine.data.toy import ToyPairs
 from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.toy import ToyPairs
 from clip_refine.train import TowerPrecision
 from clip_refine.train.teacher_cache import CachedTeacher, TeacherCache, model_fingerprint
 

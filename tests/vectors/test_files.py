@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from clip_refine import __version__
 from clip_refine.config import PosthocConfig
 from clip_refine.config.runs import PEER_NAMES
-from clip_refine.errors import ConfigError, DataError, OutputError
+from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.vectors.files import load_peer, save_peer
 from clip_refine.vectors.transforms import PEERS, Chain, MeanCentring, fit_peer
 from tests.vectors.cases import FITS, drawn

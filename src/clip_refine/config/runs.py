@@ -20,7 +20,7 @@ from clip_refine.config.settings import (
     SettingsGroup,
     TrainConfig,
 )
-from clip_refine.errors import ConfigError
+from clip_refine.support.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
 # What one run of each verb depends on.

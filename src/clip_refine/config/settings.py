@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clip_refine.errors import ConfigError
+from clip_refine.support.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
 # Named objectives: what each row of the paper's tables and each of its critics sets.

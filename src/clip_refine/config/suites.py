@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_refine.config.runs import explain
 from clip_refine.config.settings import Count, SettingsGroup
-from clip_refine.errors import ConfigError
+from clip_refine.support.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
 # The tasks that a suite can ask for, each with its protocol.

@@ -29,8 +29,8 @@ from clip_refine.data.tables import (
     record_row,
     table_rows,
 )
-from clip_refine.errors import DataError
 from clip_refine.support.console import console
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # Datasets on the Hugging Face Hub, read by `datasets` by their name there.

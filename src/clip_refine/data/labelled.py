@@ -13,7 +13,7 @@ from PIL import Image
 from clip_refine.data.images import SUFFIXES, to_rgb
 from clip_refine.data.pairs import ImageSource, StoredImages
 from clip_refine.data.rows import Listed
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # The names of classes: how a source has them, made readable, or from a list of the user's.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from clip_refine.data.pairs import ImageCaptions, Images, Mixing, as_pairs
 from clip_refine.data.pixels import PixelReader, Preprocess
 from clip_refine.data.streams import Stream, StreamedPair
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 Tokenizer = Callable[[list[str]], Tensor]
 IMAGES_AHEAD = 4096

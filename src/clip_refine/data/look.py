@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from clip_refine.data.images import decode_image, opened
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
 from clip_refine.data.pixels import in_parallel
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # What can be said of each image of a source by decoding it once.

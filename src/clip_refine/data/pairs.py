@@ -23,8 +23,8 @@ from clip_refine.data.rows import (
     read_place,
     skipped_rows,
 )
-from clip_refine.errors import DataError
 from clip_refine.support.console import Bar
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # What anybody may pass: small protocols, which every source in the package fits, too.

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_refine.data.images import DECODING, decode_image
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
-from clip_refine.errors import DataError, OutputError
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
+from clip_refine.support.errors import DataError, OutputError
 
 # --------------------------------------------------------------------------------------------------
 # Preprocessed pixels as the 8-bit levels that they were before they were normalised, and back.

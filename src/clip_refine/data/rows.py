@@ -17,8 +17,8 @@ from PIL import Image
 
 from clip_refine.config import DataConfig
 from clip_refine.data.images import check_image, check_image_file, decode_image, open_image
-from clip_refine.errors import ConfigError, DataError
 from clip_refine.support.console import remark
+from clip_refine.support.errors import ConfigError, DataError
 
 # --------------------------------------------------------------------------------------------------
 # A row of a source as its reader gives it, and the places where an image can be.

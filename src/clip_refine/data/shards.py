@@ -15,7 +15,7 @@ from clip_refine.data.datasets import readable
 from clip_refine.data.images import SUFFIXES
 from clip_refine.data.rows import ImageInMemory, OpenRows, Row, SourceSettings, is_remote
 from clip_refine.data.tables import in_any_order, texts_of
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 TEXTS = ("txt", "text", "caption")
 _IMAGES = tuple(suffix[1:] for suffix in sorted(SUFFIXES))

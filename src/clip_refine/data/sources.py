@@ -24,6 +24,7 @@ from clip_refine.data.pairs import (
     CaptionedImages,
     ImageCaptions,
     Mixture,
+    PairSource,
     collect,
     read_all,
 )
@@ -55,9 +56,8 @@ from clip_refine.data.tables import (
     table_rows,
     token_rows,
 )
-from clip_refine.data.toy import toy_train, toy_val
-from clip_refine.errors import ConfigError, DataError
 from clip_refine.support.console import remark
+from clip_refine.support.errors import ConfigError, DataError
 
 # --------------------------------------------------------------------------------------------------
 # The kinds of sources: all that is known of each.
@@ -345,7 +345,7 @@ def open_pairs(
     """
     name, kind, settings = resolve(name, data or DataConfig(), training=training)
     if kind == TOY:
-        pairs, title, without = toy_train() if training else toy_val(), KINDS[TOY].title, ()
+        pairs, title, without = _toy_pairs(training=training), KINDS[TOY].title, ()
     else:
         pairs = _collect(name, kind, settings)
         title, without = pairs.kind, pairs.uncaptioned
@@ -377,9 +377,15 @@ def read_all_rows(name: str, data: DataConfig) -> AllRows:
     """Recognise a source of captioned images and read all of its rows, good or bad."""
     name, kind, settings = resolve(name, data, training=True)
     if kind == TOY:
-        toy = toy_train()
+        toy = _toy_pairs(training=True)
         return AllRows(str(KINDS[TOY].title), toy, sum(map(len, toy.captions)))
     return read_all(name, *_rows(name, kind, settings))
+
+
+def _toy_pairs(*, training: bool) -> PairSource:
+    from clip_refine.toy import toy_train, toy_val  # late, since it is made of what is in data/
+
+    return toy_train() if training else toy_val()
 
 
 def _collect(name: str, kind: str, settings: SourceSettings) -> CaptionedImages:

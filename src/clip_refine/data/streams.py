@@ -15,7 +15,7 @@ from clip_refine.data.rows import (
     OpenRows,
     image_problem,
 )
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 Item = TypeVar("Item")
 

@@ -26,7 +26,7 @@ from clip_refine.data.rows import (
     read_json,
     readable_file,
 )
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # CSV and TSV files of image paths and captions.

@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.jit import _pickle as script_lists
 
-from clip_refine.errors import ModelError
 from clip_refine.models.encoder import save_weights
 from clip_refine.support.console import remark
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # The weights of a TorchScript archive, read without its code.

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from clip_refine.data import ImageCaptions, PixelReader, image_batches
 from clip_refine.data.pairs import Images, fingerprint, image_bytes, image_fingerprint
-from clip_refine.errors import ModelError
 from clip_refine.models.encoder import DualEncoder
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # Images and texts → frozen features, in float32.

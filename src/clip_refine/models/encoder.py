@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clip_refine.errors import ModelError
 from clip_refine.support.console import remark
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # What a model must offer to be refined.

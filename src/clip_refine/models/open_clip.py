@@ -19,11 +19,11 @@ from open_clip.factory import parse_model_name
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
-from clip_refine.errors import ModelError
 from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint, weights_in
 from clip_refine.models.encoder import OPEN_CLIP, save_weights
 from clip_refine.models.text_length import TextCut, count_tokens, detect_text_cut, encode_cut
 from clip_refine.support.console import remark
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # open_clip models as dual encoders, and how they are saved.

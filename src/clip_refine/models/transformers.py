@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clip_refine.errors import ModelError
 from clip_refine.models.encoder import TRANSFORMERS, save_weights
 from clip_refine.models.text_length import PROBES, count_tokens, cut_columns, same_features
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_refine.errors import ModelError
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # Raw features at the paper's scale: canonical norms for any tower.

@@ -13,8 +13,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clip_refine import __version__
-from clip_refine.errors import DataError
 from clip_refine.report.tables import all_settings, command, interval_text, number, signed, versions
+from clip_refine.support.errors import DataError
 from clip_refine.support.folder import write_file
 
 # --------------------------------------------------------------------------------------------------

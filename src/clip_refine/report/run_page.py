@@ -8,7 +8,6 @@ from itertools import accumulate, cycle, pairwise
 from pathlib import Path
 from typing import Any
 
-from clip_refine.errors import DataError
 from clip_refine.report.page import (
     ACCENT,
     AFTER,
@@ -46,6 +45,7 @@ from clip_refine.results import (
     TaskChange,
     read,
 )
+from clip_refine.support.errors import DataError
 
 
 def write_run_report(run: Path) -> Path:

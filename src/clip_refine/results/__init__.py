@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 
 
 class Record(BaseModel):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from clip_refine import build
 from clip_refine.config import DataConfig, ModelConfig
 from clip_refine.data import ImageCaptions
 from clip_refine.data.look import (
@@ -22,10 +21,11 @@ from clip_refine.data.look import (
 )
 from clip_refine.data.pixels import PixelReader
 from clip_refine.data.sources import read_all_rows
-from clip_refine.errors import ConfigError
 from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
+from clip_refine.roads import build
 from clip_refine.support.console import Bar, console
+from clip_refine.support.errors import ConfigError
 from clip_refine.support.folder import check_free, complete_file
 
 SAMPLES = 10

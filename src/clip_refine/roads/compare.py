@@ -13,12 +13,10 @@ from accelerate import Accelerator
 from rich.markup import escape
 from torch import Tensor, nn
 
-from clip_refine import build
 from clip_refine.config import RefineConfig, dump_config, override
 from clip_refine.config.runs import RUNS, CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.pairs import MINIMUM_HELD_OUT, Images, fingerprint, image_fingerprint
-from clip_refine.errors import ConfigError, DataError, TrainingError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.scores import (
     ModelFeatures,
@@ -35,12 +33,14 @@ from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.report.tables import comparison_csv, comparison_markdown
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
+from clip_refine.roads import build
+from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
 from clip_refine.roads.refine import choose_precision, train_student
 from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Clock, PeakMemory, console, remark
 from clip_refine.support.environment import write_environment
-from clip_refine.support.finished import FinishedRun, FinishedRuns, digest
+from clip_refine.support.errors import ConfigError, DataError, TrainingError
 from clip_refine.support.folder import complete_folder, write_file
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from clip_refine import build
 from clip_refine.config import EvaluateConfig
-from clip_refine.errors import ConfigError
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import embed_pairs
 from clip_refine.results import Scores
+from clip_refine.roads import build
+from clip_refine.support.errors import ConfigError
 from clip_refine.support.folder import check_free, write_file
 from clip_refine.vectors.files import FeatureSet, check_features_path, write_features
 

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_refine import build
 from clip_refine.config import ModelConfig, RefineConfig, load_config, override
 from clip_refine.data import CaptionedImages, ImageCaptions, Subset, open_pairs
 from clip_refine.data.images import SUFFIXES
 from clip_refine.data.pairs import Images
-from clip_refine.errors import ConfigError, DataError, ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.similarity import unit_rows
+from clip_refine.roads import build
+from clip_refine.support.errors import ConfigError, DataError, ModelError
 
 # --------------------------------------------------------------------------------------------------
 # One model's features of images and captions, searched by text or image.

@@ -11,14 +11,13 @@ from open_clip.tokenizer import basic_clean
 from PIL import Image
 from torch import Tensor
 
-from clip_refine import __version__, build
+from clip_refine import __version__
 from clip_refine.config import ModelConfig, RefineConfig, load_config
 from clip_refine.data import ImageCaptions, Subset
-from clip_refine.data.toy import toy_val
-from clip_refine.errors import ClipRefineError, ConfigError, ModelError
 from clip_refine.models.encoder import files_of
 from clip_refine.models.transformers import quiet_transformers
 from clip_refine.results import Provenance, RunScores, read
+from clip_refine.roads import build
 from clip_refine.saving import (
     base_model,
     read_provenance,
@@ -29,7 +28,9 @@ from clip_refine.saving import (
     write_transformers,
 )
 from clip_refine.saving.onnx import IMAGE_FILE, INSTALL, TEXT_FILE, image_size
+from clip_refine.support.errors import ClipRefineError, ConfigError, ModelError
 from clip_refine.support.folder import check_free, complete_folder
+from clip_refine.toy import toy_val
 
 # --------------------------------------------------------------------------------------------------
 # Whether an exported model gives the same features.

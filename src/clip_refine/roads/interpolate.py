@@ -7,10 +7,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from clip_refine import __version__, build
+from clip_refine import __version__
 from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream, hold_out
-from clip_refine.errors import ConfigError, ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.scores import scores_along_line
 from clip_refine.models import Teacher
@@ -18,8 +17,10 @@ from clip_refine.models.encoder import OWN, files_of
 from clip_refine.models.text_length import PROBES, same_features
 from clip_refine.models.weights import interpolate_weights
 from clip_refine.results import Provenance
+from clip_refine.roads import build
 from clip_refine.saving import base_model, read_provenance, save_model
 from clip_refine.support.console import console
+from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.support.folder import check_free, complete_folder
 
 # --------------------------------------------------------------------------------------------------

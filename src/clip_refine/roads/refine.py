@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from clip_refine import build
 from clip_refine.config import (
     DataConfig,
     LossConfig,
@@ -24,7 +23,6 @@ from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, Stream, Subset
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
-from clip_refine.errors import ModelError
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.scores import (
@@ -38,10 +36,12 @@ from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores
+from clip_refine.roads import build
 from clip_refine.roads.interpolate import interpolate_student, set_aside
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
 from clip_refine.support.environment import write_environment
+from clip_refine.support.errors import ModelError
 from clip_refine.support.folder import check_free, complete_folder
 from clip_refine.train import StepLog, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run

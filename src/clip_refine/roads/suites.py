@@ -12,7 +12,6 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from clip_refine import build
 from clip_refine.config import DataConfig, EvaluateConfig, ModelConfig, Suite, explain, load_suite
 from clip_refine.config.suites import (
     CaptionsSource,
@@ -39,8 +38,6 @@ from clip_refine.data.labelled import (
 )
 from clip_refine.data.pairs import Images, fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
-from clip_refine.data.toy import toy_tasks, toy_val
-from clip_refine.errors import ConfigError, DataError
 from clip_refine.evaluation import Embedder, class_vectors
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
 from clip_refine.evaluation.scores import Outcome, mean_of
@@ -57,9 +54,12 @@ from clip_refine.models.embed import EmbeddedPairs, FeatureStore, image_fingerpr
 from clip_refine.models.encoder import identity
 from clip_refine.results import Difference, EvaluatedModel, Score, SuiteScores, TaskScores
 from clip_refine.results.metrics import metric
+from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
 from clip_refine.support.environment import describe_environment
+from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.folder import check_free, write_file
+from clip_refine.toy import toy_tasks, toy_val
 
 # --------------------------------------------------------------------------------------------------
 # A suite's settings → opened sources, prompts, models.

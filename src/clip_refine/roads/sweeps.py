@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from clip_refine.config import LossConfig, RefineConfig, override, with_recipe
 from clip_refine.config.runs import recipe_settings, unused_settings
-from clip_refine.errors import ConfigError
 from clip_refine.support.console import remark
+from clip_refine.support.errors import ConfigError
 
 SWEPT_GROUPS = ("train", "loss", "prior")
 ONE_FOR_ALL = ("precision", "device", "workers")  # of `train`: all runs share them

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clip_refine.config import PosthocConfig
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
 from clip_refine.support.folder import check_free
 from clip_refine.vectors.files import (
     FeatureSet,

@@ -12,7 +12,7 @@ import torch
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from torch import Tensor
 
-from clip_refine.errors import ModelError
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # CLIP's byte-pair vocabulary, as open_clip ships it, in the files that Transformers reads.

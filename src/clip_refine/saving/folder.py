@@ -13,7 +13,6 @@ from clip_refine import __version__
 from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import pairs_fingerprint
-from clip_refine.errors import DataError, ModelError
 from clip_refine.models.checkpoints import PROVENANCE
 from clip_refine.models.encoder import files_of
 from clip_refine.report.card import (
@@ -27,6 +26,7 @@ from clip_refine.report.card import (
 from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
 from clip_refine.saving.open_clip import write_open_clip
 from clip_refine.support.console import console
+from clip_refine.support.errors import DataError, ModelError
 
 # --------------------------------------------------------------------------------------------------
 # What a saved model's card and header say about it: plain facts without local paths.

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_refine.errors import ModelError
 from clip_refine.models.encoder import Savable, files_of
 from clip_refine.saving.exchange import CLIP_VOCABULARY_SIZE, write_clip_tokenizer
+from clip_refine.support.errors import ModelError
 
 OPSET = 18
 """onnxruntime 1.14 (2023) and later read it."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import open_clip
 
-from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.encoder import files_of
 from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
+from clip_refine.support.errors import ModelError
 
 _PROBES = ["a photo of a dog on a beach.", "Two Words!", "it's 12:30 at the caf\u00e9"]
 

@@ -10,7 +10,6 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from clip_refine.errors import ModelError
 from clip_refine.models import OpenClipEncoder
 from clip_refine.models.encoder import files_of, save_weights
 from clip_refine.models.transformers import SentenceFolder
@@ -23,6 +22,7 @@ from clip_refine.saving.exchange import (
     siglip_to_transformers,
     write_clip_tokenizer,
 )
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # open_clip's tokenizers of other models than CLIP.

@@ -11,8 +11,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from clip_refine.errors import OutputError
 from clip_refine.support.console import console
+from clip_refine.support.errors import OutputError
 
 _KEY_BYTES = 16  # of a fingerprint
 _SILENT_SECONDS = 1.0

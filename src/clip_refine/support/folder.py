@@ -8,7 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from clip_refine.errors import OutputError
+from clip_refine.support.errors import OutputError
 
 OURS = (
     "scores.json",

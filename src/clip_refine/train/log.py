@@ -11,8 +11,8 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from clip_refine.config import RefineConfig
-from clip_refine.errors import ConfigError
 from clip_refine.results import Scores, flat
+from clip_refine.support.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
 # One line of JSON a step.

@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clip_refine.config import TrainConfig
 from clip_refine.data import PairBatch
-from clip_refine.errors import TrainingError
 from clip_refine.losses import LossTerms, Objective, PairFeatures
-from clip_refine.losses.priors import Prior
 from clip_refine.models import FeatureScale, Teacher
+from clip_refine.priors import Prior
 from clip_refine.support.console import Bar
+from clip_refine.support.errors import TrainingError
 from clip_refine.train.log import StepLog
 from clip_refine.train.precision import (
     TowerOutput,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clip_refine.config import TrainConfig
-from clip_refine.errors import ModelError
 from clip_refine.models.weights import output_layer, used_parameters
+from clip_refine.support.errors import ModelError
 
 # --------------------------------------------------------------------------------------------------
 # Which parameters are trained: all, a tower, what is last in each, or adapters beside them.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import PosthocConfig
-from clip_refine.errors import ConfigError
+from clip_refine.support.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
 # What every peer does to features first: check them, widen them, scale them to norm 1.

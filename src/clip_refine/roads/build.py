@@ -42,10 +42,7 @@ from clip_refine.data import (
 from clip_refine.data.pairs import Images, as_pairs
 from clip_refine.data.pixels import side_to_keep
 from clip_refine.data.sources import TOY, open_training
-from clip_refine.data.toy import model_directory, toy_tasks, toy_val
-from clip_refine.errors import ConfigError, DataError, ModelError
 from clip_refine.losses import Objective, PairFeatures
-from clip_refine.losses.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.models import (
     DualEncoder,
     FeatureScale,
@@ -59,7 +56,10 @@ from clip_refine.models import (
 from clip_refine.models.checkpoints import is_run, recognise_folder
 from clip_refine.models.embed import Embedder
 from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip
+from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import console, remark
+from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.toy import model_directory, toy_tasks, toy_val
 from clip_refine.train import (
     StudentTowers,
     TowerPrecision,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.errors import OutputError
-from clip_refine.support.finished import FinishedRun, FinishedRuns
+from clip_refine.roads.finished import FinishedRun, FinishedRuns
+from clip_refine.support.errors import OutputError
 
 SETTINGS = {"seed": 1, "train": {"epochs": 2}}
 FAILED = FinishedRun(depends_on="a", row=None, resampled={})

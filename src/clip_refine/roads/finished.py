@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clip_refine.errors import OutputError
 from clip_refine.results import ComparisonRow
+from clip_refine.support.errors import OutputError
 from clip_refine.support.folder import write_file
 
 

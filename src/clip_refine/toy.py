@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clip_refine.data.pairs import ImageSource, PairSource
-from clip_refine.errors import DataError
+from clip_refine.support.errors import DataError
+
+__all__ = ["ToyClasses", "ToyPairs", "model_directory", "toy_tasks", "toy_train", "toy_val"]
 
 # --------------------------------------------------------------------------------------------------
 # One scene of the toy world, in words and in pixels.

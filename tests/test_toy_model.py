@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from tools.pretrain_toy import PretrainConfig, images_of, model_config, pixels_of
 
-from clip_refine.data.toy import ToyClasses, ToyPairs, model_directory
+from clip_refine.toy import ToyClasses, ToyPairs, model_directory
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clip_refine.losses.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
+from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from tests.reference.draws import repeatable, seeds
 
 MEAN, STD = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 2.0, 0.0])

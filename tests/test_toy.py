@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from clip_refine.data.pairs import ImageCaptions, LabelledImages
-from clip_refine.data.toy import (
+from clip_refine.support.errors import DataError
+from clip_refine.toy import (
     BACKGROUNDS,
     CAPTION_TEMPLATES,
     COLOURS,
@@ -18,7 +19,6 @@ from clip_refine.data.toy import (
     toy_train,
     toy_val,
 )
-from clip_refine.errors import DataError
 
 ATTRIBUTE_WORDS = {
     "shape": SHAPES,

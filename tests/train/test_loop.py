@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
-from clip_refine.config import RefineConfig, override
+from clip_refine.config import ModelConfig, RefineConfig, override
 from clip_refine.losses import LossTerms, hycd_loss, rafa_loss
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
@@ -166,4 +166,4 @@ def test_fewer_pairs_than_a_batch(pairs: ToyPairs):
 
 def test_what_is_no_dual_encoder_is_refused():
     with pytest.raises(ModelError, match="Linear cannot be refined: it has no encode_image"):
-        build.build_student(torch.nn.Linear(1, 1), CONFIG, torch.device("cpu"))  # pyright: ignore
+        build.build_model(ModelConfig(), torch.nn.Linear(1, 1))  # pyright: ignore

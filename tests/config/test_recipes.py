@@ -20,6 +20,7 @@ TERMS = {
     "clip-refine": {"rafa", "hycd"},
     "clip-refine-paper": {"rafa", "hycd"},
     "balanced": {"hycd", "anchor"},
+    "centred": {"rafa", "hycd"},
     "hycd": {"hycd"},
     "self-kd": {"hycd"},
     "hycd+align": {"hycd", "alignment"},

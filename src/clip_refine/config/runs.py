@@ -31,8 +31,8 @@ class RefineConfig(SettingsGroup):
 
     recipe: str = "clip-refine"
     """A named objective, which sets several of `loss`; other `loss` flags win. One of clip-refine,
-    clip-refine-paper, balanced, hycd, self-kd, hycd+align, rafa, contrastive, contrastive-raw,
-    contrastive+anchor, m2-mix, feature-distillation, logit-distillation."""
+    clip-refine-paper, balanced, centred, hycd, self-kd, hycd+align, rafa, contrastive,
+    contrastive-raw, contrastive+anchor, m2-mix, feature-distillation, logit-distillation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -304,6 +304,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.contrastive_form": contrastive,
         "loss.contrastive_normalize": contrastive,
         "loss.contrastive_scale": scales,
+        "loss.fold_text": "" if loss.fold_text != loss.fold else "loss.fold is the same",
         "loss.anchor_shift": "" if loss.anchor_weight else "loss.anchor_weight is 0",
         "prior.kind": rafa,
         "prior.scale": rafa or ("" if has_scale else f"prior.kind is {prior.kind}"),

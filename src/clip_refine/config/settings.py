@@ -24,6 +24,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "anchor_shift": 0.25,
         "feature_scale": "canonical",
     },
+    "centred": {"fold": 1.0, "feature_scale": "canonical"},
     "hycd": _HYCD_ONLY,
     "self-kd": {**_HYCD_ONLY, "alpha": 0.0},
     "hycd+align": {**_HYCD_ONLY, "alignment_weight": 1.0},
@@ -289,6 +290,11 @@ class LossConfig(SettingsGroup):
     """RaFA: its weight stays, or falls linearly to zero over the run."""
     references: Literal["shared", "independent"] = "shared"
     """RaFA: one reference for both sides of a pair (the method), or one each (its ablation)."""
+    fold: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Before training, fold this share of each tower's mean feature out of its output layer, and
+    fit the model's logit scale to the teacher's softmax: 1 closes nearly all of the gap."""
+    fold_text: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share for the text tower, where it is another one."""
     feature_scale: Literal["auto", "as-is", "canonical"] = "auto"
     """as-is: raw features as the model gives them (the paper). canonical: trained at the paper's
     norms, HyCD on unit features at the model's own logit scale. auto: canonical where norms are far
@@ -301,6 +307,22 @@ class LossConfig(SettingsGroup):
                 f"temperature {self.temperature:g} does not go with feature_scale canonical, where "
                 "HyCD compares unit features at the model's own logit scale; leave it out, or set "
                 "feature_scale as-is and normalize"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fold_goes_with(self) -> "LossConfig":
+        if not (self.fold or self.fold_text):
+            return self
+        if self.feature_scale != "canonical" and not self.normalize:
+            raise ValueError(
+                "fold needs unit features in HyCD, since the teacher is not folded; set "
+                "feature_scale canonical, or normalize"
+            )
+        if self.anchor_weight:
+            raise ValueError(
+                "fold does not go with anchor_weight: the anchor would pull the means back in; set "
+                "one of them to 0"
             )
         return self
 

@@ -49,6 +49,7 @@ def hycd_loss(
     *,
     alpha: float = 0.5,
     temperature: Scalar = 1.0,
+    teacher_temperature: Scalar | None = None,
     normalize: bool = False,
 ) -> Tensor:
     """Divergence of the student's matching probabilities from hybrid targets, both directions.
@@ -74,6 +75,7 @@ def hycd_loss(
         alpha: Share of the one-hot part of the targets, 0–1.
         temperature: Divides student's and teacher's similarities; a number or a 0-d tensor. A
             learned one gets gradient through the student only.
+        teacher_temperature: Divides the teacher's instead, where its cosines spread otherwise.
         normalize: Whether features are scaled to norm 1 first.
 
     Returns:
@@ -92,6 +94,9 @@ def hycd_loss(
     check_pairs(image_features, text_features)
     check_teacher_pairs(image_features, teacher_image_features, teacher_text_features)
     check_positive("temperature", temperature)
+    if teacher_temperature is None:
+        teacher_temperature = temperature
+    check_positive("teacher_temperature", teacher_temperature)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
     features = widened(
@@ -106,7 +111,7 @@ def hycd_loss(
 
     student_logits = image @ text.T / temperature
     with torch.no_grad():
-        teacher_logits = teacher_image @ teacher_text.T / temperature
+        teacher_logits = teacher_image @ teacher_text.T / teacher_temperature
         image_to_text_targets = hybrid_targets(teacher_logits, alpha=alpha)
         text_to_image_targets = hybrid_targets(teacher_logits.T, alpha=alpha)
     image_to_text = _mean_row_divergence(image_to_text_targets, student_logits)

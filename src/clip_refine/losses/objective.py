@@ -125,6 +125,7 @@ class Objective:
         mix: Tensor | None = None,
         centroid_gap: Tensor | None = None,
         rafa_share: float = 1.0,
+        teacher_scale: float | None = None,
     ) -> LossTerms:
         """The weighted terms of one batch.
 
@@ -139,6 +140,8 @@ class Objective:
             mix: Shares for m²-mix, 0-d or (B,); may be None unless `needs_mix`.
             centroid_gap: (d,), the teacher's mean text feature less its mean image feature; may be
                 None unless `needs_centroid_gap`.
+            teacher_scale: The teacher's own multiplier where the student has another one; then
+                HyCD's softmax has it on the teacher's side.
             rafa_share: What is left of RaFA's weight where it falls over the run.
 
         Returns:
@@ -158,7 +161,7 @@ class Objective:
             terms = {"rafa": rafa_share * self.loss.rafa_weight * loss} | terms
         if self.needs_teacher:
             teacher = _given("teacher", teacher)
-            terms |= self._teacher_terms(student, teacher, logit_scale, centroid_gap)
+            terms |= self._teacher_terms(student, teacher, logit_scale, centroid_gap, teacher_scale)
         return LossTerms(**terms)
 
     def _student_terms(
@@ -195,6 +198,7 @@ class Objective:
         teacher: PairFeatures,
         logit_scale: Tensor,
         centroid_gap: Tensor | None,
+        teacher_scale: float | None,
     ) -> dict[str, Tensor]:
         own_temperature = 1 / logit_scale.detach()
         temperature = own_temperature if self.loss.temperature is None else self.loss.temperature
@@ -205,6 +209,7 @@ class Objective:
                 *teacher,
                 alpha=self.loss.alpha,
                 temperature=temperature,
+                teacher_temperature=None if teacher_scale is None else 1 / teacher_scale,
                 normalize=self.loss.normalize,
             )
             terms["hycd"] = self.loss.hycd_weight * loss

@@ -1,11 +1,14 @@
 """Arithmetic on weights: the scale of raw features, the line between two models."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn import functional
 
 from clip_refine.support.errors import ModelError
 
@@ -23,6 +26,8 @@ from clip_refine.support.errors import ModelError
 
 PAPER_RATIO = 1.5
 """Norms may differ by this factor from the paper's before they count as far from them."""
+FOLD_TOLERANCE = 1e-5
+"""Largest relative error of a folded tower's features, in the arithmetic of its own weights."""
 _BARE = 8  # bare matrices tried: a few near the root of the model
 _LEAVES = 16  # layers tried from the last one back; the output layer is among the last few
 
@@ -175,6 +180,143 @@ def _candidate_layers(model: nn.Module, used: set[int]) -> Iterator[list[nn.Para
     layers = [list(leaf.parameters(recurse=False)) for leaf in leaves]
     yield from bare[:_BARE]
     yield from [layer for layer in layers if id(layer[0]) in used][:_LEAVES]
+
+
+# --------------------------------------------------------------------------------------------------
+# The mean of a tower's features folded out of its output layer.
+
+
+def fold_matrix(mean: Tensor, share: float = 1.0) -> Tensor:
+    """W = I − share · m mᵀ / ‖m‖²: (d, d) in float64, symmetric, a projection at share 1.
+
+    Features have a nearly constant part along their mean m, so that W takes the mean off almost
+    exactly, as a linear map without bias: unit(W·k·z) = unit(W·z), so it may be fitted on unit
+    features and holds for raw ones. Subtracting the mean itself cannot be put into weights, since
+    the normalisation stands between (docs/method.md).
+
+    Args:
+        mean: (d,), of the tower's features, not zero.
+        share: Of the mean's direction that is taken off, 0-1.
+
+    Raises:
+        ValueError: The mean is zero or not finite.
+
+    >>> fold_matrix(torch.tensor([3.0, 4.0])) @ torch.tensor([3.0, 4.0], dtype=torch.float64)
+    tensor([0., 0.], dtype=torch.float64)
+    """
+    mean = mean.double()
+    squared = float(mean.square().sum())
+    if not 0 < squared < float("inf"):
+        raise ValueError(f"the mean feature has the squared norm {squared}, so it has no direction")
+    identity = torch.eye(len(mean), dtype=torch.float64, device=mean.device)
+    return identity - share * torch.outer(mean, mean) / squared
+
+
+def fold_towers(
+    model: Any, pixels: Tensor, tokens: Tensor, image_fold: Tensor, text_fold: Tensor
+) -> None:
+    """Put (d, d) maps behind both towers, into their output layers, in place.
+
+    `pixels` and `tokens` are a sample on the model's device, on which the result is checked.
+
+    Raises:
+        ModelError: A tower does not end in a linear layer of its own.
+    """
+    image, text = (lambda: model.encode_image(pixels)), (lambda: model.encode_text(tokens))
+    _fold(model, image, "image", text, image_fold)
+    _fold(model, text, "text", image, text_fold)
+
+
+@torch.no_grad()
+def _fold(
+    model: nn.Module,
+    encode: Callable[[], Tensor],
+    tower: str,
+    other: Callable[[], Tensor],
+    fold: Tensor,
+) -> None:
+    layer = output_layer(model, encode, tower, other=other)
+    before = [parameter.clone() for parameter in layer]
+    expected = encode().double() @ fold.to(layer[0].device).T
+    # rows or columns of a weight may be the features' dimensions; a bias has just one
+    for transposed in (False, True):
+        for parameter, old in zip(layer, before, strict=True):
+            wide, at = old.double(), fold.to(old.device)
+            if old.ndim not in (1, 2) or old.shape[-1 if transposed else 0] != len(fold):
+                break
+            folded = wide @ at.T if transposed and old.ndim == 2 else at @ wide
+            parameter.copy_(folded)
+        else:
+            error = (encode().double() - expected).norm() / expected.norm()
+            if error < FOLD_TOLERANCE:
+                return
+        for parameter, old in zip(layer, before, strict=True):
+            parameter.copy_(old)
+    raise ModelError(
+        f"the {tower} tower does not end in a linear layer, so its mean cannot be folded into the "
+        "weights. `clip-refine posthoc fit mean-centring` takes it off stored features."
+    )
+
+
+def fitted_logit_scale(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], teacher_scale: float
+) -> float:
+    """The s at which the student's softmax is nearest to the teacher's, both directions.
+
+    argmin over s of the cross-entropy of softmax(s·x yᵀ) to softmax(teacher_scale·x yᵀ), to 1 %.
+    Cosines of centred features spread more widely than those of the model they come from, so the
+    model's own scale would be too sharp for them.
+
+    Args:
+        student: (N, d) image and text features of pairs, raw or unit.
+        teacher: Those of the teacher, of the same pairs.
+        teacher_scale: The teacher's factor on cosines.
+    """
+    cosines, known = (
+        functional.normalize(images.double(), dim=1) @ functional.normalize(texts.double(), dim=1).T
+        for images, texts in (student, teacher)
+    )
+    targets = [(teacher_scale * side).softmax(dim=1) for side in (known, known.T)]
+
+    def cross_entropy(log_scale: float) -> float:
+        logits = math.exp(log_scale) * cosines
+        return -sum(
+            float((target * side.log_softmax(dim=1)).sum(dim=1).mean())
+            for target, side in zip(targets, (logits, logits.T), strict=True)
+        )
+
+    # CLIP-like models have scales from 10 to 120
+    found = minimize_scalar(
+        cross_entropy,
+        bounds=(0.0, math.log(1000.0)),
+        method="bounded",
+        options={"xatol": 0.005},  # 0.5 % of s
+    )
+    return math.exp(found.x)
+
+
+@torch.no_grad()
+def set_logit_scale(model: Any, scale: float) -> None:
+    """Make `scale` the model's own factor on cosines, as parameter or as its logarithm.
+
+    Raises:
+        ModelError: The model has no parameter that its `logit_scale` follows from.
+    """
+    own = float(model.logit_scale)
+    single = [(n, p) for n, p in model.named_parameters() if p.numel() == 1]
+    # one called logit_scale first, should another number be the same by chance
+    single.sort(key=lambda named: not named[0].endswith("logit_scale"))
+    for _, parameter in single:
+        if math.isclose(float(parameter.exp()), own, rel_tol=1e-4):
+            parameter.fill_(math.log(scale))
+            return
+        if math.isclose(float(parameter), own, rel_tol=1e-4):
+            parameter.fill_(scale)
+            return
+    raise ModelError(
+        f"{type(model).__name__} has no parameter from which its logit_scale {own:.4g} "
+        f"follows, so the fitted scale {scale:.4g} cannot be kept in it."
+    )
 
 
 @torch.no_grad()

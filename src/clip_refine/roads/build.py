@@ -438,6 +438,7 @@ def build_trainer(
     steps: int,
     features: PairFeatures | None = None,
     scale: FeatureScale | None = None,
+    teacher_scale: float | None = None,
 ) -> Trainer:
     """Everything that takes the steps.
 
@@ -473,6 +474,7 @@ def build_trainer(
         schedule=schedule,
         config=train,
         scale=scale,
+        teacher_scale=teacher_scale,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )
 

@@ -1,18 +1,18 @@
 """Weights on the line between a model and its refinement (WiSE-FT, arXiv 2109.01903)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from clip_refine import __version__
 from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream, hold_out
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.scores import scores_along_line
-from clip_refine.models import Teacher
 from clip_refine.models.encoder import OWN, files_of
 from clip_refine.models.text_length import PROBES, same_features
 from clip_refine.models.weights import interpolate_weights
@@ -48,17 +48,17 @@ def set_aside(
 def interpolate_student(
     config: RefineConfig,
     student: nn.Module,
-    teacher: Teacher,
+    base: Mapping[str, Tensor],
     embedder: Embedder,
     selection: ImageCaptions | None,
 ) -> dict[str, Any] | None:
-    """Move the student's weights toward its teacher's, as far as the settings say.
+    """Move the student's weights toward those it started from, as far as the settings say.
 
-    Of equally good weights the lowest is taken, which is nearest to the teacher.
+    Of equally good weights the lowest is taken, which is nearest to the start.
     """
     if config.interpolate is None:
         return None
-    base, refined = teacher.state_dict(), student.state_dict()
+    refined = student.state_dict()
     if selection is None:
         weight, tried = float(config.interpolate), {}
     else:

@@ -1,5 +1,6 @@
 """THE ROAD: what happens to a model and its pairs, top to bottom."""
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import nn
+from torch.nn import functional
 
 from clip_refine.config import (
     DataConfig,
@@ -34,6 +35,7 @@ from clip_refine.evaluation.scores import (
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
+from clip_refine.models.weights import fitted_logit_scale, fold_matrix, fold_towers, set_logit_scale
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores
 from clip_refine.roads import build
@@ -48,6 +50,7 @@ from clip_refine.train.log import check_tracker, track_run
 from clip_refine.train.teacher_cache import CachedTeacher
 
 NORM_SAMPLE = 512  # training pairs that raw norms are measured on: their mean is then known to 1 %
+SCALE_SAMPLE = 512  # training pairs among which the logit scale is fitted after a fold
 MOMENT_SAMPLE = 4096  # pairs of a stream for moments of its features; their images are in memory
 
 
@@ -161,11 +164,12 @@ class Trained:
 
     config: RefineConfig  # with `auto` replaced by what was chosen
     interpolation: Mapping[str, Any] | None  # weight and selection scores; None where not asked for
+    logit_scale: float | None  # fitted to the folded towers; None where it is the model's own
 
 
 def train_student(
     config: RefineConfig,
-    student: nn.Module,
+    student: Any,
     pairs: ImageCaptions | Stream,
     embedder: Embedder,
     accelerator: Accelerator,
@@ -181,18 +185,26 @@ def train_student(
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
     features = measure_features(config, embedder, pairs)
+    teacher, fitted = None, None
+    teacher_scale = float(student.logit_scale.detach())
+    if config.loss.fold or config.loss.fold_text:
+        # the teacher keeps its means; HyCD compares unit features, so that its scale is free
+        teacher = Teacher(student) if teacher_features is None else None
+        features, fitted = fold_student(config, student, features, pairs)
     config, scale = scale_features(config, student, features, pairs)
     try:
+        if fitted is not None:
+            set_logit_scale(student, fitted)
         precision = choose_precision(config.train, student, pairs, accelerator)
         config = override(config, train={"precision": precision.name})
         prior = build.build_prior(config.prior, features, scale)
-        # a copy of the student as it now is, so that both are at one scale
-        if teacher_features is None:
-            teacher = Teacher(student)
-        else:
+        if teacher_features is not None:
             teacher = CachedTeacher(
                 teacher_features, image_factor=scale.image_factor, text_factor=scale.text_factor
             )
+        elif teacher is None:  # a copy of the student as it now is, so that both are at one scale
+            teacher = Teacher(student)
+        start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
             trainer = build.build_trainer(
                 config,
@@ -204,15 +216,16 @@ def train_student(
                 steps=steps,
                 features=features,
                 scale=scale,
+                teacher_scale=None if fitted is None else teacher_scale,
             )
             batches = build.build_batches(
                 config, pairs, embedder.model, accelerator, embedder.reader, teacher
             )
             trainer.train(batches, steps=steps, log=log)
-        interpolation = interpolate_student(config, student, teacher, embedder, selection)
+        interpolation = interpolate_student(config, student, start, embedder, selection)
     finally:  # also of a model that was handed in, when training fails
         scale.undo()
-    return Trained(config, interpolation)
+    return Trained(config, interpolation, fitted)
 
 
 def measure_features(
@@ -223,13 +236,49 @@ def measure_features(
     Of a stream the first few thousand stand for all.
     """
     fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
+    sample = MOMENT_SAMPLE if fitted or config.loss.fold or config.loss.fold_text else NORM_SAMPLE
     if isinstance(pairs, Stream):
-        pairs = pairs.prefix(MOMENT_SAMPLE if fitted else NORM_SAMPLE)
+        pairs = pairs.prefix(sample)
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
-    chosen = order if fitted else order[:NORM_SAMPLE]
+    chosen = order if fitted else order[:sample]
     embedded = embed_pairs(embedder, Subset(pairs, chosen, "pairs to measure"))
     return PairFeatures(embedded.image_features, embedded.first_caption_features)
+
+
+def fold_student(
+    config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
+) -> tuple[PairFeatures, float]:
+    """Fold both towers' mean features out of their output layers, in place.
+
+    The means are those of three quarters of the pairs, the logit scale is fitted on the others.
+    Returns the folded features, and that scale.
+    """
+    loss = config.loss
+    shares = (loss.fold, loss.fold if loss.fold_text is None else loss.fold_text)
+    held_back = min(SCALE_SAMPLE, len(features.image_features) // 4)
+    maps = [
+        fold_matrix(functional.normalize(side[held_back:].double(), dim=1).mean(dim=0), share)
+        for side, share in zip(features, shares, strict=True)
+    ]
+    folded = PairFeatures(
+        *((side.double() @ at).float() for side, at in zip(features, maps, strict=True))
+    )
+    device = next(student.parameters()).device
+    pixels, tokens = (sample.to(device) for sample in _sample(student, pairs, 2))
+    own = float(student.logit_scale.detach())
+    fold_towers(student, pixels, tokens, *maps)
+    scale = fitted_logit_scale(
+        (folded.image_features[:held_back], folded.text_features[:held_back]),
+        (features.image_features[:held_back], features.text_features[:held_back]),
+        own,
+    )
+    console.print(
+        f"Folded {shares[0]:.0%} of the images' mean feature and {shares[1]:.0%} of the captions' "
+        f"out of the output layers, fitted on {len(features.image_features) - held_back:,} pairs "
+        f"of training; logit scale {scale:.1f} instead of {own:.1f} (docs/method.md)."
+    )
+    return folded, scale
 
 
 def scale_features(
@@ -335,6 +384,7 @@ def _recipe(
         "prior": config.prior.model_dump(mode="json"),
         "provenance": provenance.model_dump(mode="json"),
         "interpolation": trained.interpolation,
+        "logit_scale": trained.logit_scale,
     }
 
 

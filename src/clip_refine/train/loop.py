@@ -132,6 +132,7 @@ class Trainer:
         schedule: The optimiser's learning rate, which also holds the optimiser.
         config: How steps are taken.
         scale: What the towers are multiplied by in training; the log shows norms without it.
+        teacher_scale: The teacher's logit scale where the student has another one.
         centroid_gap: (d,) on the device, the teacher's mean text feature less its mean image
             feature, at the scale of training; None where the objective does not need it.
     """
@@ -147,6 +148,7 @@ class Trainer:
     config: TrainConfig
     scale: FeatureScale = field(default_factory=FeatureScale)
     centroid_gap: Tensor | None = None
+    teacher_scale: float | None = None
 
     def train(self, batches: Iterable[PairBatch], *, steps: int, log: StepLog) -> None:
         """Take one step a batch.
@@ -196,6 +198,7 @@ class Trainer:
             logit_bias=output.logit_bias,
             mix=self._mix(student),
             centroid_gap=self.centroid_gap,
+            teacher_scale=self.teacher_scale,
             rafa_share=1 - (number - 1) / steps if decays else 1.0,
         )
         losses = check_finite(number, terms)

@@ -1,0 +1,132 @@
+"""`centred` beside `balanced` and CLIP-Refine on real photographs: gap, retrieval, mixed search.
+
+Reads the research-only model and photographs of the folder `../shared`. As in `photo_study.py` what
+comes before the first trained block of the image trunk is computed once. One line of JSON a run is
+appended to `--out`; runs that stand there are not made again, so that a study can go on.
+
+    python benchmarks/centred_study.py --runs centred:1e-4 centred:1e-4:rafa_weight=0 balanced:1e-4
+"""
+
+import argparse
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from photo_study import LateTowers, WithTrunkFeatures, early_features
+
+from clip_refine.config import RefineConfig
+from clip_refine.data import read_class_folders, read_table
+from clip_refine.evaluation.scores import embed_model, score_features
+from clip_refine.evaluation.tasks import mixed_search
+from clip_refine.models import load_open_clip
+from clip_refine.models.embed import Embedder
+from clip_refine.roads import build
+from clip_refine.roads.compare import transformed
+from clip_refine.roads.refine import fold_student, measure_features, train_student
+from clip_refine.train import StepLog
+from clip_refine.vectors.transforms import fit_peer
+
+
+def numbers(features: Any) -> dict[str, float]:
+    """What the study looks at; mixed search over one caption an image."""
+    scores = score_features(features, seed=0)
+    recall = {k: v for k, v in scores.retrieval.items() if "recall" in k}
+    mean = {
+        k: sum(v for name, v in recall.items() if name.endswith(f"@{k}")) / 2 for k in (1, 5, 10)
+    }
+    pairs = features.pairs
+    mixed = mixed_search(pairs.image_features, pairs.first_caption_features)
+    tasks = [task["top1"] for task in scores.zero_shot.values()]
+    return {
+        "gap": scores.geometry["centroid_distance"],
+        **{f"mean_recall@{k}": value for k, value in mean.items()},
+        "zero_shot": sum(tasks) / len(tasks),
+        "ndcg@10": mixed["ndcg@10"],
+        "text_first_share": mixed["text_first_share"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--out", type=Path, default=Path("runs/centred-study.jsonl"))
+    parser.add_argument(
+        "--runs", nargs="*", default=["centred:1e-4"], help="recipe:rate[:setting=value,...]"
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trained-blocks", type=int, default=0)
+    parser.add_argument("--parameters", default="all")
+    options = parser.parse_args()
+
+    data = options.shared / "data"
+    model = load_open_clip(f"local-dir:{options.shared / 'models' / 'photo-clip'}")
+    pairs = [read_table(data / "flickr8k" / part / "captions.csv") for part in ("refine", "dev")]
+    tasks = [
+        read_class_folders(data / name, templates=("a photo of a {}.",))
+        for name in ("cifar10", "caltech101")
+    ]
+    towers = LateTowers(model, options.trained_blocks)
+    sources: list[Any] = [WithTrunkFeatures(s, early_features(towers, s)) for s in (*pairs, *tasks)]
+    train, held_out, *zero_shot = sources
+    untouched = copy.deepcopy(towers.state_dict())
+    accelerator = build.build_accelerator("cpu")
+    embedder = Embedder(towers, accelerator.device, 256, visible=False)  # pyright: ignore
+    done = {}
+    if options.out.is_file():
+        lines = options.out.read_text().splitlines()
+        done = {line["run"]: line for line in map(json.loads, lines)}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(run: str, found: dict[str, float]) -> None:
+        print(run, {name: round(value, 4) for name, value in found.items()}, flush=True)
+        with options.out.open("a") as file:
+            file.write(json.dumps({"run": run, **found}) + "\n")
+
+    where = f"blocks {options.trained_blocks} {options.parameters}"
+    if "untouched" not in done:
+        features = embed_model(embedder, held_out, zero_shot)
+        keep("untouched", numbers(features))
+        config = RefineConfig.model_validate({"recipe": "centred", "seed": 1})
+        fitted = measure_features(config, embedder, train)
+        peer = fit_peer("mean-centring", fitted.image_features, fitted.text_features)
+        keep("mean-centring", numbers(replace(transformed(features, peer), normalize=True)))
+        fold_student(config, towers, fitted, train)
+        keep("fold alone", numbers(embed_model(embedder, held_out, zero_shot)))
+    for asked in options.runs:
+        recipe, rate, *more = asked.split(":")
+        settings = dict(part.split("=") for part in more[0].split(",")) if more else {}
+        loss = {name: yaml.safe_load(value) for name, value in settings.items()}
+        for seed in range(1, options.seeds + 1):
+            run = f"{asked} seed {seed} {where}"
+            if run in done:
+                continue
+            config = RefineConfig.model_validate(
+                {
+                    "recipe": recipe,
+                    "seed": seed,
+                    "loss": loss,
+                    "train": {
+                        "batch_size": 100,
+                        "precision": "fp32",
+                        "learning_rate": float(rate),
+                        "parameters": options.parameters,
+                        "device": "cpu",
+                    },
+                }
+            )
+            student = build.build_student(towers, config, accelerator.device)  # pyright: ignore
+            student.load_state_dict(untouched)
+            trained = train_student(
+                config, student, train, embedder, accelerator, log=StepLog(None)
+            )
+            found = numbers(embed_model(embedder, held_out, zero_shot))
+            keep(run, found | {"logit_scale": trained.logit_scale or 0.0})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    main()

@@ -35,7 +35,11 @@ def model_card(
         autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
         keep_trailing_newline=True,
     )
-    kinds = {"refined": "refined with CLIP-Refine", "interpolated": "interpolated"}
+    kinds = {
+        "refined": "refined with CLIP-Refine",
+        "interpolated": "interpolated",
+        "folded": "centred",
+    }
     text = environment.get_template("model_card.md.jinja").render(
         dict(provenance),
         title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",

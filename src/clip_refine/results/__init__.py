@@ -560,7 +560,7 @@ class Provenance(Record):
     """Everything that a model's card and the header of its weights say."""
 
     version: str  # of clip-refine
-    made: Literal["refined", "interpolated", "converted"]  # how the model came about
+    made: Literal["refined", "interpolated", "folded", "converted"]  # how the model came about
     base: BaseModelFacts  # the model that was started from
     # the named objective of a refinement, or how else the weights were made
     recipe: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clip_refine.config import (
@@ -21,7 +22,7 @@ from clip_refine.config import (
     override,
 )
 from clip_refine.config.runs import unused_settings
-from clip_refine.data import ImageCaptions, Stream, Subset
+from clip_refine.data import ImageCaptions, Stream, Subset, hold_out
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
@@ -31,19 +32,25 @@ from clip_refine.evaluation.scores import (
     measure,
     paired_differences,
     score_features,
+    scores_along_line,
 )
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
-from clip_refine.models.weights import fitted_logit_scale, fold_matrix, fold_towers, set_logit_scale
+from clip_refine.models.weights import (
+    fitted_logit_scale,
+    fold_matrix,
+    fold_towers,
+    interpolate_weights,
+    set_logit_scale,
+)
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores
 from clip_refine.roads import build
-from clip_refine.roads.interpolate import interpolate_student, set_aside
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
 from clip_refine.support.environment import write_environment
-from clip_refine.support.errors import ModelError
+from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.support.folder import check_free, complete_folder
 from clip_refine.train import StepLog, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
@@ -347,6 +354,57 @@ def _sample(
     sample = range(min(count, len(pairs)))
     pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
     return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
+
+
+# --------------------------------------------------------------------------------------------------
+# How far the refined weights go from where they came from (WiSE-FT, arXiv 2109.01903).
+
+
+SELECTION_FRACTION = 0.1
+"""Share of the training images (at least 100) that `auto` chooses on instead of training on it."""
+
+
+def set_aside(
+    config: RefineConfig, pairs: ImageCaptions | Stream
+) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
+    """What is trained on, and the pairs that the interpolation weight is chosen on, if it is."""
+    if config.interpolate != "auto":
+        return pairs, None
+    if isinstance(pairs, Stream):
+        raise ConfigError(
+            "interpolate auto holds a part of the training pairs out, which a stream does not "
+            "allow. Give a number, as in --interpolate 0.8, or leave --data.streaming out."
+        )
+    return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
+
+
+def interpolate_student(
+    config: RefineConfig,
+    student: nn.Module,
+    base: Mapping[str, Tensor],
+    embedder: Embedder,
+    selection: ImageCaptions | None,
+) -> dict[str, Any] | None:
+    """Move the student's weights toward those it started from, as far as the settings say.
+
+    Of equally good weights the lowest is taken, which is nearest to the start.
+    """
+    if config.interpolate is None:
+        return None
+    refined = student.state_dict()
+    if selection is None:
+        weight, tried = float(config.interpolate), {}
+    else:
+        tried = scores_along_line(embedder, student, base, selection)
+        weight = max(tried, key=lambda weight: (tried[weight], -weight))
+        if embedder.visible:
+            console.print(
+                f"Interpolation: {weight:g} of the way from the model to its refinement, chosen on "
+                f"{len(selection):,} held-out training images (mean recall {tried[0.0]:.3f} at 0, "
+                f"{tried[weight]:.3f} at {weight:g}, {tried[1.0]:.3f} at 1)."
+            )
+    student.load_state_dict(interpolate_weights(base, refined, weight))
+    return {"weight": weight, "tried": {f"{at:g}": score for at, score in tried.items()}}
 
 
 # --------------------------------------------------------------------------------------------------

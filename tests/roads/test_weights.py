@@ -11,8 +11,8 @@ from clip_refine.cli import main
 from clip_refine.config import load_config
 from clip_refine.config.runs import RefineConfig
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.roads.interpolate import interpolate
 from clip_refine.roads.refine import refine
+from clip_refine.roads.weights import interpolate
 from clip_refine.support.errors import ModelError
 from clip_refine.toy import ToyPairs
 from tests.conftest import PREPROCESS, TINY

@@ -1,78 +1,25 @@
-"""Weights on the line between a model and its refinement (WiSE-FT, arXiv 2109.01903)."""
+"""`interpolate` and `fold`: a model made of the weights of others, without training."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from clip_refine import __version__
-from clip_refine.config import RefineConfig
-from clip_refine.data import ImageCaptions, Stream, hold_out
-from clip_refine.evaluation import Embedder
-from clip_refine.evaluation.scores import scores_along_line
+from clip_refine.config import DataConfig, RefineConfig, override, with_recipe
+from clip_refine.data import Stream
+from clip_refine.data.sources import open_training
 from clip_refine.models.encoder import OWN, files_of
 from clip_refine.models.text_length import PROBES, same_features
-from clip_refine.models.weights import interpolate_weights
+from clip_refine.models.weights import interpolate_weights, set_logit_scale
 from clip_refine.results import Provenance
 from clip_refine.roads import build
+from clip_refine.roads.refine import fold_student, measure_features
 from clip_refine.saving import base_model, read_provenance, save_model
-from clip_refine.support.console import console
+from clip_refine.saving.folder import data_facts
 from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.support.folder import check_free, complete_folder
-
-# --------------------------------------------------------------------------------------------------
-# Settings → how far the refined weights go from where they came from (WiSE-FT).
-
-
-SELECTION_FRACTION = 0.1
-"""Share of the training images (at least 100) that `auto` chooses on instead of training on it."""
-
-
-def set_aside(
-    config: RefineConfig, pairs: ImageCaptions | Stream
-) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
-    """What is trained on, and the pairs that the interpolation weight is chosen on, if it is."""
-    if config.interpolate != "auto":
-        return pairs, None
-    if isinstance(pairs, Stream):
-        raise ConfigError(
-            "interpolate auto holds a part of the training pairs out, which a stream does not "
-            "allow. Give a number, as in --interpolate 0.8, or leave --data.streaming out."
-        )
-    return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
-
-
-def interpolate_student(
-    config: RefineConfig,
-    student: nn.Module,
-    base: Mapping[str, Tensor],
-    embedder: Embedder,
-    selection: ImageCaptions | None,
-) -> dict[str, Any] | None:
-    """Move the student's weights toward those it started from, as far as the settings say.
-
-    Of equally good weights the lowest is taken, which is nearest to the start.
-    """
-    if config.interpolate is None:
-        return None
-    refined = student.state_dict()
-    if selection is None:
-        weight, tried = float(config.interpolate), {}
-    else:
-        tried = scores_along_line(embedder, student, base, selection)
-        weight = max(tried, key=lambda weight: (tried[weight], -weight))
-        if embedder.visible:
-            console.print(
-                f"Interpolation: {weight:g} of the way from the model to its refinement, chosen on "
-                f"{len(selection):,} held-out training images (mean recall {tried[0.0]:.3f} at 0, "
-                f"{tried[weight]:.3f} at {weight:g}, {tried[1.0]:.3f} at 1)."
-            )
-    student.load_state_dict(interpolate_weights(base, refined, weight))
-    return {"weight": weight, "tried": {f"{at:g}": score for at, score in tried.items()}}
-
 
 # --------------------------------------------------------------------------------------------------
 # Two checkpoints → one on the line between them.
@@ -151,3 +98,51 @@ def _load(name: str) -> Any:
     if files_of(model).format == OWN:
         raise ModelError(f"{name}: is no open_clip or Transformers model, which this verb needs.")
     return model
+
+
+# --------------------------------------------------------------------------------------------------
+# A model with the means of its features folded out of its output layers.
+
+
+def fold(
+    model: str,
+    data: DataConfig,
+    *,
+    out: Path,
+    share: float = 1.0,
+    share_text: float | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+) -> float:
+    """Write a model whose features are centred by its weights, and return its fitted logit scale.
+
+    The start of the recipe `centred`: nearly all of the gap is closed, nothing is trained. The
+    means are those of the pairs of `data.train`, `share` of each is taken off (docs/method.md).
+    """
+    check_free(out, overwrite=overwrite)
+    if not data.sources:
+        raise ConfigError("data.train is missing. Give captioned images: --data.train captions.csv")
+    config = override(
+        with_recipe(RefineConfig(data=data, model=build.named_model(model), seed=seed), "centred"),
+        loss={"fold": share, "fold_text": share_text},
+    )
+    pairs = open_training(data)
+    encoder = _load(model)
+    encoder.float().eval()
+    accelerator = build.build_accelerator(config.train.device)
+    reader = build.build_reader(data, encoder, [pairs])
+    embedder = build.build_embedder(config, encoder.to(accelerator.device), accelerator, reader)
+    _, scale = fold_student(config, encoder, measure_features(config, embedder, pairs), pairs)
+    set_logit_scale(encoder, scale)
+    made = Provenance(
+        version=__version__,
+        made="folded",
+        base=base_model(config.model.name, config.model.pretrained),
+        recipe=f"{share:g} of the images' and "
+        f"{share if share_text is None else share_text:g} of the captions' mean feature folded "
+        f"out, logit scale {scale:.4g}",
+        train=None if isinstance(pairs, Stream) else data_facts(pairs),
+    )
+    with complete_folder(out, overwrite=overwrite) as folder:
+        save_model(encoder, folder, made)
+    return scale

@@ -236,7 +236,7 @@ def gather_evidence(
             rank_before=int(before.ranks.image_to_text[index]) + 1,
             rank_after=int(after.ranks.image_to_text[index]) + 1,
         )
-        for index in drawn.tolist()
+        for index in map(int, drawn)
     )
     images = image_ranking(before, after, held_out)
     captions = caption_ranking(before, after, held_out)

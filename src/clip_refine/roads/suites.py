@@ -56,12 +56,9 @@ from clip_refine.results.metrics import metric
 from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
 from clip_refine.support.environment import describe_environment
-from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.support.errors import ConfigError, DataError, first_line
 from clip_refine.support.folder import check_free, write_file
 from clip_refine.toy import toy_tasks, toy_val
-
-# --------------------------------------------------------------------------------------------------
-# A suite's settings → opened sources, prompts, models.
 
 
 class NotThereError(DataError):
@@ -296,7 +293,7 @@ def _base_of(path: Path) -> ModelConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path}: its model, from which the run started, cannot be read "
-            f"({str(error).splitlines()[0]}). Name both models, base and {path.parent / 'model'}."
+            f"({first_line(error)}). Name both models, base and {path.parent / 'model'}."
         ) from error
 
 

@@ -205,10 +205,6 @@ def _nearest(query: Tensor, items: Tensor) -> int:
     return int(is_best.nonzero()[0])
 
 
-# --------------------------------------------------------------------------------------------------
-# Features before and after → everything that the report shows beyond the scores.
-
-
 DRAWN_PAIRS = 300  # at most in the clouds, each with a thumbnail
 
 

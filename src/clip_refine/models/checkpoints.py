@@ -1,7 +1,6 @@
 """Files and folders of weights, and factories: what is in them, and the model made of it."""
 
 import argparse
-import io
 import json
 import pickle
 import pickletools
@@ -62,8 +61,14 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive, TemporaryFile() as plain:
             root = archive.namelist()[0].partition("/")[0]
             _copy_without_code(archive, root, plain)
-            classes = _script_classes(archive.read(f"{root}/data.pkl"))
-            allowed: list[Any] = [(ScriptModule, name) for name in classes]
+            # the script's own classes that the pickle names; nothing is executed
+            operations = pickletools.genops(archive.read(f"{root}/data.pkl"))
+            named = {str(argument) for code, argument, _ in operations if code.name == "GLOBAL"}
+            allowed: list[Any] = [
+                (ScriptModule, name.replace(" ", "."))
+                for name in named
+                if name.startswith(("__torch__.", "__torch__ "))
+            ]
             allowed += [getattr(script_lists, name) for name in _LISTS]
             with torch.serialization.safe_globals(allowed):
                 module = torch.load(plain, map_location="cpu", weights_only=True)
@@ -84,15 +89,6 @@ def _copy_without_code(archive: zipfile.ZipFile, root: str, plain: IO[bytes]) ->
                 with archive.open(entry) as source, copy.open(target, "w") as out:
                     shutil.copyfileobj(source, out, 1 << 20)
     plain.seek(0)
-
-
-def _script_classes(pickled: bytes) -> set[str]:
-    """The script's own classes that a pickle names; nothing is executed."""
-    operations = pickletools.genops(io.BytesIO(pickled))
-    named = (str(argument) for opcode, argument, _ in operations if opcode.name == "GLOBAL")
-    return {
-        name.replace(" ", ".") for name in named if name.startswith(("__torch__.", "__torch__ "))
-    }
 
 
 def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from clip_refine.evaluation.retrieval import all_retrieval_ranks, retrieval_ranks
+from clip_refine.evaluation.retrieval import retrieval_ranks
 from clip_refine.evaluation.similarity import average_precision, median_rank, ndcg, partner_ranks
 from tests.evaluation.test_retrieval import drawn_owners, whole_numbers
 from tests.reference import metrics as loops
@@ -67,7 +67,8 @@ def test_the_best_of_all_ranks_is_the_best_rank(seed: int, chunk_size: int, norm
     image, text = whole_numbers(6, 3, seed=seed), whole_numbers(11, 3, seed=seed + 1)
     owners = drawn_owners(6, 11, seed=seed)
     best = retrieval_ranks(image, text, owners, normalize=normalize)
-    every = all_retrieval_ranks(image, text, owners, normalize=normalize, chunk_size=chunk_size)
+    options = {"normalize": normalize, "chunk_size": chunk_size}
+    every = retrieval_ranks(image, text, owners, every=True, **options)
     missing = every.image_to_text < 0
     assert missing.sum(dim=1).tolist() == (owners.bincount().max() - owners.bincount()).tolist()
     lowest = every.image_to_text.masked_fill(missing, 99).amin(dim=1)

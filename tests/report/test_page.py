@@ -16,14 +16,13 @@ from clip_refine.report.run_page import (
     write_run_report,
 )
 from clip_refine.results import (
-    CaptionQuery,
     ClassChange,
     Clouds,
     ConfusionChange,
     Evidence,
     Histograms,
-    ImageQuery,
     Pair,
+    Query,
     Ranking,
     Spectra,
     TaskChange,
@@ -75,12 +74,12 @@ def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evide
         spectra=Spectra(
             image_before=spectrum, text_before=spectrum, image_after=spectrum, text_after=spectrum
         ),
-        images=Ranking[ImageQuery](
+        images=Ranking[str](
             queries=pairs,
             improved=1,
             worsened=1,
             most_improved=(
-                ImageQuery(
+                Query[str](
                     image=0,
                     caption="a dog",
                     rank_before=9,
@@ -91,13 +90,13 @@ def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evide
             ),
             most_worsened=(),
         ),
-        captions=Ranking[CaptionQuery](
+        captions=Ranking[int](
             queries=pairs,
             improved=1,
             worsened=0,
             most_improved=(),
             most_worsened=(
-                CaptionQuery(
+                Query[int](
                     caption="a cat",
                     image=1,
                     rank_before=1,

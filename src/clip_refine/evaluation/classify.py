@@ -16,7 +16,7 @@ from torch import Tensor
 from clip_refine.evaluation.retrieval import recall_at
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
-    best_partner,
+    best_rank,
     compared_sides,
     measured,
     row_blocks,
@@ -135,7 +135,7 @@ def zero_shot_ranks(
     labels = labels.to(images.device).long()
     return torch.cat(
         [
-            best_partner(images[rows] @ classes.T, labels[rows, None], tie=tie).rank
+            best_rank(images[rows] @ classes.T, labels[rows, None], tie=tie)
             for rows in row_blocks(len(images), chunk_size)
         ]
     )
@@ -154,30 +154,23 @@ def _check_labels(features: Tensor, labels: Tensor) -> None:
 # What a zero-shot classifier takes for what, and how far its confidence can be trusted.
 
 
-CALIBRATION_BINS = 15
-"""Bins of confidence, as in Guo et al."""
+CALIBRATION_BINS = 15  # of confidence, as in Guo et al.
 
 
 class Predictions(NamedTuple):
     """What a classifier says of each image."""
 
-    predicted: Tensor
-    """(N,) int64, the most similar class; the lower index of equals."""
-    confidence: Tensor
-    """(N,) float64, its softmax probability."""
+    predicted: Tensor  # (N,) int64, the most similar class; the lower index of equals
+    confidence: Tensor  # (N,) float64, its softmax probability
 
 
 class Confusion(NamedTuple):
     """Images of one class that were taken for another."""
 
-    label: int
-    """The true class."""
-    predicted: int
-    """What they were taken for."""
-    images: int
-    """How many images."""
-    share: float
-    """Of all images of the true class, 0–1."""
+    label: int  # the true class
+    predicted: int  # what they were taken for
+    images: int  # how many
+    share: float  # of all images of the true class, 0–1
 
 
 @measured
@@ -349,23 +342,11 @@ def _check_classes(predicted: Tensor, labels: Tensor, class_count: int) -> None:
 # What a linear classifier can still read from frozen image features.
 
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse regularisation, C in scikit-learn, that the probe chooses from."""
-
-FEW_SHOT_STRENGTH = 1e-2
-"""C with few images a class, where none can be spared to choose it on."""
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C in scikit-learn, that the probe chooses from
+FEW_SHOT_STRENGTH = 1e-2  # with few images a class, where none can be spared to choose it on
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-
-
-class ProbeHits(NamedTuple):
-    """Which test images a probe classifies right."""
-
-    correct: Tensor
-    """(T,) bool."""
-    strength: float
-    """C that was chosen."""
 
 
 @measured
@@ -399,8 +380,8 @@ def linear_probe(image_features: Tensor, labels: Tensor, *, seed: int = 0) -> fl
     generator = np.random.default_rng(seed)
     train, test = probe_halves(image_features, labels, generator)
     unit = unit_rows("image features", image_features)
-    hits = linear_probe_hits(unit[train], labels[train], unit[test], labels[test], generator)
-    return hits.correct.double().mean().item()
+    correct, _ = linear_probe_hits(unit[train], labels[train], unit[test], labels[test], generator)
+    return correct.double().mean().item()
 
 
 def probe_halves(
@@ -425,18 +406,14 @@ def linear_probe_hits(
     test_features: Tensor,
     test_labels: Tensor,
     generator: np.random.Generator,
-) -> ProbeHits:
-    """Fit on some images and test on others, as in `linear_probe`.
+) -> tuple[Tensor, float]:
+    """(T,) which test images are right after a fit as in `linear_probe`, and the C chosen for it.
 
-    Args:
-        train_features: (N, d), raw or unit.
-        train_labels: (N,) whole numbers.
-        test_features: (T, d), raw or unit.
-        test_labels: (T,) whole numbers, the same classes.
-        generator: Draws the part of the training images that C is chosen on.
+    `generator` draws the part of the training images that C is chosen on.
     """
-    train, test = _units(train_features, train_labels, test_features, test_labels)
-    classes, test_classes = train_labels.cpu().long().numpy(), test_labels.cpu().long().numpy()
+    train, classes, test, test_classes = _probed(
+        train_features, train_labels, test_features, test_labels
+    )
     fit, validation = stratified_halves(classes, generator)
     chosen = STRENGTHS[len(STRENGTHS) // 2]
     if len(validation) and len(np.unique(classes[fit])) > 1:
@@ -445,7 +422,7 @@ def linear_probe_hits(
         chosen = STRENGTHS[int(np.argmax(hits.mean(axis=1)))]
     train, test = _scaled(train, test)
     correct = _fit_hits(train, classes, test, test_classes, (chosen,))[0]
-    return ProbeHits(torch.from_numpy(correct), chosen)
+    return torch.from_numpy(correct), chosen
 
 
 @measured
@@ -459,24 +436,16 @@ def few_shot_hits(
     draws: int,
     seed: int,
 ) -> Tensor:
-    """The same with `shots` images a class, drawn several times.
+    """(draws, T) the same with `shots` images a class, drawn several times by `seed`.
 
     Dimensions are scaled by all training images, whose classes are not needed for that; C is
-    `FEW_SHOT_STRENGTH`. A class with fewer images gives all it has.
-
-    Args:
-        train_features: (N, d), raw or unit: what is drawn from.
-        train_labels: (N,) whole numbers.
-        test_features: (T, d), raw or unit.
-        test_labels: (T,) whole numbers, the same classes.
-        shots: Images a class.
-        draws: How often.
-        seed: Of the draws; fewer shots are a part of more.
+    `FEW_SHOT_STRENGTH`. A class with fewer images gives all it has; fewer shots are a part of more.
     """
     if shots < 1 or draws < 1:
         raise ValueError(f"{shots} shots and {draws} draws; both must be at least 1")
-    train, test = _units(train_features, train_labels, test_features, test_labels)
-    classes, test_classes = train_labels.cpu().long().numpy(), test_labels.cpu().long().numpy()
+    train, classes, test, test_classes = _probed(
+        train_features, train_labels, test_features, test_labels
+    )
     train, test = _scaled(train, test)
     found = []
     for draw in range(draws):
@@ -500,25 +469,24 @@ def stratified_halves(
         >>> len(first), len(second)
         (2, 1)
     """
-    sides: tuple[list[int], list[int]] = ([], [])
+    is_first = np.zeros(len(classes), dtype=bool)
     for label in np.unique(classes):
-        members = generator.permutation(np.flatnonzero(classes == label)).tolist()
-        half = (len(members) + 1) // 2
-        sides[0].extend(members[:half])
-        sides[1].extend(members[half:])
-    first, second = (np.array(sorted(side), dtype=np.int64) for side in sides)
-    return first, second
+        members = generator.permutation(np.flatnonzero(classes == label))
+        is_first[members[: (len(members) + 1) // 2]] = True
+    return np.flatnonzero(is_first), np.flatnonzero(~is_first)
 
 
-def _units(
+def _probed(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Integers, Floats, Integers]:
+    """Unit features and classes to train on and to test on, as scikit-learn takes them."""
     _check_labels(train_features, train_labels)
     _check_labels(test_features, test_labels)
     if len(train_labels.unique()) < 2:
         raise ValueError("a linear probe needs two classes or more to train on")
     train = unit_rows("training features", train_features).cpu().double().numpy()
-    return train, unit_rows("test features", test_features).cpu().double().numpy()
+    test = unit_rows("test features", test_features).cpu().double().numpy()
+    return train, train_labels.cpu().long().numpy(), test, test_labels.cpu().long().numpy()
 
 
 def _scaled(train: Floats, test: Floats) -> tuple[Floats, Floats]:

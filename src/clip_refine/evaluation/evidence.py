@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +13,13 @@ from torch import Tensor
 from clip_refine.data import ImageCaptions, LabelledImages
 from clip_refine.evaluation.geometry import variances
 from clip_refine.evaluation.scores import Measured, task_changes
-from clip_refine.evaluation.similarity import (
-    measured,
-    tie_width,
-    unit_rows,
-)
+from clip_refine.evaluation.similarity import measured, tie_width, unit_rows
 from clip_refine.evaluation.tasks import Separation, separation
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import (
-    CaptionQuery,
     Clouds,
     Evidence,
     Histograms,
-    ImageQuery,
     Pair,
     Point,
     Ranking,
@@ -37,17 +31,11 @@ from clip_refine.support.console import Bar
 # What the report's charts are drawn from: a joint plane, histograms, spectra.
 
 
-FITTED_PAIRS = 5000
-"""Pairs at most that the plane is fitted on."""
-
-COMPARED_IMAGES = 5000
-"""Images at most whose cosines with all captions of one another are counted."""
-
-FALSE_POSITIVES = 0.01
-"""Share of wrong pairs that the threshold may let through."""
-
-BINS = 60
-_FINE_BINS = 4096
+FITTED_PAIRS = 5000  # at most that the plane is fitted on
+COMPARED_IMAGES = 5000  # at most whose cosines with all captions of one another are counted
+FALSE_POSITIVES = 0.01  # share of wrong pairs that the threshold may let through
+BINS = 60  # at most that are shown
+_FINE_BINS = 4096  # that are counted in, from −1 to 1
 
 
 @measured
@@ -106,87 +94,74 @@ def _separation(side: Measured, seed: int) -> Separation:
 @measured
 def spectra(before: Measured, after: Measured) -> Spectra:
     """Singular values of the centred unit features over the root of their number."""
+
+    def values(unit: Tensor) -> tuple[float, ...]:
+        return tuple(float(f"{value:.4g}") for value in variances(unit).flip(0).sqrt().tolist())
+
     return Spectra(
-        image_before=_singular_values(before.image_unit),
-        text_before=_singular_values(before.text_unit),
-        image_after=_singular_values(after.image_unit),
-        text_after=_singular_values(after.text_unit),
+        image_before=values(before.image_unit),
+        text_before=values(before.text_unit),
+        image_after=values(after.image_unit),
+        text_after=values(after.text_unit),
     )
-
-
-def _singular_values(unit: Tensor) -> tuple[float, ...]:
-    return tuple(float(f"{value:.4g}") for value in variances(unit).flip(0).sqrt().tolist())
 
 
 # --------------------------------------------------------------------------------------------------
 # Queries whose rank changed most, better and worse alike, with what was found instead.
 
 
-EXAMPLES = 6
-"""Queries of each kind that are shown: so many improved, and as many that got worse."""
+EXAMPLES = 6  # queries of each kind: so many improved, and as many that got worse
 
 
 @measured
-def image_ranking(
-    before: Measured, after: Measured, held_out: ImageCaptions
-) -> Ranking[ImageQuery]:
+def image_ranking(before: Measured, after: Measured, held_out: ImageCaptions) -> Ranking[str]:
     """Images as queries: how many improved and worsened, and those that did most."""
-    ranks = before.ranks.image_to_text, after.ranks.image_to_text
     captions = [text for texts in held_out.captions for text in texts]
     owners = after.features.pairs.text_to_image
 
-    def example(index: int) -> ImageQuery:
-        own = (owners == index).nonzero()[:, 0]
-        firsts, scores = [], torch.empty(0)
-        for side in (before, after):
-            pairs = side.features.pairs
-            scores = _scores(pairs.image_features[index], pairs.text_features)
-            firsts.append(captions[_first(scores)])
-        return ImageQuery(
-            image=index,
-            caption=captions[int(own[_first(scores[own])])],
-            rank_before=int(ranks[0][index]) + 1,
-            rank_after=int(ranks[1][index]) + 1,
-            first_before=firsts[0],
-            first_after=firsts[1],
-        )
+    def first(pairs: EmbeddedPairs, image: int, texts: Tensor) -> str:
+        return captions[
+            int(texts[_nearest(pairs.image_features[image], pairs.text_features[texts])])
+        ]
 
-    return Ranking[ImageQuery].model_validate(_ranking(*ranks, example))
+    def example(image: int) -> dict[str, Any]:
+        own, every = (owners == image).nonzero()[:, 0], torch.arange(len(owners))
+        return {
+            "image": image,
+            "caption": first(after.features.pairs, image, own),
+            "first_before": first(before.features.pairs, image, every),
+            "first_after": first(after.features.pairs, image, every),
+        }
+
+    ranks = before.ranks.image_to_text, after.ranks.image_to_text
+    return Ranking[str].model_validate(_ranking(*ranks, example))
 
 
 @measured
-def caption_ranking(
-    before: Measured, after: Measured, held_out: ImageCaptions
-) -> Ranking[CaptionQuery]:
+def caption_ranking(before: Measured, after: Measured, held_out: ImageCaptions) -> Ranking[int]:
     """Captions as queries: how many improved and worsened, and those that did most."""
-    ranks = before.ranks.text_to_image, after.ranks.text_to_image
     captions = [text for texts in held_out.captions for text in texts]
     owners = after.features.pairs.text_to_image
 
-    def first(pairs: EmbeddedPairs, index: int) -> int:
-        return _first(_scores(pairs.text_features[index], pairs.image_features))
+    def first(pairs: EmbeddedPairs, caption: int) -> int:
+        return _nearest(pairs.text_features[caption], pairs.image_features)
 
-    def example(index: int) -> CaptionQuery:
-        return CaptionQuery(
-            caption=captions[index],
-            image=int(owners[index]),
-            rank_before=int(ranks[0][index]) + 1,
-            rank_after=int(ranks[1][index]) + 1,
-            first_before=first(before.features.pairs, index),
-            first_after=first(after.features.pairs, index),
-        )
+    def example(caption: int) -> dict[str, Any]:
+        return {
+            "image": int(owners[caption]),
+            "caption": captions[caption],
+            "first_before": first(before.features.pairs, caption),
+            "first_after": first(after.features.pairs, caption),
+        }
 
-    return Ranking[CaptionQuery].model_validate(_ranking(*ranks, example))
+    ranks = before.ranks.text_to_image, after.ranks.text_to_image
+    return Ranking[int].model_validate(_ranking(*ranks, example))
 
 
 def most_changed(before: Tensor, after: Tensor) -> tuple[list[int], list[int]]:
     """Queries whose rank improved most and worsened most, by the ratio of the ranks.
 
     From 10th to 1st is more than from 500th to 400th. Only those that really changed.
-
-    Args:
-        before: (Q,) 0-based ranks.
-        after: (Q,) the same of the other model.
 
     Example:
         >>> most_changed(torch.tensor([9, 499, 0, 3]), torch.tensor([0, 399, 4, 3]))
@@ -200,38 +175,37 @@ def most_changed(before: Tensor, after: Tensor) -> tuple[list[int], list[int]]:
 
 
 def _ranking(
-    before: Tensor, after: Tensor, example: Callable[[int], ImageQuery | CaptionQuery]
+    before: Tensor, after: Tensor, example: Callable[[int], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The fields of a `Ranking`."""
-    improved, worsened = most_changed(before, after)
+    """The fields of a `Ranking`; `example` gives those of a `Query` but for its ranks."""
+    improved, worsened = (
+        tuple(
+            {
+                **example(index),
+                "rank_before": int(before[index]) + 1,
+                "rank_after": int(after[index]) + 1,
+            }
+            for index in indices
+        )
+        for indices in most_changed(before, after)
+    )
     return {
         "queries": len(before),
         "improved": int((after < before).sum()),
         "worsened": int((after > before).sum()),
-        "most_improved": tuple(example(index) for index in improved),
-        "most_worsened": tuple(example(index) for index in worsened),
+        "most_improved": improved,
+        "most_worsened": worsened,
     }
 
 
-def _scores(query: Tensor, items: Tensor) -> Tensor:
-    return unit_rows("items", items) @ unit_rows("query", query[None])[0]
-
-
-def _first(scores: Tensor) -> int:
-    """The highest; the first of equals, as ranks count them."""
+def _nearest(query: Tensor, items: Tensor) -> int:
+    """Which item is the nearest; the first of equals, as ranks count them."""
+    scores = unit_rows("items", items) @ unit_rows("query", query[None])[0]
     is_best = scores >= scores.max() - tie_width(scores.dtype)
     return int(is_best.nonzero()[0])
 
 
-# --------------------------------------------------------------------------------------------------
-# Features before and after → everything that the report shows beyond the scores.
-
-
-DRAWN_PAIRS = 300
-"""Pairs at most in the clouds, each with a thumbnail."""
-
-THUMBNAIL = 96
-"""Pixels of the longer side."""
+DRAWN_PAIRS = 300  # at most in the clouds, each with a thumbnail
 
 
 def gather_evidence(
@@ -244,69 +218,55 @@ def gather_evidence(
     visible: bool = True,
 ) -> Evidence:
     """What `report.json` holds."""
-    clouds = _clouds(before, after, held_out, seed)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(held_out), generator=generator)[:DRAWN_PAIRS].sort().values
+    planes, explained, fitted_on = joint_plane(before, after, drawn, seed=seed)
+    points = [tuple((round(x, 4), round(y, 4)) for x, y in side.tolist()) for side in planes]
+    pairs = tuple(
+        Pair(
+            image=index,
+            name=held_out.image_name(index),
+            caption=held_out.captions[index][0],
+            cosine_before=round(float(before.cosines[index]), 4),
+            cosine_after=round(float(after.cosines[index]), 4),
+            rank_before=int(before.ranks.image_to_text[index]) + 1,
+            rank_after=int(after.ranks.image_to_text[index]) + 1,
+        )
+        for index in map(int, drawn)
+    )
     images = image_ranking(before, after, held_out)
     captions = caption_ranking(before, after, held_out)
-    shown = {pair.image for pair in clouds.pairs}
+    shown = {pair.image for pair in pairs}
     shown |= {query.image for query in (*images.most_improved, *images.most_worsened)}
     for query in (*captions.most_improved, *captions.most_worsened):
         shown |= {query.image, query.first_before, query.first_after}
+    bar = Bar("Making thumbnails", len(shown), visible=visible, transient=True)
     return Evidence(
         source=held_out.name,
-        clouds=clouds,
+        clouds=Clouds(
+            pairs=pairs,
+            image_before=points[0],
+            text_before=points[1],
+            image_after=points[2],
+            text_after=points[3],
+            explained=explained,
+            fitted_on=fitted_on,
+        ),
         histograms=cosine_histograms(before, after, seed=seed),
         spectra=spectra(before, after),
         images=images,
         captions=captions,
         tasks=task_changes(before, after, tasks),
-        thumbnails=_thumbnails(held_out, sorted(shown), visible=visible),
+        thumbnails={
+            index: thumbnail(held_out.load_image(index)) for index in bar.over(sorted(shown))
+        },
     )
 
 
-def _clouds(before: Measured, after: Measured, held_out: ImageCaptions, seed: int) -> Clouds:
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(held_out), generator=generator)[:DRAWN_PAIRS].sort().values
-    points, explained, fitted_on = joint_plane(before, after, drawn, seed=seed)
-    image_before, text_before, image_after, text_after = (_rounded(side) for side in points)
-    return Clouds(
-        pairs=tuple(_pair(before, after, held_out, index) for index in drawn.tolist()),
-        image_before=image_before,
-        text_before=text_before,
-        image_after=image_after,
-        text_after=text_after,
-        explained=explained,
-        fitted_on=fitted_on,
-    )
-
-
-def _rounded(points: Tensor) -> tuple[tuple[float, float], ...]:
-    return tuple((round(across, 4), round(up, 4)) for across, up in points.tolist())
-
-
-def _pair(before: Measured, after: Measured, held_out: ImageCaptions, index: int) -> Pair:
-    return Pair(
-        image=index,
-        name=held_out.image_name(index),
-        caption=held_out.captions[index][0],
-        cosine_before=round(float(before.cosines[index]), 4),
-        cosine_after=round(float(after.cosines[index]), 4),
-        rank_before=int(before.ranks.image_to_text[index]) + 1,
-        rank_after=int(after.ranks.image_to_text[index]) + 1,
-    )
-
-
-def _thumbnails(
-    held_out: ImageCaptions, indices: Iterable[int], *, visible: bool
-) -> dict[int, str]:
-    indices = list(indices)
-    bar = Bar("Making thumbnails", len(indices), visible=visible, transient=True)
-    return {index: thumbnail(held_out.load_image(index)) for index in bar.over(indices)}
-
-
-def thumbnail(image: Image.Image) -> str:
-    """A small JPEG of an image, base64."""
+def thumbnail(image: Image.Image, side: int = 96, quality: int = 72) -> str:
+    """A small JPEG of an image, base64; `side` is that of the longer one, in pixels."""
     small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((side, side))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=72)
+    small.save(file, "JPEG", quality=quality)
     return base64.b64encode(file.getvalue()).decode("ascii")

@@ -27,8 +27,8 @@ from clip_refine.evaluation.similarity import (
 # float64.
 
 
+# that the logistic regression sees at most; more would cost memory and change nothing
 SEPARABILITY_PAIRS = 10_000
-"""Pairs at most that the logistic regression sees; more would cost memory and change nothing."""
 
 
 @measured
@@ -49,9 +49,6 @@ def mean_row(unit: Tensor) -> Tensor:
 def centroid_distance(image_unit: Tensor, text_unit: Tensor) -> float:
     """‖μ_image − μ_text‖, 0–2, lower is a smaller gap (Liang et al., NeurIPS 2022, section 2).
 
-    Returns:
-        The distance, on the unit sphere's scale.
-
     Example:
         >>> round(centroid_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])), 4)
         1.4142
@@ -61,10 +58,7 @@ def centroid_distance(image_unit: Tensor, text_unit: Tensor) -> float:
 
 @measured
 def centroid_squared_over_dim(image_unit: Tensor, text_unit: Tensor) -> float:
-    """‖μ_image − μ_text‖² / d, what the CLIP-Refine paper calls modality gap and prints × 10³.
-
-    Returns:
-        The squared distance a dimension, lower is a smaller gap.
+    """‖μ_image − μ_text‖² / d, 0–4/d, lower is a smaller gap; the CLIP-Refine paper prints × 10³.
 
     Example:
         >>> image, text = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
@@ -77,9 +71,6 @@ def centroid_squared_over_dim(image_unit: Tensor, text_unit: Tensor) -> float:
 @measured
 def true_pair_cosine(image_unit: Tensor, text_unit: Tensor) -> float:
     """E x·y over pairs, −1 to 1, higher is nearer.
-
-    Returns:
-        The mean cosine of true pairs.
 
     Example:
         >>> true_pair_cosine(torch.eye(2), torch.eye(2))
@@ -97,9 +88,6 @@ def alignment(image_unit: Tensor, text_unit: Tensor) -> float:
 
     Equal to 2 − 2 · `true_pair_cosine`, and to `residual_alignment` + `centroid_distance`².
 
-    Returns:
-        The mean squared distance of true pairs.
-
     Example:
         >>> alignment(torch.eye(2), torch.eye(2).flip(0))
         2.0
@@ -109,10 +97,7 @@ def alignment(image_unit: Tensor, text_unit: Tensor) -> float:
 
 @measured
 def residual_alignment(image_unit: Tensor, text_unit: Tensor) -> float:
-    """E ‖(x − μ_image) − (y − μ_text)‖²: what is left of `alignment` with the gap taken out.
-
-    Returns:
-        The mean squared distance of true pairs after centring each modality, 0–4, lower is nearer.
+    """E ‖(x − μ_image) − (y − μ_text)‖², 0–4, lower is nearer: `alignment` without the gap.
 
     Example:
         One pair is its own centre.
@@ -135,14 +120,11 @@ def _mean_squared_distance(image_unit: Tensor, text_unit: Tensor, shift: Tensor)
 
 @measured
 def relative_modality_gap(image_unit: Tensor, text_unit: Tensor) -> float:
-    """Distance within pairs as a share of it plus the distance within a modality.
+    """Distance within pairs as a share of it plus that within a modality, 0–1, lower is nearer.
 
     a / (a + ½ (b_image + b_text)), with a = (1 − E x·y)/2 over true pairs and
     b = (1 − mean cosine of two different rows)/2 within one modality. 0 where pairs coincide, ½
     where a pair is as far apart as two strangers of one modality. Source: METHOD §3.
-
-    Returns:
-        The ratio, 0–1, lower is a smaller gap; 0 where all rows of both coincide.
 
     Example:
         Pairs at cosine 0, strangers within a modality too: ½ / (½ + ½).
@@ -159,16 +141,7 @@ def relative_modality_gap(image_unit: Tensor, text_unit: Tensor) -> float:
 
 @measured
 def mean_cosine_of_strangers(unit: Tensor) -> float:
-    """Mean off-diagonal cosine, (‖Σ x_i‖² − Σ ‖x_i‖²) / (N (N − 1)), in O(N·d).
-
-    Args:
-        unit: (N, d), rows of norm 1, N ≥ 2.
-
-    Returns:
-        The mean, −1 to 1.
-
-    Raises:
-        ValueError: If there is only one row.
+    """Mean off-diagonal cosine, −1 to 1: (‖Σ x_i‖² − Σ ‖x_i‖²) / (N (N − 1)), in O(N·d), N ≥ 2.
 
     Example:
         >>> mean_cosine_of_strangers(torch.eye(3))
@@ -184,23 +157,12 @@ def mean_cosine_of_strangers(unit: Tensor) -> float:
 
 @measured
 def linear_separability(image_unit: Tensor, text_unit: Tensor, *, seed: int = 0) -> float:
-    """Held-out accuracy of a logistic regression that tells images from texts.
+    """Held-out accuracy of a logistic regression that tells images from texts, N ≥ 2.
 
-    Half of the pairs, drawn by `seed`, teach it and both sides of the other half test it, so no
-    pair is on both sides of the split. Features are scaled by √d, which makes an average
-    coordinate about 1 and leaves the answer independent of a rotation; the L2 penalty is
-    scikit-learn's default C = 1. Above 10,000 pairs a seeded 10,000 are used.
-
-    Args:
-        image_unit: (N, d), rows of norm 1, N ≥ 2.
-        text_unit: (N, d), rows of norm 1.
-        seed: Of the split.
-
-    Returns:
-        Accuracy in 0–1: 1 where a plane separates the modalities, ½ where nothing does.
-
-    Raises:
-        ValueError: If there is only one pair.
+    0–1: 1 where a plane separates the modalities, ½ where nothing does. Half of the pairs, drawn
+    by `seed`, teach it and both sides of the other half test it, so no pair is on both sides of
+    the split. Features are scaled by √d, which makes an average coordinate about 1 and leaves the
+    answer independent of a rotation; the L2 penalty is scikit-learn's default C = 1.
 
     Example:
         >>> image, text = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[0.0, 1.0]] * 4)
@@ -236,13 +198,10 @@ def linear_separability(image_unit: Tensor, text_unit: Tensor, *, seed: int = 0)
 def uniformity_mean(
     image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE
 ) -> float:
-    """E exp(−2 ‖z_i − z_j‖²) over all i < j of images and texts together.
+    """E exp(−2 ‖z_i − z_j‖²) over all i < j of both, e⁻⁸ to 1, lower is more evenly spread.
 
     Source: Wang and Isola, ICML 2020, arXiv 2005.10242, section 4 with t = 2; their uniformity is
     the logarithm of this, the CLIP-Refine paper prints it without.
-
-    Returns:
-        The mean, e⁻⁸ to 1, lower is more evenly spread.
 
     Example:
         Two points at squared distance 2: e⁻⁴.
@@ -251,42 +210,30 @@ def uniformity_mean(
         0.01832
     """
     total = torch.zeros((), dtype=torch.float64, device=image_unit.device)
-    for unit in (image_unit, text_unit):
+    for unit, others in ((image_unit, image_unit), (text_unit, text_unit), (image_unit, text_unit)):
         for rows in row_blocks(len(unit), chunk_size):
-            kernel = _gaussian_kernel(unit[rows], unit[rows.start :])
-            # rows against themselves count above the diagonal only
-            within, beyond = kernel.split([len(kernel), kernel.shape[1] - len(kernel)], dim=1)
-            total += within.double().triu_(diagonal=1).sum() + _sum(beyond)
-    for rows in row_blocks(len(image_unit), chunk_size):
-        total += _sum(_gaussian_kernel(image_unit[rows], text_unit))
+            start = rows.start if unit is others else 0
+            # ‖u − v‖² = 2 − 2 u·v for unit vectors
+            kernel = (unit[rows] @ others[start:].T).sub_(1).mul_(4).exp_()
+            if unit is others:  # rows against themselves count above the diagonal only
+                within, kernel = kernel.split([len(kernel), kernel.shape[1] - len(kernel)], dim=1)
+                total += within.double().triu_(diagonal=1).sum()
+            # a few columns at a time, without a float64 copy of them all
+            for columns in kernel.split(COLUMNS_AT_ONCE, dim=1):
+                total += columns.sum(dtype=torch.float64)
     count = len(image_unit) + len(text_unit)
     return total.item() / (count * (count - 1) / 2)
-
-
-def _gaussian_kernel(some_unit: Tensor, other_unit: Tensor) -> Tensor:
-    """exp(−2 ‖·‖²) of every combination: ‖u − v‖² = 2 − 2 u·v for unit vectors."""
-    return (some_unit @ other_unit.T).sub_(1).mul_(4).exp_()
-
-
-def _sum(kernel: Tensor) -> Tensor:
-    """Float64 sum of a block, without a float64 copy of it all."""
-    total = torch.zeros((), dtype=torch.float64, device=kernel.device)
-    for columns in kernel.split(COLUMNS_AT_ONCE, dim=1):
-        total += columns.sum(dtype=torch.float64)
-    return total
 
 
 @measured
 def text_first_share(
     image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE
 ) -> float:
-    """Share of caption queries whose top hit is a caption, in an index of both modalities.
+    """Share of caption queries, 0–1, whose top hit is a caption, in an index of both modalities.
 
     The index of query i holds all images and all captions but i itself; where an image and a
-    caption are equally near, the image counts as first.
-
-    Returns:
-        The share, 0–1; a single space of meaning would give about ½ or less, CLIP models give 1.
+    caption are equally near, the image counts as first. A single space of meaning would give about
+    ½ or less, CLIP models give 1.
 
     Example:
         Both captions are alike, and the images lie elsewhere.
@@ -314,23 +261,11 @@ def text_first(image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK
 def hubness_skewness(
     image_unit: Tensor, text_unit: Tensor, *, k: int = 10, chunk_size: int = CHUNK_SIZE
 ) -> float:
-    """Skewness of how often a text is among the k nearest of the image queries.
+    """Skewness of how often a text is among the k nearest of an image; lower is fewer hubs.
 
     With n_j the number of images that have text j among their k nearest (equally near texts by
-    lower index): E (n − μ)³ / (E (n − μ)²)^{3/2}. Source: Radovanović et al., "Hubs in Space",
-    JMLR 2010, section 2.
-
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (M, d), rows of norm 1.
-        k: Neighbours a query.
-        chunk_size: Queries compared at once; bounds the memory, not the result.
-
-    Returns:
-        The skewness, lower is fewer hubs; 0 where all texts are found equally often.
-
-    Raises:
-        ValueError: If `k` is below 1 or there are not more than k texts.
+    lower index): E (n − μ)³ / (E (n − μ)²)^{3/2}, 0 where all are found equally often. Source:
+    Radovanović et al., "Hubs in Space", JMLR 2010, section 2.
 
     Example:
         Three images point at text 0 and one at text 1: n = (3, 1, 0, 0), deviations (2, 0, −1, −1).
@@ -383,13 +318,10 @@ def variances(*units: Tensor) -> Tensor:
 
 @measured
 def effective_rank(image_unit: Tensor, text_unit: Tensor) -> float:
-    """How many directions the features of both modalities together fill.
+    """How many directions the features of both modalities together fill, 1 to d.
 
-    exp(−Σ p log p), with p the eigenvalues of their joint covariance over its trace. Source: Roy
-    and Vetterli, "The effective rank", EUSIPCO 2007, on the covariance.
-
-    Returns:
-        1 to d, higher is more directions; 1 where all features coincide.
+    exp(−Σ p log p), with p the eigenvalues of their joint covariance over its trace; 1 where all
+    features coincide. Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
 
     Example:
         Four points at the ends of two equal axes fill two directions.
@@ -447,10 +379,19 @@ def geometry(
         >>> round(geometry(image, image + 0.01 * text)["true_pair_cosine"], 3)
         1.0
     """
-    _check_pairs(image_features, text_features, k)
+    image_shape, text_shape = tuple(image_features.shape), tuple(text_features.shape)
+    if len(image_shape) != 2 or image_shape != text_shape:
+        raise ValueError(
+            "image and text features must both be (pairs, dim), one row a pair; "
+            f"got {image_shape} and {text_shape}"
+        )
+    if not 1 <= k < image_shape[0]:
+        raise ValueError(
+            f"geometry with k = {k} neighbours needs k of at least 1 and more than k pairs, "
+            f"got {image_shape[0]}. Pass more pairs or a smaller k"
+        )
     check_chunk_size(chunk_size)
-    image_unit, text_unit = unit_sides(image_features, text_features)
-    sides = (image_unit, text_unit)
+    sides = unit_sides(image_features, text_features)
     uniformity = uniformity_mean(*sides, chunk_size=chunk_size)
     return {
         "centroid_distance": centroid_distance(*sides),
@@ -486,17 +427,3 @@ def pair_statistics(image_unit: Tensor, text_unit: Tensor) -> Statistics:
         }
 
     return statistic
-
-
-def _check_pairs(image_features: Tensor, text_features: Tensor, k: int) -> None:
-    image_shape, text_shape = tuple(image_features.shape), tuple(text_features.shape)
-    if len(image_shape) != 2 or image_shape != text_shape:
-        raise ValueError(
-            "image and text features must both be (pairs, dim), one row a pair; "
-            f"got {image_shape} and {text_shape}"
-        )
-    if not 1 <= k < image_shape[0]:
-        raise ValueError(
-            f"geometry with k = {k} neighbours needs k of at least 1 and more than k pairs, "
-            f"got {image_shape[0]}. Pass more pairs or a smaller k"
-        )

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
     Captions,
-    best_partner,
+    best_rank,
     check_chunk_size,
     checked_owners,
     compared_sides,
@@ -22,10 +23,8 @@ from clip_refine.evaluation.similarity import (
 class RetrievalRanks(NamedTuple):
     """0-based rank of each query's best-placed partner; 0 is a hit at the top."""
 
-    image_to_text: Tensor
-    """(N,) int64, for every image as query: its best caption among all captions."""
-    text_to_image: Tensor
-    """(M,) int64, for every caption as query: its image among all images."""
+    image_to_text: Tensor  # (N,) int64, for every image as query: its best caption among all
+    text_to_image: Tensor  # (M,) int64, for every caption as query: its image among all
 
 
 @measured
@@ -96,82 +95,39 @@ def retrieval_ranks(
     text_features: Tensor,
     text_to_image: Tensor | None = None,
     *,
+    every: bool = False,
     normalize: bool = True,
     chunk_size: int = CHUNK_SIZE,
 ) -> RetrievalRanks:
     """Where every query's best partner stands, exactly, by counting what stands before it.
 
-    Arguments and errors as in `retrieval`.
+    With `every`, for mAP and slower: where all of them stand, `image_to_text` (N, P) padded with −1
+    and `text_to_image` (M, 1). Other arguments and errors as in `retrieval`.
 
     Example:
         >>> pairs = torch.eye(3)
         >>> retrieval_ranks(pairs, pairs.flip(0)).image_to_text.tolist()
         [1, 0, 2]
-    """
-    sides = _sides(image_features, text_features, text_to_image, normalize, chunk_size)
-    image_side, text_side, owners, tie = sides
-    return RetrievalRanks(
-        image_to_text=torch.cat(
-            [
-                best_partner(image_side[rows] @ text_side.T, captions, tie=tie).rank
-                for rows, captions in Captions(owners, len(image_side)).blocks(chunk_size)
-            ]
-        ),
-        text_to_image=torch.cat(
-            [
-                best_partner(text_side[rows] @ image_side.T, owners[rows, None], tie=tie).rank
-                for rows in row_blocks(len(text_side), chunk_size)
-            ]
-        ),
-    )
-
-
-@measured
-def all_retrieval_ranks(
-    image_features: Tensor,
-    text_features: Tensor,
-    text_to_image: Tensor | None = None,
-    *,
-    normalize: bool = True,
-    chunk_size: int = CHUNK_SIZE,
-) -> RetrievalRanks:
-    """Where every partner of every query stands, for mAP; else `retrieval_ranks` is faster.
-
-    Arguments and errors as in `retrieval`.
-
-    Returns:
-        `image_to_text` (N, P) with the ranks of all captions of each image, padded with −1, and
-        `text_to_image` (M, 1).
-
-    Example:
-        >>> image, text = torch.eye(2), torch.eye(2)[[0, 1, 1]]
-        >>> all_retrieval_ranks(image, text, torch.tensor([0, 0, 1])).image_to_text.tolist()
+        >>> image, text, owners = torch.eye(2), torch.eye(2)[[0, 1, 1]], torch.tensor([0, 0, 1])
+        >>> retrieval_ranks(image, text, owners, every=True).image_to_text.tolist()
         [[0, 1], [1, -1]]
     """
-    sides = _sides(image_features, text_features, text_to_image, normalize, chunk_size)
-    image_side, text_side, owners, tie = sides
-    captions_of = Captions(owners, len(image_side))
-    widest = int(owners.bincount().max())
-    image_to_text = owners.new_full((len(image_side), widest), -1)
-    for rows, captions in captions_of.blocks(chunk_size):
-        ranks = partner_ranks(image_side[rows] @ text_side.T, captions, tie=tie)
-        image_to_text[rows, : ranks.shape[1]] = ranks
-    text_to_image_ranks = [
-        partner_ranks(text_side[rows] @ image_side.T, owners[rows, None], tie=tie)
-        for rows in row_blocks(len(text_side), chunk_size)
-    ]
-    return RetrievalRanks(image_to_text, torch.cat(text_to_image_ranks))
-
-
-def _sides(
-    image_features: Tensor,
-    text_features: Tensor,
-    text_to_image: Tensor | None,
-    normalize: bool,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Features to compare by dot product, each caption's image, and what counts as equal."""
     check_chunk_size(chunk_size)
     image_side, text_side, tie = compared_sides(image_features, text_features, normalize=normalize)
-    owners = checked_owners(text_to_image, len(image_side), len(text_side))
-    return image_side, text_side, owners.to(image_side.device), tie
+    owners = checked_owners(text_to_image, len(image_side), len(text_side)).to(image_side.device)
+    captions = Captions(owners, len(image_side))
+    ranks_of = partner_ranks if every else best_rank
+    image_to_text = [
+        ranks_of(image_side[rows] @ text_side.T, captions.of_images(rows), tie=tie)
+        for rows in row_blocks(len(image_side), chunk_size)
+    ]
+    if every:  # a block is as wide as its images have captions
+        widest = max(block.shape[1] for block in image_to_text)
+        image_to_text = [
+            pad(block, (0, widest - block.shape[1]), value=-1) for block in image_to_text
+        ]
+    text_to_image_ranks = [
+        ranks_of(text_side[rows] @ image_side.T, owners[rows, None], tie=tie)
+        for rows in row_blocks(len(text_side), chunk_size)
+    ]
+    return RetrievalRanks(torch.cat(image_to_text), torch.cat(text_to_image_ranks))

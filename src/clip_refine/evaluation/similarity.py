@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +22,9 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CHUNK_SIZE = 128
-"""Queries a block: 50 MB of float32 similarities to 100,000 items."""
-
-ROWS_AT_ONCE = 2048
-"""Feature rows widened to float64 at a time where no similarities are needed."""
-
-
-COLUMNS_AT_ONCE = 8192
-"""Items of a block that are looked at together where looking makes wider copies."""
+CHUNK_SIZE = 128  # queries a block: 50 MB of float32 similarities to 100,000 items
+ROWS_AT_ONCE = 2048  # widened to float64 at a time where no similarities are needed
+COLUMNS_AT_ONCE = 8192  # of a block looked at together where looking makes wider copies
 
 
 def tie_width(dtype: torch.dtype) -> float:
@@ -57,14 +51,7 @@ def measured(metric: Callable[P, R]) -> Callable[P, R]:
 
 
 def unit_rows(name: str, features: Tensor) -> Tensor:
-    """Rows scaled to norm 1, in float32, or in float64 if they are given so.
-
-    Args:
-        name: What to call the features in a message.
-        features: (N, d), raw or unit.
-
-    Returns:
-        (N, d), rows of norm 1.
+    """(N, d) rows scaled to norm 1, in float32, or in float64 if they are given so.
 
     Example:
         >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
@@ -93,16 +80,7 @@ def unit_rows(name: str, features: Tensor) -> Tensor:
 def unit_sides(
     query_features: Tensor, item_features: Tensor, *, names: tuple[str, str] = ("image", "text")
 ) -> tuple[Tensor, Tensor]:
-    """Both matrices by `unit_rows`, in one dtype and on the device of the first.
-
-    Args:
-        query_features: (Q, d), raw or unit.
-        item_features: (M, d), raw or unit.
-        names: What to call the two in a message.
-
-    Returns:
-        (Q, d) and (M, d), rows of norm 1.
-    """
+    """(Q, d) and (M, d) by `unit_rows`, in one dtype and on the device of the first."""
     query_unit = unit_rows(f"{names[0]} features", query_features)
     item_unit = unit_rows(f"{names[1]} features", item_features)
     if query_unit.shape[1] != item_unit.shape[1]:
@@ -121,10 +99,7 @@ def compared_sides(
     normalize: bool,
     names: tuple[str, str] = ("image", "text"),
 ) -> tuple[Tensor, Tensor, float]:
-    """Both matrices to compare by dot product, checked, and the difference that is a tie.
-
-    Arguments as in `unit_sides`; unless `normalize`, features keep their lengths.
-    """
+    """As `unit_sides`, lengths kept unless `normalize`, and the difference that is a tie."""
     query_unit, item_unit = unit_sides(query_features, item_features, names=names)
     tie = tie_width(query_unit.dtype)
     if normalize:
@@ -153,17 +128,10 @@ def row_blocks(count: int, chunk_size: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk_size, count))
 
 
-class BestPartner(NamedTuple):
-    """Where each query found its own: one entry a query."""
+def best_rank(similarity: Tensor, partners: Tensor, *, tie: float) -> Tensor:
+    """(Q,) how many items stand before the best-placed of a query's own; 0 is the top.
 
-    rank: Tensor
-    """(Q,) int64, how many items stand before the best-placed partner; 0 is the top."""
-    item: Tensor
-    """(Q,) int64, which item that partner is."""
-
-
-def best_partner(similarity: Tensor, partners: Tensor, *, tie: float) -> BestPartner:
-    """The best-placed of each query's own items, equals standing in the order of their index.
+    Equals stand in the order of their index.
 
     Args:
         similarity: (Q, M), higher is nearer; any sign.
@@ -173,7 +141,7 @@ def best_partner(similarity: Tensor, partners: Tensor, *, tie: float) -> BestPar
     Example:
         Item 1 is the partner; items 0 and 1 tie, so item 0 stands before it.
 
-        >>> best_partner(torch.tensor([[0.5, 0.5, 0.1]]), torch.tensor([[1]]), tie=0).rank.tolist()
+        >>> best_rank(torch.tensor([[0.5, 0.5, 0.1]]), torch.tensor([[1]]), tie=0).tolist()
         [1]
     """
     own = similarity.gather(1, partners.clamp(min=0)).masked_fill_(partners < 0, -torch.inf)
@@ -191,7 +159,7 @@ def best_partner(similarity: Tensor, partners: Tensor, *, tie: float) -> BestPar
         query, column = ((columns >= best_score - tie) & ~is_above).nonzero(as_tuple=True)
         stands_before = start + column < best_item[query]
         rank.index_add_(0, query, stands_before.to(rank.dtype))
-    return BestPartner(rank=rank, item=best_item)
+    return rank
 
 
 # --------------------------------------------------------------------------------------------------
@@ -199,13 +167,7 @@ def best_partner(similarity: Tensor, partners: Tensor, *, tie: float) -> BestPar
 
 
 def checked_owners(text_to_image: Tensor | None, image_count: int, text_count: int) -> Tensor:
-    """The image of each caption, (M,) int64 on the CPU.
-
-    Args:
-        text_to_image: (M,) whole numbers; None where caption i describes image i.
-        image_count: N.
-        text_count: M.
-    """
+    """The image of each caption, (M,) int64 on the CPU; from None, caption i describes image i."""
     if text_to_image is None:
         if image_count != text_count:
             raise ValueError(
@@ -267,50 +229,31 @@ class Captions:
         others = together.masked_fill(together == itself, -1)
         return others.sort(dim=1, descending=True).values[:, :-1]
 
-    def blocks(self, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
-        """All images in order, some at a time, with `of_images`."""
-        for rows in row_blocks(len(self._counts), chunk_size):
-            yield rows, self.of_images(rows)
-
 
 # --------------------------------------------------------------------------------------------------
 # Ranks of every partner of a query, and what follows from them: median rank, AP, NDCG.
 
 
 def partner_ranks(similarity: Tensor, partners: Tensor, *, tie: float) -> Tensor:
-    """Where each of a query's own items stands, equals standing in the order of their index.
+    """(Q, P) how many items stand before each of a query's own, −1 where there are fewer.
 
-    Args:
-        similarity: (Q, M), higher is nearer; any sign.
-        partners: (Q, P) item indices, −1 where a query has fewer than P.
-        tie: Scores that differ by no more than this are equal.
-
-    Returns:
-        (Q, P) int64, how many items stand before the partner; −1 where there is none.
+    Arguments and order as in `best_rank`.
 
     Example:
         >>> similarity = torch.tensor([[0.9, 0.5, 0.7]])
         >>> partner_ranks(similarity, torch.tensor([[1, 0, -1]]), tie=0).tolist()
         [[2, 0, -1]]
     """
-    columns = [
-        best_partner(similarity, partner.clamp(min=0)[:, None], tie=tie).rank
-        for partner in partners.T
-    ]
+    columns = [best_rank(similarity, own.clamp(min=0)[:, None], tie=tie) for own in partners.T]
     return torch.stack(columns, dim=1).masked_fill_(partners < 0, -1)
 
 
 def average_precision(ranks: Tensor) -> Tensor:
-    """Mean over a query's own items of the precision at their rank; higher is better.
+    """(Q,) mean over a query's own items of the precision at their rank, 0–1, higher is better.
 
-    AP = 1/R Σ_j j / r_j, with r_1 < … < r_R the 1-based ranks of its R items. Source: Manning,
-    Raghavan and Schütze, "Introduction to Information Retrieval", 2008, section 8.4.
-
-    Args:
-        ranks: (Q, P) 0-based, −1 where a query has fewer than P items; at least one a row.
-
-    Returns:
-        (Q,) float64, 0–1; its mean over queries is mAP.
+    AP = 1/R Σ_j j / r_j, with r_1 < … < r_R the 1-based ranks of its R items; its mean over queries
+    is mAP. Source: Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008,
+    section 8.4. `ranks` are (Q, P) 0-based, −1 where there are fewer; at least one a row.
 
     Example:
         Own items first and fourth of the list: (1/1 + 2/4) / 2.
@@ -325,18 +268,11 @@ def average_precision(ranks: Tensor) -> Tensor:
 
 
 def ndcg(ranks: Tensor, *, k: int = 10) -> Tensor:
-    """Normalised discounted cumulative gain at k, every own item worth the same.
+    """(Q,) normalised discounted cumulative gain at k, 0–1, higher is better.
 
     DCG / ideal DCG with DCG = Σ 1 / log2(r + 1) over own items with 1-based rank r ≤ k. The ideal
     puts all own items of the whole index first, not only those that were found. Source: Järvelin
-    and Kekäläinen, ACM TOIS 2002, with binary gains.
-
-    Args:
-        ranks: (Q, P) 0-based, −1 where a query has fewer than P items; at least one a row.
-        k: The depth.
-
-    Returns:
-        (Q,) float64, 0–1; higher is better.
+    and Kekäläinen, ACM TOIS 2002, with binary gains. `ranks` as in `average_precision`.
 
     Example:
         One of two own items is third, the other is not found: (1/2) / (1 + 1/log2 3).
@@ -348,15 +284,15 @@ def ndcg(ranks: Tensor, *, k: int = 10) -> Tensor:
         raise ValueError(f"NDCG is taken at k of at least 1, got {k}")
     in_order, found = _in_order(ranks)
     place = torch.arange(ranks.shape[1], device=ranks.device).expand_as(ranks)
-    gain = _gain(in_order, found & (in_order < k))
-    return gain / _gain(place, found & (place < k))
+    gains = [
+        (1 / (rank + 2).double().log2()).masked_fill(~(found & (rank < k)), 0).sum(dim=1)
+        for rank in (in_order, place)
+    ]
+    return gains[0] / gains[1]
 
 
 def median_rank(ranks: Tensor) -> float:
-    """Median over queries of the 1-based rank; the mean of the middle two where they are even.
-
-    Args:
-        ranks: (Q,) 0-based.
+    """Median over queries of the 1-based rank, from (Q,) 0-based; of an even number the middle two.
 
     Example:
         >>> median_rank(torch.tensor([0, 9, 2, 3]))
@@ -371,7 +307,3 @@ def _in_order(ranks: Tensor) -> tuple[Tensor, Tensor]:
     in_order = ranks.masked_fill(ranks < 0, last).sort(dim=1).values
     found = in_order < last
     return in_order.masked_fill(~found, 0), found
-
-
-def _gain(ranks: Tensor, counted: Tensor) -> Tensor:
-    return (1 / (ranks + 2).double().log2()).masked_fill(~counted, 0).sum(dim=1)

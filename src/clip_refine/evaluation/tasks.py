@@ -1,6 +1,6 @@
 """The tasks of a suite."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,6 @@ from torch import Tensor
 from clip_refine.evaluation.bootstrap import (
     Bootstrap,
     Resampled,
-    Statistics,
     means,
     median_ranks,
     sums_in_groups,
@@ -27,7 +26,7 @@ from clip_refine.evaluation.classify import (
     zero_shot_ranks,
 )
 from clip_refine.evaluation.geometry import geometry, pair_statistics
-from clip_refine.evaluation.retrieval import all_retrieval_ranks
+from clip_refine.evaluation.retrieval import retrieval_ranks
 from clip_refine.evaluation.scores import KS, Outcome
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
@@ -52,12 +51,9 @@ from clip_refine.models.embed import EmbeddedPairs
 class MixedSearch(NamedTuple):
     """What every caption finds as a query, (M,) each."""
 
-    ndcg: Tensor
-    """float64, NDCG at the depth asked for."""
-    text_first: Tensor
-    """bool, whether the top hit is a caption."""
-    image_rank: Tensor
-    """int64, how many items stand before the right image; 0 is the top."""
+    ndcg: Tensor  # float64, NDCG at the depth asked for
+    text_first: Tensor  # bool, whether the top hit is a caption
+    image_rank: Tensor  # int64, how many items stand before the right image; 0 is the top
 
 
 @measured
@@ -147,44 +143,34 @@ def mixed_search_queries(
 # Score usefulness: can one threshold on the cosine tell true pairs from wrong ones?
 
 
+# cosines are rounded to multiples of 1/GRID, the width below which they tie everywhere else
 GRID = 2**19
-"""Cosines are rounded to multiples of 1/GRID, the width below which they tie everywhere else."""
-
-HISTOGRAM_BINS = 256
-"""Of the histograms that are kept, from −1 to 1."""
+HISTOGRAM_BINS = 256  # of the histograms that are kept, from −1 to 1
 
 
 class CosineDistribution(NamedTuple):
     """Cosines of one kind of pairs."""
 
+    # (bins,) int64, pairs in each of equally wide bins from −1 to 1, the left edge included
     histogram: Tensor
-    """(bins,) int64, pairs in each of equally wide bins from −1 to 1, the left edge included."""
     pairs: int
     mean: float
-    deviation: float
-    """Of all of them, not of a sample."""
+    deviation: float  # of all of them, not of a sample
 
 
 class Separation(NamedTuple):
     """True pairs against wrong pairs."""
 
-    true_pairs: CosineDistribution
-    """Every caption with its own image."""
-    wrong_pairs: CosineDistribution
-    """Every caption with every other image."""
+    true_pairs: CosineDistribution  # every caption with its own image
+    wrong_pairs: CosineDistribution  # every caption with every other image
+    # chance that a true pair scores above a wrong one, equals counting half; 0–1, higher is better
     auc: float
-    """Chance that a true pair scores above a wrong one, equals counting half; 0–1, higher is
-    better."""
+    # the lowest cosine at and above which at most `false_positive_rate` of wrong pairs are
     threshold: float
-    """The lowest cosine at and above which at most `false_positive_rate` of wrong pairs are."""
-    false_positive_rate: float
-    """What was asked for."""
-    recall: float
-    """Share of true pairs at and above the threshold, 0–1, higher is better."""
-    pair_auc: Tensor
-    """(M,) float64, share of wrong pairs that each caption's own pair beats; `auc` is its mean."""
-    pair_found: Tensor
-    """(M,) bool, whether each caption's own pair is at or above the threshold."""
+    false_positive_rate: float  # what was asked for
+    recall: float  # share of true pairs at and above the threshold, 0–1, higher is better
+    pair_auc: Tensor  # (M,) float64, wrong pairs that each caption's own beats; `auc` is its mean
+    pair_found: Tensor  # (M,) bool, whether each caption's own pair is at or above the threshold
 
 
 @measured
@@ -296,9 +282,9 @@ def with_protocol(pairs: EmbeddedPairs, protocol: str) -> EmbeddedPairs:
 def retrieval_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
     """Recall at 1, 5 and 10, median rank and mAP in both directions."""
     pairs = with_protocol(pairs, protocol)
-    every = all_retrieval_ranks(pairs.image_features, pairs.text_features, pairs.text_to_image)
+    sides = pairs.image_features, pairs.text_features, pairs.text_to_image
     statistics = []
-    for direction, ranks in every._asdict().items():
+    for direction, ranks in retrieval_ranks(*sides, every=True)._asdict().items():
         owners = pairs.text_to_image if direction == "text_to_image" else None
         best = ranks.masked_fill(ranks < 0, torch.iinfo(ranks.dtype).max).amin(dim=1)
         columns = {f"{direction}_recall@{k}": best < k for k in KS}
@@ -357,10 +343,10 @@ def separation_task(
             "wrong_pair_mean": Resampled(found.wrong_pairs.mean),
             "wrong_pair_deviation": Resampled(found.wrong_pairs.deviation),
         },
-        details={
-            "histogram_range": [-1, 1],
-            "true_pairs": _histogram(found.true_pairs),
-            "wrong_pairs": _histogram(found.wrong_pairs),
+        details={"histogram_range": [-1, 1]}
+        | {
+            name: {"pairs": kind.pairs, "histogram": kind.histogram.tolist()}
+            for name, kind in (("true_pairs", found.true_pairs), ("wrong_pairs", found.wrong_pairs))
         },
     )
 
@@ -386,10 +372,6 @@ def _counts(pairs: EmbeddedPairs) -> dict[str, int]:
     return {"images": len(pairs.image_features), "captions": len(pairs.text_features)}
 
 
-def _histogram(distribution: CosineDistribution) -> Mapping[str, object]:
-    return {"pairs": distribution.pairs, "histogram": distribution.histogram.tolist()}
-
-
 # --------------------------------------------------------------------------------------------------
 # Tasks on images with classes: zero-shot classification and probes.
 
@@ -407,26 +389,24 @@ def zero_shot_task(
     logit_scale: float,
     bootstrap: Bootstrap,
 ) -> Outcome:
-    """Top-1, top-5, mean per-class recall and calibration, with every class and confusion.
-
-    Args:
-        image_features: (N, d), raw or unit.
-        class_features: (C, d), from `class_vectors`.
-        labels: (N,) the class of each image.
-        class_names: C, for the details.
-        logit_scale: The model's, for its confidence.
-        bootstrap: For the intervals.
-    """
+    """Top-1, top-5, mean per-class recall and calibration, with every class and confusion."""
     ranks = zero_shot_ranks(image_features, class_features, labels)
     found = zero_shot_predictions(image_features, class_features, logit_scale=logit_scale)
     correct = found.predicted == labels
     recall = per_class_recall(found.predicted, labels, len(class_features))
     sizes = labels.bincount(minlength=len(class_features))
+    hits, drawn = sums_in_groups(correct, labels), sums_in_groups(torch.ones(len(labels)), labels)
+    # as `expected_calibration_error`
+    bins = calibration_bins(found.confidence)
+    surplus = sums_in_groups(correct.double() - found.confidence, bins)
     numbers = bootstrap.numbers(
         len(labels),
         means({"top1": ranks == 0, "top5": ranks < 5}),
-        _mean_recall(correct, labels),
-        _calibration(found.confidence, correct),
+        # over the classes that have images in a resample
+        lambda counts: {"mean_per_class_recall": (hits(counts) / drawn(counts)).nanmean(dim=1)},
+        lambda counts: {
+            "expected_calibration_error": surplus(counts).abs().sum(dim=1) / len(correct)
+        },
     )
     classes = zip(class_names, sizes.tolist(), recall.tolist(), strict=True)
     confusions = confusion_pairs(found.predicted, labels, len(class_features))
@@ -463,20 +443,17 @@ def linear_probe_task(
 ) -> Outcome:
     """Accuracy of a logistic regression on the images that it was not fitted on.
 
-    Args:
-        image_features: (N, d), raw or unit.
-        labels: (N,) the class of each image.
-        training: Features and classes to fit on; None to fit on half of the above.
-        bootstrap: For the interval; its seed is that of the splits, too.
+    It is fitted on the features and classes of `training`, or else on half of the others; the seed
+    of `bootstrap` is that of the splits, too.
     """
     generator = np.random.default_rng(bootstrap.seed)
     train, test, how = _split(image_features, labels, training, generator)
-    hits = linear_probe_hits(*train, *test, generator)
+    correct, strength = linear_probe_hits(*train, *test, generator)
     return Outcome(
         protocol=f"logistic regression, {how}; C chosen on half of the training images",
         counts=_class_counts(train, test),
-        numbers=bootstrap.numbers(len(hits.correct), means({"accuracy": hits.correct})),
-        details={"C": hits.strength},
+        numbers=bootstrap.numbers(len(correct), means({"accuracy": correct})),
+        details={"C": strength},
     )
 
 
@@ -527,19 +504,4 @@ def _class_counts(train: Split, test: Split) -> dict[str, int]:
         "images": len(test[1]),
         "training_images": len(train[1]),
         "classes": len(train[1].unique()),
-    }
-
-
-def _mean_recall(correct: Tensor, labels: Tensor) -> Statistics:
-    """Mean recall over the classes that have images in a resample."""
-    hits = sums_in_groups(correct, labels)
-    sizes = sums_in_groups(torch.ones(len(labels)), labels)
-    return lambda counts: {"mean_per_class_recall": (hits(counts) / sizes(counts)).nanmean(dim=1)}
-
-
-def _calibration(confidence: Tensor, correct: Tensor) -> Statistics:
-    """As `expected_calibration_error`."""
-    surplus = sums_in_groups(correct.double() - confidence, calibration_bins(confidence))
-    return lambda counts: {
-        "expected_calibration_error": surplus(counts).abs().sum(dim=1) / len(correct)
     }

@@ -1,7 +1,6 @@
 """Files and folders of weights, and factories: what is in them, and the model made of it."""
 
 import argparse
-import io
 import json
 import pickle
 import pickletools
@@ -24,7 +23,7 @@ from torch.jit import _pickle as script_lists
 
 from clip_refine.models.encoder import save_weights
 from clip_refine.support.console import remark
-from clip_refine.support.errors import ModelError
+from clip_refine.support.errors import ModelError, first_line
 
 # --------------------------------------------------------------------------------------------------
 # The weights of a TorchScript archive, read without its code.
@@ -62,16 +61,21 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive, TemporaryFile() as plain:
             root = archive.namelist()[0].partition("/")[0]
             _copy_without_code(archive, root, plain)
-            classes = _script_classes(archive.read(f"{root}/data.pkl"))
-            allowed: list[Any] = [(ScriptModule, name) for name in classes]
+            # the script's own classes that the pickle names; nothing is executed
+            operations = pickletools.genops(archive.read(f"{root}/data.pkl"))
+            named = {str(argument) for code, argument, _ in operations if code.name == "GLOBAL"}
+            allowed: list[Any] = [
+                (ScriptModule, name.replace(" ", "."))
+                for name in named
+                if name.startswith(("__torch__.", "__torch__ "))
+            ]
             allowed += [getattr(script_lists, name) for name in _LISTS]
             with torch.serialization.safe_globals(allowed):
                 module = torch.load(plain, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file provokes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path}: a TorchScript archive whose weights cannot be read ({reason}). Download it "
-            "again, or save the model's state_dict() as .safetensors."
+            f"{path}: a TorchScript archive whose weights cannot be read ({first_line(error)}). "
+            "Download it again, or save the model's state_dict() as .safetensors."
         ) from error
     return dict(_tensors(module, ""))
 
@@ -87,15 +91,6 @@ def _copy_without_code(archive: zipfile.ZipFile, root: str, plain: IO[bytes]) ->
     plain.seek(0)
 
 
-def _script_classes(pickled: bytes) -> set[str]:
-    """The script's own classes that a pickle names; nothing is executed."""
-    operations = pickletools.genops(io.BytesIO(pickled))
-    named = (str(argument) for opcode, argument, _ in operations if opcode.name == "GLOBAL")
-    return {
-        name.replace(" ", ".") for name in named if name.startswith(("__torch__.", "__torch__ "))
-    }
-
-
 def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
@@ -108,12 +103,12 @@ def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 # Files of weights of open_clip's trainer, OpenAI and others, read without running anything.
 
 
+# kept beside OpenAI's weights, and by nobody else
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
-"""Kept beside OpenAI's weights, and by nobody else."""
+# where trainers put weights among other things: open_clip's, the usual snippet, timm's
 _NESTED = ("state_dict", "model_state_dict", "model")
-"""Where trainers put weights among other things: open_clip's, the usual snippet, timm's."""
+# of data-parallel, compiled and Lightning's models, and of nested states that were flattened
 _PREFIXES = ("module.", "_orig_mod.", "model.", *(f"{name}." for name in _NESTED[:2]))
-"""Of data-parallel, compiled and Lightning's models, and of nested states that were flattened."""
 
 
 @dataclass(frozen=True)
@@ -242,8 +237,9 @@ def _read_pickle(path: Path) -> Any:
             "only."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: is damaged or no file of weights ({reason}).") from error
+        raise ModelError(
+            f"{path}: is damaged or no file of weights ({first_line(error)})."
+        ) from error
 
 
 def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -280,8 +276,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 Kind = Literal["open_clip", "transformers", "sentence-transformers"]
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-PROVENANCE = "provenance.json"
-"""What models saved by this package have beside their weights."""
+PROVENANCE = "provenance.json"  # what models saved by this package have beside their weights
 _TRANSFORMERS_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -305,36 +300,8 @@ def recognise_folder(folder: Path) -> ModelFolder:
         model = folder / "model"
         if not model.is_dir():
             raise ModelError(f"{folder}: a run without its model/. Give a model's folder.")
-        found = _recognise(model)
+        found = recognise_folder(model)
         return ModelFolder(found.kind, found.path, f"a run, whose model is {found.remark}")
-    return _recognise(folder)
-
-
-def how_to_load(folder: Path) -> str:
-    """Which library loads a saved model, and how: the end of a sentence, or nothing.
-
-    >>> how_to_load(Path("nowhere"))
-    ''
-    """
-    try:
-        found = recognise_folder(folder)
-    except ModelError:
-        return ""
-    match found.kind:
-        case "open_clip":
-            return f", which open_clip loads as local-dir:{folder}"
-        case "transformers":
-            return ", which transformers loads with AutoModel.from_pretrained"
-        case "sentence-transformers":
-            return ", which sentence-transformers loads with SentenceTransformer"
-
-
-def is_run(folder: Path) -> bool:
-    """Whether `clip-refine refine` wrote this folder."""
-    return (folder / "scores.json").is_file() and (folder / "config.yaml").is_file()
-
-
-def _recognise(folder: Path) -> ModelFolder:
     # a run that saved open_clip's files, too, trained and measured the other ones
     comes_with_both = (folder / PROVENANCE).is_file() and any(
         (folder / name).is_file() for name in ("modules.json", "config.json")
@@ -361,6 +328,30 @@ def _recognise(folder: Path) -> ModelFolder:
         "Transformers folder (config.json and model.safetensors), a sentence-transformers folder "
         "(modules.json), or a folder that `clip-refine refine` wrote."
     )
+
+
+def how_to_load(folder: Path) -> str:
+    """Which library loads a saved model, and how: the end of a sentence, or nothing.
+
+    >>> how_to_load(Path("nowhere"))
+    ''
+    """
+    try:
+        found = recognise_folder(folder)
+    except ModelError:
+        return ""
+    match found.kind:
+        case "open_clip":
+            return f", which open_clip loads as local-dir:{folder}"
+        case "transformers":
+            return ", which transformers loads with AutoModel.from_pretrained"
+        case "sentence-transformers":
+            return ", which sentence-transformers loads with SentenceTransformer"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `clip-refine refine` wrote this folder."""
+    return (folder / "scores.json").is_file() and (folder / "config.yaml").is_file()
 
 
 def read_json(path: Path) -> Any:

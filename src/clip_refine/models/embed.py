@@ -18,12 +18,7 @@ from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar
 from clip_refine.support.errors import ModelError
 
-# --------------------------------------------------------------------------------------------------
-# Images and texts → frozen features, in float32.
-
-
-Block = tuple[Sequence[int], Tensor]
-"""Positions of some images or texts, and their (B, d) features."""
+Block = tuple[Sequence[int], Tensor]  # positions of some images or texts, their (B, d) features
 
 
 @dataclass(frozen=True)
@@ -165,11 +160,12 @@ class FeatureStore:
         accelerator: Accelerator | None = None,
     ) -> None:
         """Encode the images that are missing."""
-
-        def encode(missing: list[int]) -> Iterator[Block]:
-            return embedder.image_blocks(_Chosen(source, missing), title)
-
-        self._add("images", fingerprints, encode, accelerator)
+        self._add(
+            self._rows("images"),
+            fingerprints,
+            lambda missing: embedder.image_blocks(_Chosen(source, missing), title),
+            accelerator,
+        )
 
     def add_texts(
         self,
@@ -179,23 +175,23 @@ class FeatureStore:
         accelerator: Accelerator | None = None,
     ) -> None:
         """Encode the texts that are missing."""
-
-        def encode(missing: list[int]) -> Iterator[Block]:
-            return embedder.text_blocks([texts[index] for index in missing], title)
-
-        self._add("texts", _text_fingerprints(texts), encode, accelerator)
+        self._add(
+            self._rows("texts"),
+            _text_fingerprints(texts),
+            lambda missing: embedder.text_blocks([texts[index] for index in missing], title),
+            accelerator,
+        )
 
     def _rows(self, kind: str) -> RowCache:
         return RowCache(self.folder / kind, flag="--cache")
 
     def _add(
         self,
-        kind: str,
+        rows: RowCache,
         names: Sequence[str],
         encode: Callable[[list[int]], Iterator[Block]],
         accelerator: Accelerator | None,
     ) -> None:
-        rows = self._rows(kind)
         missing = rows.missing(names)
         if accelerator is not None:
             # nobody adds before everybody has seen what is missing
@@ -262,9 +258,8 @@ def embed_pairs(
     owners = torch.repeat_interleave(torch.arange(len(pairs)), counts)
     titles = "Encoding images", "Encoding captions"
     if store is None:
-        return EmbeddedPairs(
-            embedder.images(pairs, titles[0]), embedder.texts(texts, titles[1]), owners
-        )
+        images = embedder.images(pairs, titles[0])
+        return EmbeddedPairs(images, embedder.texts(texts, titles[1]), owners)
     names = image_fingerprints(pairs, "Looking images up", visible=embedder.visible)
     store.add_images(embedder, pairs, names, titles[0])
     store.add_texts(embedder, texts, titles[1])

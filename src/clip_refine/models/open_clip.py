@@ -23,7 +23,7 @@ from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint, weig
 from clip_refine.models.encoder import OPEN_CLIP, save_weights
 from clip_refine.models.text_length import TextCut, count_tokens, detect_text_cut, encode_cut
 from clip_refine.support.console import remark
-from clip_refine.support.errors import ModelError
+from clip_refine.support.errors import ModelError, first_line
 
 # --------------------------------------------------------------------------------------------------
 # open_clip models as dual encoders, and how they are saved.
@@ -346,26 +346,25 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
 def _why_not_loaded(
     name: str, shown: str | None, checkpoint: CheckpointFile | None, error: Exception
 ) -> str:
-    reason = _reason(error)
-    what = f"{name} ({shown})" if shown else name
+    failed = f"{f'{name} ({shown})' if shown else name}: could not be loaded: {_reason(error)}"
     if checkpoint and shown:
         fitting = fitting_architectures(checkpoint.shapes)
         known = fitting and name.replace("/", "-") not in fitting
         belong = f"They are weights of {' or '.join(fitting)}." if known else ""
-        return f"{what}: could not be loaded: {reason} {belong or 'Do they belong to this model?'}"
-    if not name.startswith("local-dir:"):
-        return (
-            f"{what}: could not be loaded: {reason} If there is no network here, download the "
-            "weights elsewhere and give their path with --model.pretrained or local-dir:FOLDER."
-        )
-    return f"{what}: could not be loaded: {reason} Do the weights belong to this architecture?"
+        return f"{failed} {belong or 'Do they belong to this model?'}"
+    if name.startswith("local-dir:"):
+        return f"{failed} Do the weights belong to this architecture?"
+    return (
+        f"{failed} If there is no network here, download the weights elsewhere and give their path "
+        "with --model.pretrained or local-dir:FOLDER."
+    )
 
 
 def _reason(error: Exception) -> str:
     """The first line of an error; of PyTorch's about weights that do not fit, which they are."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) < 2 or not lines[0].startswith("Error(s) in loading state_dict"):
-        return lines[0] if lines else type(error).__name__
+        return first_line(error)
     reasons = []
     for line in lines[1:3]:
         names = re.findall('"(.+?)"', line)
@@ -421,12 +420,12 @@ def infer_architecture(checkpoint: CheckpointFile) -> tuple[str, str]:
 def fitting_architectures(shapes: Shapes) -> list[str]:
     """All architectures of open_clip whose weights have these names and shapes."""
     expected = _comparable(shapes)
-    names = [
+    return [
         name
         for name in open_clip.list_models()
         if _may_fit(open_clip.get_model_config(name) or {}, shapes)
+        and _comparable(_shapes_of(name)) == expected
     ]
-    return [name for name in names if _comparable(_shapes_of(name)) == expected]
 
 
 def openai_config(shapes: Shapes) -> dict[str, Any] | None:
@@ -439,9 +438,7 @@ def openai_config(shapes: Shapes) -> dict[str, Any] | None:
         return {
             "embed_dim": shapes["text_projection"][1],
             "quick_gelu": True,
-            "vision_cfg": _vision_transformer(shapes)
-            if "visual.proj" in shapes
-            else _resnet(shapes),
+            "vision_cfg": _vision_config(shapes),
             "text_cfg": {
                 "context_length": shapes["positional_embedding"][0],
                 "vocab_size": shapes["token_embedding.weight"][0],
@@ -454,25 +451,18 @@ def openai_config(shapes: Shapes) -> dict[str, Any] | None:
         return None
 
 
-def _vision_transformer(shapes: Shapes) -> dict[str, Any]:
-    width, _, _, patch_size = shapes["visual.conv1.weight"]
-    grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-    return {
-        "image_size": patch_size * grid,
-        "layers": _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\."),
-        "width": width,
-        "patch_size": patch_size,
-    }
-
-
-def _resnet(shapes: Shapes) -> dict[str, Any]:
-    grid = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
-    return {
-        "image_size": grid * 32,
-        "layers": [_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
-        "width": shapes["visual.layer1.0.conv1.weight"][0],
-        "patch_size": None,
-    }
+def _vision_config(shapes: Shapes) -> dict[str, Any]:
+    if "visual.proj" in shapes:  # a vision transformer
+        positions = shapes["visual.positional_embedding"][0]
+        width, _, _, patch_size = shapes["visual.conv1.weight"]
+        layers: Any = _count(shapes, r"visual\.transformer\.resblocks\.(\d+)\.")
+    else:  # a ResNet
+        positions = shapes["visual.attnpool.positional_embedding"][0]
+        width, patch_size = shapes["visual.layer1.0.conv1.weight"][0], None
+        layers = [_count(shapes, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    grid = round((positions - 1) ** 0.5)
+    size = grid * (patch_size or 32)  # a ResNet halves the image five times
+    return {"image_size": size, "layers": layers, "width": width, "patch_size": patch_size}
 
 
 def _count(shapes: Shapes, pattern: str) -> int:

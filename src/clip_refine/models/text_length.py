@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from clip_refine.support.console import remark
 
+# texts of several lengths that ways of encoding are compared on
 PROBES = ["a", "a photo of a dog on a beach.", "two words"]
-"""Texts of several lengths that ways of encoding are compared on."""
 _MULTIPLE = 8  # matrix kernels are fastest at such lengths
 _SAME = 1e-5  # of the largest feature: kernels round differently at other lengths
 

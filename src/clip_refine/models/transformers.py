@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clip_refine.models.encoder import TRANSFORMERS, save_weights
 from clip_refine.models.text_length import PROBES, count_tokens, cut_columns, same_features
-from clip_refine.support.errors import ModelError
+from clip_refine.support.errors import ModelError, first_line
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.
@@ -104,28 +104,46 @@ def detect_text_input(model: Any, tokenizer: Any, features: Any) -> TextInput:
     """Find length, mask and cut that give the features which the full input gives.
 
     The full input is what Transformers' users pass: texts padded to the context length, with the
-    attention mask where the tokenizer counts it among the model's inputs.
-
-    Args:
-        model: A Transformers dual encoder in evaluation mode.
-        tokenizer: Its tokenizer.
-        features: Keyword arguments of `get_text_features` → (B, d) raw features.
+    attention mask where the tokenizer counts it among the model's inputs. `features` are
+    keyword arguments of `get_text_features` → (B, d) raw features.
     """
-    full = TransformersTokenizer(tokenizer, _context_length(model, tokenizer), None)
+    text_config = getattr(model.config, "text_config", model.config)
+    # the shorter of what the tokenizer and what the tower's positions allow
+    lengths = [
+        getattr(text_config, "max_position_embeddings", None),
+        getattr(tokenizer, "model_max_length", None),
+    ]
+    allowed = [length for length in lengths if length and length < _UNLIMITED]
+    if not allowed:
+        raise ModelError(
+            f"{type(model).__name__}: neither its config nor its tokenizer says how long a text "
+            "may be. Set model_max_length in tokenizer_config.json."
+        )
+    full = TransformersTokenizer(tokenizer, min(allowed), None)
     tokens, mask = (part.to(model.device) for part in full.padded(PROBES))
-    _check_vocabulary(model, tokenizer, largest=int(tokens.max()))
+    # whether tokenizer and tower belong together: an empty one is made where files are missing
+    expected, known = getattr(text_config, "vocab_size", None), len(tokenizer)
+    if expected and (int(tokens.max()) >= expected or known < expected // 2):
+        raise ModelError(
+            f"{type(model).__name__}: its tokenizer knows {known} tokens, its text tower "
+            f"{expected}. Are the tokenizer's files, such as tokenizer.json, beside config.json?"
+        )
     if "attention_mask" not in tokenizer.model_input_names:
         return _cut_where_exact(TextInput(full, masked=False), tokens, features)
-    expected = features(input_ids=tokens, attention_mask=mask)
-    needs_mask = not same_features(features(input_ids=tokens), expected)
-    padding = _detect_padding(tokenizer, tokens, mask)
+    masked = features(input_ids=tokens, attention_mask=mask)
+    needs_mask = not same_features(features(input_ids=tokens), masked)
+    ways = (
+        Padding(tokenizer.pad_token_id, tokenizer.padding_side, ends_text)
+        for ends_text in (False, True)
+    )
+    padding = next((way for way in ways if torch.equal(way.mask(tokens), mask)), None)
     if needs_mask and padding is None:
         raise ModelError(
             f"{type(tokenizer).__name__}: padding cannot be told from text by its ids, and the "
             "text tower needs to know. Wrap the model in a DualEncoder of your own."
         )
-    known = TextInput(replace(full, padding=padding), masked=needs_mask)
-    return _cut_where_exact(known, tokens, features)
+    found = TextInput(replace(full, padding=padding), masked=needs_mask)
+    return _cut_where_exact(found, tokens, features)
 
 
 def _cut_where_exact(text_input: TextInput, tokens: Tensor, features: Any) -> TextInput:
@@ -139,41 +157,6 @@ def _cut_where_exact(text_input: TextInput, tokens: Tensor, features: Any) -> Te
         if not same_features(features(**text_input.arguments(short)), expected[rows]):
             return text_input
     return TextInput(cutting, text_input.masked)
-
-
-def _detect_padding(tokenizer: Any, tokens: Tensor, mask: Tensor) -> Padding | None:
-    for ends_text in (False, True):
-        padding = Padding(tokenizer.pad_token_id, tokenizer.padding_side, ends_text)
-        if torch.equal(padding.mask(tokens), mask):
-            return padding
-    return None
-
-
-def _check_vocabulary(model: Any, tokenizer: Any, *, largest: int) -> None:
-    """Whether tokenizer and tower belong together: an empty one is made where files are missing."""
-    expected = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
-    known = len(tokenizer)
-    if expected and (largest >= expected or known < expected // 2):
-        raise ModelError(
-            f"{type(model).__name__}: its tokenizer knows {known} tokens, its text tower "
-            f"{expected}. Are the tokenizer's files, such as tokenizer.json, beside config.json?"
-        )
-
-
-def _context_length(model: Any, tokenizer: Any) -> int:
-    """The shorter of what the tokenizer and what the tower's positions allow."""
-    text_config = getattr(model.config, "text_config", model.config)
-    lengths = [
-        getattr(text_config, "max_position_embeddings", None),
-        getattr(tokenizer, "model_max_length", None),
-    ]
-    known = [length for length in lengths if length and length < _UNLIMITED]
-    if not known:
-        raise ModelError(
-            f"{type(model).__name__}: neither its config nor its tokenizer says how long a text "
-            "may be. Set model_max_length in tokenizer_config.json."
-        )
-    return min(known)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -201,9 +184,8 @@ class SentenceFolder:
     def beside_transformers(cls, *, pad_to_context: bool) -> "SentenceFolder":
         """What to put into a Transformers folder so that both libraries load it.
 
-        Args:
-            pad_to_context: Whether texts are always padded to the context length (SigLIP); where
-                not, the layout is the one that sentence-transformers before 5.4 knows, too.
+        Where texts are not always padded to the context length, as SigLIP's are, the layout is the
+        one that sentence-transformers before 5.4 knows, too.
         """
         module = "sentence_transformers.models.CLIPModel"
         files: dict[str, Any] = {
@@ -324,10 +306,27 @@ class TransformersEncoder(nn.Module):
         self.preprocess = TransformersPreprocess(processor.image_processor)
         self.sentence_folder = sentence_folder
         self.eval()
-        _check(model, self.preprocess)
+        kind = type(model).__name__
+        if not (hasattr(model, "logit_scale") or hasattr(model, "temperature")):
+            raise ModelError(f"{kind}: has no logit_scale, which a dual encoder needs.")
+        pixels = self.preprocess(Image.new("RGB", (40, 30)))
+        if pixels.ndim != 3:
+            raise ModelError(
+                f"{kind}: its image processor makes {tuple(pixels.shape)} of one image, where "
+                "(3, H, W) is needed."
+            )
         self._text_input = detect_text_input(model, processor.tokenizer, self._text_features)
         self.tokenizer = self._text_input.tokenizer
-        self._check_dimensions()
+        device = self.model.device
+        with torch.no_grad():
+            image_features = self.encode_image(pixels[None].to(device))
+            text_features = self.encode_text(self.tokenizer(["a"]).to(device))
+        dims = tuple(image_features.shape[1:]), tuple(text_features.shape[1:])
+        if dims[0] != dims[1]:
+            raise ModelError(
+                f"{kind}: image features have shape {dims[0]} and text features {dims[1]}, so they "
+                "cannot be compared. It is no dual encoder."
+            )
 
     @property
     def logit_scale(self) -> Tensor:
@@ -360,19 +359,6 @@ class TransformersEncoder(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, d) raw text features; L is the context length, or less where cut."""
         return self._text_features(**self._text_input.arguments(tokens))
-
-    @torch.no_grad()
-    def _check_dimensions(self) -> None:
-        pixels = self.preprocess(Image.new("RGB", (40, 30)))[None].to(self.model.device)
-        dims = (
-            self.encode_image(pixels).shape[1:],
-            self.encode_text(self.tokenizer(["a"])).shape[1:],
-        )
-        if dims[0] != dims[1]:
-            raise ModelError(
-                f"{type(self.model).__name__}: image features have shape {tuple(dims[0])} and text "
-                f"features {tuple(dims[1])}, so they cannot be compared. It is no dual encoder."
-            )
 
     def _text_features(self, **arguments: Tensor) -> Tensor:
         return _pooled(self.model.get_text_features(**arguments))
@@ -413,18 +399,6 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _check(model: Any, preprocess: TransformersPreprocess) -> None:
-    """Whether the wrapped model does what the protocol asks for."""
-    kind = type(model).__name__
-    if not (hasattr(model, "logit_scale") or hasattr(model, "temperature")):
-        raise ModelError(f"{kind}: has no logit_scale, which a dual encoder needs.")
-    shape = tuple(preprocess(Image.new("RGB", (40, 30))).shape)
-    if len(shape) != 3:
-        raise ModelError(
-            f"{kind}: its image processor makes {shape} of one image, where (3, H, W) is needed."
-        )
 
 
 def _pooled(features: Any) -> Tensor:
@@ -477,11 +451,16 @@ def load_transformers(name: str) -> TransformersEncoder:
             loaded = transformers.AutoModel.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True, **where
             )
-            processor = _load_processor(name, where)
+            processor = transformers.AutoProcessor.from_pretrained(name, **where)
+            if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
+                processor = ProcessorParts(  # the model has no joint one
+                    transformers.AutoImageProcessor.from_pretrained(name, **where),
+                    transformers.AutoTokenizer.from_pretrained(name, **where),
+                )
     except ImportError as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{name}: needs a package that is not installed ({reason}). Install it with pip."
+            f"{name}: needs a package that is not installed ({first_line(error)}). Install it with "
+            "pip."
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(_why_not_loaded(name, error)) from error
@@ -496,19 +475,6 @@ def load_transformers(name: str) -> TransformersEncoder:
         # out of the mapped file, where weights lie as they fall and kernels round accordingly
         parameter.data = parameter.data.clone()
     return TransformersEncoder(model, processor, sentence_folder=sentence_folder)
-
-
-def _load_processor(name: str, where: dict[str, Any]) -> Any:
-    """The processor, or image processor and tokenizer where the model has no joint one."""
-    import transformers
-
-    processor = transformers.AutoProcessor.from_pretrained(name, **where)
-    if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
-        return processor
-    return ProcessorParts(
-        transformers.AutoImageProcessor.from_pretrained(name, **where),
-        transformers.AutoTokenizer.from_pretrained(name, **where),
-    )
 
 
 def _check_kind(name: str, config: Any) -> None:
@@ -534,16 +500,14 @@ def _check_kind(name: str, config: Any) -> None:
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
     if "trust_remote_code" in str(error):
         return (
             f"{name}: is built by code in its own folder, which is never run here. Wrap it in a "
             "DualEncoder of your own and pass --model.factory."
         )
+    failed = f"{name}: could not be loaded: {first_line(error)}"
     if Path(name).exists():
-        return f"{name}: could not be loaded: {reason}"
+        return failed
     return (
-        f"{name}: could not be loaded: {reason} If there is no network here, download the model "
-        "elsewhere and give its folder."
+        f"{failed} If there is no network here, download the model elsewhere and give its folder."
     )

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clip_refine.report.tables import signed
-from clip_refine.results import Provenance, RunScores, Scores
+from clip_refine.results import Provenance, RunScores
 from clip_refine.results.metrics import metric
 
 OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
@@ -40,13 +40,26 @@ def model_card(
         "interpolated": "interpolated",
         "folded": "centred",
     }
+    facts = ModelCardData(
+        library_name=formats[0],
+        pipeline_tag="zero-shot-image-classification",
+        license=provenance.base.licence or "unknown",
+        tags=["clip", "clip-refine", "zero-shot-image-classification", *formats],
+        base_model=provenance.base.hub_id,
+    )
+    held_out = ""
+    if scores:
+        count, captions = scores.after.pairs, scores.after.captions
+        held_out = f"{count:,} held-out images with {captions:,} captions"
+        if provenance.held_out and provenance.held_out.name:
+            held_out += f" ({markdown_escape(provenance.held_out.name)})"
     text = environment.get_template("model_card.md.jinja").render(
         dict(provenance),
         title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
-        front_matter=Verbatim(_front_matter(provenance, formats)),
+        front_matter=Verbatim(facts.to_yaml()),
         rows=_score_rows(scores) if scores else [],
         intervals=bool(scores and scores.difference),
-        held_out_text=Verbatim(_held_out_text(provenance, scores.after)) if scores else "",
+        held_out_text=Verbatim(held_out),
         formats=formats,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -67,46 +80,24 @@ def _escaped(value: Any) -> Any:
     return markdown_escape(value) if isinstance(value, str) else value
 
 
-def _front_matter(provenance: Provenance, formats: Sequence[str]) -> str:
-    facts = ModelCardData(
-        library_name=formats[0],
-        pipeline_tag="zero-shot-image-classification",
-        license=provenance.base.licence or "unknown",
-        tags=["clip", "clip-refine", "zero-shot-image-classification", *formats],
-        base_model=provenance.base.hub_id,
-    )
-    return facts.to_yaml()
-
-
-def _held_out_text(provenance: Provenance, scores: Scores) -> str:
-    counts = f"{scores.pairs:,} held-out images with {scores.captions:,} captions"
-    name = provenance.held_out and markdown_escape(provenance.held_out.name)
-    return f"{counts} ({name})" if name else counts
-
-
 def _score_rows(scores: RunScores) -> list[tuple[str, str, str, str]]:
     """Heading, before, after and change of the lines before → after."""
     before, after = scores.before, scores.after
-    rows = []
-
-    def add(heading: str, path: str, was: float, now: float) -> None:
-        interval = scores.difference.get(path)
-        change = signed(now - was)
-        if interval:
-            change += f" ({signed(interval.low)} to {signed(interval.high)})"
-        rows.append((heading, f"{was:.3f}", f"{now:.3f}", change))
-
-    for name in _GEOMETRY:
-        if name in before.geometry:
-            add(
-                metric(name).heading,
-                f"geometry.{name}",
-                before.geometry[name],
-                after.geometry[name],
-            )
-    for name, was in before.retrieval.items():
-        add(metric(name).heading, f"retrieval.{name}", was, after.retrieval[name])
+    lines = [
+        (metric(name).heading, f"geometry.{name}", before.geometry[name], after.geometry[name])
+        for name in _GEOMETRY
+        if name in before.geometry
+    ]
+    lines += [
+        (metric(name).heading, f"retrieval.{name}", was, after.retrieval[name])
+        for name, was in before.retrieval.items()
+    ]
     for task, values in before.zero_shot.items():
-        now = after.zero_shot[task]["top1"]
-        add(f"zero-shot top-1, {task}", f"zero_shot.{task}.top1", values["top1"], now)
+        path, now = f"zero_shot.{task}.top1", after.zero_shot[task]["top1"]
+        lines.append((f"zero-shot top-1, {task}", path, values["top1"], now))
+    rows = []
+    for heading, path, was, now in lines:
+        interval = scores.difference.get(path)
+        span = f" ({signed(interval.low)} to {signed(interval.high)})" if interval else ""
+        rows.append((heading, f"{was:.3f}", f"{now:.3f}", signed(now - was) + span))
     return rows

@@ -20,8 +20,7 @@ from clip_refine.support.folder import write_file
 # --------------------------------------------------------------------------------------------------
 # A chart as the page needs it: a figure for Plotly, the same in words, and the table behind it.
 
-Figure = dict[str, Any]
-"""As Plotly has it, or a part of that."""
+Figure = dict[str, Any]  # as Plotly has it, or a part of that
 
 # the names of the page's own colours, so that a chart follows the page from light to dark
 IMAGE, TEXT, AFTER = "var(--image)", "var(--text)", "var(--after)"
@@ -119,19 +118,16 @@ def write_page(
     `island` is what the page's script reads besides the figures.
     """
     figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
-    text = (
-        _templates()
-        .get_template(template)
-        .render(
-            **values,
-            chart={chart.name: chart for chart in charts},
-            island={**(island or {}), "figures": figures},
-            command=command(environment),
-            versions=versions(environment),
-            all_settings=all_settings(settings),
-            plotly=_plotly(),
-            version=__version__,
-        )
+    page = _templates().get_template(template)
+    text = page.render(
+        **values,
+        chart={chart.name: chart for chart in charts},
+        island={**(island or {}), "figures": figures},
+        command=command(environment),
+        versions=versions(environment),
+        all_settings=all_settings(settings),
+        plotly=_plotly(),
+        version=__version__,
     )
     path = folder / "report.html"
     write_file(path, text)

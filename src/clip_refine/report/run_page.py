@@ -105,8 +105,7 @@ def read_steps(path: Path) -> list[dict[str, float]]:
         raise DataError(f"{path}: is no log of a run ({error}).") from error
 
 
-SHOWN = 8
-"""Classes at most on each side; all are in the table."""
+SHOWN = 8  # classes at most on each side; all are in the table
 
 
 def _task(task: TaskChange) -> dict[str, Any]:
@@ -342,37 +341,28 @@ def training_charts(steps: Steps) -> list[Chart]:
     if not steps:
         return []
     losses = [name for name in steps[0] if name.startswith("loss_") and name != "loss_total"]
-    found = [
-        _chart(
-            steps,
-            "losses",
-            "Loss",
-            {"loss_total": "total", **{name: name.removeprefix("loss_") for name in losses}},
+    terms = {"loss_total": "total", **{name: name.removeprefix("loss_") for name in losses}}
+    norms = {"image_norm": "images", "text_norm": "captions"}
+    subjects = [
+        (
+            *("losses", "Loss", terms),
             "Weighted terms of the objective on each batch. Random references make RaFA noisy by "
             "design; whether the model got better is read off the held-out scores.",
         ),
-        _chart(
-            steps,
-            "norms",
-            "Length of the raw features",
-            {"image_norm": "images", "text_norm": "captions"},
+        (
+            *("norms", "Length of the raw features", norms),
             "Mean norms in the batch. RaFA pulls them toward the references' length.",
         ),
-        _chart(
-            steps,
-            "batch-gap",
-            "Gap in the batch",
-            {"centroid_distance": "centroid distance"},
+        (
+            *("batch-gap", "Gap in the batch", {"centroid_distance": "centroid distance"}),
             "Distance between the mean image and the mean caption on the unit sphere.",
         ),
-        _chart(
-            steps,
-            "gradient",
-            "Gradient norm",
-            {"gradient_norm": "gradient norm"},
+        (
+            *("gradient", "Gradient norm", {"gradient_norm": "gradient norm"}),
             "Before clipping. A rise that does not end points at a learning rate that is too high.",
         ),
     ]
+    found = [_chart(steps, *subject) for subject in subjects]
     return [chart for chart in found if chart]
 
 

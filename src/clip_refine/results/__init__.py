@@ -451,39 +451,28 @@ class Spectra(Record):
     text_after: tuple[float, ...]  # the same
 
 
-class ImageQuery(Record):
-    """An image that looks for its captions."""
+First = TypeVar("First", str, int)
+
+
+class Query(Record, Generic[First]):
+    """An image that looks for its captions, or a caption that looks for its image."""
 
     image: int  # its position
-    caption: str  # the best-placed of its own captions, after
-    rank_before: int  # where the best of its own stands, 1 is first
+    caption: str  # the text; of an image the best-placed of its own captions, after
+    rank_before: int  # where the (best of) its own stands, 1 is first
     rank_after: int  # the same of the refined model
-    first_before: str  # the caption that stood first
-    first_after: str  # the caption that stands first
+    first_before: First  # the caption, or the image, that stood first
+    first_after: First  # the one that stands first
 
 
-class CaptionQuery(Record):
-    """A caption that looks for its image."""
-
-    caption: str  # the text
-    image: int  # the image that it describes
-    rank_before: int  # where that stands, 1 is first
-    rank_after: int  # the same of the refined model
-    first_before: int  # the image that stood first
-    first_after: int  # the image that stands first
-
-
-Query = TypeVar("Query", ImageQuery, CaptionQuery)
-
-
-class Ranking(Record, Generic[Query]):
+class Ranking(Record, Generic[First]):
     """How the ranks of all queries of one kind moved."""
 
     queries: int  # how many
     improved: int  # how many found their own earlier than before
     worsened: int  # how many found it later
-    most_improved: tuple[Query, ...]  # examples
-    most_worsened: tuple[Query, ...]  # as many, chosen alike
+    most_improved: tuple[Query[First], ...]  # examples
+    most_worsened: tuple[Query[First], ...]  # as many, chosen alike
 
 
 class ClassChange(Record):
@@ -527,8 +516,8 @@ class Evidence(Record):
     clouds: Clouds  # for the scatter plots
     histograms: Histograms  # of cosines
     spectra: Spectra  # of both modalities
-    images: Ranking[ImageQuery]  # as queries
-    captions: Ranking[CaptionQuery]  # as queries
+    images: Ranking[str]  # as queries
+    captions: Ranking[int]  # as queries
     tasks: tuple[TaskChange, ...]  # zero-shot, class by class
     thumbnails: Mapping[int, str]  # position of a held-out image → a small JPEG, base64
 

@@ -1,7 +1,5 @@
 """`explore`: a page on this machine that searches images and captions with two models."""
 
-import base64
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from clip_refine.data import CaptionedImages, ImageCaptions, Subset, open_pairs
 from clip_refine.data.images import SUFFIXES
 from clip_refine.data.pairs import Images
 from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.evidence import thumbnail
 from clip_refine.evaluation.similarity import unit_rows
 from clip_refine.roads import build
 from clip_refine.support.errors import ConfigError, DataError, ModelError
@@ -149,11 +148,7 @@ def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
 # The page of `clip-refine explore`, by Gradio.
 
 
-COUNT = 12
-"""Hits that are shown for each model."""
-
-THUMBNAIL = 200
-_FONTS = ("system-ui", "sans-serif")
+COUNT = 12  # hits that are shown for each model
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
@@ -180,7 +175,7 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = 
     except ModuleNotFoundError as error:
         raise ConfigError("explore needs Gradio. Run `pip install 'clip-refine[app]'`.") from error
     app = _page(gradio, explorer)
-    theme = gradio.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace"))
+    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     try:
         app.launch(
             server_name="127.0.0.1",
@@ -190,7 +185,7 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = 
             quiet=not wait,
             share=False,
             footer_links=[],
-            theme=theme,
+            theme=gradio.themes.Default(**fonts),
             css=_CSS,
             app_kwargs={"middleware": [_no_network()]},
         )
@@ -251,18 +246,12 @@ def _page(gradio: Any, explorer: Explorer) -> Any:
     return app
 
 
-def renderer(
-    explorer: Explorer,
-) -> Callable[[str, Image.Image | None, bool], tuple[str, str]]:
+def renderer(explorer: Explorer) -> Callable[[str, Image.Image | None, bool], tuple[str, str]]:
     """What turns a query into the hits of both models, as HTML with all text escaped."""
 
     @lru_cache(maxsize=1024)
-    def thumbnail(index: int) -> str:
-        small = explorer.images.load_image(index).convert("RGB")
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        small.save(file, "JPEG", quality=80)
-        return base64.b64encode(file.getvalue()).decode("ascii")
+    def shown_image(index: int) -> str:
+        return thumbnail(explorer.images.load_image(index), side=200, quality=80)
 
     def grid(found: list[Hit], other: list[Hit]) -> str:
         others = {(hit.image, hit.caption) for hit in other}
@@ -270,7 +259,7 @@ def renderer(
         for hit in found:
             if hit.image is not None:
                 name = escape(explorer.images.image_name(hit.image))
-                source = f"data:image/jpeg;base64,{thumbnail(hit.image)}"
+                source = f"data:image/jpeg;base64,{shown_image(hit.image)}"
                 shown = f'<img src="{source}" alt="{name}" title="{name}">'
             else:
                 shown = f'<div class="text">{escape(hit.caption or "")}</div>'

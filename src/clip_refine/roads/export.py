@@ -1,6 +1,6 @@
 """`export`: a model in another library's format, loaded back there and compared."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 from clip_refine import __version__
 from clip_refine.config import ModelConfig, RefineConfig, load_config
 from clip_refine.data import ImageCaptions, Subset
+from clip_refine.models.checkpoints import is_run
 from clip_refine.models.encoder import files_of
-from clip_refine.models.transformers import quiet_transformers
+from clip_refine.models.transformers import INSTALL, quiet_transformers
 from clip_refine.results import Provenance, RunScores, read
 from clip_refine.roads import build
 from clip_refine.saving import (
@@ -27,7 +28,8 @@ from clip_refine.saving import (
     write_sentence_transformers,
     write_transformers,
 )
-from clip_refine.saving.onnx import IMAGE_FILE, INSTALL, TEXT_FILE, image_size
+from clip_refine.saving.onnx import IMAGE_FILE, TEXT_FILE, image_size
+from clip_refine.saving.onnx import INSTALL as INSTALL_ONNX
 from clip_refine.support.errors import ClipRefineError, ConfigError, ModelError
 from clip_refine.support.folder import check_free, complete_folder
 from clip_refine.toy import toy_val
@@ -36,8 +38,7 @@ from clip_refine.toy import toy_val
 # Whether an exported model gives the same features.
 
 
-SAMPLE = 16
-"""Images and captions that are compared."""
+SAMPLE = 16  # images and captions that are compared
 
 
 @dataclass(frozen=True)
@@ -103,46 +104,36 @@ def compare_features(
     images = [image.resize((width, height), Image.Resampling.BICUBIC) for image in originals]
     captions = [pairs.captions[index][0] for index in range(len(pairs))]
     cleaned = [" ".join(basic_clean(caption).split()) for caption in captions]
-    source = _encoders(model)
+    device = next(model.parameters()).device
+
+    def encode_images(these: list[Image.Image]) -> Tensor:
+        return model.encode_image(torch.stack([model.preprocess(i) for i in these]).to(device))
+
+    def encode_texts(these: list[str]) -> Tensor:
+        return model.encode_text(model.tokenizer(these).to(device))
+
+    def difference(expected: Tensor, found: Tensor) -> float:
+        found = found.to(expected)
+        if expected.shape != found.shape:
+            return float("inf")
+        return float((expected - found).abs().max() / expected.norm(dim=-1).mean())
+
+    def lowest_cosine(expected: Tensor, found: Tensor) -> float:
+        return float(torch.cosine_similarity(expected, found.to(expected), dim=-1).min())
+
     return ExportCheck(
         pairs=Path(pairs.name).name,
         count=len(pairs),
-        image_difference=_difference(source.images(images), exported.images(images)),
-        text_difference=_difference(source.texts(cleaned), exported.texts(cleaned)),
-        image_cosine=_lowest_cosine(source.images(originals), exported.images(originals)),
-        text_cosine=_lowest_cosine(source.texts(captions), exported.texts(captions)),
+        image_difference=difference(encode_images(images), exported.images(images)),
+        text_difference=difference(encode_texts(cleaned), exported.texts(cleaned)),
+        image_cosine=lowest_cosine(encode_images(originals), exported.images(originals)),
+        text_cosine=lowest_cosine(encode_texts(captions), exported.texts(captions)),
         tolerance=tolerance,
     )
 
 
-def _encoders(model: Any) -> Encoders:
-    device = next(model.parameters()).device
-
-    def images(these: Sequence[Image.Image]) -> Tensor:
-        return model.encode_image(torch.stack([model.preprocess(i) for i in these]).to(device))
-
-    return Encoders(
-        images=images, texts=lambda texts: model.encode_text(model.tokenizer(texts).to(device))
-    )
-
-
-def _difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference of two (B, d) features over the mean norm of the first."""
-    found = found.to(expected)
-    if expected.shape != found.shape:
-        return float("inf")
-    return float((expected - found).abs().max() / expected.norm(dim=-1).mean())
-
-
-def _lowest_cosine(expected: Tensor, found: Tensor) -> float:
-    return float(torch.cosine_similarity(expected, found.to(expected), dim=-1).min())
-
-
 # --------------------------------------------------------------------------------------------------
 # Exported folders, loaded by the library they are for and without any of ours.
-
-
-_INSTALL_HF = "pip install 'clip-refine[hf]'"
 
 
 def load_back(folder: Path, kind: str, model: Any) -> Encoders:
@@ -158,7 +149,7 @@ def load_back(folder: Path, kind: str, model: Any) -> Encoders:
             case _:
                 return _onnx(folder, model)
     except ImportError as error:
-        install = INSTALL if kind == "onnx" else _INSTALL_HF
+        install = INSTALL_ONNX if kind == "onnx" else INSTALL
         raise ModelError(
             f"the export cannot be checked without {error.name}. Install it with {install}."
         ) from error
@@ -230,9 +221,14 @@ def _onnx(folder: Path, model: Any) -> Encoders:
 # The road out: load → write → load back as its users would → compare → keep or refuse.
 
 
-FORMATS = ("open_clip", "transformers", "sentence-transformers", "onnx")
-_TOLERANCE = {"onnx": 1e-4}
-_ANY_TOLERANCE = 1e-5
+# format → what features may differ by; ONNX runs other kernels
+_TOLERANCES = {
+    "open_clip": 1e-5,
+    "transformers": 1e-5,
+    "sentence-transformers": 1e-5,
+    "onnx": 1e-4,
+}
+FORMATS = tuple(_TOLERANCES)
 
 
 def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> ExportCheck:
@@ -244,30 +240,33 @@ def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> Expor
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: there is no such format. Allowed: {', '.join(FORMATS)}.")
     check_free(out, overwrite=overwrite)
-    run = _run_of(Path(source))
+    path = Path(source)
+    # the run that the folder is, or is the model of
+    within = (path, path.parent if path.name == "model" else path)
+    run = next((folder for folder in within if is_run(folder)), None)
     model = _load(source, run, to)
     provenance, scores = _origin(source, run)
     pairs = sample_pairs(run)
+    header = provenance.header()
     with complete_folder(out, overwrite=overwrite) as folder:
-        _write(model, folder, to, provenance.header())
+        match to:
+            case "open_clip":
+                write_open_clip(model, folder, header)
+            case "transformers":
+                write_transformers(model, folder, header)
+            case "sentence-transformers":
+                write_sentence_transformers(model, folder, header)
+            case _:
+                write_onnx(model, folder, header)
         write_card(folder, provenance, scores)
-        check = compare_features(
-            model, load_back(folder, to, model), pairs, tolerance=_TOLERANCE.get(to, _ANY_TOLERANCE)
-        )
+        loaded = load_back(folder, to, model)
+        check = compare_features(model, loaded, pairs, tolerance=_TOLERANCES[to])
         if not check.passed:
             raise ModelError(
                 f"the exported model gives other features than {source}: {check}. Nothing was "
                 "kept. Please report this with the model's name."
             )
     return check
-
-
-def _run_of(source: Path) -> Path | None:
-    """The run that a folder is, or is the model of."""
-    for folder in (source, source.parent if source.name == "model" else source):
-        if (folder / "scores.json").is_file() and (folder / "config.yaml").is_file():
-            return folder
-    return None
 
 
 def _load(source: str, run: Path | None, to: str) -> Any:
@@ -293,15 +292,3 @@ def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None
     if found:
         return found, None
     return Provenance(version=__version__, made="converted", base=base_model(source)), None
-
-
-def _write(model: Any, folder: Path, to: str, header: dict[str, str]) -> None:
-    match to:
-        case "open_clip":
-            write_open_clip(model, folder, header)
-        case "transformers":
-            write_transformers(model, folder, header)
-        case "sentence-transformers":
-            write_sentence_transformers(model, folder, header)
-        case _:
-            write_onnx(model, folder, header)

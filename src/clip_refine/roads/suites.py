@@ -1,7 +1,7 @@
 """`evaluate --suite`: sources, prompts and models of a suite → its scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,10 @@ from clip_refine.config.suites import (
     ZeroShotTask,
     shipped,
 )
-from clip_refine.data import ImageCaptions, open_pairs
+from clip_refine.data import open_pairs
 from clip_refine.data.images import DECODING
 from clip_refine.data.labelled import (
     OPEN_CLIP,
-    IndexedImages,
     choose_names,
     read_cub,
     read_labelled_rows,
@@ -57,12 +56,9 @@ from clip_refine.results.metrics import metric
 from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
 from clip_refine.support.environment import describe_environment
-from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.support.errors import ConfigError, DataError, first_line
 from clip_refine.support.folder import check_free, write_file
 from clip_refine.toy import toy_tasks, toy_val
-
-# --------------------------------------------------------------------------------------------------
-# A suite's settings → opened sources, prompts, models.
 
 
 class NotThereError(DataError):
@@ -73,7 +69,6 @@ class NotThereError(DataError):
 class OpenedSource:
     """A suite's source whose images can be loaded."""
 
-    name: str  # as the suite calls it
     images: Images  # what to encode
     place: str  # where it was found
     note: str | None  # what the suite says about it
@@ -82,6 +77,27 @@ class OpenedSource:
     labels: Sequence[int] = ()  # the class of each image; empty where it has captions
     class_names: Sequence[str] = ()  # for prompts
     names_from: str | None = None  # which list those are
+    fingerprints: Sequence[str] = ()  # what is in each image; empty until that was looked at
+
+    @property
+    def texts(self) -> list[str]:
+        """All captions, image by image."""
+        return [text for texts in self.captions or () for text in texts]
+
+    @property
+    def owners(self) -> Tensor:
+        """(M,) the image of each caption."""
+        counts = torch.tensor([len(texts) for texts in self.captions or ()])
+        return torch.repeat_interleave(torch.arange(len(counts)), counts)
+
+    def fingerprint(self, *more: str) -> str:
+        """Of images with captions or classes, and what else counts."""
+        described = self.captions or [(str(label),) for label in self.labels]
+        parts = [
+            "\0".join((name, *texts))
+            for name, texts in zip(self.fingerprints, described, strict=True)
+        ]
+        return fingerprint(*(part.encode() for part in (*parts, *more)))
 
 
 @dataclass(frozen=True)
@@ -106,22 +122,40 @@ class SuitePlaces:
         return next((str(at / name) for at in self.files if (at / name).is_file()), name)
 
 
-def open_sources(
-    suite: Suite, places: SuitePlaces
+def read_sources(
+    config: EvaluateConfig, suite: Suite, accelerator: Accelerator
 ) -> tuple[dict[str, OpenedSource], dict[str, str]]:
-    """The sources that tasks name, and those that are not there with how to get them."""
+    """Open all sources before anything is computed, and look at every image.
+
+    Also what is not there, with how to get it.
+    """
+    places = SuitePlaces.of(config)
     opened: dict[str, OpenedSource] = {}
     missing: dict[str, str] = {}
-    wanted = [name for task in suite.tasks for name in task.sources().values()]
-    for name in dict.fromkeys(wanted):
+    for name in dict.fromkeys(name for task in suite.tasks for name in task.sources().values()):
         try:
-            opened[name] = open_suite_source(name, suite.sources[name], places)
+            opened[name] = open_suite_source(suite.sources[name], places)
         except NotThereError as absent:
             missing[name] = str(absent)
+    visible = accelerator.is_main_process
+    if missing:
+        listed = "\n".join(f"  {name}: {why}" for name, why in missing.items())
+        none_left = all(set(task.sources().values()) & set(missing) for task in suite.tasks)
+        if config.missing == "stop" or none_left:
+            raise DataError(
+                f"suite {suite.name}: {len(missing)} of {len(missing) + len(opened)} sources are "
+                f"not there.\n{listed}\nLay them out (docs/evaluation.md), say where they are with "
+                "--data-root, or pass --missing skip to measure on the others."
+            )
+        if visible:
+            console.print(f"Left out, not there:\n{listed}", style="yellow", markup=False)
+    for name, source in opened.items():
+        found = image_fingerprints(source.images, f"Reading {name}", visible=visible)
+        opened[name] = replace(source, fingerprints=found)
     return opened, missing
 
 
-def open_suite_source(name: str, source: SuiteSource, places: SuitePlaces) -> OpenedSource:
+def open_suite_source(source: SuiteSource, places: SuitePlaces) -> OpenedSource:
     """The first of a source's places that is there."""
     tried = []
     for place in source.at:
@@ -131,20 +165,12 @@ def open_suite_source(name: str, source: SuiteSource, places: SuitePlaces) -> Op
             tried.append(str(absent))
             continue
         if source.captioned:
-            return OpenedSource(name, images, where, source.note, captions=images.captions)
+            return OpenedSource(images, where, source.note, captions=images.captions)
         asked = source.class_names
         if isinstance(asked, str) and asked != OPEN_CLIP:
             asked = places.file(asked)
-        names, names_from = choose_names(images.class_names, asked, naming=source.naming)
-        return OpenedSource(
-            name,
-            images,
-            where,
-            source.note,
-            labels=images.labels,
-            class_names=names,
-            names_from=names_from,
-        )
+        names = choose_names(images.class_names, asked, naming=source.naming)
+        return OpenedSource(images, where, source.note, None, images.labels, *names)
     advice = f" {source.how_to_get}" if source.how_to_get else ""
     raise NotThereError(f"looked for {', '.join(tried)}.{advice}")
 
@@ -160,7 +186,10 @@ def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
                 raise DataError(f"toy: has no task {place.task!r}, only {', '.join(tasks)}.")
             return tasks[place.task], f"toy {place.task}"
         case "rows" | "captions" if place.path.startswith("hf:"):
-            return _open_from_hub(place), place.path
+            try:
+                return _read(place, place.path), place.path
+            except DataError as error:  # out of reach, which is as good as not there
+                raise NotThereError(f"{place.path} ({error})") from error
     file, mark, part = place.path.partition("#")
     path = places.data / file
     if not path.exists() and not any(mark in file for mark in "{*"):  # else several files
@@ -186,28 +215,16 @@ def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
                 raise NotThereError(f"torchvision's {place.dataset} in {path}") from error
             return found, where
         case "rows":
-            return _read_rows(place, str(path)), where
+            return _read(place, str(path)), where
         case "captions":
-            return _read_captions(place, where), where
+            return _read(place, where), where
 
 
-def _open_from_hub(place: RowsSource | CaptionsSource) -> Images:
-    """What is on the Hub may be out of reach, which is as good as not there."""
-    try:
-        if isinstance(place, RowsSource):
-            return _read_rows(place, place.path)
-        return _read_captions(place, place.path)
-    except DataError as error:
-        raise NotThereError(f"{place.path} ({error})") from error
-
-
-def _read_rows(place: RowsSource, path: str) -> IndexedImages:
-    return read_labelled_rows(
-        path, split=place.split, subset=place.subset, image=place.image, label=place.label
-    )
-
-
-def _read_captions(place: CaptionsSource, where: str) -> ImageCaptions:
+def _read(place: RowsSource | CaptionsSource, where: str) -> Images:
+    if isinstance(place, RowsSource):
+        return read_labelled_rows(
+            where, split=place.split, subset=place.subset, image=place.image, label=place.label
+        )
     try:
         config = DataConfig.model_validate({"train": where, **place.options})
     except ValidationError as error:
@@ -219,9 +236,6 @@ def _read_captions(place: CaptionsSource, where: str) -> ImageCaptions:
 # A suite's settings → prompts and models.
 
 
-PAPER_TEMPLATE = "a photo of a {}"
-
-
 def build_templates(
     task: ZeroShotTask, override: str | None, places: SuitePlaces
 ) -> tuple[str, tuple[str, ...]]:
@@ -231,7 +245,7 @@ def build_templates(
         return "the suite's", asked
     match asked:
         case "paper":
-            return asked, (PAPER_TEMPLATE,)
+            return asked, ("a photo of a {}",)
         case "openai-imagenet":
             return asked, tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
         case "simple-imagenet":
@@ -256,19 +270,20 @@ def build_templates(
 def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
     """Label → model; a run's folder gives its base and its model."""
     if not config.models:
-        model = config.model
-        label = f"{model.name}@{model.pretrained}" if model.pretrained else model.name
-        return {label: model}
+        return {_label(config.model): config.model}
     found: dict[str, ModelConfig] = {}
     for name in config.models:
         folder = Path(name)
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
             if base not in found.values():
-                tag = f"@{base.pretrained}" if base.pretrained else ""
-                found[f"{base.name}{tag}"] = base
+                found[_label(base)] = base
         found[name] = build.named_model(name)
     return found
+
+
+def _label(model: ModelConfig) -> str:
+    return f"{model.name}@{model.pretrained}" if model.pretrained else model.name
 
 
 def _base_of(path: Path) -> ModelConfig:
@@ -278,68 +293,12 @@ def _base_of(path: Path) -> ModelConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path}: its model, from which the run started, cannot be read "
-            f"({str(error).splitlines()[0]}). Name both models, base and {path.parent / 'model'}."
+            f"({first_line(error)}). Name both models, base and {path.parent / 'model'}."
         ) from error
 
 
 # --------------------------------------------------------------------------------------------------
 # What the models of a suite are measured on: sources that were looked at, and their tasks.
-
-
-@dataclass(frozen=True)
-class Content:
-    """An opened source with what is in its images."""
-
-    source: OpenedSource
-    fingerprints: Sequence[str]
-
-    @property
-    def texts(self) -> list[str]:
-        """All captions, image by image."""
-        return [text for texts in self.source.captions or () for text in texts]
-
-    @property
-    def owners(self) -> Tensor:
-        """(M,) the image of each caption."""
-        counts = torch.tensor([len(texts) for texts in self.source.captions or ()])
-        return torch.repeat_interleave(torch.arange(len(counts)), counts)
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) the class of each image."""
-        return torch.tensor(list(self.source.labels))
-
-    def fingerprint(self, *more: str) -> str:
-        """Of images with captions or classes, and what else counts."""
-        described = self.source.captions or [(str(label),) for label in self.source.labels]
-        parts = [
-            "\0".join((name, *texts))
-            for name, texts in zip(self.fingerprints, described, strict=True)
-        ]
-        return fingerprint(*(part.encode() for part in (*parts, *more)))
-
-
-def read_sources(
-    config: EvaluateConfig, suite: Suite, accelerator: Accelerator
-) -> tuple[dict[str, Content], dict[str, str]]:
-    """Open all sources before anything is computed, and look at every image."""
-    opened, missing = open_sources(suite, SuitePlaces.of(config))
-    if missing:
-        listed = "\n".join(f"  {name}: {why}" for name, why in missing.items())
-        none_left = all(set(task.sources().values()) & set(missing) for task in suite.tasks)
-        if config.missing == "stop" or none_left:
-            raise DataError(
-                f"suite {suite.name}: {len(missing)} of {len(missing) + len(opened)} sources are "
-                f"not there.\n{listed}\nLay them out (docs/evaluation.md), say where they are with "
-                "--data-root, or pass --missing skip to measure on the others."
-            )
-        if accelerator.is_main_process:
-            console.print(f"Left out, not there:\n{listed}", style="yellow", markup=False)
-    visible = accelerator.is_main_process
-    return {
-        name: Content(source, image_fingerprints(source.images, f"Reading {name}", visible=visible))
-        for name, source in opened.items()
-    }, missing
 
 
 @dataclass(frozen=True)
@@ -357,7 +316,7 @@ class SuiteBench:
 
     config: EvaluateConfig  # every setting
     suite: Suite  # sources and tasks
-    contents: Mapping[str, Content]  # the sources that are there
+    sources: Mapping[str, OpenedSource]  # those that are there
     accelerator: Accelerator  # which process this is
 
     @property
@@ -366,7 +325,7 @@ class SuiteBench:
         return [
             task
             for task in self.suite.tasks
-            if all(name in self.contents for name in task.sources().values())
+            if all(name in self.sources for name in task.sources().values())
         ]
 
     def encode(self, label: str, model: ModelConfig) -> EncodedModel:
@@ -383,67 +342,61 @@ class SuiteBench:
         if isinstance(encoder, nn.Module):
             encoder.float().eval().to(device)
         pixels = preprocess_fingerprint(encoder.preprocess).encode()
-        name = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
-        store = FeatureStore((self.config.cache or build.default_cache()) / "features" / name)
+        made_by = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
+        store = FeatureStore((self.config.cache or build.default_cache()) / "features" / made_by)
         group = self.accelerator
-        for source, content in self.contents.items():
-            images, names = content.source.images, content.fingerprints
-            store.add_images(embedder, images, names, f"{label}: {source}", group)
-            if content.source.captions is not None:
-                store.add_texts(embedder, content.texts, f"{label}: {source} captions", group)
+        for name, source in self.sources.items():
+            title = f"{label}: {name}"
+            store.add_images(embedder, source.images, source.fingerprints, title, group)
+            if source.captions is not None:
+                store.add_texts(embedder, source.texts, f"{title} captions", group)
         for task in self.tasks:
             if task.kind == "zero-shot":
                 prompts = self._prompts(task)
                 store.add_texts(embedder, prompts, f"{label}: {task.source} prompts", group)
         scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
-        return EncodedModel(name, store, scale)
+        return EncodedModel(made_by, store, scale)
 
     def measure(self, task: Task, model: EncodedModel) -> Outcome:
         """One task from the features in the cache."""
         try:
-            if self.contents[task.source].source.captions is None:
-                return self._measure_classes(task, model)
-            return self._measure_captions(task, model)
+            return self._measure(task, model)
         except ValueError as error:
             raise DataError(f"task {task.title}: {error}.") from error
 
-    def _measure_classes(self, task: Task, model: EncodedModel) -> Outcome:
-        content, bootstrap = self.contents[task.source], self._bootstrap(task)
-        images, labels = model.features.images(content.fingerprints), content.labels
-        match task.kind:
-            case "zero-shot":
-                names = content.source.class_names
-                prompts = model.features.texts(self._prompts(task))
-                classes = class_vectors(prompts.view(len(names), -1, prompts.shape[1]))
-                return zero_shot_task(
-                    images,
-                    classes,
-                    labels,
-                    class_names=names,
-                    logit_scale=model.logit_scale,
-                    bootstrap=bootstrap,
-                )
-            case "linear-probe":
-                training = self._training(task, model)
-                return linear_probe_task(images, labels, training, bootstrap=bootstrap)
-            case "few-shot-probe":
-                return few_shot_task(
-                    images,
-                    labels,
-                    self._training(task, model),
-                    shots=task.shots,
-                    draws=task.draws,
-                    bootstrap=bootstrap,
-                )
-        raise ValueError(f"{task.kind} is not measured on classes")
-
-    def _measure_captions(self, task: Task, model: EncodedModel) -> Outcome:
-        content, bootstrap = self.contents[task.source], self._bootstrap(task)
-        pairs = EmbeddedPairs(
-            model.features.images(content.fingerprints),
-            model.features.texts(content.texts),
-            content.owners,
-        )
+    def _measure(self, task: Task, model: EncodedModel) -> Outcome:
+        source = self.sources[task.source]
+        # tasks on one source draw the same images
+        bootstrap = Bootstrap(self.suite.resamples, self.config.seed, task.source)
+        images = model.features.images(source.fingerprints)
+        if source.captions is None:
+            labels = torch.tensor(list(source.labels))
+            match task.kind:
+                case "zero-shot":
+                    names = source.class_names
+                    prompts = model.features.texts(self._prompts(task))
+                    return zero_shot_task(
+                        images,
+                        class_vectors(prompts.view(len(names), -1, prompts.shape[1])),
+                        labels,
+                        class_names=names,
+                        logit_scale=model.logit_scale,
+                        bootstrap=bootstrap,
+                    )
+                case "linear-probe":
+                    training = self._training(task, model)
+                    return linear_probe_task(images, labels, training, bootstrap=bootstrap)
+                case "few-shot-probe":
+                    return few_shot_task(
+                        images,
+                        labels,
+                        self._training(task, model),
+                        shots=task.shots,
+                        draws=task.draws,
+                        bootstrap=bootstrap,
+                    )
+            raise ValueError(f"{task.kind} is not measured on classes")
+        pairs = EmbeddedPairs(images, model.features.texts(source.texts), source.owners)
         match task.kind:
             case "retrieval":
                 return retrieval_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
@@ -466,29 +419,26 @@ class SuiteBench:
 
     def data_fingerprint(self, task: Task) -> str:
         """Of images with captions or classes, of class names, prompts and training images."""
-        content, more = self.contents[task.source], []
+        source, more = self.sources[task.source], []
         if task.kind == "zero-shot":
-            more = [*content.source.class_names, *self.templates(task)[1]]
+            more = [*source.class_names, *self.templates(task)[1]]
         train = task.sources().get("train")
-        return content.fingerprint(*more, *([self.contents[train].fingerprint()] if train else []))
-
-    def _bootstrap(self, task: Task) -> Bootstrap:
-        return Bootstrap(self.suite.resamples, self.config.seed, task.source)
+        return source.fingerprint(*more, *([self.sources[train].fingerprint()] if train else []))
 
     def _training(
         self, task: LinearProbeTask | FewShotTask, model: EncodedModel
     ) -> tuple[Tensor, Tensor] | None:
         if task.train is None:
             return None
-        content = self.contents[task.train]
-        if content.source.class_names != self.contents[task.source].source.class_names:
+        source = self.sources[task.train]
+        if source.class_names != self.sources[task.source].class_names:
             raise ValueError(f"{task.train} and {task.source} have other classes")
-        return model.features.images(content.fingerprints), content.labels
+        return model.features.images(source.fingerprints), torch.tensor(list(source.labels))
 
     def _prompts(self, task: ZeroShotTask) -> list[str]:
         """Every class name in every template, class by class."""
-        names = self.contents[task.source].source.class_names
-        return [t.replace("{}", name) for name in names for t in self.templates(task)[1]]
+        names, templates = self.sources[task.source].class_names, self.templates(task)[1]
+        return [template.replace("{}", name) for name in names for template in templates]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -522,8 +472,8 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
         check_free(config.out, overwrite=config.overwrite, folder=False)
     models = expand_models(config)
     accelerator = build.build_accelerator(config.device)
-    contents, missing = read_sources(config, suite, accelerator)
-    bench = SuiteBench(config, suite, contents, accelerator)
+    sources, missing = read_sources(config, suite, accelerator)
+    bench = SuiteBench(config, suite, sources, accelerator)
     evaluated: list[EvaluatedModel] = []
     found: dict[str, dict[str, Outcome]] = {}
     for label, model in models.items():
@@ -537,7 +487,12 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
             )
         )
         if accelerator.is_main_process:
-            found[label] = _measure(bench, encoded)
+            found[label] = {task.title: bench.measure(task, encoded) for task in bench.tasks}
+            zero_shot = {
+                t.title: found[label][t.title] for t in bench.tasks if t.kind == "zero-shot"
+            }
+            if len(zero_shot) > 1:
+                found[label][MEAN] = mean_of(zero_shot, "top1")
     if not accelerator.is_main_process:
         return None
     measured = [
@@ -566,16 +521,9 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
     return scores
 
 
-def _measure(bench: SuiteBench, model: EncodedModel) -> dict[str, Outcome]:
-    """Every task, and where there are several of zero-shot classification, their mean."""
-    found = {task.title: bench.measure(task, model) for task in bench.tasks}
-    zero_shot = {t.title: found[t.title] for t in bench.tasks if t.kind == "zero-shot"}
-    return found | ({MEAN: mean_of(zero_shot, "top1")} if len(zero_shot) > 1 else {})
-
-
 def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outcome) -> TaskScores:
     """The numbers with everything that they depend on."""
-    source, counts = bench.contents[task.source].source, dict(outcome.counts)
+    source, counts = bench.sources[task.source], dict(outcome.counts)
     prompts, templates, names = None, (), None
     if task.kind == "zero-shot":
         prompts, templates = bench.templates(task)

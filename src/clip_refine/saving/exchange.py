@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import open_clip
 import torch
@@ -81,13 +81,11 @@ Names = tuple[str, ...]
 Reshape = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """A model in the terms of the other library."""
 
-    # its settings: open_clip's `model_cfg`, or what Transformers calls `config.json`
-    config: dict[str, Any]
-    state: dict[str, Tensor]  # its weights by the other library's names
+    config: dict[str, Any]  # open_clip's `model_cfg`, or what Transformers calls `config.json`
+    state: dict[str, Tensor]  # its weights by that library's names
 
 
 @dataclass(frozen=True)
@@ -123,37 +121,17 @@ _RESHAPE: dict[str, tuple[Reshape, Reshape]] = {  # from open_clip's tensor, and
 }
 
 
-def to_transformers(links: Iterable[Link], state: State) -> dict[str, Tensor]:
-    """Weights by Transformers' names; those that are not split share memory with `state`."""
-    ways = [(each.open_clip, each.transformers, (), _RESHAPE[each.shape][0]) for each in links]
-    return _renamed(ways, state)
-
-
-def to_open_clip(links: Iterable[Link], state: State) -> dict[str, Tensor]:
-    """Weights by open_clip's names; those that are not joined share memory with `state`."""
-    ways = [
-        (each.transformers, each.open_clip, each.shares, _RESHAPE[each.shape][1]) for each in links
-    ]
-    return _renamed(ways, state)
-
-
-def _renamed(
-    ways: list[tuple[Names, Names, tuple[int, ...], Reshape]], state: State
+def renamed(
+    links: Iterable[Link], state: State, *, to: Literal["open_clip", "transformers"]
 ) -> dict[str, Tensor]:
-    """Each way leads from names to names, with shares of the latter and the change of shape."""
-    _check_names(state, {name for names, *_ in ways for name in names})
-    renamed = {}
-    for before, after, shares, reshape in ways:
-        parts = [state[name] for name in before]
-        whole = reshape(parts[0] if len(parts) == 1 else torch.cat(parts))
-        shares = shares or (1,) * len(after)
-        unit = len(whole) // sum(shares) if len(after) > 1 else 0
-        pieces = whole.split([unit * share for share in shares]) if unit else (whole,)
-        renamed |= dict(zip(after, pieces, strict=True))
-    return renamed
-
-
-def _check_names(state: State, expected: set[str]) -> None:
+    """Weights by the other library's names; those not split or joined share memory with `state`."""
+    ways = [
+        (each.open_clip, each.transformers, (), _RESHAPE[each.shape][0])
+        if to == "transformers"
+        else (each.transformers, each.open_clip, each.shares, _RESHAPE[each.shape][1])
+        for each in links
+    ]
+    expected = {name for names, *_ in ways for name in names}
     missing, left_over = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or left_over:
         raise ModelError(
@@ -163,6 +141,15 @@ def _check_names(state: State, expected: set[str]) -> None:
             + (f" (the first is {left_over[0]})" if left_over else "")
             + "."
         )
+    found: dict[str, Tensor] = {}
+    for before, after, shares, reshape in ways:
+        parts = [state[name] for name in before]
+        whole = reshape(parts[0] if len(parts) == 1 else torch.cat(parts))
+        shares = shares or (1,) * len(after)
+        unit = len(whole) // sum(shares) if len(after) > 1 else 0
+        pieces = whole.split([unit * share for share in shares]) if unit else (whole,)
+        found |= dict(zip(after, pieces, strict=True))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------
@@ -237,8 +224,7 @@ def preprocessing_to_open_clip(image_processor: Mapping[str, Any]) -> dict[str, 
 # in whether query, key and value stand in one matrix, and in which way a projection lies.
 
 
-EPSILON = 1e-5
-"""Both libraries' default of their layer norms."""
+EPSILON = 1e-5  # both libraries' default of their layer norms
 BLOCK_FLAGS = (
     "qk_norm",
     "scaled_cosine_attn",
@@ -273,15 +259,17 @@ def clip_to_transformers(
         "dtype": "float32",
         "projection_dim": embed_dim,
         "vision_config": {
-            **tower_config(vision, embed_dim, vision.width // vision.head_width, quick=quick),
+            **tower_config(vision, vision.width // vision.head_width, quick=quick),
             "model_type": "clip_vision_model",
+            "projection_dim": embed_dim,
             "num_channels": 3,
             "image_size": _side(vision.image_size),
             "patch_size": _side(vision.patch_size),
         },
         "text_config": {
-            **tower_config(text, embed_dim, text.heads, quick=quick),
+            **tower_config(text, text.heads, quick=quick),
             "model_type": "clip_text_model",
+            "projection_dim": embed_dim,
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
             "bos_token_id": eos_id - 1,
@@ -292,7 +280,7 @@ def clip_to_transformers(
     prefix = "text." if "text.positional_embedding" in state else ""
     links = _clip_links(model_config["vision_cfg"].get("layers", 12), text.layers, prefix)
     scalar = {**state, "logit_scale": state["logit_scale"].reshape(())}
-    return Converted(config, to_transformers(links, scalar))
+    return Converted(config, renamed(links, scalar, to="transformers"))
 
 
 def clip_to_open_clip(config: Mapping[str, Any], state: State) -> Converted:
@@ -303,7 +291,7 @@ def clip_to_open_clip(config: Mapping[str, Any], state: State) -> Converted:
             f"the towers have two activations, {vision['hidden_act']} and {text['hidden_act']}; "
             "open_clip's CLIP has one for both."
         )
-    model_config = {
+    model_config: dict[str, Any] = {
         "embed_dim": config["projection_dim"],
         **({"quick_gelu": True} if vision["hidden_act"] == "quick_gelu" else {}),
         "vision_cfg": {
@@ -317,13 +305,16 @@ def clip_to_open_clip(config: Mapping[str, Any], state: State) -> Converted:
             "context_length": text["max_position_embeddings"],
             "vocab_size": text["vocab_size"],
             "heads": text["num_attention_heads"],
-            **_pooling(text),
         },
     }
+    eos_id = text["eos_token_id"]
+    # open_clip looks for the highest id by default, which 2 means, too, in old configurations
+    if eos_id not in (2, text["vocab_size"] - 1):
+        model_config["text_cfg"] |= {"pool_type": "eos", "eos_id": eos_id}
     links = _clip_links(vision["num_hidden_layers"], text["num_hidden_layers"], "")
     positions = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
     weights = {name: tensor for name, tensor in state.items() if name not in positions}
-    return Converted(model_config, to_open_clip(links, weights))
+    return Converted(model_config, renamed(links, weights, to="open_clip"))
 
 
 def why_no_clip_model(model_config: Mapping[str, Any], eos_id: int) -> list[str]:
@@ -361,14 +352,13 @@ def why_no_clip_model(model_config: Mapping[str, Any], eos_id: int) -> list[str]
     return problems
 
 
-def tower_config(cfg: Any, embed_dim: int, heads: int, *, quick: bool) -> dict[str, Any]:
+def tower_config(cfg: Any, heads: int, *, quick: bool) -> dict[str, Any]:
     """What Transformers' settings of an open_clip transformer have in common."""
     tanh = (cfg.act_kwargs or {}).get("approximate") == "tanh"
     activation = "quick_gelu" if quick else "gelu_pytorch_tanh" if tanh else "gelu"
     return {
         "hidden_size": cfg.width,
         "intermediate_size": int(cfg.width * cfg.mlp_ratio),
-        "projection_dim": embed_dim,
         "num_hidden_layers": cfg.layers,
         "num_attention_heads": heads,
         "hidden_act": activation,
@@ -394,14 +384,6 @@ def _tower_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         case other:
             raise ModelError(f"open_clip has no activation {other!r}.")
     return settings
-
-
-def _pooling(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Where open_clip finds the end of a text; the highest id is what it looks for by default."""
-    eos_id = text["eos_token_id"]  # 2 stands for the highest id, too, in old configurations
-    if eos_id in (2, text["vocab_size"] - 1):
-        return {}
-    return {"pool_type": "eos", "eos_id": eos_id}
 
 
 def _side(size: Any) -> int:
@@ -482,6 +464,8 @@ def siglip_to_transformers(model_config: Mapping[str, Any], state: State, trunk:
             "it --to onnx, or use it in open_clip's format."
         )
     block = trunk.blocks[0]
+    act = block.mlp.act
+    tanh = getattr(act, "approximate", "none") == "tanh" or type(act).__name__ == "GELUTanh"
     vision_config = {
         "model_type": "siglip_vision_model",
         "hidden_size": trunk.embed_dim,
@@ -491,17 +475,16 @@ def siglip_to_transformers(model_config: Mapping[str, Any], state: State, trunk:
         "num_channels": 3,
         "image_size": trunk.patch_embed.img_size[0],
         "patch_size": trunk.patch_embed.patch_size[0],
-        "hidden_act": _activation(block.mlp.act),
+        "hidden_act": "gelu_pytorch_tanh" if tanh else "gelu",
         "layer_norm_eps": trunk.norm.eps,
     }
     text_config = {
-        **tower_config(text, model_config["embed_dim"], text.heads, quick=False),
+        **tower_config(text, text.heads, quick=False),
         "model_type": "siglip_text_model",
         "projection_size": model_config["embed_dim"],
         "vocab_size": text.vocab_size,
         "max_position_embeddings": text.context_length,
     }
-    del text_config["projection_dim"]
     config = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
@@ -509,7 +492,8 @@ def siglip_to_transformers(model_config: Mapping[str, Any], state: State, trunk:
         "vision_config": vision_config,
         "text_config": text_config,
     }
-    return Converted(config, to_transformers(_siglip_links(len(trunk.blocks), text.layers), state))
+    links = _siglip_links(len(trunk.blocks), text.layers)
+    return Converted(config, renamed(links, state, to="transformers"))
 
 
 def _why_not(text: Any, trunk: Any) -> list[str]:
@@ -526,11 +510,6 @@ def _why_not(text: Any, trunk: Any) -> list[str]:
         problems.append("its text tower does not end in a linear layer with a bias")
     on = [flag for flag in ("embed_cls", "ls_init_value", *BLOCK_FLAGS) if getattr(text, flag)]
     return problems + [f"its text tower is built with {flag}" for flag in on]
-
-
-def _activation(layer: Any) -> str:
-    tanh = getattr(layer, "approximate", "none") == "tanh" or type(layer).__name__ == "GELUTanh"
-    return "gelu_pytorch_tanh" if tanh else "gelu"
 
 
 def _siglip_links(image_layers: int, text_layers: int) -> list[Link]:

@@ -33,8 +33,7 @@ from clip_refine.support.errors import DataError, ModelError
 
 
 CARD = "README.md"
-STREAM_SAMPLE = 512
-"""Images at the beginning of a stream that its fingerprint is taken of."""
+STREAM_SAMPLE = 512  # images at the beginning of a stream that its fingerprint is taken of
 
 
 def refinement(
@@ -45,22 +44,37 @@ def refinement(
     steps: int,
 ) -> Provenance:
     """Where a refined model comes from."""
+    if isinstance(train_pairs, Stream):
+        used = steps * config.train.batch_size
+        fingerprint = pairs_fingerprint(train_pairs.prefix(STREAM_SAMPLE))
+        train = DataFacts(
+            name=_public(train_pairs.name), images=used, captions=used, fingerprint=fingerprint
+        )
+    else:
+        train = data_facts(train_pairs)
+    # what was set in these groups, without what is off and what is this machine's
+    settings: dict[str, str | int | float | bool] = {"steps": steps, "seed": config.seed}
+    for group in ("train", "loss", "prior"):
+        for name, value in getattr(config, group).model_dump(mode="json").items():
+            off = name.endswith("_weight") and not value
+            if value is not None and not off and name not in ("device", "workers"):
+                plain = isinstance(value, str | int | float | bool)
+                settings[f"{group}.{name}"] = value if plain else json.dumps(value)
     return Provenance(
         version=__version__,
         made="refined",
         base=base_model(config.model.name, config.model.pretrained),
         recipe=config.recipe,
-        train=_stream_facts(train_pairs, steps * config.train.batch_size)
-        if isinstance(train_pairs, Stream)
-        else data_facts(train_pairs),
+        train=train,
         held_out=data_facts(held_out),
-        settings=_settings(config, steps),
+        settings=settings,
     )
 
 
 def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
     """What to tell others about a model that settings name."""
-    schema, identifier = _split(name)
+    found = re.match(r"([a-z]+(?:-[a-z]+)*):(.*)", name)
+    schema, identifier = (found[1], found[2]) if found else (None, name)
     if schema == "python":
         return BaseModelFacts(name=f"a Python object of class {identifier}")
     if schema == "factory":
@@ -92,12 +106,6 @@ def data_facts(pairs: ImageCaptions) -> DataFacts:
     )
 
 
-def _stream_facts(stream: Stream, used: int) -> DataFacts:
-    """What to tell others about a stream, of which so many pairs were used."""
-    fingerprint = pairs_fingerprint(stream.prefix(STREAM_SAMPLE))
-    return DataFacts(name=_public(stream.name), images=used, captions=used, fingerprint=fingerprint)
-
-
 def _public(name: str) -> str:
     """The name of a source, or of several that are mixed, without folders."""
     parts = name.split(" + ")
@@ -106,11 +114,6 @@ def _public(name: str) -> str:
     if Path(name).is_absolute() or re.search(r"\.\w+( \(|$)", name):  # a file, or a part of one
         return Path(name).name
     return name
-
-
-def _split(name: str) -> tuple[str | None, str]:
-    found = re.match(r"([a-z]+(?:-[a-z]+)*):(.*)", name)
-    return (found[1], found[2]) if found else (None, name)
 
 
 def _folder_facts(folder: Path) -> BaseModelFacts:
@@ -129,22 +132,6 @@ def _folder_facts(folder: Path) -> BaseModelFacts:
     licence = values.get("license") if isinstance(values, dict) else None
     known = isinstance(licence, str) and licence not in ("unknown", "other")
     return BaseModelFacts(name=name, licence=licence if known else None)
-
-
-def _settings(config: RefineConfig, steps: int) -> dict[str, str | int | float | bool]:
-    """What was set in these groups, without what is off and what is this machine's."""
-    settings: dict[str, str | int | float | bool] = {"steps": steps, "seed": config.seed}
-    for group in ("train", "loss", "prior"):
-        for name, value in getattr(config, group).model_dump(mode="json").items():
-            off = name.endswith("_weight") and not value
-            if value is not None and not off and name not in ("device", "workers"):
-                plain = isinstance(value, str | int | float | bool)
-                settings[f"{group}.{name}"] = value if plain else json.dumps(value)
-    return settings
-
-
-# --------------------------------------------------------------------------------------------------
-# A model's folder: weights, their header, the card.
 
 
 _FILES_OF_FORMATS = {  # the main one of a folder that several libraries load comes first

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from clip_refine.models.encoder import Savable, files_of
 from clip_refine.saving.exchange import CLIP_VOCABULARY_SIZE, write_clip_tokenizer
-from clip_refine.support.errors import ModelError
+from clip_refine.support.errors import ModelError, first_line
 
-OPSET = 18
-"""onnxruntime 1.14 (2023) and later read it."""
+OPSET = 18  # onnxruntime 1.14 (2023) and later read it
 INSTALL = "pip install 'clip-refine[onnx]'"
 CONFIG_FILE = "onnx_config.json"
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
@@ -75,8 +74,7 @@ def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
         "logit_bias": None if bias is None else float(bias.detach()),
         "made_by": dict(header),
     }
-    text = json.dumps(settings, indent=2) + "\n"
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def image_size(model: Any) -> tuple[int, int]:
@@ -108,8 +106,9 @@ def _write_tower(
                 verbose=False,
             )
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the {name} tower cannot be exported to ONNX: {reason}") from error
+        raise ModelError(
+            f"the {name} tower cannot be exported to ONNX: {first_line(error)}"
+        ) from error
     if program is None:
         raise ModelError(f"the {name} tower cannot be exported to ONNX.")
     program.model.metadata_props.update(header)

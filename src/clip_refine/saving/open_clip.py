@@ -29,21 +29,14 @@ def _write_converted(encoder: TransformersEncoder, folder: Path, header: Mapping
     kind = encoder.model.config.model_type
     if kind != "clip":
         raise ModelError(f"open_clip builds no {kind} model that these weights would fit.")
-    converted = clip_to_open_clip(encoder.model.config.to_dict(), encoder.model.state_dict())
+    config, state = clip_to_open_clip(encoder.model.config.to_dict(), encoder.model.state_dict())
     preprocessing = preprocessing_to_open_clip(encoder.processor.image_processor.to_dict())
-    text = converted.config["text_cfg"]
-    tokenizer = open_clip.SimpleTokenizer(context_length=text["context_length"])
-    _check_tokenizer(encoder.processor.tokenizer, tokenizer)
-    clip = open_clip.CLIP(**converted.config)
-    clip.load_state_dict(converted.state)
-    open_clip.set_model_preprocess_cfg(clip, preprocessing)
-    wrapped = OpenClipEncoder(clip, None, tokenizer, converted.config)
-    wrapped.save(folder, metadata=header)
-
-
-def _check_tokenizer(theirs: object, ours: open_clip.SimpleTokenizer) -> None:
-    """Whether open_clip's own tokenizer, which its folder then names, gives the same ids."""
-    for text in _PROBES:
-        ids = theirs(text)["input_ids"]  # type: ignore[operator]
+    ours = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    for text in _PROBES:  # the folder will name open_clip's own tokenizer
+        ids = encoder.processor.tokenizer(text)["input_ids"]
         if ids != [ours.sot_token_id, *ours.encode(text), ours.eot_token_id]:
             raise ModelError("its tokenizer is not open_clip's.")
+    clip = open_clip.CLIP(**config)
+    clip.load_state_dict(state)
+    open_clip.set_model_preprocess_cfg(clip, preprocessing)
+    OpenClipEncoder(clip, None, ours, config).save(folder, metadata=header)

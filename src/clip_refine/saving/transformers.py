@@ -88,7 +88,10 @@ def write_transformers(model: Any, folder: Path, header: Mapping[str, str]) -> N
             model.save(folder, metadata=header)
             model.sentence_folder = plain
         case "open_clip" if is_siglip(model.model_config):
-            _write_siglip(model, folder, header)
+            trunk = model.clip.visual.trunk
+            converted = siglip_to_transformers(model.model_config, _state(model), trunk)
+            _write(converted, model, folder, header, processor="Siglip")
+            write_cleaning_tokenizer(model, folder)
         case "open_clip":
             _write_clip(model, folder, header)
         case _:
@@ -122,14 +125,6 @@ def _write_clip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str
     write_clip_tokenizer(folder, context_length=encoder.model_config["text_cfg"]["context_length"])
 
 
-def _write_siglip(encoder: OpenClipEncoder, folder: Path, header: Mapping[str, str]) -> None:
-    converted = siglip_to_transformers(
-        encoder.model_config, _state(encoder), encoder.clip.visual.trunk
-    )
-    _write(converted, encoder, folder, header, processor="Siglip")
-    write_cleaning_tokenizer(encoder, folder)
-
-
 def _state(encoder: OpenClipEncoder) -> dict[str, Tensor]:
     state = encoder.clip.state_dict()
     return {name: tensor.detach().float().cpu() for name, tensor in state.items()}
@@ -143,10 +138,11 @@ def _write(
     *,
     processor: str,
 ) -> None:
+    config, state = converted
     preprocessing = preprocessing_to_transformers(
         open_clip.get_model_preprocess_cfg(encoder.clip), processor=processor
     )
-    for name, content in (("config", converted.config), ("preprocessor_config", preprocessing)):
+    for name, content in (("config", config), ("preprocessor_config", preprocessing)):
         text = json.dumps(content, indent=2) + "\n"
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    save_weights(converted.state, folder / "model.safetensors", {"format": "pt", **header})
+    save_weights(state, folder / "model.safetensors", {"format": "pt", **header})

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from clip_refine.support.console import console
 from clip_refine.support.errors import OutputError
 
 _KEY_BYTES = 16  # of a fingerprint
+# processes of one run add in turns, some milliseconds each; a longer wait is for another run
 _SILENT_SECONDS = 1.0
-"""Processes of one run add in turns, some milliseconds each; a longer wait is for another run."""
 
 
 class RowCache:
@@ -34,7 +35,8 @@ class RowCache:
         self._forget()
 
     def __reduce__(self) -> Any:
-        return _opened, (self.folder, self.flag)  # a worker process maps the file for itself
+        # a worker process maps the file for itself
+        return partial(RowCache, self.folder, flag=self.flag), ()
 
     def known(self) -> dict[str, int]:
         """Fingerprint → row, of all rows that are there whole."""
@@ -146,10 +148,6 @@ class RowCache:
         return OutputError(
             f"{self.folder}: cannot be used ({reason or error}). Choose another {self.flag}."
         )
-
-
-def _opened(folder: Path, flag: str) -> RowCache:
-    return RowCache(folder, flag=flag)
 
 
 def _write_behind(path: Path, size: int, data: bytes) -> None:

@@ -15,12 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     import torch  # seconds to import, which help and reports need not wait for
 
-# --------------------------------------------------------------------------------------------------
-# Wall-clock seconds of the parts of a run.
-
 
 class Clock:
-    """Times named parts: `with clock("train"): ...`, then `clock.seconds`."""
+    """Times named parts of a run: `with clock("train"): ...`, then `clock.seconds`."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -37,10 +34,6 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Seconds of each part so far, and `total` since the clock was made."""
         return {**self._parts, "total": time.perf_counter() - self._start}
-
-
-# --------------------------------------------------------------------------------------------------
-# The most memory that a part of a run held at one time.
 
 
 _GB = 1e9
@@ -78,21 +71,12 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024 / _GB
         except OSError:
             pass
-        return _process_peak_bytes() / _GB
-
-
-def _process_peak_bytes() -> int:
-    """Since the process began; 0 on Windows, which does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# --------------------------------------------------------------------------------------------------
-# The terminal: one console on standard error, one kind of progress bar.
+        try:
+            import resource
+        except ImportError:
+            return 0  # Windows does not say
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GB
 
 
 Item = TypeVar("Item")
@@ -120,12 +104,7 @@ class Bar:
     """
 
     def __init__(
-        self,
-        title: str,
-        total: int | None = None,
-        *,
-        visible: bool = True,
-        transient: bool = False,
+        self, title: str, total: int | None = None, *, visible: bool = True, transient: bool = False
     ) -> None:
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),

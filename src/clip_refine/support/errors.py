@@ -5,6 +5,12 @@ line prints it without a traceback; from Python every kind is a `ClipRefineError
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 class ClipRefineError(Exception):
     """Base of every error that this package raises on purpose."""
 

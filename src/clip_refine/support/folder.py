@@ -10,14 +10,8 @@ from safetensors import SafetensorError
 
 from clip_refine.support.errors import OutputError
 
-OURS = (
-    "scores.json",
-    "comparison.json",
-    "peer.json",
-    "open_clip_config.json",
-    "provenance.json",
-)
-"""Files that tell a folder of this program's results from anything else a user keeps."""
+# files that tell a folder of this program's results from anything else a user keeps
+OURS = ("scores.json", "comparison.json", "peer.json", "open_clip_config.json", "provenance.json")
 
 
 def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
@@ -63,7 +57,12 @@ def complete_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             ) from error
         try:
             yield partial
-            _replace(path, partial)
+            previous = path.parent / f".{path.name}.previous"
+            _remove(previous)
+            if path.exists():
+                path.rename(previous)
+            partial.rename(path)
+            _remove(previous)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -103,17 +102,6 @@ def complete_file(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _replace(path: Path, complete: Path) -> None:
-    if not path.exists():
-        complete.rename(path)
-        return
-    previous = path.parent / f".{path.name}.previous"
-    _remove(previous)
-    path.rename(previous)
-    complete.rename(path)
-    _remove(previous)
 
 
 def _remove(path: Path) -> None:

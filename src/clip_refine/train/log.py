@@ -5,17 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from clip_refine.config import RefineConfig
 from clip_refine.results import Scores, flat
 from clip_refine.support.errors import ConfigError
-
-# --------------------------------------------------------------------------------------------------
-# One line of JSON a step.
 
 
 class StepLog:
@@ -36,12 +31,7 @@ class StepLog:
     def __enter__(self) -> "StepLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file:
             self._file.close()
 
@@ -52,10 +42,6 @@ class StepLog:
             self._file.flush()
         if self.also:
             self.also(dict(record))
-
-
-# --------------------------------------------------------------------------------------------------
-# Settings → an experiment tracker, through Accelerate.
 
 
 PROJECT = "clip-refine"
@@ -99,37 +85,25 @@ def check_tracker(name: str) -> None:
 @contextmanager
 def track_run(config: RefineConfig, folder: Path | None) -> Iterator[Tracking]:
     """Where the numbers of a run go besides its folder."""
-    tracker = _make(config, folder) if folder else None
+    tracker: GeneralTracker | None = None
+    if folder:
+        match config.log:
+            case "tensorboard":
+                tracker = TensorBoardTracker("tensorboard", logging_dir=folder)
+            case "wandb":
+                tracker = WandBTracker(PROJECT, name=config.out.name)
+            case "trackio":
+                tracker = TrackioTracker(PROJECT, name=config.out.name)
     try:
         if tracker:
             tracker.start()
-            tracker.store_init_configuration(_flat(config.model_dump(mode="json")))
+            settings = flat(config.model_dump(mode="json"))
+            plain = {  # lists as text
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in settings.items()
+            }
+            tracker.store_init_configuration(plain)
         yield Tracking(tracker)
     finally:
         if tracker:
             tracker.finish()
-
-
-def _make(config: RefineConfig, folder: Path) -> GeneralTracker | None:
-    run = config.out.name
-    match config.log:
-        case "none":
-            return None
-        case "tensorboard":
-            return TensorBoardTracker("tensorboard", logging_dir=folder)
-        case "wandb":
-            return WandBTracker(PROJECT, name=run)
-        case "trackio":
-            return TrackioTracker(PROJECT, name=run)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`, lists as text."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            known = isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{name}"] = value if known else str(value)
-    return flat

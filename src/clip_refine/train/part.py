@@ -16,35 +16,25 @@ from clip_refine.config import TrainConfig
 from clip_refine.models.weights import output_layer, used_parameters
 from clip_refine.support.errors import ModelError
 
-# --------------------------------------------------------------------------------------------------
-# Which parameters are trained: all, a tower, what is last in each, or adapters beside them.
-
-
 _BLOCK_LISTS = re.compile(r"(res)?blocks?|layers?\d*")
-_TEXTS = ["a photo of a cat", "two"]
 
 
-@dataclass(frozen=True)
 class Towers:
-    """Both towers as functions of a sample, to see what their features depend on."""
+    """Both towers as functions of a sample, to see what their features depend on.
 
-    model: nn.Module  # the dual encoder
-    encoders: dict[str, Callable[[], Tensor]]  # by tower, its features of a few items
+    The sample is a plain image and short texts, since any will do.
+    """
 
-    @classmethod
-    def of(cls, model: Any) -> "Towers":
-        """With a plain image and short texts, since any will do."""
+    def __init__(self, model: Any) -> None:
+        self.model = model
         device = next(model.parameters()).device
         images = [Image.new("RGB", (64, 64), colour) for colour in ("white", "navy")]
         pixels = torch.stack([model.preprocess(image) for image in images]).to(device)
-        tokens = model.tokenizer(_TEXTS).to(device)
-        return cls(
-            model,
-            {
-                "image": lambda: model.encode_image(pixels),
-                "text": lambda: model.encode_text(tokens),
-            },
-        )
+        tokens = model.tokenizer(["a photo of a cat", "two"]).to(device)
+        self.encoders: dict[str, Callable[[], Tensor]] = {
+            "image": lambda: model.encode_image(pixels),
+            "text": lambda: model.encode_text(tokens),
+        }
 
     def used(self, tower: str) -> list[nn.Parameter]:
         """The parameters that a tower's features depend on."""
@@ -62,35 +52,32 @@ class Towers:
         return list(dict.fromkeys(begun))
 
 
-def chosen_parameters(model: nn.Module, choice: str, *, blocks: int) -> list[nn.Parameter]:
-    """The parameters of a choice; for `lora` none of the model's own."""
-    match choice:
-        case "all":
-            return list(model.parameters())
+def _chosen(model: nn.Module, config: TrainConfig) -> tuple[list[nn.Parameter], str]:
+    """The parameters of a choice and the choice in words; for `lora` none of the model's own."""
+    match config.parameters:
         case "image-tower":
-            return Towers.of(model).used("image")
+            return Towers(model).used("image"), "image tower"
         case "text-tower":
-            return Towers.of(model).used("text")
+            return Towers(model).used("text"), "text tower"
         case "projections":
-            encoders = Towers.of(model).encoders
-            return [
-                p for tower, encode in encoders.items() for p in _projection(model, encode, tower)
-            ]
+            found: list[nn.Parameter] = []
+            for tower, encode in Towers(model).encoders.items():
+                try:
+                    found += output_layer(model, encode, tower)
+                except ModelError as error:
+                    raise ModelError(
+                        f"train.parameters projections: the {tower} tower does not end in a "
+                        "projection. Train its last-blocks instead."
+                    ) from error
+            return found, "the projections that both towers end in"
         case "last-blocks":
-            towers = Towers.of(model)
-            return [p for tower in towers.encoders for p in _last_blocks(towers, tower, blocks)]
-        case _:  # lora: none of the model's own
-            return []
-
-
-def _projection(model: nn.Module, encode: Callable[[], Tensor], tower: str) -> list[nn.Parameter]:
-    try:
-        return output_layer(model, encode, tower)
-    except ModelError as error:
-        raise ModelError(
-            f"train.parameters projections: the {tower} tower does not end in a projection. Train "
-            "its last-blocks instead."
-        ) from error
+            towers, count = Towers(model), config.blocks
+            last = [p for tower in towers.encoders for p in _last_blocks(towers, tower, count)]
+            return last, f"the last {count} blocks of each tower and what follows them"
+        case "lora":
+            return [], "lora"
+        case _:
+            return list(model.parameters()), "all"
 
 
 def _last_blocks(towers: Towers, tower: str, count: int) -> list[nn.Parameter]:
@@ -123,9 +110,8 @@ def tower_blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from blocks.children()
 
 
-def _detach(module: nn.Module, arguments: Any, named: Any) -> Any:
+def _detach(_: nn.Module, arguments: Any, named: Any) -> Any:
     """A hook that cuts a block off from what comes before it."""
-    del module
 
     def cut(value: Any) -> Any:
         return value.detach() if isinstance(value, Tensor) else value
@@ -159,7 +145,11 @@ class Adapters:
             raise ModelError(
                 f"train.parameters lora: needs PEFT. Install it with {INSTALL}."
             ) from error
-        names = _called_layers(model)
+        # A layer whose weight is used without calling it, as in open_clip's attention pooling and
+        # within PyTorch's attention, would have an adapter that nothing asks for.
+        towers, kinds = Towers(model), (nn.Linear, nn.MultiheadAttention)
+        called = {id(m) for tower in towers.encoders for m in towers.called(tower, kinds)}
+        names = [name for name, module in model.named_modules() if id(module) in called]
         if not names:
             raise ModelError(
                 f"train.parameters lora: the towers of {type(model).__name__} call no linear layer "
@@ -178,18 +168,6 @@ class Adapters:
     def merge(self) -> None:
         """Add the adapters to the weights they stand beside, and take them out."""
         self._tuner.merge_and_unload()
-
-
-def _called_layers(model: nn.Module) -> list[str]:
-    """Names of the layers to adapt.
-
-    A layer whose weight is used without calling it, as in open_clip's attention pooling and within
-    PyTorch's attention, would have an adapter that nothing asks for.
-    """
-    towers = Towers.of(model)
-    kinds = (nn.Linear, nn.MultiheadAttention)
-    called = {id(m) for tower in towers.encoders for m in towers.called(tower, kinds)}
-    return [name for name, module in model.named_modules() if id(module) in called]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -216,10 +194,7 @@ class TrainedPart:
 
 
 @contextmanager
-def trained_part(
-    model: nn.Module,
-    config: TrainConfig,
-) -> Iterator[TrainedPart]:
+def trained_part(model: nn.Module, config: TrainConfig) -> Iterator[TrainedPart]:
     """Freeze what is not trained within the block; after it the model is a plain one again.
 
     Parameters that are frozen already, such as the logit scale, stay so; a logit scale that is
@@ -232,15 +207,23 @@ def trained_part(
     Raises:
         ModelError: The model has no such part, or cannot recompute its activations.
     """
-    choice = config.parameters
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     total = sum(parameter.numel() for parameter in model.parameters())
     scales = [p for name, p in model.named_parameters() if name.rpartition(".")[2] in _SCALES]
     trained_scales = [parameter for parameter in scales if parameter.requires_grad]
+
+    def restore() -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
+
     with ExitStack() as undo:
-        undo.callback(_restore, model, before)
-        what = _freeze(model, choice, blocks=config.blocks)
-        if choice == "lora":
+        undo.callback(restore)
+        chosen, what = _chosen(model, config)
+        kept = {id(parameter) for parameter in chosen}
+        for parameter in model.parameters():
+            if id(parameter) not in kept:
+                parameter.requires_grad_(False)
+        if config.parameters == "lora":
             adapters = Adapters(model, rank=config.lora_rank, alpha=config.lora_alpha)
             undo.callback(adapters.merge)
             rank = config.lora_rank
@@ -251,27 +234,10 @@ def trained_part(
             undo.enter_context(recomputed_activations(model))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if not trained:
-            raise ModelError(f"train.parameters {choice}: nothing of it is left to train.")
+            raise ModelError(
+                f"train.parameters {config.parameters}: nothing of it is left to train."
+            )
         yield TrainedPart(trained, total, what)
-
-
-def _freeze(model: nn.Module, choice: str, *, blocks: int) -> str:
-    chosen = {id(parameter) for parameter in chosen_parameters(model, choice, blocks=blocks)}
-    for parameter in model.parameters():
-        if id(parameter) not in chosen:
-            parameter.requires_grad_(False)
-    match choice:
-        case "last-blocks":
-            return f"the last {blocks} blocks of each tower and what follows them"
-        case "projections":
-            return "the projections that both towers end in"
-        case _:
-            return choice.replace("-", " ")
-
-
-def _restore(model: nn.Module, before: dict[str, bool]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(before[name])
 
 
 @contextmanager

@@ -13,10 +13,6 @@ from torch import Tensor, nn
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, Teacher
 
-# --------------------------------------------------------------------------------------------------
-# bf16 autocast for each tower where a short measurement finds it faster.
-
-
 PrecisionName = Literal["fp32", "bf16", "bf16-image", "bf16-text"]
 _SAMPLE = 16  # pairs a measurement encodes: enough to fill the cores, little enough to be short
 _ROUNDS = 3
@@ -90,28 +86,24 @@ def measure_precision(
 
 def _speedup(encode: Callable[[], Tensor], device: torch.device) -> float:
     """float32 seconds over bf16 seconds, measured in turn so that drift hits both alike."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(_ROUNDS + 1):
         for bf16 in (False, True):
-            seconds[bf16].append(_seconds(encode, bf16, device))
+            wait()
+            start = time.perf_counter()
+            with autocast(bf16, device):
+                features = encode()
+            if features.requires_grad:
+                features.float().square().mean().backward()
+            wait()
+            seconds[bf16].append(time.perf_counter() - start)
     # the first round warms up
     return statistics.median(seconds[False][1:]) / statistics.median(seconds[True][1:])
-
-
-def _seconds(encode: Callable[[], Tensor], bf16: bool, device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    with autocast(bf16, device):
-        features = encode()
-    if features.requires_grad:
-        features.float().square().mean().backward()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -195,11 +187,10 @@ def training_mode(model: nn.Module, *, statistics: bool, dropout: bool) -> Itera
 @torch.no_grad()
 def batch_statistics(features: PairFeatures) -> dict[str, float]:
     """What the log says about a batch: mean raw norms and the distance of the unit centroids."""
-    image_norms = features.image_features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    text_norms = features.text_features.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    image_center = (features.image_features / image_norms).mean(dim=0)
-    text_center = (features.text_features / text_norms).mean(dim=0)
-    values = torch.stack(
-        [image_norms.mean(), text_norms.mean(), (image_center - text_center).norm()]
-    ).tolist()
+    sides = features.image_features, features.text_features
+    norms = [side.norm(dim=-1, keepdim=True).clamp_min(1e-12) for side in sides]
+    centres = [(side / norm).mean(dim=0) for side, norm in zip(sides, norms, strict=True)]
+    distance = (centres[0] - centres[1]).norm()
+    # one transfer from the GPU for all three
+    values = torch.stack([norms[0].mean(), norms[1].mean(), distance]).tolist()
     return dict(zip(("image_norm", "text_norm", "centroid_distance"), values, strict=True))

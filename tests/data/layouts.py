@@ -17,12 +17,12 @@ Pairs = Sequence[tuple[str, bytes, Sequence[str]]]
 
 
 def drawn(count: int = 4) -> Pairs:
-    """Images of one colour each, JPEG and PNG in turn, with three captions each."""
+    """Up to 32 images of one colour each, JPEG and PNG in turn, with three captions each."""
     made = []
     for index in range(count):
         kind = ("JPEG", "PNG")[index % 2]
         content = io.BytesIO()
-        Image.new("RGB", (16, 12), (40 * index, 100, 200)).save(content, kind)
+        Image.new("RGB", (16, 12), (40 * index % 256, 100, 200)).save(content, kind)
         name = f"{index:03}.{'jpg' if kind == 'JPEG' else 'png'}"
         made.append((name, content.getvalue(), [f"picture {index}, text {k}" for k in range(3)]))
     return made

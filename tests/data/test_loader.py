@@ -7,8 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_refine.data import EpochPlan, image_batches, pair_batches, read_class_folders, read_table
-from clip_refine.data.pairs import hold_out
+from clip_refine.data import (
+    EpochPlan,
+    hold_out,
+    image_batches,
+    pair_batches,
+    read_class_folders,
+    read_table,
+)
 from clip_refine.models import OpenClipEncoder
 from clip_refine.support.errors import DataError
 from clip_refine.toy import ToyPairs

@@ -182,8 +182,11 @@ def test_images_stored_without_names_cannot_be_chosen(tmp_path: Path):
 
 def test_a_list_names_images_with_their_folders(tmp_path: Path):
     """Images of one name in two folders are two images."""
-    for folder in ("a", "b"):
-        write_images(tmp_path / folder, drawn(2))
+    for folder, start in (("a", 0), ("b", 2)):
+        of_folder = zip(("000.jpg", "001.png"), drawn(4)[start:], strict=False)
+        write_images(
+            tmp_path / folder, [(name, content, ()) for name, (_, content, _) in of_folder]
+        )
     rows = [f"{folder}/{name}" for folder in ("a", "b") for name in ("000.jpg", "001.png")]
     (tmp_path / "x.csv").write_text("image,caption\n" + "".join(f"{row},text\n" for row in rows))
     (tmp_path / "list.txt").write_text("a/000.jpg\n./b/001.png\n")
@@ -415,11 +418,11 @@ def test_captions_of_a_sample(tmp_path: Path):
 
     from tests.data.layouts import add_sample
 
-    content = drawn(1)[0][1]
+    (_, content, _), _, (_, other, _) = drawn(3)
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         record = json.dumps({"caption": "from json", "better": "generated"}).encode()
         add_sample(tar, "a/0001", {"txt": b"\xef\xbb\xbfone\ntwo", "jpg": content, "json": record})
-        add_sample(tar, "a/0002", {"json": record, "JPG": content})
+        add_sample(tar, "a/0002", {"json": record, "JPG": other})
         add_sample(tar, "a/._0002", {"jpg": b"what macOS adds"})
     source = opened(str(tmp_path / "x.tar"))
     assert source.captions == (("one\ntwo",), ("from json",))

@@ -11,8 +11,8 @@ from clip_refine.support.errors import DataError
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / name)
     return tmp_path
 
 

@@ -358,14 +358,24 @@ class EvaluationConfig(SettingsGroup):
 
     zero_shot: tuple[str, ...] = ()
     """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""
-    template: str = "a photo of a {}"
-    """Prompt for the class names of those folders; `{}` stands for the name."""
+    template: str | tuple[str, ...] = "a photo of a {}"
+    """Prompts for the class names of those folders, one or several, of which the mean counts; `{}`
+    stands for the name."""
     batch_size: Count = 256
     """Images or captions encoded at a time."""
 
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """All of `template`."""
+        return (self.template,) if isinstance(self.template, str) else self.template
+
     @field_validator("template")
     @classmethod
-    def _has_a_place_for_the_name(cls, template: str) -> str:
-        if "{}" not in template:
-            raise ValueError(f"{template!r} has no {{}} for the class name")
-        return template
+    def _have_a_place_for_the_name(cls, given: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        templates = (given,) if isinstance(given, str) else given
+        if not templates:
+            raise ValueError("there is none; give one or leave it out")
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"{template!r} has no {{}} for the class name")
+        return given

@@ -230,6 +230,12 @@ def saved_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Ite
     return file_rows(Path(name) / "dataset_info.json", written, settings)
 
 
+def dataset_rows(table: Any, name: str) -> Iterator[Row]:
+    """The rows of a dataset in memory; its paths may lead anywhere, as they are the caller's."""
+    settings = SourceSettings(allow_outside=True)
+    return file_rows(Path(name), _table_written(table, name, settings), settings)
+
+
 def undecoded(table: Any) -> Any:
     """The table with images as the content of their files."""
     import datasets

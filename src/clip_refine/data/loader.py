@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_refine.data.pairs import ImageCaptions, Images, Mixing, as_pairs
 from clip_refine.data.pixels import PixelReader, Preprocess
-from clip_refine.data.streams import Stream, StreamedPair
+from clip_refine.data.streams import Stream, StreamedPair, WatchedStream
 from clip_refine.support.errors import DataError
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -266,10 +266,15 @@ class PairLoader:
         """One `PairBatch` a step with this process's share of the pairs.
 
         Raises:
-            DataError: An image cannot be decoded.
+            DataError: There are fewer pairs than a batch, or an image cannot be decoded.
         """
         batch_size, rank, processes = self._share
         captions, choice = self._pairs.captions, plan.caption_choice
+        if len(plan.order) < batch_size:  # epoch after epoch without a batch would never end
+            raise DataError(
+                f"{self._pairs.name}: {len(plan.order)} pairs, fewer than a batch of {batch_size}. "
+                "Give more pairs or a smaller --train.batch-size."
+            )
         self._asked[:] = [
             [_Asked(index, captions[index][choice[index]]) for index in batch]
             for batch in plan.batches(batch_size, rank=rank, processes=processes)
@@ -346,14 +351,17 @@ def stream_batches(
         One `PairBatch` a step; its indices count the pairs of the stream.
 
     Raises:
-        DataError: The source cannot be read or has bad rows, or an image cannot be decoded.
+        DataError: The source cannot be read, has bad rows or fewer pairs than a batch, or an image
+            cannot be decoded.
     """
     share = batch_size // processes
-    pairs = stream.pairs(seed=seed)
+    pairs = stream.pairs(seed=seed, at_least=batch_size)
 
     def shares() -> Iterator[list[StreamedPair]]:
         for _ in range(steps):
             yield list(islice(pairs, batch_size))[rank * share : (rank + 1) * share]
+        if isinstance(stream, WatchedStream):
+            stream.warn()
 
     loader = _loader(
         None,

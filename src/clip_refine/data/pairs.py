@@ -1,29 +1,29 @@
-"""Images with their captions, and the views of them: subset, every caption, mixture."""
+"""Images with their captions, which of them are the same, and rows that become them."""
 
-import bisect
 import hashlib
-import itertools
+import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from clip_refine.data.images import to_rgb
 from clip_refine.data.rows import (
     BadRow,
     BadRowPolicy,
     BadRows,
+    ImageInMemory,
     ImagePlace,
     Row,
     image_problem,
     load_place,
     read_place,
-    skipped_rows,
 )
-from clip_refine.support.console import Bar
+from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
@@ -90,6 +90,13 @@ class LabelledImages(Images, Protocol):
 
 Mixing = tuple[Sequence[int], Sequence[float]]
 """For each image the number of its group, and for each group its weight."""
+Ending = tuple[int, str]
+"""Size of an image file and fingerprint of its last bytes, which tell it from most others."""
+
+
+GivenPairs = ImageCaptions | Sequence[tuple[Any, Any]] | Any
+"""What Python callers may give: an object that fits the protocol, a list of (PIL image or path,
+caption or captions), or a `datasets.Dataset` with an image and a caption column."""
 
 
 class ImageSource(Images):
@@ -98,6 +105,15 @@ class ImageSource(Images):
     def image_bytes(self, index: int) -> bytes | None:
         """The content of image `index`'s file, None where it is drawn; OSError where it is gone."""
         return None
+
+    def image_ending(self, index: int) -> Ending | None:
+        """Of image `index`'s file, None where it is drawn; OSError where it is gone."""
+        data = self.image_bytes(index)
+        return None if data is None else ending(data)
+
+    def origin(self, index: int) -> tuple["ImageSource", int]:
+        """The source that stores image `index`, and its position there."""
+        return self, index
 
 
 class PairSource(ImageSource):
@@ -131,6 +147,11 @@ class StoredImages(ImageSource):
         """The content of the image's file; OSError where it is gone."""
         return read_place(self.place_of(index))
 
+    def image_ending(self, index: int) -> Ending:
+        """Of the image's file; OSError where it is gone."""
+        place = self.place_of(index)
+        return file_ending(place) if isinstance(place, Path) else ending(place.read())
+
 
 class _OwnImages(ImageSource):
     """A user's own object: what it may have besides the protocol is looked for here alone."""
@@ -151,11 +172,17 @@ class _OwnImages(ImageSource):
     def image_bytes(self, index: int) -> bytes | None:
         return self._read(index) if self._read else None
 
+    def image_ending(self, index: int) -> Ending | None:
+        try:  # the name is a path most often, which saves reading all of the file
+            return self._read and file_ending(Path(self.image_name(index)))
+        except (OSError, ValueError):
+            return super().image_ending(index)
+
 
 class _OwnPairs(_OwnImages, PairSource):
     """The same with captions."""
 
-    def __init__(self, own: ImageCaptions) -> None:
+    def __init__(self, own: Any) -> None:
         super().__init__(own)
         self.name, self.captions = own.name, own.captions
         self.skipped = getattr(own, "skipped", ())
@@ -167,9 +194,65 @@ def as_images(images: Images) -> ImageSource:
     return images if isinstance(images, ImageSource) else _OwnImages(images)
 
 
-def as_pairs(pairs: ImageCaptions) -> PairSource:
-    """The pairs with all members declared."""
-    return pairs if isinstance(pairs, PairSource) else _OwnPairs(pairs)
+def as_pairs(pairs: GivenPairs) -> PairSource:
+    """The pairs with all members declared, from anything that pairs may be given as.
+
+    Raises:
+        DataError: They are nothing of the kind, or have a row that cannot be used.
+    """
+    if isinstance(pairs, PairSource):
+        return pairs
+    if isinstance(pairs, list | tuple):
+        return collect("pairs", "list", _listed_rows(pairs), BadRowPolicy())
+    if type(pairs).__module__.startswith("datasets.") and hasattr(pairs, "select_columns"):
+        from clip_refine.data.datasets import dataset_rows  # late: `datasets` takes a second
+
+        name = str(getattr(pairs, "builder_name", None) or "dataset")
+        return collect(name, "dataset", dataset_rows(pairs, name), BadRowPolicy())
+    needed = ("name", "captions", "__len__", "load_image", "image_name")
+    missing = [name for name in needed if not hasattr(pairs, name)]
+    if missing:
+        raise DataError(
+            f"{type(pairs).__name__}: has no {', '.join(missing)}, so it is no source of pairs. "
+            "Give a list of (image or path, caption or captions), a datasets.Dataset with columns "
+            f"of both, or an object with {', '.join(needed)}."
+        )
+    return _OwnPairs(pairs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _GivenImage:
+    """An image that was handed in as an object."""
+
+    name: str
+    image: Image.Image
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """The content of an image file that decodes to it bit by bit, made without compressing."""
+        file = BytesIO()
+        to_rgb(ImageOps.exif_transpose(self.image)).save(file, "PPM")
+        return file.getvalue()
+
+
+def _listed_rows(pairs: Sequence[Any]) -> Iterator[Row]:
+    for number, pair in enumerate(pairs):
+        where = f"pairs[{number}]"
+        image, texts = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
+        captions = (texts,) if isinstance(texts, str) else texts
+        if (
+            not isinstance(image, Image.Image | str | Path)
+            or not (isinstance(captions, list | tuple) and captions)
+            or not all(isinstance(text, str) for text in captions)
+        ):
+            raise DataError(
+                f"{where}: expected (image, caption), the image a PIL image or a path and the "
+                f"caption a text or a list of texts, got {pair!r:.80}."
+            )
+        given = isinstance(image, Image.Image)
+        yield Row(where, _GivenImage(where, image) if given else Path(image), tuple(captions))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -181,10 +264,11 @@ def image_bytes(images: Images, index: int) -> bytes | None:
     try:
         return as_images(images).image_bytes(index)
     except OSError as error:
-        raise DataError(
-            f"{images.image_name(index)}: cannot be read ({error.strerror or error}). Check the "
-            "path."
-        ) from error
+        raise _unreadable(images.image_name(index), error) from error
+
+
+def _unreadable(name: str, error: OSError) -> DataError:
+    return DataError(f"{name}: cannot be read ({error.strerror or error}). Check the path.")
 
 
 def image_fingerprint(images: Images, index: int) -> str:
@@ -239,6 +323,99 @@ def fingerprint(*parts: bytes) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
+# Which images are the same: by content, whatever they are called and wherever they lie.
+
+
+_END = 2048
+"""Bytes at the end of a file. Whoever checked the image has just read there, so the disk need not
+be asked again; nearly all different images of one size differ in them."""
+
+
+def ending(data: bytes) -> Ending:
+    """Of the content of a file."""
+    return len(data), fingerprint(data[-_END:])
+
+
+def file_ending(path: Path) -> Ending:
+    """Of a file, of which no more is read."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END))
+        return size, fingerprint(file.read())
+
+
+def image_groups(*sources: Images) -> list[list[int]]:
+    """For every image of each source the number of its group: equal where the content is equal.
+
+    Files are told apart by their size, those of one size by their end, and only those that end
+    alike are read as a whole. Drawn images are the same where name and pixels are.
+
+    Raises:
+        DataError: An image cannot be read any more.
+    """
+    places = [[_place(source, i) for i in range(len(source))] for source in map(as_images, sources)]
+    first = {same: (size, at) for of_one in places for same, size, at in of_one}
+    by_size: dict[Hashable, list[Hashable]] = {}
+    for same, (size, _) in first.items():
+        by_size.setdefault(size, []).append(same)
+    groups = list(by_size.values())
+    for look in (image_ending, image_fingerprint):
+        groups = list(_apart(groups, lambda same, look=look: look(*first[same][1])))
+    number_of = {same: number for number, group in enumerate(groups) for same in group}
+    return [[number_of[same] for same, _, _ in of_one] for of_one in places]
+
+
+def _place(source: ImageSource, index: int) -> tuple[Hashable, Hashable, tuple[ImageSource, int]]:
+    """What is surely one image, what equal images have in common at least, and where to look."""
+    source, index = source.origin(index)
+    place = source.place_of(index) if isinstance(source, StoredImages) else None
+    if isinstance(place, Path):
+        try:
+            found = place.stat()
+        except OSError as error:
+            raise _unreadable(str(place), error) from error
+        # a file is the same under every name and link
+        return (found.st_dev, found.st_ino), found.st_size, (source, index)
+    at_end = image_ending(source, index)
+    size = source.image_name(index) if at_end is None else at_end[0]
+    same = (id(source), index) if place is None else place
+    return same, size, (source, index)
+
+
+def image_ending(source: Images, index: int) -> Ending | None:
+    """Of the file that image `index` is decoded from, or None for a drawn one."""
+    try:
+        return as_images(source).image_ending(index)
+    except OSError as error:
+        raise _unreadable(source.image_name(index), error) from error
+
+
+def _apart(
+    groups: Iterable[list[Hashable]], look: Callable[[Hashable], Hashable]
+) -> Iterator[list[Hashable]]:
+    """Groups of several split by what is seen in each."""
+    for group in groups:
+        if len(group) < 2:
+            yield group
+            continue
+        parts: dict[Hashable, list[Hashable]] = {}
+        for one in group:
+            parts.setdefault(look(one), []).append(one)
+        yield from parts.values()
+
+
+def warn_of_shared(held_out: Images, shared: Sequence[int]) -> None:
+    """Say that some held-out images, by their positions, are trained on, too."""
+    if shared:
+        remark(
+            f"Beware: {len(shared):,} of the {len(held_out):,} held-out images are trained on, "
+            "too, so the scores after training are not held-out scores. The first: "
+            f"{held_out.image_name(shared[0])}.",
+            "yellow",
+        )
+
+
+# --------------------------------------------------------------------------------------------------
 # Rows of any source → images with captions, every row checked.
 
 
@@ -253,6 +430,8 @@ class CaptionedImages(StoredImages, PairSource):
         captions: `captions[i]` are the texts of image `i`.
         skipped: Rows that were left out.
         uncaptioned: Images of the source that have no caption, by name.
+        endings: Of each image the size and the end of its file where they were read, to be told
+            from others; else None, or empty for none at all.
     """
 
     name: str
@@ -261,43 +440,69 @@ class CaptionedImages(StoredImages, PairSource):
     captions: Sequence[Sequence[str]]
     skipped: Sequence[BadRow] = ()
     uncaptioned: Sequence[str] = ()
+    endings: Sequence[Ending | None] = ()
 
     def place_of(self, index: int) -> ImagePlace:
         """Where image `index` is."""
         return self.places[index]
 
+    def image_ending(self, index: int) -> Ending:
+        """Of the image's file; OSError where it is gone."""
+        known = self.endings[index] if self.endings else None
+        return known or super().image_ending(index)
+
 
 def collect(name: str, kind: str, rows: Iterable[Row], policy: BadRowPolicy) -> CaptionedImages:
     """Check every row and put the captions of one image together.
 
-    Images keep the order of their first row.
+    One image is one content, however many rows or files have it. Images keep the order of their
+    first row.
     """
     bad = BadRows(name, policy)
     captions: dict[ImagePlace, list[str]] = {}
-    problems: dict[ImagePlace, str | None] = {}
+    checked: dict[ImagePlace, tuple[str | None, Ending | None]] = {}
     for row in Bar(f"Checking {name}", transient=True).over(rows):
         bad.total += 1
         problem = row_problem(row)
         if problem is None and row.image is not None:
-            if row.image not in problems:
-                problems[row.image] = image_problem(row.image, decode=policy.skip)
-            problem = problems[row.image]
+            if row.image not in checked:
+                checked[row.image] = _checked(row.image, decode=policy.skip)
+            problem = checked[row.image][0]
         if problem is not None:
             bad.add(row.where, problem)
         elif row.image is not None:
             captions.setdefault(row.image, []).extend(text.strip() for text in row.captions)
     bad.settle()
-    described = {place: tuple(texts) for place, texts in captions.items() if texts}
+    places, texts = tuple(captions), list(captions.values())
+    endings = tuple(checked[place][1] for place in places)
+    (groups,) = image_groups(CaptionedImages(name, kind, places, texts, endings=endings))
+    first: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        if first.setdefault(group, index) != index:
+            texts[first[group]] += texts[index]
+    described = [index for index in first.values() if texts[index]]
     if not described:
         raise DataError(f"{name}: {kind} without pairs. Add pairs of image and caption.")
     return CaptionedImages(
         name=name,
         kind=kind,
-        places=tuple(described),
-        captions=tuple(described.values()),
+        places=tuple(places[index] for index in described),
+        captions=tuple(tuple(texts[index]) for index in described),
         skipped=tuple(bad.found),
-        uncaptioned=tuple(str(place) for place, texts in captions.items() if not texts),
+        uncaptioned=tuple(str(places[index]) for index in first.values() if not texts[index]),
+        endings=tuple(endings[index] for index in described),
     )
+
+
+def _checked(place: ImagePlace, *, decode: bool) -> tuple[str | None, Ending | None]:
+    """What is wrong with an image or None, and its ending where its content had to be read."""
+    if isinstance(place, Path):
+        return image_problem(place, decode=decode), None
+    try:
+        content = place.read()
+    except OSError:
+        return image_problem(place, decode=decode), None
+    return image_problem(ImageInMemory(str(place), content), decode=decode), ending(content)
 
 
 def row_problem(row: Row) -> str | None:
@@ -366,188 +571,3 @@ def read_all(name: str, kind: str, rows: Iterable[Row], *, visible: bool = True)
         captions=tuple(tuple(texts) for texts in captions.values()),
     )
     return AllRows(kind, images, count, bad, broken_off)
-
-
-# --------------------------------------------------------------------------------------------------
-# Views: the images of other sources, fewer, more often or together.
-
-
-class _View(PairSource):
-    """Asks everything about an image of the source that has it."""
-
-    @abstractmethod
-    def _at(self, index: int) -> tuple[PairSource, int]:
-        """Which source has image `index`, and where."""
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index`, decoded, in RGB."""
-        source, position = self._at(index)
-        return source.load_image(position)
-
-    def image_name(self, index: int) -> str:
-        """Image `index` as its source calls it."""
-        source, position = self._at(index)
-        return source.image_name(position)
-
-    def image_bytes(self, index: int) -> bytes | None:
-        """The content of the image's file, None where the source has none."""
-        source, position = self._at(index)
-        return source.image_bytes(position)
-
-
-class _Chosen(_View):
-    """Images of one source by their positions there."""
-
-    def __init__(self, source: ImageCaptions, indices: Sequence[int]) -> None:
-        self.source = as_pairs(source)
-        self.indices = indices
-        self.skipped = self.source.skipped
-        if self.source.mixing is not None:
-            group_of, weights = self.source.mixing
-            self.mixing = [group_of[index] for index in indices], weights
-
-    def _at(self, index: int) -> tuple[PairSource, int]:
-        return self.source, self.indices[index]
-
-
-class Subset(_Chosen):
-    """Some images of a source with all their captions.
-
-    Attributes:
-        source: Where the images are.
-        indices: Positions in `source`.
-        name: What to call this part.
-        captions: The texts of each image in this part.
-    """
-
-    def __init__(self, source: ImageCaptions, indices: Sequence[int], name: str) -> None:
-        super().__init__(source, indices)
-        self.name = name
-        captions = source.captions
-        self.captions = [captions[index] for index in indices]
-
-
-class EveryCaption(_Chosen):
-    """A source in which each image stands once for each of its captions.
-
-    Attributes:
-        source: Where images and captions are.
-        image_of: For each pair the position of its image in `source`.
-        name: What to call it.
-        captions: One text a pair.
-    """
-
-    def __init__(self, source: ImageCaptions) -> None:
-        counted = list(enumerate(source.captions))
-        self.image_of = [image for image, texts in counted for _ in texts]
-        super().__init__(source, self.image_of)
-        self.name = source.name
-        self.captions = [(text,) for _, texts in counted for text in texts]
-
-
-class Mixture(_View):
-    """The images of several sources, one source behind the other.
-
-    Without weights an epoch uses every image once. With weights it has as many pairs, of which each
-    source gives its share: one that has too few images begins anew, so that some come twice or more
-    often, and one that has too many gives another part of them each epoch.
-
-    Attributes:
-        sources: What is mixed.
-        name: All their names.
-        captions: The texts of each image.
-        group_of: For each image the number of its source.
-        weights: One a source, or none.
-    """
-
-    def __init__(self, sources: Sequence[ImageCaptions], weights: Sequence[float] = ()) -> None:
-        """Mix.
-
-        Args:
-            sources: At least one.
-            weights: As many positive numbers; only their ratios count.
-
-        Raises:
-            ValueError: There are weights, but not one for each source.
-        """
-        if weights and len(weights) != len(sources):
-            raise ValueError(f"{len(weights)} weights for {len(sources)} sources")
-        self.sources = tuple(map(as_pairs, sources))
-        self.weights = tuple(weights)
-        self.name = " + ".join(source.name for source in sources)
-        self.captions = [texts for source in sources for texts in source.captions]
-        self.group_of = [number for number, one in enumerate(sources) for _ in range(len(one))]
-        self.skipped = skipped_rows(self.sources)
-        if weights:
-            self.mixing = (self.group_of, self.weights)
-        sizes = [len(source) for source in sources]
-        self._starts = [0, *itertools.accumulate(sizes[:-1])]
-
-    def _at(self, index: int) -> tuple[PairSource, int]:
-        number = bisect.bisect_right(self._starts, index) - 1
-        return self.sources[number], index - self._starts[number]
-
-
-# --------------------------------------------------------------------------------------------------
-# A seeded split into training and held-out images.
-
-
-MINIMUM_HELD_OUT = 100
-"""Images; of so many, one is a whole point of recall@1."""
-
-
-def hold_out(
-    source: ImageCaptions, *, fraction: float, seed: int
-) -> tuple[Subset | EveryCaption, Subset]:
-    """Split by image, so that no held-out image has a caption in training.
-
-    In a mixture images of one name are one image, of which only one copy is held out.
-
-    Args:
-        source: At least 200 images.
-        fraction: Share of the images to hold out; never fewer than 100.
-        seed: Same seed, same split.
-
-    Returns:
-        Training part and held-out part, each in the order of the source. Of `EveryCaption` the
-        training part has every caption again, the held-out part the images with all captions.
-
-    Raises:
-        DataError: Less than half of the images would be left to train on.
-    """
-    if isinstance(source, EveryCaption):
-        training, held_out = hold_out(source.source, fraction=fraction, seed=seed)
-        return EveryCaption(training), held_out
-    held_out = max(MINIMUM_HELD_OUT, round(fraction * len(source)))
-    if held_out > len(source) // 2:
-        raise DataError(
-            f"{source.name}: {len(source)} images, too few to hold {held_out} of them out for the "
-            "before/after numbers. Give evaluation pairs of their own with --data.val."
-        )
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen, others = order[:held_out], order[held_out:]
-    if _is_mixed(source):
-        chosen, others = _by_name(source, order, held_out)
-    return (
-        Subset(source, sorted(others), f"{source.name} (training part)"),
-        Subset(source, sorted(chosen), f"{source.name} (held-out part)"),
-    )
-
-
-def _is_mixed(source: ImageCaptions) -> bool:
-    while isinstance(source, Subset):
-        source = source.source
-    return isinstance(source, Mixture)
-
-
-def _by_name(
-    source: ImageCaptions, order: Sequence[int], count: int
-) -> tuple[list[int], list[int]]:
-    """Held-out and training positions, where several sources may have captions of one image."""
-    names = {index: source.image_name(index) for index in order}
-    held_out: dict[str, int] = {}
-    for index, name in names.items():
-        if len(held_out) == count:
-            break
-        held_out.setdefault(name, index)
-    return list(held_out.values()), [i for i in order if names[i] not in held_out]

@@ -362,9 +362,6 @@ def _contents(
     places: dict[str, _Place] = {}
     ambiguous: set[str] = set()
     for images in sources:
-        if not hasattr(images, "image_bytes"):
-            ambiguous.update(images.image_name(index) for index in range(len(images)))
-            continue
         found = _over(_Fingerprints(images), workers, "Looking images up", visible)
         for index, (name, key) in enumerate(found):
             if key is None:

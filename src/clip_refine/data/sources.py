@@ -23,7 +23,6 @@ from clip_refine.data.pairs import (
     AllRows,
     CaptionedImages,
     ImageCaptions,
-    Mixture,
     PairSource,
     collect,
     read_all,
@@ -56,6 +55,7 @@ from clip_refine.data.tables import (
     table_rows,
     token_rows,
 )
+from clip_refine.data.views import Mixture
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
 

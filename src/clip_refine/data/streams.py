@@ -4,13 +4,24 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeVar
 
-from clip_refine.data.pairs import CaptionedImages, StoredImages, row_problem
+from clip_refine.data.pairs import (
+    CaptionedImages,
+    Ending,
+    Images,
+    StoredImages,
+    image_bytes,
+    image_ending,
+    row_problem,
+    warn_of_shared,
+)
 from clip_refine.data.rows import (
     BadRow,
     BadRowPolicy,
     BadRows,
+    ImageInMemory,
     ImagePlace,
     OpenRows,
     image_problem,
@@ -34,6 +45,16 @@ class StreamedPair(StoredImages):
     def place_of(self, index: int) -> ImagePlace:
         """Where the image is."""
         return self.place
+
+
+def _in_memory(place: ImagePlace) -> ImagePlace:
+    """The image read once, perhaps from far away, for all that look at it; files stay files."""
+    if isinstance(place, Path | ImageInMemory):
+        return place
+    try:
+        return ImageInMemory(str(place), place.read())
+    except OSError:
+        return place  # checking says what is wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +81,12 @@ class PairStream:
     length: int | None = None
     skipped: list[BadRow] = field(default_factory=list)
 
-    def pairs(self, *, seed: int) -> Iterator[StreamedPair]:
+    def pairs(self, *, seed: int, at_least: int = 1) -> Iterator[StreamedPair]:
         """Pass after pass without end, each in an order and with captions of its own.
 
         Raises:
-            DataError: The source cannot be read, has bad rows as `policy` has it, or no good ones.
+            DataError: The source cannot be read, has bad rows as `policy` has it, or fewer good
+                pairs than a pass must have `at_least`.
         """
         number = 0
         for epoch in itertools.count():
@@ -76,6 +98,11 @@ class PairStream:
                 number += 1
             if number == before:
                 raise DataError(f"{self.name}: {self.kind} without pairs.")
+            if number - before < at_least:
+                raise DataError(
+                    f"{self.name}: {number - before} pairs, fewer than a batch of {at_least}. Give "
+                    "more pairs or a smaller --train.batch-size."
+                )
 
     def prefix(self, count: int) -> CaptionedImages:
         """The first images in the source's own order, kept in memory.
@@ -100,15 +127,16 @@ class PairStream:
         bad = BadRows(self.name, self.policy)
         for row in self.open_rows(generator):
             bad.total += 1
-            problem = row_problem(row)
-            if problem is None and row.image is not None:
-                problem = image_problem(row.image)
+            image, problem = row.image, row_problem(row)
+            if problem is None and image is not None:
+                image = _in_memory(image)
+                problem = image_problem(image)
             if problem is not None:
                 bad.add(row.where, problem)
                 bad.settle_so_far()
                 self.skipped.append(bad.found[-1])
-            elif row.image is not None and row.captions:
-                yield row.image, tuple(text.strip() for text in row.captions)
+            elif image is not None and row.captions:
+                yield image, tuple(text.strip() for text in row.captions)
         bad.settle(say=say)
 
     def _drawn(self, generator: random.Random, *, say: bool) -> Iterator[tuple[ImagePlace, str]]:
@@ -140,8 +168,8 @@ class StreamMixture:
         """Rows that were left out so far."""
         return [row for source in self.sources for row in source.skipped]
 
-    def pairs(self, *, seed: int) -> Iterator[StreamedPair]:
-        """Without end; a source that ends begins anew while others go on.
+    def pairs(self, *, seed: int, at_least: int = 1) -> Iterator[StreamedPair]:
+        """Without end; a source that ends, however short it is, begins anew while others go on.
 
         Raises:
             DataError: As those of the sources.
@@ -168,7 +196,44 @@ class StreamMixture:
         )
 
 
-Stream = PairStream | StreamMixture
+class WatchedStream:
+    """A stream whose images are compared with held-out ones as they come.
+
+    Attributes:
+        stream: What is watched.
+        held_out: Images that should not come.
+        seen: Positions of those that came all the same.
+    """
+
+    def __init__(self, stream: "Stream", held_out: Images) -> None:
+        self.stream = stream
+        self.held_out = held_out
+        self.seen: set[int] = set()
+        self.name, self.length, self.prefix = stream.name, stream.length, stream.prefix
+        self._with_ending: dict[Ending | None, list[int]] = {}
+        for index in range(len(held_out)):
+            self._with_ending.setdefault(image_ending(held_out, index), []).append(index)
+
+    @property
+    def skipped(self) -> list[BadRow]:
+        """Rows that were left out so far."""
+        return self.stream.skipped
+
+    def pairs(self, *, seed: int, at_least: int = 1) -> Iterator[StreamedPair]:
+        """The stream's."""
+        for pair in self.stream.pairs(seed=seed, at_least=at_least):
+            for index in self._with_ending.get(image_ending(pair, 0), ()):
+                new = index not in self.seen
+                if new and image_bytes(pair, 0) == image_bytes(self.held_out, index):
+                    self.seen.add(index)
+            yield pair
+
+    def warn(self) -> None:
+        """Say how many held-out images came, if any did."""
+        warn_of_shared(self.held_out, sorted(self.seen))
+
+
+Stream = PairStream | StreamMixture | WatchedStream
 
 
 def shuffled(items: Iterator[Item], size: int, generator: random.Random) -> Iterator[Item]:

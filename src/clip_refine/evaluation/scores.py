@@ -125,9 +125,7 @@ def embed_model(
     pairs: EmbeddedPairs | None = None,
 ) -> ModelFeatures:
     """Encode everything that the numbers are taken from once; arguments as in `score_model`."""
-    return ModelFeatures(
-        pairs or embed_pairs(embedder, held_out), [_embed_task(embedder, task) for task in tasks]
-    )
+    return ModelFeatures(pairs or embed_pairs(embedder, held_out), embed_tasks(embedder, tasks))
 
 
 def score_features(features: ModelFeatures, *, seed: int) -> Scores:
@@ -142,15 +140,22 @@ def score_features(features: ModelFeatures, *, seed: int) -> Scores:
         retrieval=retrieval(
             pairs.image_features, pairs.text_features, pairs.text_to_image, normalize=normalize
         ),
-        zero_shot={
-            task.name: zero_shot_scores(
-                task.image_features, task.class_features, task.labels, normalize=normalize
-            )
-            for task in features.tasks
-        },
+        zero_shot=score_tasks(features.tasks, normalize=normalize),
         pairs=len(pairs.image_features),
         captions=len(pairs.text_features),
     )
+
+
+def score_tasks(
+    tasks: Sequence[TaskFeatures], *, normalize: bool = True
+) -> dict[str, dict[str, float]]:
+    """Task name → zero-shot scores."""
+    return {
+        task.name: zero_shot_scores(
+            task.image_features, task.class_features, task.labels, normalize=normalize
+        )
+        for task in tasks
+    }
 
 
 def probe_features(features: ModelFeatures, *, seed: int) -> dict[str, float]:
@@ -161,14 +166,17 @@ def probe_features(features: ModelFeatures, *, seed: int) -> dict[str, float]:
     }
 
 
-def _embed_task(embedder: Embedder, task: LabelledImages) -> TaskFeatures:
-    prompt_features = embed_prompts(embedder, task.class_names, task.templates)
-    return TaskFeatures(
-        task.name,
-        embedder.images(task, f"Encoding {task.name}"),
-        class_vectors(prompt_features),
-        torch.tensor(task.labels),
-    )
+def embed_tasks(embedder: Embedder, tasks: Sequence[LabelledImages]) -> list[TaskFeatures]:
+    """Encode the prompts and the images of each task."""
+    return [
+        TaskFeatures(
+            task.name,
+            class_features=class_vectors(embed_prompts(embedder, task.class_names, task.templates)),
+            image_features=embedder.images(task, f"Encoding {task.name}"),
+            labels=torch.tensor(task.labels),
+        )
+        for task in tasks
+    ]
 
 
 # --------------------------------------------------------------------------------------------------

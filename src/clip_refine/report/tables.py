@@ -332,7 +332,8 @@ def before_after_table(scores: RunScores) -> Table:
 
 def scores_table(scores: Scores) -> Table:
     """All numbers of one model."""
-    title = f"Scores on {scores.pairs:,} images with {scores.captions:,} captions"
+    of_pairs = f"Scores on {scores.pairs:,} images with {scores.captions:,} captions"
+    title = of_pairs if scores.pairs else "Zero-shot scores"
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")

@@ -51,11 +51,11 @@ def headline(
     Of numbers, or of whatever adds up and can be divided, as numbers with their resamples do.
 
     Args:
-        geometry: With `centroid_distance`.
+        geometry: With `centroid_distance`, or empty where there are no pairs.
         retrieval: With recalls of both directions at one and the same depths.
         top1: One a zero-shot task; may be empty.
     """
-    found = {"gap": geometry["centroid_distance"]}
+    found = {"gap": geometry["centroid_distance"]} if geometry else {}
     for k in (1, 10):
         if f"image_to_text_recall@{k}" in retrieval:
             both = [retrieval[f"{way}_recall@{k}"] for way in ("image_to_text", "text_to_image")]
@@ -82,7 +82,8 @@ class Scores(Record):
     """The numbers of one model on held-out data.
 
     Attributes:
-        geometry: Names of docs/method.md, on each image with its first caption.
+        geometry: Names of docs/method.md, on each image with its first caption; empty, as
+            `retrieval`, where only zero-shot tasks were measured.
         retrieval: `image_to_text_recall@k` and `text_to_image_recall@k`, shares from 0 to 1.
         zero_shot: Task name → `top1`, `top5`, `mean_per_class_recall`, shares from 0 to 1.
         pairs: Held-out images.

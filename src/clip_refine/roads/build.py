@@ -39,9 +39,17 @@ from clip_refine.data import (
     stream_batches,
     with_cached_pixels,
 )
-from clip_refine.data.pairs import Images, as_pairs
+from clip_refine.data.pairs import (
+    GivenPairs,
+    Images,
+    PairSource,
+    as_pairs,
+    image_groups,
+    warn_of_shared,
+)
 from clip_refine.data.pixels import side_to_keep
 from clip_refine.data.sources import TOY, open_training
+from clip_refine.data.streams import WatchedStream
 from clip_refine.losses import Objective, PairFeatures
 from clip_refine.models import (
     DualEncoder,
@@ -57,7 +65,7 @@ from clip_refine.models.checkpoints import is_run, recognise_folder
 from clip_refine.models.embed import Embedder
 from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
-from clip_refine.support.console import console, remark
+from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
 from clip_refine.toy import model_directory, toy_tasks, toy_val
 from clip_refine.train import (
@@ -264,10 +272,15 @@ def build_data(
     config: DataConfig,
     *,
     seed: int,
-    train_pairs: ImageCaptions | Stream | None = None,
-    held_out: ImageCaptions | None = None,
-) -> tuple[ImageCaptions | Stream, ImageCaptions]:
-    """Training pairs and held-out pairs."""
+    train_pairs: GivenPairs | Stream | None = None,
+    held_out: GivenPairs | None = None,
+) -> tuple[PairSource | Stream, PairSource]:
+    """Training pairs and held-out pairs; a warning where both have an image.
+
+    Of a stream that shows as it is read, so it comes when it has been.
+    """
+    if held_out is not None:
+        held_out = as_pairs(held_out)
     if train_pairs is None:
         if not config.sources:
             raise ConfigError(
@@ -281,47 +294,43 @@ def build_data(
         train_pairs = open_training(config)
         if held_out is None and config.val is None and config.sources == (TOY,):
             held_out = toy_val()
-    if config.captions == "all" and not isinstance(train_pairs, Stream | EveryCaption):
-        train_pairs = EveryCaption(train_pairs)
-    if held_out is None and config.val is not None:
-        held_out = open_pairs(config.val, config.for_val(), training=False)
-    if held_out is None:
-        if isinstance(train_pairs, Stream):
-            raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
-        train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
     if not isinstance(train_pairs, Stream):
         train_pairs = as_pairs(train_pairs)
-    _check_held_out(held_out, None if isinstance(train_pairs, Stream) else train_pairs)
-    return train_pairs, as_pairs(held_out)
+        if config.captions == "all" and not isinstance(train_pairs, EveryCaption):
+            train_pairs = EveryCaption(train_pairs)
+    if held_out is None and config.val is not None:
+        held_out = as_pairs(open_pairs(config.val, config.for_val(), training=False))
+    if held_out is not None:
+        _check_enough(held_out)
+        if isinstance(train_pairs, Stream):
+            return WatchedStream(train_pairs, held_out), held_out
+        held, trained = image_groups(held_out, train_pairs)
+        known = set(trained)
+        warn_of_shared(held_out, [index for index, group in enumerate(held) if group in known])
+        return train_pairs, held_out
+    if isinstance(train_pairs, Stream):
+        raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
+    train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
+    return train_pairs, held_out
 
 
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
         held_out = open_pairs(config.val, config.for_val(), training=False)
-        _check_held_out(held_out, None)
+        _check_enough(held_out)
         return held_out
     if not config.sources:
         raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
     return build_data(config, seed=seed)[1]
 
 
-def _check_held_out(held_out: ImageCaptions, train_pairs: ImageCaptions | None) -> None:
-    """Refuse too few pairs to measure on; say so where they are trained on, too."""
+def _check_enough(held_out: ImageCaptions) -> None:
+    """Refuse too few pairs to measure on."""
     if len(held_out) < MINIMUM_PAIRS:
         raise DataError(
             f"{held_out.name}: {len(held_out)} held-out images are too few to measure anything. "
             f"Give {MINIMUM_PAIRS} or more, better some hundreds, with --data.val."
-        )
-    if train_pairs is None:
-        return
-    trained = {train_pairs.image_name(index) for index in range(len(train_pairs))}
-    shared = sum(held_out.image_name(index) in trained for index in range(len(held_out)))
-    if shared:
-        console.print(
-            f"Beware: {shared:,} of the {len(held_out):,} held-out images are trained on, too, so "
-            "the scores after training are not held-out scores.",
-            style="yellow",
         )
 
 
@@ -332,7 +341,7 @@ def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
         if name == TOY:
             tasks += toy_tasks()
         else:
-            tasks.append(read_class_folders(Path(name), templates=(config.template,)))
+            tasks.append(read_class_folders(Path(name), templates=config.templates))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ConfigError(

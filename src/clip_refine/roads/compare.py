@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from clip_refine.config import RefineConfig, dump_config, override
 from clip_refine.config.runs import RUNS, CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
-from clip_refine.data.pairs import MINIMUM_HELD_OUT, Images, fingerprint, image_fingerprint
+from clip_refine.data.pairs import GivenPairs, Images, fingerprint, image_fingerprint
+from clip_refine.data.views import MINIMUM_HELD_OUT
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.scores import (
     ModelFeatures,
@@ -53,8 +54,8 @@ def compare(
     config: CompareConfig,
     *,
     model: DualEncoder | None = None,
-    train_pairs: ImageCaptions | None = None,
-    held_out: ImageCaptions | None = None,
+    train_pairs: GivenPairs | None = None,
+    held_out: GivenPairs | None = None,
     tasks: Sequence[LabelledImages] | None = None,
 ) -> Comparison:
     """Train every recipe with every seed on the same batches and score all of them alike.
@@ -83,7 +84,15 @@ def compare(
 
     # images and captions, the untouched model, its features of the training pairs
     if train_pairs is None or held_out is None:
-        train_pairs, held_out = _open_data(config)
+        train_pairs = held_out = None  # of two that go together, one is no use
+    train_pairs, held_out = build.build_data(
+        config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
+    )
+    if isinstance(train_pairs, Stream):
+        raise ConfigError(
+            "data.streaming: compare reads the training pairs many times, so they cannot be "
+            "streamed. Leave it out."
+        )
     tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
     runs = _set_up(config, model, train_pairs, held_out, tasks, combined)
 
@@ -126,16 +135,6 @@ def _say_what_is_left_out(earlier: Path, result: Comparison) -> None:
             "runs are kept and stand in the table again when they are named.",
             style="yellow",
         )
-
-
-def _open_data(config: CompareConfig) -> tuple[ImageCaptions, ImageCaptions]:
-    train_pairs, held_out = build.build_data(config.data, seed=config.seed)
-    if isinstance(train_pairs, Stream):
-        raise ConfigError(
-            "data.streaming: compare reads the training pairs many times, so they cannot be "
-            "streamed. Leave it out."
-        )
-    return train_pairs, held_out
 
 
 def _combined(config: CompareConfig) -> dict[str, list[str]]:

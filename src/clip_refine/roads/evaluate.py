@@ -4,6 +4,7 @@ from torch import nn
 
 from clip_refine.config import EvaluateConfig
 from clip_refine.evaluation import Embedder, score_model
+from clip_refine.evaluation.scores import embed_tasks, score_tasks
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import embed_pairs
 from clip_refine.results import Scores
@@ -15,6 +16,8 @@ from clip_refine.vectors.files import FeatureSet, check_features_path, write_fea
 
 def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Scores:
     """Measure a model as it stands: the same numbers as before and after a refinement.
+
+    With zero-shot tasks and no pairs only the tasks; geometry and retrieval are empty then.
 
     Args:
         config: Every setting.
@@ -30,20 +33,29 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         check_features_path(config.save_features, overwrite=config.overwrite)
     accelerator = build.build_accelerator(config.device)
     device = accelerator.device
-    held_out = build.build_held_out(config.data, seed=config.seed)
     tasks = build.build_tasks(config.evaluation)
+    tasks_alone = bool(tasks) and config.data.val is None and not config.data.sources
+    if tasks_alone and config.save_features is not None:
+        raise ConfigError("save_features: there are no pairs to save. Give them: --data.val")
+    held_out = [] if tasks_alone else [build.build_held_out(config.data, seed=config.seed)]
     encoder = model or build.build_model(config.model)
     if isinstance(encoder, nn.Module):
         encoder.float().eval().to(device)
     workers = build.count_workers(config.workers, device)
-    reader = build.build_reader(config.data, encoder, [held_out, *tasks], workers=config.workers)
+    reader = build.build_reader(config.data, encoder, [*held_out, *tasks], workers=config.workers)
     batch_size = config.evaluation.batch_size
     embedder = Embedder(encoder, device, batch_size, workers, reader=reader)
-    pairs = embed_pairs(embedder, held_out)
-    scores = score_model(embedder, held_out, tasks, seed=config.seed, pairs=pairs)
+    pairs = embed_pairs(embedder, held_out[0]) if held_out else None
+    if pairs is None:
+        features = embed_tasks(embedder, tasks)
+        scores = Scores(
+            zero_shot=score_tasks(features), geometry={}, retrieval={}, pairs=0, captions=0
+        )
+    else:
+        scores = score_model(embedder, held_out[0], tasks, seed=config.seed, pairs=pairs)
     if config.out is not None and accelerator.is_main_process:
         write_file(config.out, scores.text)
-    if config.save_features is not None and accelerator.is_main_process:
+    if config.save_features is not None and pairs is not None and accelerator.is_main_process:
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}
         write_features(config.save_features, features, note=note, overwrite=config.overwrite)

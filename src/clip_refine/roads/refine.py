@@ -23,6 +23,7 @@ from clip_refine.config import (
 )
 from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, Stream, Subset, hold_out
+from clip_refine.data.pairs import GivenPairs
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
@@ -65,8 +66,8 @@ def refine(
     config: RefineConfig,
     *,
     model: DualEncoder | None = None,
-    train_pairs: ImageCaptions | Stream | None = None,
-    held_out: ImageCaptions | None = None,
+    train_pairs: GivenPairs | Stream | None = None,
+    held_out: GivenPairs | None = None,
 ) -> RunScores:
     """Refine a model, measure it before and after, and save it.
 

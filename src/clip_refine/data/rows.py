@@ -5,18 +5,25 @@ import json
 import os
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from PIL import Image
 
 from clip_refine.config import DataConfig
-from clip_refine.data.images import check_image, check_image_file, decode_image, open_image
+from clip_refine.data.images import (
+    check_image,
+    check_image_file,
+    decode_image,
+    is_clutter,
+    open_image,
+)
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
 
@@ -325,7 +332,7 @@ def expand(name: str, suffixes: tuple[str, ...]) -> list[str]:
             files += _remote(one) if "*" in one else [one]
         elif Path(one).is_dir():
             found = (path for suffix in suffixes for path in Path(one).rglob(f"*{suffix}"))
-            files += sorted(map(str, found))
+            files += sorted(str(path) for path in found if not is_clutter(path.relative_to(one)))
         else:
             files += sorted(glob.glob(one)) if "*" in one or "?" in one else [one]
     missing = [file for file in files if not is_remote(file) and not Path(file).is_file()]
@@ -373,9 +380,25 @@ def find_image_folder(file: Path, written: Iterable[str], settings: SourceSettin
     near.append(here.parent)
     names = [name for name in islice(written, _TRIED) if not problem_of_path(name)]
     for folder in near:
-        if any((folder / name).is_file() for name in names):
+        if any(file_in(folder, name).is_file() for name in names):
             return folder
     return here
+
+
+def file_in(folder: Path, written: str) -> Path:
+    """The file that a path means: as written, else with other separators or accents.
+
+    Tables from Windows have back-slashes, archives from macOS hold "é" as an e and an accent.
+    """
+    path = folder / written
+    if ("\\" not in written and written.isascii()) or path.exists():
+        return path
+    for name in (written, written.replace("\\", "/")):
+        for form in ("NFC", "NFD"):
+            other = folder / unicodedata.normalize(form, name)
+            if other.exists():
+                return other
+    return path
 
 
 def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
@@ -425,7 +448,7 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
             continue
         outside = settings.allow_outside
         problem = row.problem or problem_of_path(row.image, allow_outside=outside)
-        image = None if problem else folder / row.image
+        image = None if problem else file_in(folder, row.image)
         yield Row(row.where, image, row.captions, problem)
 
 
@@ -458,12 +481,36 @@ def readable_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except UnicodeError as error:
+        raise DataError(f"{path}: is damaged UTF-16 ({error}). Save it as UTF-8.") from error
+
+
+def encoding_of(path: Path) -> str:
+    """UTF-16 by its mark or by the zeros of its first letter, else UTF-8.
+
+    `utf-8-sig`, because spreadsheet programs put a byte order mark before the first column's name.
+    """
+    with path.open("rb") as file:
+        first = file.read(2)
+    if first in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if len(first) == 2 and 0 in first:
+        return "utf-16-be" if first[0] == 0 else "utf-16-le"
+    return "utf-8-sig"
+
+
+@contextmanager
+def open_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
+    """A text file opened; bytes that are no UTF-8 become surrogates, found row by row."""
+    how: Any = {"errors": "surrogateescape", "newline": newline}
+    with readable_file(path), path.open(encoding=encoding_of(path), **how) as file:
+        yield file
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row."""
-    with readable_file(path):
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    """The content of a JSON file."""
+    with open_text(path) as file:
+        text = file.read()
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -549,7 +596,8 @@ class Listed:
 
 def _ends(name: str) -> list[str]:
     """The whole name, and what is left without its first folders."""
-    parts = [part for part in PurePosixPath(name).parts if part != "/"]
+    same = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    parts = [part for part in PurePosixPath(same).parts if part != "/"]
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
@@ -561,11 +609,8 @@ def _has_splits(split_file: Path) -> bool:
 def read_split_file(path: Path, split: str | None, *, training: bool = True) -> Listed:
     """The images in a split: of Karpathy's JSON, or of a list with one file name a line."""
     if not _has_splits(path):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}). Check the path.") from error
-        return Listed(line.strip() for line in lines)
+        with open_text(path) as file:
+            return Listed(line.strip() for line in file.read().splitlines())
     content = read_json(path)
     if not is_karpathy(content):
         raise DataError(

@@ -1,5 +1,6 @@
 """Sources that are text: CSV, TSV, JSONL, token files, COCO annotations → rows."""
 
+import ast
 import base64
 import binascii
 import csv
@@ -9,20 +10,24 @@ import random
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from clip_refine.data.rows import (
+    ImageInMemory,
     OpenRows,
     Row,
     SourceSettings,
     StoredImage,
     Written,
     choose_split,
+    encoding_of,
     file_rows,
     is_karpathy,
+    open_text,
     read_json,
     readable_file,
 )
@@ -40,7 +45,12 @@ CAPTION_COLUMNS = (
     *("caption", "captions", "text", "title", "sentence", "sentences", "description"),
     *("comment", "raw"),
 )
-KINDS = {",": "CSV table", "\t": "TSV table", "|": "table with | between the columns"}
+KINDS = {
+    ",": "CSV table",
+    "\t": "TSV table",
+    ";": "CSV table with semicolons",
+    "|": "table with | between the columns",
+}
 """What to call a table, by what stands between its columns."""
 
 
@@ -58,56 +68,55 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a table with a header."""
     delimiter = _delimiter(path)
     lines = _rows(path, delimiter)
-    header = [name.strip() for name in next(lines, (0, []))[1]]
+    header = [name.strip() for name in _fields(next(lines, (0, []))[1])]
     image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
     caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
     for number, row in lines:
-        if not row:
-            continue
         where = f"{path}, line {number}"
-        if len(row) == len(header):
-            yield Written(where, row[image_at].strip(), (row[caption_at].strip(),))
-            continue
-        advice = (
-            f"Put captions that hold a {delimiter!r} in double quotes."
-            if delimiter == ","
-            else "Mend or remove the row."
-        )
-        problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
-        yield Written(where, row[0].strip() if row else "", (), problem)
+        if isinstance(row, str):
+            yield Written(where, "", (), row)
+        elif len(row) == len(header):
+            texts = texts_of(row[caption_at].strip())
+            problem = texts if isinstance(texts, str) else None
+            captions = () if isinstance(texts, str) else texts
+            yield Written(where, row[image_at].strip(), captions, problem)
+        elif row:
+            advice = (
+                f"Put captions that hold a {delimiter!r} in double quotes."
+                if delimiter in _QUOTING
+                else "Mend or remove the row."
+            )
+            problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
+            yield Written(where, row[0].strip(), (), problem)
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of every row, the header first; bytes no UTF-8 as surrogates."""
-    try:
-        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name
-        with (
-            readable_file(path),
-            path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-        ):
-            if delimiter == ",":
-                reader = csv.reader(file, strict=True)
-                for row in reader:
-                    yield reader.line_num, row
-            elif delimiter == "\t":
-                yield from read_tab_separated(file)
-            else:
-                for number, line in enumerate(file, start=1):
-                    fields = line.rstrip("\r\n").split(delimiter)
-                    yield number, fields if line.strip() else []
-    except csv.Error as error:
-        raise DataError(f"{path}: is no valid CSV file ({error}).") from error
+def _fields(row: list[str] | str) -> list[str]:
+    return [] if isinstance(row, str) else row
+
+
+Fields = Iterator[tuple[int, list[str] | str]]
+"""(line number, fields) of every row, the header first; as a text, what is wrong with a row."""
+
+
+def _rows(path: Path, delimiter: str) -> Fields:
+    with open_text(path, newline="") as file:
+        if delimiter in _QUOTING:
+            yield from read_quoted(file, delimiter)
+        elif delimiter == "\t":
+            yield from read_tab_separated(file)
+        else:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n").split(delimiter) if line.strip() else []
 
 
 def _delimiter(path: Path) -> str:
-    """By the first line: a | only where there are neither tabs nor commas; by the name in doubt."""
-    with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    """By the first line: others than commas only where there are none; by the name in doubt."""
+    with open_text(path) as file:
         first = file.readline()
     if path.suffix.lower() == ".tsv":
         return "\t"
-    if "|" in first and "," not in first:
-        return "|"
-    return "\t" if "\t" in first and "," not in first else ","
+    others = (mark for mark in ("|", "\t", ";") if mark in first and "," not in first)
+    return next(others, ",")
 
 
 def find_column(
@@ -134,14 +143,18 @@ def find_column(
 
 BYTES_COLUMNS = ("image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "image_base64", "image_data")
 RECORD_IMAGES = (*IMAGE_COLUMNS, *BYTES_COLUMNS)
-RECORD_CAPTIONS = (*CAPTION_COLUMNS, "txt", "json")
+RECORD_CAPTIONS = (*CAPTION_COLUMNS, "txt", "json", "conversations", "messages")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
 def texts_of(value: Any) -> tuple[str, ...] | str:
-    """The captions in a value: a text, a list of texts, or objects that hold one as `raw`."""
+    """The captions in a value, or as a text what is wrong with it.
+
+    It is a text, a list of texts, perhaps written as a text, an object that holds one as `raw` or
+    the like, or a conversation, whose first answer it is.
+    """
     if isinstance(value, str):
-        return (value,)
+        return _written_list(value) if value.startswith("[") else (value,)
     if isinstance(value, bytes):
         return (value.decode("utf-8", errors="surrogateescape"),)
     if isinstance(value, Mapping):
@@ -150,6 +163,9 @@ def texts_of(value: Any) -> tuple[str, ...] | str:
                 return texts_of(value[name])
         return f"no caption among {', '.join(map(str, value)) or 'nothing'}. Add one or remove it."
     if isinstance(value, Sequence):
+        turns = [part for part in value if isinstance(part, Mapping) and part.keys() & _SPEAKERS]
+        if turns:
+            return _answer(turns)
         texts: list[str] = []
         for part in value:
             found = texts_of(part)
@@ -160,6 +176,49 @@ def texts_of(value: Any) -> tuple[str, ...] | str:
     if value is None:
         return "has no caption. Add one or remove the row."
     return f"has a caption that is no text but {value!r:.40}. Mend it or remove the row."
+
+
+_LIST = re.compile(r"""\[\s*["'].*""", re.DOTALL)
+_NO_COMMA = re.compile(r"""(["'])\s+(["'])""")
+
+
+def _written_list(text: str) -> tuple[str, ...] | str:
+    """The captions in `["a dog", "a brown dog"]`, as JSON or as Python prints it.
+
+    Tables have no lists, so libraries write them as texts. A text such as `[sic] a dog` is one.
+
+    >>> _written_list("['a dog', 'a brown dog']"), _written_list("[sic] a dog")
+    (('a dog', 'a brown dog'), ('[sic] a dog',))
+    """
+    found: Any = None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        if _LIST.match(text) and _NO_COMMA.search(text):  # Python would join the two
+            return (
+                "has a list of captions without commas in between, as NumPy prints it. Write it "
+                "as JSON."
+            )
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = ast.literal_eval(text)
+    if isinstance(found, list) and all(isinstance(part, str | dict) for part in found):
+        return texts_of(found)
+    if _LIST.match(text):
+        return f"has a list of captions that cannot be read: {text!r:.40}. Write it as JSON."
+    return (text,)
+
+
+_SPEAKERS = {"from", "role"}  # who says a turn of a conversation, as LLaVA and as chat models say
+
+
+def _answer(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | str:
+    """The first answer of a conversation; those that follow answer questions."""
+    for turn in turns:
+        if (turn.get("from") or turn.get("role")) in ("gpt", "assistant"):
+            said = turn.get("value") or turn.get("content")
+            if isinstance(said, str):
+                return (said,)
+    return "has a conversation without an answer of 'gpt' or 'assistant'. Remove the row."
 
 
 def image_of(value: Any, *, encoded: bool = False) -> bytes | str | None:
@@ -219,11 +278,67 @@ def record_row(
 
 
 # --------------------------------------------------------------------------------------------------
-# Tab-separated values, where some programs quote fields and others mean quotes as they stand.
+# Values with commas or semicolons in between, where fields that hold such a mark, a quote or a line
+# break stand in double quotes.
 
 
+_QUOTING = ",;"
 _LONGEST = 100
 """Lines that one quoted field may go on over."""
+
+
+def read_quoted(lines: Iterable[str], delimiter: str) -> Fields:
+    """(number of the last line, fields) of every row; a blank line has no fields.
+
+    A mistake costs one line: reading goes on behind it.
+
+    >>> list(read_quoted(['image,text', 'a.png,"never closed', 'b.png,one'], ","))[1:]
+    [(2, 'has a double quote that is never closed. Close it, or write it as "".'), (3, ['b.png', \
+'one'])]
+    """
+    rest, ahead, number = iter(lines), deque[str](), 0
+    while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
+        number += 1
+        row = _quoted_row(line, delimiter)
+        if row is None:
+            ahead.extend(islice(rest, _LONGEST - len(ahead)))
+            used, row = _closed(line, ahead, delimiter)
+            number += used
+            for _ in range(used):
+                ahead.popleft()
+        yield number, row
+
+
+def _closed(line: str, following: Iterable[str], delimiter: str) -> tuple[int, list[str] | str]:
+    """Over how many further lines an open quote goes on, and the row then."""
+    for count, text in enumerate(following, start=1):
+        line += text
+        # only a quote can close it, so that long ones are not parsed anew with every line
+        row = _quoted_row(line, delimiter) if '"' in text else None
+        if isinstance(row, list):
+            return count, row
+        if row is not None:
+            break
+    return 0, 'has a double quote that is never closed. Close it, or write it as "".'
+
+
+def _quoted_row(text: str, delimiter: str) -> list[str] | str | None:
+    """The fields of a row; a text where it has a mistake, None where a quote is still open."""
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            return None
+        if "field limit" in str(error):
+            return f"has a field of more than {csv.field_size_limit():,} letters. Shorten it."
+        return (
+            "has text before or behind a field in double quotes. Put the whole field in quotes, "
+            f'and write those inside as "" ({error}).'
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# Tab-separated values, where some programs quote fields and others mean quotes as they stand.
 
 
 def read_tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -330,6 +445,8 @@ def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     columns: tuple[str, str] | None = None
     start = 0
     with readable_file(path), path.open("rb") as file:
+        if encoding_of(path) != "utf-8-sig":
+            raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
         for number, line in enumerate(file, start=1):
             where, here = f"{path}, line {number}", start
             start += len(line)
@@ -343,6 +460,29 @@ def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
                 columns = find_columns(path, list(record), settings)
             place = ImageInLine(path, number, here, columns[0])
             yield record_row(where, record, columns, lambda _, place=place: place)
+
+
+def json_list_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a JSON file that is a list of objects, as LLaVA's are."""
+    records = read_json(path)
+    if not is_json_list(records):
+        raise DataError(f"{path}: is no list of JSON objects with an image and captions each.")
+    names = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
+    columns = find_columns(path, list(names), settings)
+    for position, record in enumerate(records):
+        where = f"{path}, [{position}]"
+        if not isinstance(record, dict):
+            problem = f"is no JSON object but {record!r:.40}. Mend or remove the row."
+            yield Written(where, "", (), problem)
+            continue
+        yield record_row(
+            where, record, columns, lambda content, where=where: ImageInMemory(where, content)
+        )
+
+
+def is_json_list(content: Any) -> bool:
+    """Whether a JSON file is a list of objects."""
+    return isinstance(content, list) and bool(content) and isinstance(content[0], dict)
 
 
 def _record(line: bytes) -> dict[str, Any] | str:
@@ -373,7 +513,7 @@ def is_token_line(line: str) -> bool:
 
 def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a token file."""
-    with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -401,7 +541,7 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             f"{path}: is no COCO captions file. Expected an object with 'images' (id, file_name) "
             "and 'annotations' (image_id, caption)."
         )
-    captions: dict[Any, list[tuple[int, Any]]] = {}
+    captions: dict[str, list[tuple[int, Any]]] = {}
     for position, annotation in enumerate(content["annotations"]):
         owner = annotation.get("image_id") if isinstance(annotation, dict) else None
         captions.setdefault(_plain(owner), []).append((position, annotation))
@@ -414,7 +554,7 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             continue
         identity = _plain(image["id"])
         if identity in seen:
-            problem = f"id {identity!r} stands at an earlier image already. Give it one of its own."
+            problem = f"id {identity} stands at an earlier image already. Give it one of its own."
             yield Written(where, name, (), problem)
             continue
         seen.add(identity)
@@ -425,7 +565,7 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             yield _annotation(f"{path}, annotations[{at}]", name, annotation)
     for identity, annotations in captions.items():
         for at, _ in annotations:
-            problem = f"image id {identity!r} is not among 'images'. Add the image or remove it."
+            problem = f"image id {identity} is not among 'images'. Add the image or remove it."
             yield Written(f"{path}, annotations[{at}]", "", (), problem)
 
 
@@ -472,6 +612,8 @@ def is_coco(content: Any) -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Something hashable."""
-    return value if isinstance(value, int | str | float | None) else repr(value)
+def _plain(value: Any) -> str:
+    """An id as a text: some programs write 7 on one side and "7" or 7.0 on the other."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else repr(value)

@@ -28,7 +28,7 @@ from clip_refine.data import ImageCaptions, open_pairs
 from clip_refine.data.images import DECODING
 from clip_refine.data.labelled import (
     OPEN_CLIP,
-    IndexedImages,
+    LabelledRows,
     choose_names,
     read_cub,
     read_labelled_rows,
@@ -201,7 +201,7 @@ def _open_from_hub(place: RowsSource | CaptionsSource) -> Images:
         raise NotThereError(f"{place.path} ({error})") from error
 
 
-def _read_rows(place: RowsSource, path: str) -> IndexedImages:
+def _read_rows(place: RowsSource, path: str) -> LabelledRows:
     return read_labelled_rows(
         path, split=place.split, subset=place.subset, image=place.image, label=place.label
     )

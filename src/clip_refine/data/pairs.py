@@ -12,17 +12,8 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from clip_refine.data.rows import (
-    BadRow,
-    BadRowPolicy,
-    BadRows,
-    ImagePlace,
-    Row,
-    image_problem,
-    load_place,
-    read_place,
-    skipped_rows,
-)
+from clip_refine.data.bad_rows import BadRow, BadRowPolicy, BadRows, skipped_rows
+from clip_refine.data.rows import ImagePlace, Row, image_problem, load_place, read_place
 from clip_refine.support.console import Bar
 from clip_refine.support.errors import DataError
 

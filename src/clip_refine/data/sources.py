@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_refine.config import DataConfig
+from clip_refine.data.bad_rows import BadRowPolicy
 from clip_refine.data.datasets import (
     HUB_PREFIX,
     METADATA,
@@ -31,7 +32,6 @@ from clip_refine.data.pairs import (
     read_all,
 )
 from clip_refine.data.rows import (
-    BadRowPolicy,
     OpenRows,
     Row,
     SourceSettings,

@@ -6,15 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from clip_refine.data.bad_rows import BadRow, BadRowPolicy, BadRows
 from clip_refine.data.pairs import CaptionedImages, StoredImages, row_problem
-from clip_refine.data.rows import (
-    BadRow,
-    BadRowPolicy,
-    BadRows,
-    ImagePlace,
-    OpenRows,
-    image_problem,
-)
+from clip_refine.data.rows import ImagePlace, OpenRows, image_problem
 from clip_refine.support.errors import DataError
 
 Item = TypeVar("Item")

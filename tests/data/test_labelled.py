@@ -208,15 +208,21 @@ def test_rows_with_paths_that_datasets_found(tmp_path: Path):
     assert row.read() == (tmp_path / "a.png").read_bytes()
 
 
-def test_folders_that_programs_leave_behind_are_no_classes(tmp_path: Path):
+def test_folders_that_programs_leave_behind_are_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     for name in ("cat/0.png", "dog/1.png", ".ipynb_checkpoints/0.png", "__MACOSX/cat/0.png"):
         picture(tmp_path / name, "red")
     (tmp_path / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+    for name in ("cat/1.heic", "dog/2.heic"):
+        (tmp_path / name).touch()
     for found in (
         read_class_folders(tmp_path, templates=("{}",)),
         read_listed_folders(tmp_path, None),
     ):
         assert (tuple(found.class_names), tuple(found.labels)) == (("cat", "dog"), (0, 1))
+    said = f"{tmp_path}: 2 files are no images by their endings (2 .heic).\n"
+    assert capsys.readouterr().err == 2 * said
 
 
 def test_numbers_of_classes_are_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -274,6 +274,13 @@ def image_files(folder: Path, *, expected: frozenset[str] = frozenset()) -> list
         folder: Where to look.
         expected: Endings of other files that belong there, of which nothing is said.
     """
+    found, others = find_images(folder)
+    say_others(folder, Counter({end: n for end, n in others.items() if end not in expected}))
+    return found
+
+
+def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images in a folder and below, sorted, and the endings of all else that is no clutter."""
     found: list[Path] = []
     others: Counter[str] = Counter()
     for path, _, names in os.walk(folder):
@@ -282,9 +289,13 @@ def image_files(folder: Path, *, expected: frozenset[str] = frozenset()) -> list
                 continue
             if (ending := file.suffix.lower()) in SUFFIXES:
                 found.append(file)
-            elif ending not in expected:
-                others[ending or "without ending"] += 1
+            else:
+                others[ending] += 1
+    return sorted(found), others
+
+
+def say_others(folder: Path, others: Counter[str]) -> None:
+    """Say in one line which files of a folder are passed over, so that no format is missed."""
     if others:
-        listed = ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5))
+        listed = ", ".join(f"{n:,} {end or 'without'}" for end, n in others.most_common(5))
         remark(f"{folder}: {others.total():,} files are no images by their endings ({listed}).")
-    return sorted(found)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from clip_refine.data.datasets import ImageInTable, undecoded
-from clip_refine.data.images import image_files, is_clutter, to_rgb
+from clip_refine.data.images import find_images, is_clutter, say_others, to_rgb
 from clip_refine.data.pairs import ImageSource, StoredImages
 from clip_refine.data.rows import Listed
 from clip_refine.data.tables import image_of
@@ -172,12 +172,15 @@ def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolder
         )
     paths: list[Path] = []
     labels: list[int] = []
+    others: Counter[str] = Counter()
     for label, directory in enumerate(classes):
-        images = image_files(directory)
+        images, more = find_images(directory)
+        others += more
         if not images:
             raise DataError(f"{directory}: class folder without images. Add some or remove it.")
         paths += images
         labels += [label] * len(images)
+    say_others(folder, others)
     names = tuple(directory.name.replace("_", " ") for directory in classes)
     if templates:
         say_same_names(names, [directory.name for directory in classes])

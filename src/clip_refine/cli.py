@@ -217,6 +217,8 @@ def data(arguments: list[str]) -> None:
         near: Annotated[int, arg(help=near_help)] = 4,
         workers: Annotated[int | None, arg(help="Processes; else one a core, up to 8.")] = None,
         overwrite: Annotated[bool, arg(help="Replace `out` and `sheet`.")] = False,
+        strict: Annotated[bool, arg(help="Exit with 1 where a run would stop.")] = False,
+        json: Annotated[bool, arg(help="Print everything found as JSON, no table.")] = False,
     ) -> None:
         """Count and decode everything in a source of captioned images; stop at nothing bad in it.
 
@@ -238,10 +240,15 @@ def data(arguments: list[str]) -> None:
             workers=workers,
             overwrite=overwrite,
         )
-        Console(highlight=False).print(findings_table(findings), soft_wrap=False)
-        for path in (out, sheet):
-            if path is not None and path.exists():
-                print(path)
+        if json:
+            print(findings.text, end="")
+        else:
+            Console(highlight=False).print(findings_table(findings), soft_wrap=False)
+            for path in (out, sheet):
+                if path is not None and path.exists():
+                    print(path)
+        if strict and not findings.sound:
+            raise SystemExit(1)
 
     action, *rest = arguments or ["--help"]
     if action in ("-h", "--help"):

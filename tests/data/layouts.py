@@ -115,6 +115,20 @@ def write_jsonl(folder: Path, pairs: Pairs) -> str:
     return str(folder / "pairs.jsonl")
 
 
+def write_json_list(folder: Path, pairs: Pairs) -> str:
+    write_images(folder, pairs)
+    rows = [{"image": name, "captions": texts} for name, _, texts in pairs]
+    (folder / "pairs.json").write_text(json.dumps(rows, indent=1))
+    return str(folder / "pairs.json")
+
+
+def write_sidecars(folder: Path, pairs: Pairs) -> str:
+    write_images(folder, pairs)
+    for name, _, texts in pairs:
+        (folder / name).with_suffix(".txt").write_text("\n".join(texts), encoding="utf-8")
+    return str(folder)
+
+
 def write_jsonl_with_content(folder: Path, pairs: Pairs) -> str:
     import base64
 
@@ -213,6 +227,8 @@ LAYOUTS: dict[str, Callable[[Path, Pairs], str]] = {
     "Karpathy split file": write_karpathy,
     "JSON lines": write_jsonl,
     "JSON lines (content)": write_jsonl_with_content,
+    "JSON list": write_json_list,
+    "images with a text file each": write_sidecars,
     "Parquet": write_parquet,
     "Parquet (paths)": write_parquet_with_paths,
     "dataset saved to disk": write_saved,

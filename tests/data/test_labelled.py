@@ -2,15 +2,20 @@
 
 import io
 import json
+import struct
 import tarfile
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
+from clip_refine.data.images import decode_image
 from clip_refine.data.labelled import (
+    ImageOfRow,
     IndexedImages,
     choose_names,
+    read_class_folders,
     read_cub,
     read_labelled_rows,
     read_listed_folders,
@@ -19,6 +24,7 @@ from clip_refine.data.labelled import (
     readable,
 )
 from clip_refine.support.errors import DataError
+from tests.data.files import encoded
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -131,6 +137,117 @@ def test_rows_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert colour_of(found, 1) == (0, 0, 255)
     with pytest.raises(DataError, match=r"no column 'kind', only image, label"):
         read_labelled_rows(str(tmp_path / "rows"), **{**options, "label": "kind"})
+
+
+def rows_of(folder: Path, contents: list[bytes | None], labels: list, **how):
+    """Labelled rows of a Parquet file with these cells."""
+    from pyarrow import parquet, table
+
+    folder.mkdir()
+    images = [data and {"bytes": data, "path": None} for data in contents]
+    parquet.write_table(table({"image": images, "label": labels}), folder / "a.parquet")
+    options = {"split": "test", "subset": None, "image": "image", "label": "label"}
+    return read_labelled_rows(str(folder), **{**options, **how})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [["a", "b"], ["a"], ["b"]],
+            r"row 0 has \['a', 'b'\] in column 'label', which is no class",
+        ),
+        (["a", None, "b"], r"row 1 has None in column 'label', which is no class"),
+        ([-1, -1, -1], r"row 0 has -1 in column 'label', which is no class"),
+        ([0.5, 1.5, 0.5], r"row 0 has 0.5 in column 'label', which is no class"),
+        ([3, 3, 3], r"column 'label' has 1 class in 3 rows. Give two"),
+    ],
+)
+def test_labels_that_are_no_classes(tmp_path: Path, labels: list, message: str):
+    with pytest.raises(DataError, match=message):
+        rows_of(tmp_path / "rows", [content("red")] * 3, labels)
+
+
+def test_a_row_without_image(tmp_path: Path):
+    with pytest.raises(DataError, match=r"'image' has no image in 1 of 3 rows, the first row 1"):
+        rows_of(tmp_path / "rows", [content("red"), None, content("blue")], [0, 1, 0])
+
+
+def test_rows_are_decoded_as_files_are(tmp_path: Path):
+    """Turned by sound EXIF, as stored by broken EXIF, and refused where files are."""
+
+    def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+        directory = struct.pack("<H", len(entries))
+        for tag, kind, count, value in entries:
+            directory += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+        return b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
+
+    turned, odd = (0x112, 3, 1, struct.pack("<H", 6)), (0x100, 2, 4, b"abc\0")
+    photo = Image.new("RGB", (16, 8))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    contents = [
+        encoded(photo, "JPEG", exif=exif(turned)),
+        encoded(photo, "JPEG", exif=exif(turned, odd)),
+        encoded(Image.new("F", (4, 4)), "TIFF"),
+        encoded(Image.new("I", (4, 4)), "TIFF"),
+        script,
+    ]
+    found = rows_of(tmp_path / "rows", contents, [0, 1, 0, 1, 0])
+    assert found.load_image(0).size == (8, 16)
+    assert found.load_image(1).size == decode_image(contents[1], "as a file").size
+    assert found.image_bytes(1) == contents[1]
+    for index, message in ((2, "32-bit pixels"), (3, "32-bit pixels"), (4, "not a readable")):
+        with pytest.raises(DataError, match=rf"row {index}: .*{message}"):
+            found.load_image(index)
+
+
+def test_rows_with_paths_that_datasets_found(tmp_path: Path):
+    picture(tmp_path / "a.png", "blue")
+    table = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]})
+    row = ImageOfRow(table, 0, "image", "rows")
+    assert row.read() == (tmp_path / "a.png").read_bytes()
+
+
+def test_folders_that_programs_leave_behind_are_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("cat/0.png", "dog/1.png", ".ipynb_checkpoints/0.png", "__MACOSX/cat/0.png"):
+        picture(tmp_path / name, "red")
+    (tmp_path / "cat" / "._0.png").write_bytes(b"\0\5\x16\7")
+    for name in ("cat/1.heic", "dog/2.heic"):
+        (tmp_path / name).touch()
+    for found in (
+        read_class_folders(tmp_path, templates=("{}",)),
+        read_listed_folders(tmp_path, None),
+    ):
+        assert (tuple(found.class_names), tuple(found.labels)) == (("cat", "dog"), (0, 1))
+    said = f"{tmp_path}: 2 files are no images by their endings (2 .heic).\n"
+    assert capsys.readouterr().err == 2 * said
+
+
+def test_numbers_of_classes_are_in_their_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(11):
+        picture(tmp_path / "cls" / str(number) / "0.png", "red")
+    own = read_listed_folders(tmp_path / "cls", None).class_names
+    assert own == tuple(map(str, range(11)))
+    (tmp_path / "names.txt").write_text("\n".join(f"name {i}" for i in range(11)))
+    names, _ = choose_names(own, str(tmp_path / "names.txt"), naming="plain")
+    assert names[10] == "name 10"
+    assert "in this order: 0 = name 0, 1 = name 1, 2 = name 2, ..., 10" in capsys.readouterr().err
+    picture(tmp_path / "cls" / "other" / "0.png", "red")
+    assert read_listed_folders(tmp_path / "cls", None).class_names[:3] == ("0", "1", "10")
+
+
+def test_two_classes_of_one_name_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own = ("crane_1", "crane_2", "dog")
+    choose_names(own, {"crane_1": "crane", "crane_2": "crane", "dog": "dog"}, naming="plain")
+    assert "2 classes are called 'crane' (crane_1, crane_2)" in capsys.readouterr().err
+    for name in ("a_b", "a b"):
+        picture(tmp_path / name / "0.png", "red")
+    read_class_folders(tmp_path, templates=("a {}.",))
+    assert "2 classes are called 'a b'" in capsys.readouterr().err
+    choose_names(own, None, naming="plain")
+    assert not capsys.readouterr().err
 
 
 def test_transparent_parts_are_white_as_in_files():

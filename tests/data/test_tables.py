@@ -68,7 +68,7 @@ def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.Monkey
         ("picture,caption\na.png,one\n", r"no image column among picture, caption.*image-column"),
         ("image,words\na.png,one\n", r"no caption column among image, words.*caption-column"),
         ("image,caption\na.png,one,two\n", r"line 2: 3 fields, but the header has 2"),
-        ('image,caption\na.png,"one\n', "is no valid CSV file"),
+        ('image,caption\na.png,"one\n', r"line 2: has a double quote that is never closed"),
         ("image,caption\n", "CSV table without pairs"),
         ("", "no image column among no columns"),
         (

@@ -6,7 +6,12 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.classify import STRENGTHS, linear_probe, stratified_halves
+from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, probe_features
+from clip_refine.evaluation.tasks import linear_probe_task
+from clip_refine.models.embed import EmbeddedPairs
+from clip_refine.support.errors import DataError
 
 
 def clusters(count: int, classes: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,3 +76,17 @@ def test_what_cannot_be_probed():
         linear_probe(features, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="row 2 is zero"):
         linear_probe(torch.tensor([[1.0], [1.0], [0.0], [1.0]]), torch.tensor([0, 0, 1, 1]))
+
+
+def test_tasks_with_one_image_a_class_go_without(capsys: pytest.CaptureFixture[str]):
+    features, labels = clusters(12, 3, 0.1)
+    tasks = (
+        TaskFeatures("many", features, features[:3], labels),
+        TaskFeatures("single", features[:3], features[:3], labels[:3]),
+    )
+    pairs = EmbeddedPairs(features, features, torch.arange(12))
+    found = probe_features(ModelFeatures(pairs, tasks, dim=8), seed=0)
+    assert found == {"many": 1.0}
+    assert "single: no linear probe, which needs a class of two images" in capsys.readouterr().err
+    with pytest.raises(DataError, match="needs two classes, one of them with two images"):
+        linear_probe_task(features[:3], labels[:3], None, bootstrap=Bootstrap(resamples=5, seed=0))

@@ -15,6 +15,7 @@ from clip_refine.roads.check import check_data
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.toy import ToyPairs
 from tests.data.files import drawn_files
+from tests.data.layouts import drawn, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +134,12 @@ def test_a_sound_source_and_images_without_captions(tmp_path: Path):
 
 
 def test_a_source_that_breaks_off(tmp_path: Path):
-    drawn_files(tmp_path, 1)
-    rows = "".join(f"000.jpg,number {index}\n" for index in range(30))
-    (tmp_path / "broken.csv").write_text(f'image,caption\n{rows}000.jpg,"two\n')
-    found = check_data(str(tmp_path / "broken.csv"), DataConfig())
-    assert found.captions.count == 30
-    assert "no valid CSV" in (found.broken_off or "")
+    name = write_shards(tmp_path, drawn(), shards=1).replace("{00000..00000}", "00000")
+    whole = Path(name).read_bytes()
+    Path(name).write_bytes(whole[: len(whole) // 2])
+    found = check_data(name, DataConfig())
+    assert found.captions.count == 6
+    assert "is cut off" in (found.broken_off or "")
     assert "broke off" in findings_verdict(found)
 
 
@@ -182,6 +183,33 @@ def test_from_the_command_line(faulty: Path, capsys: pytest.CaptureFixture[str])
         main(["data", "look"])
     assert stop.value.code == 2
     assert "there is no such action" in capsys.readouterr().err
+
+
+def test_bad_rows_in_the_exit_status_and_findings_as_json(
+    faulty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    drawn_files(tmp_path, 1)
+    (tmp_path / "good.csv").write_text("image,caption\n000.jpg,one\n")
+    main(["data", "check", str(tmp_path / "good.csv"), "--strict"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", str(faulty / "captions.csv"), "--strict", "--json"])
+    assert stop.value.code == 1
+    found = Findings.model_validate_json(capsys.readouterr().out)
+    assert len(found.bad_rows) == 3
+
+
+def test_special_tokens_in_captions(
+    tmp_path: Path, tiny_name: str, capsys: pytest.CaptureFixture[str]
+):
+    drawn_files(tmp_path, 3)
+    marked = ("a dog <End_of_text> on a beach", "a dog &lt;end_of_text&gt; by a river")
+    rows = [f"00{i}.jpg,{text}" for i, text in enumerate((*marked, "a dog"))]
+    (tmp_path / "c.csv").write_text("\n".join(["image,caption", *rows]) + "\n")
+    main(["data", "check", str(tmp_path / "c.csv"), "--model.name", tiny_name])
+    assert "with special tokens │ 2" in " ".join(capsys.readouterr().out.split())
+    found = check_data(str(tmp_path / "c.csv"), model=ModelConfig(name=tiny_name))
+    assert found.captions.special == marked
 
 
 def test_the_table_shows_no_markup_of_the_data(findings: Findings):

@@ -5,10 +5,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clip_refine.data.images import SUFFIXES
+from clip_refine.data.images import SUFFIXES, image_files, is_clutter
 from clip_refine.data.rows import (
     ImageInMemory,
     ImagePlace,
@@ -19,6 +20,7 @@ from clip_refine.data.rows import (
     Written,
     choose_split,
     file_rows,
+    open_text,
     refuse_split,
 )
 from clip_refine.data.tables import (
@@ -346,6 +348,7 @@ def image_folder_rows(name: str, files: Sequence[str], settings: SourceSettings)
     """
     folder = Path(name)
     paths = sorted(path for metadata in METADATA for path in folder.rglob(metadata))
+    paths = [path for path in paths if not is_clutter(path.relative_to(folder))]
     if not paths:
         raise DataError(f"{name}: has no {', '.join(METADATA)}. Give one with the captions.")
     found = {split for path in paths if (split := path.relative_to(folder).parts[0]) in SPLITS}
@@ -367,16 +370,68 @@ def _metadata_rows(path: Path, folder: Path, settings: SourceSettings) -> Iterat
         case _:
             rows = parquet_rows(str(path), [str(path)], settings)
 
-    def is_chosen(image: ImagePlace | None) -> bool:
-        # `train/1.jpg` of a list is not `1.jpg` of the metadata in `test`
-        listed = settings.listed if isinstance(image, Path) else None
-        return listed is None or os.path.relpath(str(image), folder) in listed
-
     mentioned = set()
     for row in rows:
         mentioned.add(row.image)
-        if is_chosen(row.image):
+        if _is_chosen(row.image, folder, settings):
             yield row
-    for image in sorted(path.parent.rglob("*")):
-        if image.suffix.lower() in SUFFIXES and image not in mentioned and is_chosen(image):
+    for image in image_files(path.parent, expected=frozenset((".jsonl", ".csv", ".parquet"))):
+        if image not in mentioned and _is_chosen(image, folder, settings):
             yield Row(str(image), image, ())
+
+
+def _is_chosen(image: ImagePlace | None, folder: Path, settings: SourceSettings) -> bool:
+    """Whether a split file names it, folders too: `train/1.jpg` is not `1.jpg` in `test`."""
+    listed = settings.listed if isinstance(image, Path) else None
+    return listed is None or os.path.relpath(str(image), folder) in listed
+
+
+# --------------------------------------------------------------------------------------------------
+# Folders of images with a text file each: img2dataset's `files`, kohya's and TAO's layout.
+
+
+SIDECARS = (".txt", ".caption")
+"""Endings of the files that hold an image's captions, one a line."""
+_BESIDE = frozenset({*SIDECARS, ".json", ".parquet", ".npz"})  # what those programs write, too
+_CAPTION_FOLDERS = ("captions", "texts", "text", "labels")
+_TRIED = 20
+
+
+def has_sidecars(folder: Path) -> bool:
+    """Whether text files lie in a folder that are called as images are."""
+    texts = (path for ending in SIDECARS for path in folder.rglob(f"*{ending}"))
+    return any(_image_of(text, folder) for text in islice(texts, _TRIED))
+
+
+def _image_of(text: Path, folder: Path) -> bool:
+    inner = text.relative_to(folder)
+    for place in (text, folder.joinpath("images", *inner.parts[1:])):
+        if any(place.with_suffix(ending).is_file() for ending in SUFFIXES):
+            return True
+    return False
+
+
+def sidecar_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
+    """One row an image, with the lines of its text file as captions; of some there is no file."""
+    folder = Path(name)
+    for image in image_files(folder, expected=_BESIDE):
+        if not _is_chosen(image, folder, settings):
+            continue
+        text = _text_of(image, folder)
+        if text is None:
+            yield Row(str(image), image, ())
+            continue
+        with open_text(text) as file:
+            lines = [line for line in file.read().splitlines() if line.strip()]
+        problem = None if lines else "is empty. Write a caption into it or remove it."
+        yield Row(str(text), image, tuple(lines), problem)
+
+
+def _text_of(image: Path, folder: Path) -> Path | None:
+    """The text beside an image, or at its place in a folder of captions instead of images."""
+    inner = image.relative_to(folder)
+    places = [image]
+    if inner.parts[0] == "images":
+        places += [folder.joinpath(other, *inner.parts[1:]) for other in _CAPTION_FOLDERS]
+    found = (place.with_suffix(ending) for place in places for ending in SIDECARS)
+    return next((path for path in found if path.is_file()), None)

@@ -6,23 +6,42 @@ and turn transparent parts into whatever colour the file hides there, often blac
 """
 
 import io
+import os
+import struct
 import warnings
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Of the files that are taken for images where a folder is searched."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is decoded; Pillow knows more, such as EPS, for which it would start another program."""
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".j2c", ".jpc"),
+    "AVIF": (".avif",),
+}
+"""What is decoded, and the endings by which files are taken for images where a folder or an archive
+is searched; Pillow knows more, such as EPS, for which it would start another program."""
+SUFFIXES = frozenset(ending for endings in FORMATS.values() for ending in endings)
 MAX_PIXELS = 178_956_970
 """Width times height above which an image is refused; the size is known before it is decoded."""
+
+MAX_RATIO = MAX_PIXELS // 512**2
+"""Times that an image may be as long as it is narrow: preprocessing first brings the shorter side
+to the model's, up to 512 pixels, and what that makes may not be larger than what is stored."""
 
 Encoded = Path | bytes
 DECODING = 1
@@ -39,18 +58,27 @@ def open_image(path: Path) -> Image.Image:
 def decode_image(encoded: Encoded, name: str, *, side: int | None = None) -> Image.Image:
     """Decode an image file or its content to RGB; of a large JPEG `side` pixels may be enough."""
     try:
-        with opened(encoded) as image:
-            if side is not None:
-                _decode_smaller(image, side)
-            image.load()
-            _rotate(image)
-            return to_rgb(image)
+        try:
+            return _decoded(encoded, side)
+        except (OSError, SyntaxError, ValueError):
+            if (sound := _without_metadata(encoded)) is None:
+                raise
+            return _decoded(sound, side)
     except MemoryError:
         raise
     except Exception as error:  # parsers of damaged files trip in many ways: struct, zlib, index
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{name}: image file not found. Check the path.") from error
         raise DataError(f"{name}: {_why(error)}. Replace it or remove its rows.") from error
+
+
+def _decoded(encoded: Encoded, side: int | None) -> Image.Image:
+    with opened(encoded) as image:
+        if side is not None:
+            _decode_smaller(image, side)
+        image.load()
+        _rotate(image)
+        return to_rgb(image)
 
 
 def check_image(encoded: Encoded) -> str | None:
@@ -92,12 +120,17 @@ def opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
     with warnings.catch_warnings():
         # metadata oddities and Pillow's own size warnings say nothing about the pixels
         warnings.simplefilter("ignore")
-        source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
-        with Image.open(source, formats=_formats()) as image:
+        with _header(encoded) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _RefusedError(
                     f"has {image.width} x {image.height} pixels, more than the "
                     f"{MAX_PIXELS:,} that are decoded. If it is meant to be so large, shrink it"
+                )
+            if max(image.size) > MAX_RATIO * min(image.size):
+                raise _RefusedError(
+                    f"has {image.width} x {image.height} pixels, so it is more than {MAX_RATIO} "
+                    "times as long as it is narrow and would fill the memory when its shorter "
+                    "side is resized to the model's. Crop it"
                 )
             if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
                 raise _RefusedError(
@@ -105,6 +138,48 @@ def opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
                     "Save it with 8 or 16 bits"
                 )
             yield image
+
+
+def _header(encoded: Encoded) -> ImageFile.ImageFile:
+    source = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    try:
+        return Image.open(source, formats=_formats())
+    except (OSError, SyntaxError, ValueError):
+        if (sound := _without_metadata(encoded)) is None:
+            raise
+        return Image.open(io.BytesIO(sound), formats=_formats())
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_XMP = b"XML:com.adobe.xmp"  # may say how the image is to be turned, so it stays where it is sound
+
+
+def _without_metadata(encoded: Encoded) -> bytes | None:
+    """A PNG without texts and profile; None where it is no PNG, or has nothing to leave out.
+
+    Pillow refuses a whole image for a large profile or a text with a wrong checksum, which say
+    nothing about the pixels.
+    """
+    try:
+        data = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+    except OSError:
+        return None
+    if not data.startswith(_PNG):
+        return None
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        chunk = data[at : at + 12 + length]
+        at += len(chunk)
+        whole = len(chunk) == 12 + length
+        sound = whole and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            if sound and chunk[8:].startswith(_XMP) and length < PngImagePlugin.MAX_TEXT_CHUNK:
+                kept.append(chunk)
+        elif sound or not whole or kind[:1].isupper() or kind == b"tRNS":
+            kept.append(chunk)  # without the pixels' own chunks nothing can be shown
+    found = b"".join(kept)
+    return found if len(found) < len(data) else None
 
 
 def _decode_smaller(image: ImageFile.ImageFile, side: int) -> None:
@@ -174,3 +249,53 @@ def _from_16_bit_grey(image: Image.Image) -> Image.Image:
     if (see_through := image.info.get("transparency")) is not None:
         grey[levels == see_through] = 255
     return Image.fromarray(grey)
+
+
+# --------------------------------------------------------------------------------------------------
+# The image files of a folder.
+
+
+_CLUTTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+
+
+def is_clutter(path: PurePath) -> bool:
+    """Whether a relative path leads to what programs leave behind, hidden or by its name.
+
+    >>> is_clutter(PurePath(".ipynb_checkpoints/a-checkpoint.png")), is_clutter(PurePath("b/._c"))
+    (True, True)
+    """
+    return any(part.startswith(".") or part in _CLUTTER for part in path.parts)
+
+
+def image_files(folder: Path, *, expected: frozenset[str] = frozenset()) -> list[Path]:
+    """The images in a folder and below by their endings, sorted; says what else lies there.
+
+    Args:
+        folder: Where to look.
+        expected: Endings of other files that belong there, of which nothing is said.
+    """
+    found, others = find_images(folder)
+    say_others(folder, Counter({end: n for end, n in others.items() if end not in expected}))
+    return found
+
+
+def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images in a folder and below, sorted, and the endings of all else that is no clutter."""
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    for path, _, names in os.walk(folder):
+        for file in (Path(path, name) for name in names):
+            if is_clutter(file.relative_to(folder)):
+                continue
+            if (ending := file.suffix.lower()) in SUFFIXES:
+                found.append(file)
+            else:
+                others[ending] += 1
+    return sorted(found), others
+
+
+def say_others(folder: Path, others: Counter[str]) -> None:
+    """Say in one line which files of a folder are passed over, so that no format is missed."""
+    if others:
+        listed = ", ".join(f"{n:,} {end or 'without'}" for end, n in others.most_common(5))
+        remark(f"{folder}: {others.total():,} files are no images by their endings ({listed}).")

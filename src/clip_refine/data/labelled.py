@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from clip_refine.data.images import SUFFIXES, to_rgb
+from clip_refine.data.datasets import ImageInTable, undecoded
+from clip_refine.data.images import find_images, is_clutter, say_others, to_rgb
 from clip_refine.data.pairs import ImageSource, StoredImages
 from clip_refine.data.rows import Listed
+from clip_refine.data.tables import image_of
+from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
@@ -20,6 +24,7 @@ from clip_refine.support.errors import DataError
 
 
 OPEN_CLIP = "open_clip"
+_SHOWN = 4  # classes that are named where the order of a list is said
 
 
 def readable(name: str, naming: str) -> str:
@@ -40,13 +45,35 @@ def choose_names(
     own: Sequence[str], asked: str | Sequence[str] | Mapping[str, str] | None, *, naming: str
 ) -> tuple[tuple[str, ...], str]:
     """The class names to put into prompts, and what to call this list in the results."""
+    names, how = _named(own, asked, naming)
+    say_same_names(names, own)
+    return names, how
+
+
+def say_same_names(names: Sequence[str], own: Sequence[str]) -> None:
+    """Say which classes cannot be told apart, because they are called the same."""
+    same: dict[str, list[str]] = defaultdict(list)
+    for name, folder in zip(names, own, strict=True):
+        same[name].append(folder)
+    for name, folders in same.items():
+        if len(folders) > 1:
+            remark(
+                f"{len(folders)} classes are called {name!r} ({', '.join(folders)}) and cannot be "
+                "told apart: every image of them is taken for the first.",
+                "yellow",
+            )
+
+
+def _named(
+    own: Sequence[str], asked: str | Sequence[str] | Mapping[str, str] | None, naming: str
+) -> tuple[tuple[str, ...], str]:
     if asked is None:
         how = "the source's own" + ("" if naming == "plain" else f", {naming}")
         return tuple(readable(name, naming) for name in own), how
     if asked == OPEN_CLIP:
         from open_clip import IMAGENET_CLASSNAMES
 
-        return _checked(IMAGENET_CLASSNAMES, own, "open_clip IMAGENET_CLASSNAMES")
+        return _in_order(IMAGENET_CLASSNAMES, own, "open_clip IMAGENET_CLASSNAMES")
     where = asked if isinstance(asked, str) else "the suite's"
     given: Any = read_texts(Path(asked)) if isinstance(asked, str) else asked
     if isinstance(given, Mapping):
@@ -57,7 +84,7 @@ def choose_names(
                 f"{len(own)} missing). Name every class of the source."
             )
         return tuple(str(given[name]) for name in own), where
-    return _checked(given, own, where)
+    return _in_order(given, own, where)
 
 
 def read_texts(path: Path) -> Any:
@@ -78,12 +105,16 @@ def read_texts(path: Path) -> Any:
     return found
 
 
-def _checked(names: Sequence[str], own: Sequence[str], where: str) -> tuple[tuple[str, ...], str]:
+def _in_order(names: Sequence[str], own: Sequence[str], where: str) -> tuple[tuple[str, ...], str]:
+    """A list of names for classes in their order, which is said since it may not be the list's."""
     if len(names) != len(own):
         raise DataError(
             f"class names ({where}): {len(names)} names for {len(own)} classes, of which the first "
             f"is {own[0]!r}. Give one a class, in their order."
         )
+    pairs = [f"{folder} = {name}" for folder, name in zip(own, names, strict=True)]
+    shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "...", pairs[-1]]
+    remark(f"Class names ({where}) in this order: {', '.join(shown)}.")
     return tuple(names), where
 
 
@@ -97,7 +128,8 @@ class ClassFolders(StoredImages):
 
     Attributes:
         name: The folder's name, which names the task.
-        class_names: The sub-folders' names in alphabetical order, underscores as spaces.
+        class_names: The sub-folders' names in alphabetical order, numbers in theirs, underscores
+            as spaces.
         templates: Prompts with one `{}` for the class name.
         paths: One path an image.
         labels: `labels[i]` is the position of `paths[i]`'s class in `class_names`.
@@ -117,6 +149,14 @@ class ClassFolders(StoredImages):
         return self.paths[index]
 
 
+def class_folders(folder: Path) -> list[Path]:
+    """The sub-folders in alphabetical order, or by their numbers where all are numbers."""
+    found = [path for path in folder.iterdir() if path.is_dir() and not is_clutter(Path(path.name))]
+    if all(path.name.isdecimal() for path in found):
+        return sorted(found, key=lambda path: (int(path.name), path.name))
+    return sorted(found)
+
+
 def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolders:
     """Read `folder/CLASS/image.jpg`.
 
@@ -125,22 +165,28 @@ def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolder
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Give one with a sub-folder for each class.")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    classes = class_folders(folder)
     if len(classes) < 2:
         raise DataError(
             f"{folder}: has {len(classes)} sub-folders, expected one for each of 2 or more classes."
         )
     paths: list[Path] = []
     labels: list[int] = []
+    others: Counter[str] = Counter()
     for label, directory in enumerate(classes):
-        images = sorted(p for p in directory.rglob("*") if p.suffix.lower() in SUFFIXES)
+        images, more = find_images(directory)
+        others += more
         if not images:
             raise DataError(f"{directory}: class folder without images. Add some or remove it.")
         paths += images
         labels += [label] * len(images)
+    say_others(folder, others)
+    names = tuple(directory.name.replace("_", " ") for directory in classes)
+    if templates:
+        say_same_names(names, [directory.name for directory in classes])
     return ClassFolders(
         name=folder.resolve().name,
-        class_names=tuple(directory.name.replace("_", " ") for directory in classes),
+        class_names=names,
         templates=tuple(templates),
         paths=tuple(paths),
         labels=tuple(labels),
@@ -187,15 +233,47 @@ class IndexedImages(ImageSource):
         return f"{self.name}[{index}]"
 
 
-@dataclass(frozen=True)
-class _Column:
-    """The image of a row; a class so that other processes get it."""
+class ImageOfRow(ImageInTable):
+    """An image in a table of `datasets`, or a file that it found for a row."""
 
-    rows: Any
-    column: int | str
+    __slots__ = ()
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        import fsspec
+
+        found = image_of(self.table[self.row][self.column])
+        if isinstance(found, bytes):
+            return found
+        with fsspec.open(str(found), "rb") as file:
+            return file.read()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True)
+class LabelledRows(StoredImages):
+    """Images with one class each in a table; members as those of `IndexedImages`."""
+
+    name: str
+    class_names: Sequence[str]
+    labels: Sequence[int]
+    places: Sequence[ImageOfRow]  # where each image is
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def place_of(self, index: int) -> ImageOfRow:
+        """Where image `index` is."""
+        return self.places[index]
+
+
+@dataclass(frozen=True)
+class _First:
+    """The image of a pair; a class so that other processes get it."""
+
+    pairs: Any
 
     def __call__(self, index: int) -> Image.Image:
-        return self.rows[index][self.column]
+        return self.pairs[index][0]
 
 
 def read_torchvision(
@@ -231,7 +309,7 @@ def read_torchvision(
     labels = next((getattr(found, key) for key in _LABELS if hasattr(found, key)), None)
     if labels is None:
         labels = [found[index][1] for index in range(len(found))]
-    return IndexedImages(title, names, tuple(int(label) for label in labels), _Column(found, 0))
+    return IndexedImages(title, names, tuple(int(label) for label in labels), _First(found))
 
 
 def read_cub(folder: Path, *, split: str) -> ClassFolders:
@@ -268,8 +346,7 @@ def read_cub(folder: Path, *, split: str) -> ClassFolders:
 def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
     """Class folders with the names as they are, and perhaps only the images of a list."""
     found = read_class_folders(folder, templates=())
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-    found = replace(found, class_names=names)
+    found = replace(found, class_names=tuple(path.name for path in class_folders(folder)))
     if only is None:
         return found
     try:
@@ -298,9 +375,8 @@ def _without_ending(path: Path) -> str:
 
 def read_labelled_rows(
     path: str, *, split: str, subset: str | None, image: str, label: str
-) -> IndexedImages:
+) -> LabelledRows:
     """Rows of Parquet or WebDataset files or of a dataset on the Hub."""
-    from datasets import Image as ImageColumn
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -318,17 +394,43 @@ def read_labelled_rows(
             raise DataError(f"{path}: has no column {column!r}, only {', '.join(columns)}.")
     values = rows.select_columns([label])[label][:]
     names = getattr(columns[label], "names", None)
+    _check_labels(path, label, values, len(names) if names else None)
     if names is None:
         names = sorted(set(values), key=lambda value: (isinstance(value, str), value))
         place = {name: position for position, name in enumerate(names)}
         values = [place[value] for value in values]
-    rows = rows.cast_column(image, ImageColumn())
-    return IndexedImages(path, tuple(map(str, names)), tuple(values), _Column(rows, image))
+    rows = undecoded(rows)
+    missing = rows.data.column(image).is_null().to_pylist()
+    if any(missing):
+        raise DataError(
+            f"{path}: column {image!r} has no image in {sum(missing):,} of {len(rows):,} rows, the "
+            f"first row {missing.index(True)}. Remove them."
+        )
+    places = [ImageOfRow(rows, row, image, path) for row in range(len(rows))]
+    return LabelledRows(path, tuple(map(str, names)), tuple(values), places)
+
+
+def _check_labels(path: str, column: str, values: Sequence[Any], classes: int | None) -> None:
+    """One class each, of two or more; -1 is what test splits have whose labels are kept secret."""
+    for row, value in enumerate(values):
+        fits = isinstance(value, int | str) and (not isinstance(value, int) or value >= 0)
+        if not fits or (classes is not None and isinstance(value, int) and value >= classes):
+            raise DataError(
+                f"{path}: row {row} has {value!r:.40} in column {column!r}, which is no class. An "
+                "image has one, a text or a number from 0 on; -1 and None stand for labels that "
+                "are missing or kept secret."
+            )
+    if len(set(values)) < 2:
+        raise DataError(
+            f"{path}: column {column!r} has {len(set(values))} class in {len(values):,} rows. Give "
+            "two classes or more."
+        )
 
 
 def _files(folder: Path) -> tuple[str, list[str]]:
     for kind, ending in (("parquet", "parquet"), ("webdataset", "tar")):
-        files = sorted(str(file) for file in folder.rglob(f"*.{ending}"))
+        found = sorted(folder.rglob(f"*.{ending}"))
+        files = [str(file) for file in found if not is_clutter(file.relative_to(folder))]
         if files:
             return kind, files
     raise DataError(f"{folder}: has no .parquet or .tar file. Put some there.")

@@ -11,11 +11,9 @@ from typing import Any, Protocol
 
 from PIL import Image, ImageOps
 
+from clip_refine.data.bad_rows import BadRow, BadRowPolicy, BadRows
 from clip_refine.data.images import to_rgb
 from clip_refine.data.rows import (
-    BadRow,
-    BadRowPolicy,
-    BadRows,
     ImageInMemory,
     ImagePlace,
     Row,

@@ -5,19 +5,25 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from PIL import Image
 
 from clip_refine.config import DataConfig
-from clip_refine.data.images import check_image, check_image_file, decode_image, open_image
-from clip_refine.support.console import remark
+from clip_refine.data.images import (
+    check_image,
+    check_image_file,
+    decode_image,
+    is_clutter,
+    open_image,
+)
 from clip_refine.support.errors import ConfigError, DataError
 
 # --------------------------------------------------------------------------------------------------
@@ -154,132 +160,6 @@ def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# What happens to bad rows: the one place that decides, for every kind of source.
-
-
-LISTED = 10
-"""Bad rows that a message shows."""
-ENOUGH = 200
-"""Rows of a stream after which a share of bad ones means something."""
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used.
-
-    Attributes:
-        where: File and row.
-        problem: What is wrong and what to do.
-    """
-
-    where: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.problem}"
-
-
-@dataclass(frozen=True)
-class BadRowPolicy:
-    """What to do about bad rows.
-
-    Attributes:
-        skip: Go on without them instead of stopping.
-        limit: Share of bad rows above which to stop all the same, 0-1.
-    """
-
-    skip: bool = False
-    limit: float = 0.05
-
-
-class BadRows:
-    """The bad rows of one source.
-
-    Attributes:
-        found: All of them.
-        total: Rows seen, good ones too.
-    """
-
-    def __init__(self, source: str, policy: BadRowPolicy) -> None:
-        self.source = source
-        self.policy = policy
-        self.found: list[BadRow] = []
-        self.total = 0
-
-    def add(self, where: str, problem: str) -> None:
-        """Put a row on the list."""
-        self.found.append(BadRow(where, problem))
-
-    def settle(self, *, say: bool = True) -> None:
-        """All rows were seen: stop, or go on without the bad ones."""
-        if not self.found:
-            return
-        if not self.policy.skip:
-            raise DataError(f"{self._listed()}\n{self.source}: {self._counted()}. {self._advice()}")
-        if self.share > self.policy.limit:
-            raise DataError(f"{self._listed()}\n{self._too_many()}")
-        if say:
-            remark(
-                f"{self.source}: {self._counted()} and skipped, the first: {self.found[0]}",
-                "yellow",
-            )
-
-    def settle_so_far(self) -> None:
-        """A stream goes on: stop at the first bad row, or when they are too many."""
-        if not self.found:
-            return
-        if not self.policy.skip:
-            raise DataError(
-                f"{self._listed()}\n{self.source}: a bad row in a stream. Mend it, or pass "
-                "--data.skip-bad to go on without such rows."
-            )
-        if self.total >= ENOUGH and self.share > self.policy.limit:
-            raise DataError(f"{self._listed()}\n{self._too_many()}")
-
-    @property
-    def share(self) -> float:
-        """Of the rows seen, 0-1."""
-        return len(self.found) / max(1, self.total)
-
-    def _listed(self) -> str:
-        more = len(self.found) - LISTED
-        lines = [str(row) for row in self.found[:LISTED]]
-        return "\n".join(lines + [f"... and {more:,} more bad rows."] * (more > 0))
-
-    def _counted(self) -> str:
-        return f"{len(self.found):,} of {self.total:,} rows are bad ({self.share:.1%})"
-
-    def _advice(self) -> str:
-        if self.share <= self.policy.limit:
-            return "Mend them, or pass --data.skip-bad to go on without them."
-        if self.share == 1 and all(" not found" in row.problem for row in self.found):
-            return "Where the images lie elsewhere, name their folder with --data.image-folder."
-        return (
-            "Mend them: --data.skip-bad goes on without bad rows only up to "
-            f"{self.policy.limit:.1%} of all (--data.max-bad)."
-        )
-
-    def _too_many(self) -> str:
-        return (
-            f"{self.source}: {self._counted()}, more than the {self.policy.limit:.1%} that "
-            "--data.skip-bad lets pass. Look at them, or raise --data.max-bad."
-        )
-
-
-def write_skipped(skipped: Sequence[BadRow], path: Path) -> None:
-    """One JSON object a line: `where` and `problem`. Writes nothing where nothing was skipped."""
-    if skipped:
-        lines = [json.dumps(asdict(row), ensure_ascii=False) for row in skipped]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
-
-
-def skipped_rows(sources: Iterable[Any]) -> list[BadRow]:
-    """What was skipped in these sources, each row once."""
-    rows = [row for source in sources for row in source.skipped]
-    return list(dict.fromkeys(rows))
-
-
-# --------------------------------------------------------------------------------------------------
 # Names of several files in one: `shards-{0000..0127}.tar`, `data/*.parquet`.
 
 
@@ -325,7 +205,7 @@ def expand(name: str, suffixes: tuple[str, ...]) -> list[str]:
             files += _remote(one) if "*" in one else [one]
         elif Path(one).is_dir():
             found = (path for suffix in suffixes for path in Path(one).rglob(f"*{suffix}"))
-            files += sorted(map(str, found))
+            files += sorted(str(path) for path in found if not is_clutter(path.relative_to(one)))
         else:
             files += sorted(glob.glob(one)) if "*" in one or "?" in one else [one]
     missing = [file for file in files if not is_remote(file) and not Path(file).is_file()]
@@ -373,9 +253,25 @@ def find_image_folder(file: Path, written: Iterable[str], settings: SourceSettin
     near.append(here.parent)
     names = [name for name in islice(written, _TRIED) if not problem_of_path(name)]
     for folder in near:
-        if any((folder / name).is_file() for name in names):
+        if any(file_in(folder, name).is_file() for name in names):
             return folder
     return here
+
+
+def file_in(folder: Path, written: str) -> Path:
+    """The file that a path means: as written, else with other separators or accents.
+
+    Tables from Windows have back-slashes, archives from macOS hold "é" as an e and an accent.
+    """
+    path = folder / written
+    if ("\\" not in written and written.isascii()) or path.exists():
+        return path
+    for name in (written, written.replace("\\", "/")):
+        for form in ("NFC", "NFD"):
+            other = folder / unicodedata.normalize(form, name)
+            if other.exists():
+                return other
+    return path
 
 
 def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
@@ -425,7 +321,7 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
             continue
         outside = settings.allow_outside
         problem = row.problem or problem_of_path(row.image, allow_outside=outside)
-        image = None if problem else folder / row.image
+        image = None if problem else file_in(folder, row.image)
         yield Row(row.where, image, row.captions, problem)
 
 
@@ -458,12 +354,36 @@ def readable_file(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
+    except UnicodeError as error:
+        raise DataError(f"{path}: is damaged UTF-16 ({error}). Save it as UTF-8.") from error
+
+
+def encoding_of(path: Path) -> str:
+    """UTF-16 by its mark or by the zeros of its first letter, else UTF-8.
+
+    `utf-8-sig`, because spreadsheet programs put a byte order mark before the first column's name.
+    """
+    with path.open("rb") as file:
+        first = file.read(2)
+    if first in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if len(first) == 2 and 0 in first:
+        return "utf-16-be" if first[0] == 0 else "utf-16-le"
+    return "utf-8-sig"
+
+
+@contextmanager
+def open_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
+    """A text file opened; bytes that are no UTF-8 become surrogates, found row by row."""
+    how: Any = {"errors": "surrogateescape", "newline": newline}
+    with readable_file(path), path.open(encoding=encoding_of(path), **how) as file:
+        yield file
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; bytes that are no UTF-8 become surrogates, found row by row."""
-    with readable_file(path):
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+    """The content of a JSON file."""
+    with open_text(path) as file:
+        text = file.read()
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -549,7 +469,8 @@ class Listed:
 
 def _ends(name: str) -> list[str]:
     """The whole name, and what is left without its first folders."""
-    parts = [part for part in PurePosixPath(name).parts if part != "/"]
+    same = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    parts = [part for part in PurePosixPath(same).parts if part != "/"]
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
@@ -561,11 +482,8 @@ def _has_splits(split_file: Path) -> bool:
 def read_split_file(path: Path, split: str | None, *, training: bool = True) -> Listed:
     """The images in a split: of Karpathy's JSON, or of a list with one file name a line."""
     if not _has_splits(path):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}). Check the path.") from error
-        return Listed(line.strip() for line in lines)
+        with open_text(path) as file:
+            return Listed(line.strip() for line in file.read().splitlines())
     content = read_json(path)
     if not is_karpathy(content):
         raise DataError(

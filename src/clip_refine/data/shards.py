@@ -1,18 +1,19 @@
-"""WebDataset shards: tar files in which the parts of a sample stand side by side under one key.
+"""WebDataset shards: tar files in which the parts of a sample stand under one key.
 
 `000012.jpg`, `000012.txt` and `000012.json` are one sample, as img2dataset writes them. They are
-read by their position, so nothing is unpacked or copied.
+read by their position, so nothing is unpacked or copied. A key goes on behind a dot that a digit
+follows, as in `img.001.jpg`; WebDataset itself ends it at the first.
 """
 
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from clip_refine.data.datasets import readable
-from clip_refine.data.images import SUFFIXES
+from clip_refine.data.images import SUFFIXES, is_clutter
 from clip_refine.data.rows import ImageInMemory, OpenRows, Row, SourceSettings, is_remote
 from clip_refine.data.tables import in_any_order, texts_of
 from clip_refine.support.errors import DataError
@@ -46,8 +47,8 @@ class Sample:
 
     shard: str  # the tar file
     key: str  # what the parts are called without their extension
-    content: dict[str, bytes] = field(default_factory=dict)  # extension → content
-    start: dict[str, int] = field(default_factory=dict)  # extension → position in the tar file
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension → position, size
+    content: dict[str, bytes] = field(default_factory=dict)  # extension → content, where it is kept
     repeated: bool = False
 
     @property
@@ -68,7 +69,7 @@ def shard_stream(
     """Passes over shards with the images' content, and their samples where that is written."""
 
     def read(shard: str) -> Iterator[Row]:
-        return _sample_rows(shard, settings, keep=True)
+        return _sample_rows(shard, settings, stream=True)
 
     return in_any_order(files, read), _count_samples(files)
 
@@ -85,62 +86,99 @@ def _count_samples(files: Sequence[str]) -> int | None:
     return total
 
 
-def _sample_rows(shard: str, settings: SourceSettings, *, keep: bool = False) -> Iterator[Row]:
+def _sample_rows(shard: str, settings: SourceSettings, *, stream: bool = False) -> Iterator[Row]:
     """The rows of a shard; images are where they lie in it, or are kept in memory."""
     listed = settings.listed
-    for sample in read_samples(shard):
-        captions, problem = _sample_texts(sample, settings)
+    for sample in read_samples(shard, settings, stream=stream):
+        captions, problem = _sample_texts(sample, settings, stream=stream)
         extension = _sample_image(sample, settings)
         name = f"{sample.key}.{extension}"
         if listed is not None and name not in listed and sample.key not in listed:
             continue
         image = None
         if extension is not None:
-            content = sample.content[extension]
-            image = ImageInTar(shard, name, sample.start[extension], len(content))
-            if keep:
-                image = ImageInMemory(str(image), content)
+            image = ImageInTar(shard, name, *sample.places[extension])
+            if stream:
+                image = ImageInMemory(str(image), sample.content[extension])
         elif problem is None:
-            problem = f"has no image but {', '.join(sorted(sample.content))}. Remove it."
+            problem = _without_image(sample)
         yield Row(sample.where, image, captions, problem)
 
 
-def read_samples(shard: str) -> Iterator[Sample]:
-    """The samples of a shard, local or remote, in order."""
-    sample: Sample | None = None
+def _without_image(sample: Sample) -> str:
+    parts = sorted(sample.places)
+    images = [part for part in parts if part.rpartition(".")[2] in _IMAGES]
+    if not images:
+        return f"has no image but {', '.join(parts)}. Remove it."
+    return (
+        f"has no image but {', '.join(parts)}: what stands behind the first dot is the part's "
+        f"extension. Name it with --data.image-column {images[0]}, and that of the text with "
+        "--data.caption-column."
+    )
+
+
+def read_samples(shard: str, settings: SourceSettings, *, stream: bool = False) -> Iterator[Sample]:
+    """The samples of a shard, local or remote, in order of their first part.
+
+    Their parts may stand anywhere in it. In a stream they stand side by side, and are all kept.
+    """
+    waiting: list[Sample] = []
+    current: dict[str, Sample] = {}
     seen: set[str] = set()
-    for name, start, content in _members(shard):
-        folder, slash, base = name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not dot or not stem or base.startswith("._"):
-            continue
-        key = f"{folder}{slash}{stem}"
-        extension = extension.lower()
-        if sample is None or sample.key != key or extension in sample.content:
-            if sample is not None:
-                yield sample
-            sample = Sample(shard, key, repeated=key in seen)
-            seen.add(key)
-        sample.content[extension] = content
-        sample.start[extension] = start
-    if sample is not None:
-        yield sample
+    kept = {*TEXTS, "json", settings.caption_column}
+    broken: DataError | None = None
+    try:
+        for name, start, content in _members(shard):
+            key, extension = _key(name, settings)
+            if not key or is_clutter(PurePosixPath(name)):
+                continue
+            sample = current.get(key)
+            if sample is None or extension in sample.places:
+                if stream:
+                    yield from waiting
+                    waiting, current = [], {}
+                sample = current[key] = Sample(shard, key, repeated=key in seen)
+                seen.add(key)
+                waiting.append(sample)
+            sample.places[extension] = start, len(content)
+            if stream or extension in kept:
+                sample.content[extension] = content
+    except DataError as error:
+        broken = error  # what was read before is good all the same
+    yield from waiting
+    if broken is not None:
+        raise broken
+
+
+def _key(name: str, settings: SourceSettings) -> tuple[str, str]:
+    """A sample's key and the part's extension; no key where a name has no extension."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    named = (settings.image_column or "", settings.caption_column or "")
+    if not any("." in column for column in named):
+        while extension[:1].isdigit() and "." in extension:
+            more, _, extension = extension.partition(".")
+            stem = f"{stem}.{more}"
+    return (f"{folder}{slash}{stem}" if dot and stem else ""), extension.lower()
 
 
 def _sample_image(sample: Sample, settings: SourceSettings) -> str | None:
     """The extension of the sample's image, None where it has none."""
     wanted = (settings.image_column,) if settings.image_column else _IMAGES
-    return next((extension for extension in wanted if extension in sample.content), None)
+    return next((extension for extension in wanted if extension in sample.places), None)
 
 
-def _sample_texts(sample: Sample, settings: SourceSettings) -> tuple[tuple[str, ...], str | None]:
+def _sample_texts(
+    sample: Sample, settings: SourceSettings, *, stream: bool
+) -> tuple[tuple[str, ...], str | None]:
     """The captions of a sample, and what is wrong with them.
 
     They are its .txt, else what its .json has; `caption_column` names another extension or
     another value in the .json. A sample without any has no captions, which is no mistake.
     """
     if sample.repeated:
-        return (), "its key stands earlier in the shard already. Give it one of its own."
+        advice = " or, in a stream, side by side with it, as by `tar --sort=name`" * stream
+        return (), f"its key stands earlier in the shard already. Give it one of its own{advice}."
     wanted = (settings.caption_column,) if settings.caption_column else TEXTS
     for extension in wanted:
         if extension in sample.content:
@@ -158,16 +196,22 @@ def _sample_texts(sample: Sample, settings: SourceSettings) -> tuple[tuple[str, 
     return ((), f"its .json {captions}") if isinstance(captions, str) else (captions, None)
 
 
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""Programs that compress whole files, by the bytes that these begin with."""
+
+
 class _Watched:
     """A file that remembers how it ended, because tarfile does not say that the end is missing."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
+        self.first = b""
         self.last = b""
 
     def read(self, size: int) -> bytes:
         """As the file's."""
         content = self.file.read(size)
+        self.first = self.first or content[:8]
         self.last = (self.last + content[-512:])[-512:]
         return content
 
@@ -176,6 +220,7 @@ def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
     """(name, position, content) of every file in a tar file."""
     import fsspec
 
+    watched = None
     try:
         with fsspec.open(shard, "rb") as file:
             watched = _Watched(file)  # pyright: ignore[reportArgumentType]
@@ -187,6 +232,13 @@ def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
             if watched.last.strip(b"\0"):
                 raise tarfile.ReadError("the end is missing")
     except tarfile.TarError as error:
+        first = watched.first if watched else b""
+        packed = next((name for magic, name in _PACKED.items() if first.startswith(magic)), None)
+        if packed:
+            raise DataError(
+                f"{shard}: is compressed with {packed}, and its images could not be read by their "
+                "position. Unpack it to a plain .tar file first."
+            ) from error
         raise DataError(
             f"{shard}: is cut off or no tar file ({error}). Write or download it again."
         ) from error

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from clip_refine.config import DataConfig
+from clip_refine.data.bad_rows import BadRowPolicy
 from clip_refine.data.datasets import (
     HUB_PREFIX,
     METADATA,
+    has_sidecars,
     hub_rows,
     hub_stream,
     image_folder_rows,
     parquet_rows,
     parquet_stream,
     saved_rows,
+    sidecar_rows,
 )
 from clip_refine.data.pairs import (
     AllRows,
@@ -28,11 +31,11 @@ from clip_refine.data.pairs import (
     read_all,
 )
 from clip_refine.data.rows import (
-    BadRowPolicy,
     OpenRows,
     Row,
     SourceSettings,
     Written,
+    encoding_of,
     expand,
     expand_braces,
     file_rows,
@@ -46,8 +49,10 @@ from clip_refine.data.streams import PairStream, Stream, StreamMixture
 from clip_refine.data.tables import (
     coco_rows,
     is_coco,
+    is_json_list,
     is_table_line,
     is_token_line,
+    json_list_rows,
     jsonl_rows,
     jsonl_stream,
     karpathy_rows,
@@ -86,6 +91,7 @@ class Kind:
     prefix: str | None = None  # of its name
     suffixes: tuple[str, ...] = ()  # of its name
     in_folder: tuple[str, ...] = ()  # patterns, one of which a folder has
+    is_folder: Callable[[Path], bool] | None = None  # where a pattern does not tell
     first_line: Callable[[str], bool] | None = None  # of a text file
     in_json: Callable[[Any], bool] | None = None  # the content of a JSON file
 
@@ -99,7 +105,7 @@ def _each(read: Callable[[Path, SourceSettings], Iterator[Written]]) -> Read:
 
 # Of two kinds that both recognise a source it is of the first: lines of a token file have tabs as
 # those of a table, metadata of an image folder may be a .parquet file, and img2dataset writes such
-# files beside its .tar files.
+# files beside its .tar files and beside its folders of images.
 KINDS = {
     "token": Kind(
         title="token file",
@@ -133,6 +139,12 @@ KINDS = {
         several=True,
         suffixes=(".jsonl", ".ndjson"),
     ),
+    "json": Kind(
+        title="JSON list",
+        rows=_each(json_list_rows),
+        give="a .json list of objects",
+        in_json=is_json_list,
+    ),
     "saved": Kind(
         title="dataset saved to disk",
         rows=saved_rows,
@@ -146,6 +158,12 @@ KINDS = {
         splits=True,
         give="a folder with metadata.jsonl or metadata.csv",
         in_folder=tuple(f"**/{name}" for name in METADATA),
+    ),
+    "sidecars": Kind(
+        title="images with a text file each",
+        rows=sidecar_rows,
+        give="a folder of images with a .txt file each",
+        is_folder=has_sidecars,
     ),
     "webdataset": Kind(
         title=lambda files: f"WebDataset of {len(files):,} shards",
@@ -181,6 +199,9 @@ KINDS = {
 # Which kind of source a name stands for.
 
 
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
+
+
 def recognise(name: str) -> str:
     """The kind of a source, by its name and, where that does not tell, by how it begins.
 
@@ -198,13 +219,15 @@ def recognise(name: str) -> str:
     found = found or _first(lambda kind: suffix in kind.suffixes)
     path = Path(name)
     if found is None and path.is_dir():
-        found = _first(lambda kind: any(any(path.glob(pattern)) for pattern in kind.in_folder))
+        found = _first(lambda kind: _is_folder(path, kind))
         if found is None:
             files = [pattern for kind in KINDS.values() for pattern in kind.in_folder]
             names = _in_words([pattern.removeprefix("**/") for pattern in files])
             raise DataError(
                 f"{path}: a folder without {names}, so there are no captions in it. {_help()}"
             )
+    elif found is None and suffix in _COMPRESSED:
+        raise DataError(f"{name}: is compressed. Unpack it, and give what was in it.")
     elif found is None and suffix in ("", ".json", ".txt", ".token") and not is_remote(name):
         found = _recognise_file(path)
     if found is None:
@@ -214,6 +237,11 @@ def recognise(name: str) -> str:
 
 def _first(recognises: Callable[[Kind], object]) -> str | None:
     return next((name for name, kind in KINDS.items() if recognises(kind)), None)
+
+
+def _is_folder(path: Path, kind: Kind) -> bool:
+    by_pattern = any(any(path.glob(pattern)) for pattern in kind.in_folder)
+    return by_pattern or (kind.is_folder is not None and kind.is_folder(path))
 
 
 def _in_words(names: Sequence[str], last: str = "or") -> str:
@@ -230,7 +258,7 @@ def _help() -> str:
 
 def _recognise_file(path: Path) -> str | None:
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
+        with path.open(encoding=encoding_of(path), errors="replace") as file:
             first = file.readline(4096)
     except OSError as error:
         hint = " A dataset on the Hub is written hf:ORG/NAME." if path.suffix == "" else ""
@@ -260,7 +288,8 @@ def _recognise_json(path: Path, first: str) -> str:
     if found is None:
         raise DataError(
             f"{path}: JSON, but neither COCO captions (images and annotations) nor Karpathy's "
-            "(images with filename, split and sentences). One object a line is a .jsonl file."
+            "(images with filename, split and sentences) nor a list of objects with an image and "
+            "captions each. One object a line is a .jsonl file."
         )
     return found
 

@@ -1,28 +1,31 @@
 """Sources that are text: CSV, TSV, JSONL, token files, COCO annotations → rows."""
 
+import ast
 import base64
 import binascii
-import csv
 import difflib
 import json
 import random
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from clip_refine.data.delimited import QUOTING, Fields, read_quoted, read_tab_separated
 from clip_refine.data.rows import (
+    ImageInMemory,
     OpenRows,
     Row,
     SourceSettings,
     StoredImage,
     Written,
     choose_split,
+    encoding_of,
     file_rows,
     is_karpathy,
+    open_text,
     read_json,
     readable_file,
 )
@@ -40,7 +43,12 @@ CAPTION_COLUMNS = (
     *("caption", "captions", "text", "title", "sentence", "sentences", "description"),
     *("comment", "raw"),
 )
-KINDS = {",": "CSV table", "\t": "TSV table", "|": "table with | between the columns"}
+KINDS = {
+    ",": "CSV table",
+    "\t": "TSV table",
+    ";": "CSV table with semicolons",
+    "|": "table with | between the columns",
+}
 """What to call a table, by what stands between its columns."""
 
 
@@ -58,56 +66,51 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a table with a header."""
     delimiter = _delimiter(path)
     lines = _rows(path, delimiter)
-    header = [name.strip() for name in next(lines, (0, []))[1]]
+    header = [name.strip() for name in _fields(next(lines, (0, []))[1])]
     image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
     caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
     for number, row in lines:
-        if not row:
-            continue
         where = f"{path}, line {number}"
-        if len(row) == len(header):
-            yield Written(where, row[image_at].strip(), (row[caption_at].strip(),))
-            continue
-        advice = (
-            f"Put captions that hold a {delimiter!r} in double quotes."
-            if delimiter == ","
-            else "Mend or remove the row."
-        )
-        problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
-        yield Written(where, row[0].strip() if row else "", (), problem)
+        if isinstance(row, str):
+            yield Written(where, "", (), row)
+        elif len(row) == len(header):
+            texts = texts_of(row[caption_at].strip())
+            problem = texts if isinstance(texts, str) else None
+            captions = () if isinstance(texts, str) else texts
+            yield Written(where, row[image_at].strip(), captions, problem)
+        elif row:
+            advice = (
+                f"Put captions that hold a {delimiter!r} in double quotes."
+                if delimiter in QUOTING
+                else "Mend or remove the row."
+            )
+            problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
+            yield Written(where, row[0].strip(), (), problem)
 
 
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of every row, the header first; bytes no UTF-8 as surrogates."""
-    try:
-        # utf-8-sig: spreadsheet programs put a byte order mark before the first column's name
-        with (
-            readable_file(path),
-            path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file,
-        ):
-            if delimiter == ",":
-                reader = csv.reader(file, strict=True)
-                for row in reader:
-                    yield reader.line_num, row
-            elif delimiter == "\t":
-                yield from read_tab_separated(file)
-            else:
-                for number, line in enumerate(file, start=1):
-                    fields = line.rstrip("\r\n").split(delimiter)
-                    yield number, fields if line.strip() else []
-    except csv.Error as error:
-        raise DataError(f"{path}: is no valid CSV file ({error}).") from error
+def _fields(row: list[str] | str) -> list[str]:
+    return [] if isinstance(row, str) else row
+
+
+def _rows(path: Path, delimiter: str) -> Fields:
+    with open_text(path, newline="") as file:
+        if delimiter in QUOTING:
+            yield from read_quoted(file, delimiter)
+        elif delimiter == "\t":
+            yield from read_tab_separated(file)
+        else:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n").split(delimiter) if line.strip() else []
 
 
 def _delimiter(path: Path) -> str:
-    """By the first line: a | only where there are neither tabs nor commas; by the name in doubt."""
-    with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    """By the first line: others than commas only where there are none; by the name in doubt."""
+    with open_text(path) as file:
         first = file.readline()
     if path.suffix.lower() == ".tsv":
         return "\t"
-    if "|" in first and "," not in first:
-        return "|"
-    return "\t" if "\t" in first and "," not in first else ","
+    others = (mark for mark in ("|", "\t", ";") if mark in first and "," not in first)
+    return next(others, ",")
 
 
 def find_column(
@@ -134,14 +137,18 @@ def find_column(
 
 BYTES_COLUMNS = ("image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "image_base64", "image_data")
 RECORD_IMAGES = (*IMAGE_COLUMNS, *BYTES_COLUMNS)
-RECORD_CAPTIONS = (*CAPTION_COLUMNS, "txt", "json")
+RECORD_CAPTIONS = (*CAPTION_COLUMNS, "txt", "json", "conversations", "messages")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
 def texts_of(value: Any) -> tuple[str, ...] | str:
-    """The captions in a value: a text, a list of texts, or objects that hold one as `raw`."""
+    """The captions in a value, or as a text what is wrong with it.
+
+    It is a text, a list of texts, perhaps written as a text, an object that holds one as `raw` or
+    the like, or a conversation, whose first answer it is.
+    """
     if isinstance(value, str):
-        return (value,)
+        return _written_list(value) if value.startswith("[") else (value,)
     if isinstance(value, bytes):
         return (value.decode("utf-8", errors="surrogateescape"),)
     if isinstance(value, Mapping):
@@ -150,6 +157,9 @@ def texts_of(value: Any) -> tuple[str, ...] | str:
                 return texts_of(value[name])
         return f"no caption among {', '.join(map(str, value)) or 'nothing'}. Add one or remove it."
     if isinstance(value, Sequence):
+        turns = [part for part in value if isinstance(part, Mapping) and part.keys() & _SPEAKERS]
+        if turns:
+            return _answer(turns)
         texts: list[str] = []
         for part in value:
             found = texts_of(part)
@@ -160,6 +170,49 @@ def texts_of(value: Any) -> tuple[str, ...] | str:
     if value is None:
         return "has no caption. Add one or remove the row."
     return f"has a caption that is no text but {value!r:.40}. Mend it or remove the row."
+
+
+_LIST = re.compile(r"""\[\s*["'].*""", re.DOTALL)
+_NO_COMMA = re.compile(r"""(["'])\s+(["'])""")
+
+
+def _written_list(text: str) -> tuple[str, ...] | str:
+    """The captions in `["a dog", "a brown dog"]`, as JSON or as Python prints it.
+
+    Tables have no lists, so libraries write them as texts. A text such as `[sic] a dog` is one.
+
+    >>> _written_list("['a dog', 'a brown dog']"), _written_list("[sic] a dog")
+    (('a dog', 'a brown dog'), ('[sic] a dog',))
+    """
+    found: Any = None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        if _LIST.match(text) and _NO_COMMA.search(text):  # Python would join the two
+            return (
+                "has a list of captions without commas in between, as NumPy prints it. Write it "
+                "as JSON."
+            )
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = ast.literal_eval(text)
+    if isinstance(found, list) and all(isinstance(part, str | dict) for part in found):
+        return texts_of(found)
+    if _LIST.match(text):
+        return f"has a list of captions that cannot be read: {text!r:.40}. Write it as JSON."
+    return (text,)
+
+
+_SPEAKERS = {"from", "role"}  # who says a turn of a conversation, as LLaVA and as chat models say
+
+
+def _answer(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | str:
+    """The first answer of a conversation; those that follow answer questions."""
+    for turn in turns:
+        if (turn.get("from") or turn.get("role")) in ("gpt", "assistant"):
+            said = turn.get("value") or turn.get("content")
+            if isinstance(said, str):
+                return (said,)
+    return "has a conversation without an answer of 'gpt' or 'assistant'. Remove the row."
 
 
 def image_of(value: Any, *, encoded: bool = False) -> bytes | str | None:
@@ -219,63 +272,6 @@ def record_row(
 
 
 # --------------------------------------------------------------------------------------------------
-# Tab-separated values, where some programs quote fields and others mean quotes as they stand.
-
-
-_LONGEST = 100
-"""Lines that one quoted field may go on over."""
-
-
-def read_tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    r"""(number of the last line, fields) of every row; a blank line has no fields.
-
-    A field is quoted where it begins and ends with a double quote and holds others only in twos;
-    every other double quote is part of the text. A quoted field goes on over lines that have too
-    few fields to be rows of their own.
-
-    >>> list(read_tab_separated(['image\ttext', 'a.png\t"Stop" signs', 'b.png\t"so ""be"" it"']))
-    [(1, ['image', 'text']), (2, ['a.png', '"Stop" signs']), (3, ['b.png', 'so "be" it'])]
-    """
-    rest = iter(lines)
-    ahead: deque[str] = deque()
-    width: int | None = None
-    number = 0
-    while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
-        number += 1
-        width = line.count("\t") if width is None else width
-        last = line.rpartition("\t")[2].rstrip("\r\n")
-        if last.startswith('"') and not _is_quoted(last):
-            ahead.extend(islice(rest, _LONGEST - len(ahead)))
-            for _ in range(_continued(line, ahead, width)):
-                line += ahead.popleft()
-                number += 1
-        line = line.rstrip("\r\n")
-        yield number, [_unquoted(field) for field in line.split("\t")] if line.strip() else []
-
-
-def _continued(line: str, following: Iterable[str], width: int) -> int:
-    """Over how many further lines the last field goes on; 0 where its quote is just a quote."""
-    for count, text in enumerate(following, start=1):
-        if text.count("\t") >= width:
-            return 0
-        line += text
-        if _is_quoted(line.rstrip("\r\n").rpartition("\t")[2]):
-            return count
-    return 0
-
-
-def _is_quoted(field: str) -> bool:
-    """Whether a field is a quoted one, complete."""
-    if len(field) < 2 or not (field.startswith('"') and field.endswith('"')):
-        return False
-    return '"' not in field[1:-1].replace('""', "")
-
-
-def _unquoted(field: str) -> str:
-    return field[1:-1].replace('""', '"') if _is_quoted(field) else field
-
-
-# --------------------------------------------------------------------------------------------------
 # JSON lines: one object a line, with an image path or base64 content and captions.
 
 
@@ -330,6 +326,8 @@ def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     columns: tuple[str, str] | None = None
     start = 0
     with readable_file(path), path.open("rb") as file:
+        if encoding_of(path) != "utf-8-sig":
+            raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
         for number, line in enumerate(file, start=1):
             where, here = f"{path}, line {number}", start
             start += len(line)
@@ -343,6 +341,29 @@ def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
                 columns = find_columns(path, list(record), settings)
             place = ImageInLine(path, number, here, columns[0])
             yield record_row(where, record, columns, lambda _, place=place: place)
+
+
+def json_list_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a JSON file that is a list of objects, as LLaVA's are."""
+    records = read_json(path)
+    if not is_json_list(records):
+        raise DataError(f"{path}: is no list of JSON objects with an image and captions each.")
+    names = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
+    columns = find_columns(path, list(names), settings)
+    for position, record in enumerate(records):
+        where = f"{path}, [{position}]"
+        if not isinstance(record, dict):
+            problem = f"is no JSON object but {record!r:.40}. Mend or remove the row."
+            yield Written(where, "", (), problem)
+            continue
+        yield record_row(
+            where, record, columns, lambda content, where=where: ImageInMemory(where, content)
+        )
+
+
+def is_json_list(content: Any) -> bool:
+    """Whether a JSON file is a list of objects."""
+    return isinstance(content, list) and bool(content) and isinstance(content[0], dict)
 
 
 def _record(line: bytes) -> dict[str, Any] | str:
@@ -373,7 +394,7 @@ def is_token_line(line: str) -> bool:
 
 def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a token file."""
-    with readable_file(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -401,7 +422,7 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             f"{path}: is no COCO captions file. Expected an object with 'images' (id, file_name) "
             "and 'annotations' (image_id, caption)."
         )
-    captions: dict[Any, list[tuple[int, Any]]] = {}
+    captions: dict[str, list[tuple[int, Any]]] = {}
     for position, annotation in enumerate(content["annotations"]):
         owner = annotation.get("image_id") if isinstance(annotation, dict) else None
         captions.setdefault(_plain(owner), []).append((position, annotation))
@@ -414,7 +435,7 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             continue
         identity = _plain(image["id"])
         if identity in seen:
-            problem = f"id {identity!r} stands at an earlier image already. Give it one of its own."
+            problem = f"id {identity} stands at an earlier image already. Give it one of its own."
             yield Written(where, name, (), problem)
             continue
         seen.add(identity)
@@ -425,7 +446,7 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             yield _annotation(f"{path}, annotations[{at}]", name, annotation)
     for identity, annotations in captions.items():
         for at, _ in annotations:
-            problem = f"image id {identity!r} is not among 'images'. Add the image or remove it."
+            problem = f"image id {identity} is not among 'images'. Add the image or remove it."
             yield Written(f"{path}, annotations[{at}]", "", (), problem)
 
 
@@ -472,6 +493,8 @@ def is_coco(content: Any) -> bool:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Something hashable."""
-    return value if isinstance(value, int | str | float | None) else repr(value)
+def _plain(value: Any) -> str:
+    """An id as a text: some programs write 7 on one side and "7" or 7.0 on the other."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else repr(value)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
+from clip_refine.data.bad_rows import skipped_rows
 from clip_refine.data.pairs import ImageCaptions, ImageSource, PairSource, as_pairs, image_groups
-from clip_refine.data.rows import skipped_rows
 from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------

@@ -384,13 +384,23 @@ def linear_probe(image_features: Tensor, labels: Tensor, *, seed: int = 0) -> fl
     return correct.double().mean().item()
 
 
+def can_halve(labels: Tensor) -> bool:
+    """Whether some images can train a probe and others test it: two classes, one with two images.
+
+    >>> can_halve(torch.tensor([0, 1, 2])), can_halve(torch.tensor([0, 1, 1]))
+    (False, True)
+    """
+    sizes = labels.unique(return_counts=True)[1]
+    return len(sizes) > 1 and int(sizes.max()) > 1
+
+
 def probe_halves(
     image_features: Tensor, labels: Tensor, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Positions of the images that train and of those that test, half of each class."""
     _check_labels(image_features, labels)
     sizes = labels.unique(return_counts=True)[1]
-    if len(sizes) < 2 or int(sizes.max()) < 2:
+    if not can_halve(labels):
         raise ValueError(
             "a linear probe needs two classes or more and two images of some class; "
             f"got {len(sizes)} classes with {int(sizes.max())} images at most"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clip_refine.data import ImageCaptions, LabelledImages
 from clip_refine.evaluation.bootstrap import RESAMPLES, Bootstrap, Resampled, interval, means
 from clip_refine.evaluation.classify import (
+    can_halve,
     class_vectors,
     confusion_pairs,
     linear_probe,
@@ -38,7 +39,7 @@ from clip_refine.results import (
     mean,
 )
 from clip_refine.results.metrics import metric
-from clip_refine.support.console import Bar
+from clip_refine.support.console import Bar, remark
 
 KS = (1, 5, 10)
 """Depths of recall."""
@@ -159,11 +160,15 @@ def score_tasks(
 
 
 def probe_features(features: ModelFeatures, *, seed: int) -> dict[str, float]:
-    """Task name → accuracy of a linear probe on its images."""
-    return {
-        task.name: linear_probe(task.image_features[:, : features.dim], task.labels, seed=seed)
-        for task in features.tasks
-    }
+    """Task name → accuracy of a linear probe on its images, of tasks that have enough for one."""
+    found = {}
+    for task in features.tasks:
+        if can_halve(task.labels):
+            images = task.image_features[:, : features.dim]
+            found[task.name] = linear_probe(images, task.labels, seed=seed)
+        else:
+            remark(f"{task.name}: no linear probe, which needs a class of two images or more.")
+    return found
 
 
 def embed_tasks(embedder: Embedder, tasks: Sequence[LabelledImages]) -> list[TaskFeatures]:

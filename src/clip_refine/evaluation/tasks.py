@@ -17,6 +17,7 @@ from clip_refine.evaluation.bootstrap import (
 from clip_refine.evaluation.classify import (
     CALIBRATION_BINS,
     calibration_bins,
+    can_halve,
     confusion_pairs,
     few_shot_hits,
     linear_probe_hits,
@@ -43,6 +44,7 @@ from clip_refine.evaluation.similarity import (
     unit_sides,
 )
 from clip_refine.models.embed import EmbeddedPairs
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # Searching images and captions in one index with a text, and whether images stand a chance.
@@ -495,6 +497,11 @@ def _split(
 ) -> tuple[Split, Split, str]:
     if training is not None:
         return training, (features, labels), TRAIN_SOURCE
+    if not can_halve(labels):
+        raise DataError(
+            "a probe on half of the images needs two classes, one of them with two images; there "
+            f"are {len(labels)} images of {len(labels.unique())} classes. Name a `train` source."
+        )
     train, test = probe_halves(features, labels, generator)
     return (features[train], labels[train]), (features[test], labels[test]), HALVES
 

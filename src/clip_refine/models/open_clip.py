@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint, weights_in
 from clip_refine.models.encoder import OPEN_CLIP, save_weights
-from clip_refine.models.text_length import TextCut, count_tokens, detect_text_cut, encode_cut
+from clip_refine.models.text_length import (
+    TextCut,
+    count_tokens,
+    detect_text_cut,
+    encode_cut,
+    hold_any,
+)
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError, first_line
 
@@ -65,6 +71,18 @@ class OpenClipTokenizer:
                 return count_tokens(self.tokenizer.tokenizer, cleaned)
             case _:
                 return None
+
+    def are_special(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text, cleaned as open_clip does, holds a special token."""
+        match self.tokenizer:
+            case SimpleTokenizer(decoder=names, all_special_ids=ids):
+                cleaned = [self.tokenizer.clean_fn(text).lower() for text in texts]
+                return hold_any(cleaned, [names[number] for number in ids])
+            case HFTokenizer(tokenizer=own):
+                cleaned = [self.tokenizer.clean_fn(text) for text in texts]
+                return hold_any(cleaned, own.all_special_tokens)
+            case _:
+                return [False] * len(texts)
 
 
 class OpenClipEncoder(nn.Module):

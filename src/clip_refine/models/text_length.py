@@ -29,11 +29,24 @@ class CountingTokenizer(Protocol):
         """Tokens of each text with start and end; None where they cannot be counted."""
         ...
 
+    def are_special(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text holds one of the tokenizer's own marks, such as `<|endoftext|>`."""
+        ...
+
 
 def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     """Tokens of each text with start and end, by a tokenizer of Transformers."""
     encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)
     return [len(ids) for ids in encoded["input_ids"]]
+
+
+def hold_any(texts: Sequence[str], marks: Sequence[str]) -> list[bool]:
+    """Whether each text holds one of the marks.
+
+    >>> hold_any(["a dog", "a dog<|endoftext|> on a beach"], ["<|endoftext|>"])
+    [False, True]
+    """
+    return [any(mark in text for mark in marks) for text in texts]
 
 
 def cut_columns(tokens: Tensor, longest: int) -> Tensor:

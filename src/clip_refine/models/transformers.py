@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_refine.models.encoder import TRANSFORMERS, save_weights
-from clip_refine.models.text_length import PROBES, count_tokens, cut_columns, same_features
+from clip_refine.models.text_length import (
+    PROBES,
+    count_tokens,
+    cut_columns,
+    hold_any,
+    same_features,
+)
 from clip_refine.support.errors import ModelError, first_line
 
 # --------------------------------------------------------------------------------------------------
@@ -77,6 +83,10 @@ class TransformersTokenizer:
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text with start and end, before it is cut."""
         return count_tokens(self.tokenizer, texts)
+
+    def are_special(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text holds a special token."""
+        return hold_any(texts, self.tokenizer.all_special_tokens)
 
     def save_pretrained(self, folder: str) -> None:
         """Write its files."""

@@ -661,6 +661,9 @@ def _captions(findings: Findings) -> Iterator[Line]:
         share = captions.too_long / max(1, captions.count)
         remark = f"{share:.1%} are cut to the {captions.context_length} tokens that the model reads"
         yield _count("too long", captions.too_long, remark)
+    if captions.special:
+        remark = "the tokenizer reads marks in them, such as an end of text, as its own"
+        yield _count("with special tokens", len(captions.special), remark)
     yield _count("on several images", sum(captions.shared.values()), _shared(captions.shared))
 
 
@@ -674,6 +677,7 @@ def _examples(findings: Findings) -> Iterator[Text]:
     shared = [f"{count:,} times: {text}" for text, count in captions.shared.items()]
     yield from _listed("On several images", shared)
     yield from _listed("Too long", captions.too_long_examples, captions.too_long)
+    yield from _listed("With special tokens", captions.special)
 
 
 def _told(problems: Sequence[Problem]) -> list[str]:

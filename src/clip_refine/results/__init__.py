@@ -363,6 +363,8 @@ class CaptionFindings(Record):
     too_long_examples: tuple[str, ...]  # the longest of them, longest first
     # text → how many images have it, of those that several have, most common first
     shared: Mapping[str, int]
+    # those that hold a mark such as `<|endoftext|>`, which ends the text for the model
+    special: tuple[str, ...] = ()
 
 
 class ImageFindings(Record):

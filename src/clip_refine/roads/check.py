@@ -3,6 +3,7 @@
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,11 @@ def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindi
     # a thousand at a time, so that the bar moves on
     blocks = [texts[start : start + 1000] for start in range(0, len(texts), 1000)] * counting
     bar = Bar("Counting tokens", len(blocks), transient=True)
-    tokens = [n for block in bar.over(blocks) for n in tokenizer.token_counts(block) or ()]
+    tokens: list[int] = []
+    special: list[str] = []
+    for block in bar.over(blocks):
+        tokens += tokenizer.token_counts(block) or ()
+        special += compress(block, tokenizer.are_special(block))
     limit = tokenizer.context_length if counting else None
     counted = zip(tokens, texts, strict=False)
     long = [(count, text) for count, text in counted if limit is not None and count > limit]
@@ -155,6 +160,7 @@ def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindi
         too_long=len(long),
         too_long_examples=tuple(text for _, text in long[:LONG_SHOWN]),
         shared={text: count for text, count in shared.most_common() if count > 1},
+        special=tuple(special),
     )
 
 

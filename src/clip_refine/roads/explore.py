@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clip_refine.config import ModelConfig, RefineConfig, load_config, override
 from clip_refine.data import CaptionedImages, ImageCaptions, Subset, open_pairs
-from clip_refine.data.images import SUFFIXES
+from clip_refine.data.images import SUFFIXES, image_files
 from clip_refine.data.pairs import Images
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import thumbnail
@@ -138,7 +138,7 @@ def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
         # the split, the list and the columns are those of the run's own pairs
         others = ("split", "split_file", "image_column", "caption_column")
         return open_pairs(images, override(config.data, **dict.fromkeys(others)), training=False)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = image_files(folder)
     if not paths:
         raise DataError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")
     return CaptionedImages(images, "folder", paths, [()] * len(paths))

@@ -117,7 +117,7 @@ def test_names_of_a_comparison_are_no_markup(
     monkeypatch.setattr("clip_refine.roads.compare.compare", lambda config: swept)
     main(["compare"])
     shown = capsys.readouterr().out
-    assert "hycd[loss.alpha=0] finds most" in shown
+    assert shown.startswith("Take hycd[loss.alpha=0]: it is better in mean R@1")
     assert "Report: runs/" in shown
 
 

@@ -80,14 +80,17 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
     """
     from rich.markup import escape
 
-    from clip_refine.report.comparison_page import comparison_verdict
-    from clip_refine.report.tables import comparison_tables
+    from clip_refine.report.comparison import comparison_tables, decide
     from clip_refine.roads import compare as road
 
     comparison = road.compare(config)
     if _wants_tables(comparison, as_json):
+        decision = decide(comparison, str(config.out))
         # names such as hycd[loss.alpha=0] would be taken for markup
-        _show(*comparison_tables(comparison), escape(comparison_verdict(comparison)))
+        _show(escape(decision.text))
+        if decision.command:
+            print(f"\n  {decision.command}\n")  # in one line, so that it can be copied
+        _show(*comparison_tables(comparison))
         report = f"Report: {config.out}/report.html. " if config.report else ""
         print(f"{report}Also {config.out}/comparison.json, .csv and .md")
 
@@ -226,8 +229,7 @@ def data(arguments: list[str]) -> None:
         """
         from rich.console import Console
 
-        from clip_refine.report.tables import findings_table
-        from clip_refine.roads.check import check_data
+        from clip_refine.roads.check import check_data, findings_table
 
         findings = check_data(
             source,

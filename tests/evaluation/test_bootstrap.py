@@ -1,9 +1,13 @@
 """The driver against a loop over draws; intervals that cover what they should."""
 
+import math
+
 import pytest
 import torch
+from benchmarks.intervals import coverage, drawn_pairs
 
-from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval, means
+from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval, means, norm_of_mean
+from tests.reference.draws import normals
 
 
 def naive(values: torch.Tensor, resamples: int, seed: int) -> torch.Tensor:
@@ -64,3 +68,68 @@ def test_nothing_to_draw_from():
         Bootstrap(3).numbers(0)
     with pytest.raises(ValueError, match="0 resamples"):
         Bootstrap(0).numbers(3)
+
+
+def test_an_interval_holds_its_value_and_leaves_out_no_more_on_the_other_side():
+    draws = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert interval(Resampled(0.5, draws)) == pytest.approx((0.025, 0.975))
+    # 1 % of the draws are above, so 4 % are left out below
+    assert interval(Resampled(0.9901, draws)) == pytest.approx((0.04, 0.9901), abs=1e-4)
+    assert interval(Resampled(1.5, draws)) == pytest.approx((0.05, 1.5))
+    assert interval(Resampled(-0.5, draws)) == pytest.approx((-0.5, 0.95))
+    assert interval(Resampled(0.5, draws - 0.5, 0.0)) == pytest.approx((0.0, 0.5))
+
+
+def test_the_norm_of_a_mean_by_solving_for_the_truth_draw_by_draw():
+    rows = normals(12, 3, seed=5).double() + torch.tensor([0.4, 0.0, 0.0])
+    bootstrap = Bootstrap(30, 2)
+    found = norm_of_mean(rows, bootstrap)
+    mean = rows.mean(dim=0)
+    norm = mean.norm().item()
+    assert found.value == pytest.approx(norm)
+    covariance = torch.cov(rows.T)
+    traces = covariance.trace().item(), (covariance @ covariance).trace().item()
+    unbiased = 11**2 / (10 * 13) * (traces[1] - traces[0] ** 2 / 11)
+    spread, expected = math.sqrt(unbiased / traces[1]), traces[0] / 12
+    drawn = torch.randint(12, (30, 12), generator=torch.Generator().manual_seed(2))
+    for number, index in enumerate(drawn):
+        error = (rows[index].mean(dim=0) - mean) * math.sqrt(12 / 11)
+        squared = expected + spread * (error.square().sum().item() - expected)
+        draw = found.draws[number].item()
+        if draw > 0:  # a mean of this length in the found direction, off by the error's mirror
+            along = -(error @ mean).item() / norm
+            assert draw**2 + 2 * draw * along + squared == pytest.approx(norm**2)
+        else:
+            assert squared - draw**2 == pytest.approx(norm**2)
+
+
+def test_the_norm_of_a_mean_is_that_of_one_row_and_turns_with_the_rows():
+    row = torch.tensor([[3.0, 4.0]])
+    assert norm_of_mean(row, Bootstrap(4)).draws.tolist() == [5.0] * 4
+    rows = normals(40, 6, seed=1)
+    turned = rows @ torch.linalg.qr(normals(6, 6, seed=2)).Q
+    first, second = (norm_of_mean(side, Bootstrap(20)) for side in (rows, turned))
+    assert torch.allclose(first.draws, second.draws, atol=1e-5)
+    assert not any((first - first).draws)
+
+
+def test_the_interval_of_no_gap_reaches_from_zero_to_what_was_found():
+    # few rows, many columns: a resample's mean is longer than the rows' always
+    rows = normals(50, 200, seed=0)
+    found = norm_of_mean(rows, Bootstrap(200))
+    again = torch.cat(list(Bootstrap(200).counts(50))) @ rows.double() / 50
+    assert (again.norm(dim=1) > found.value).all()
+    assert interval(found) == (0.0, found.value)
+
+
+def test_intervals_of_the_gap_cover_the_truth():
+    found = coverage(
+        drawn_pairs(size=2000, dim=16, seed=0),
+        count=100,
+        trials=150,
+        gaps=(0.0, 0.3, 1.2),
+        changes=((0.8, 0.3), (0.8, 0.0)),
+    )
+    # 150 trials of 95 % are within 5 points of it nearly always
+    assert all(0.9 <= share <= 1 for share in found.values()), found
+    assert 0.93 <= sum(found.values()) / len(found) <= 0.985, found

@@ -10,6 +10,7 @@ from sklearn.metrics import top_k_accuracy_score
 from clip_refine.evaluation.bootstrap import (
     Bootstrap,
     Resampled,
+    interval,
     means,
     median_ranks,
     sums_in_groups,
@@ -58,11 +59,14 @@ def values(found: Outcome) -> dict[str, float]:
 
 
 def all_resampled(found: Outcome) -> dict[str, torch.Tensor]:
-    """Draws of those numbers that have some, which lie around their value."""
+    """Draws of those numbers that have some, with a value that is in their interval."""
     drawn = {name: number.draws for name, number in found.numbers.items() if len(number.draws)}
     for name, draws in drawn.items():
         assert len(draws) == BOOTSTRAP.resamples
-        assert draws.min() <= found.numbers[name].value <= draws.max()
+        low, high = interval(found.numbers[name])
+        assert low is not None
+        assert high is not None
+        assert low <= found.numbers[name].value <= high
     return drawn
 
 
@@ -151,11 +155,19 @@ def test_mixed_search_and_separation_and_geometry_are_the_metrics():
     shape = geometry_task(pairs, bootstrap=BOOTSTRAP)
     first = pairs.first_caption_features
     assert values(shape) == pytest.approx(geometry(pairs.image_features, first, seed=3))
+    found = all_resampled(shape)
     for number, drawn in enumerate(drawn_indices(20, BOOTSTRAP)):
-        image, text = pairs.image_features[drawn], first[drawn]
-        again = geometry(image, text, k=3)
-        for name, draws in all_resampled(shape).items():
-            assert draws[number].item() == pytest.approx(again[name], abs=1e-6), name
+        again = geometry(pairs.image_features[drawn], first[drawn], k=3)
+        for name in ("true_pair_cosine", "alignment"):
+            assert found[name][number].item() == pytest.approx(again[name], abs=1e-6), name
+    # what follows from a distance does so draw by draw
+    squared = found["centroid_distance"] * found["centroid_distance"].abs()
+    assert torch.allclose(found["centroid_squared_over_dim"], squared / 6)
+    assert torch.allclose(found["residual_alignment"], found["alignment"] - squared)
+    assert set(found) == {
+        *("centroid_distance", "centroid_squared_over_dim", "true_pair_cosine"),
+        *("alignment", "residual_alignment"),
+    }
 
 
 def test_probes_equal_the_metric_and_take_training_images():

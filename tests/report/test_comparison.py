@@ -2,7 +2,12 @@
 
 from rich.console import Console
 
-from clip_refine.report.tables import comparison_csv, comparison_markdown, comparison_tables
+from clip_refine.report.comparison import (
+    RULE,
+    comparison_csv,
+    comparison_markdown,
+    comparison_tables,
+)
 from clip_refine.results import (
     Comparison,
     ComparisonRow,
@@ -67,6 +72,7 @@ COMPARISON = Comparison(
 
 def test_markdown_by_hand():
     lines = comparison_markdown(COMPARISON).splitlines()
+    lines = lines[lines.index(RULE) + 2 :]
     assert lines[0] == "|  | gap ↓ | R@1 i→t ↑ | R@1 t→i ↑ | mean R@10 ↑ | lr | s | GB |"
     assert lines[2] == "| pre-trained | 0.500 | 0.500 | 0.500 | 0.500 |  | 12.3 |  |"
     cell = "0.500 ± 0.010"

@@ -6,7 +6,7 @@ import pytest
 from plotly.graph_objects import Figure
 
 from clip_refine.cli import main
-from clip_refine.report.comparison_page import comparison_verdict, front, rankings, trade_off_charts
+from clip_refine.report.comparison_page import front, rankings, trade_off_charts
 from clip_refine.results import Comparison, ComparisonRow, Interval, RecipeSummary, Spread
 from tests.report.test_page import in_black
 
@@ -96,14 +96,6 @@ def test_rankings():
     assert {found.kind for found in zero_shot.lines} == {"untouched", "free", "trained"}
 
 
-def test_verdict():
-    assert comparison_verdict(COMPARISON) == (
-        f"{HARM} finds most: mean R@1 0.350 against 0.200 untouched; zero-shot 0.500 "
-        "against 0.500. mean-centring has the smallest gap: 0.100 against 1.000 untouched; "
-        "zero-shot 0.500 against 0.500."
-    )
-
-
 def test_the_front_is_beaten_by_none():
     points = [(1.0, 0.2), (0.1, 0.2), (0.7, 0.35), (0.8, 0.3)]
     assert front(points) == [1, 2]
@@ -124,6 +116,9 @@ def test_the_page_is_written_and_names_stay_names(
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert(1)" not in text
     assert "hycd[&lt;script&gt;alert(1)" in text
+    # the decision stands first
+    assert "<h1>Take hycd[&lt;script&gt;alert(1)" in text
+    assert "--config &#39;" in text or f"--config …/{tmp_path.name}/config.yaml" in text
     (tmp_path / "comparison.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])

@@ -9,9 +9,8 @@ from PIL import Image
 
 from clip_refine.cli import main
 from clip_refine.config import DataConfig, ModelConfig
-from clip_refine.report.tables import findings_table, findings_verdict
 from clip_refine.results import Findings, NumberSpread
-from clip_refine.roads.check import check_data
+from clip_refine.roads.check import check_data, findings_table, findings_verdict
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.toy import ToyPairs
 from tests.data.files import drawn_files

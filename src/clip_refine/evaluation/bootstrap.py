@@ -3,9 +3,11 @@
 Images are drawn anew with replacement, many times; an image brings its captions along, and what is
 searched stays as it is. A number is a function of how often each image was drawn, so that its value
 on the images that there are, each once, and its values on the resamples come from the same code.
-Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
+`benchmarks/intervals.py` counts how often intervals hold the truth. Source: Efron, "Bootstrap
+methods: another look at the jackknife", Annals of Statistics 1979.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,43 +27,70 @@ Statistics = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """A number with what it becomes when the images are drawn anew; adds up like a number.
+    """A number with what it may be on other images of the same kind; adds up like a number.
 
     Those of two models belong together draw by draw where image count and seed are the same.
     """
 
     value: float  # on the images that there are
-    draws: Tensor = field(
-        default_factory=lambda: torch.empty(0)
-    )  # (R,) float64; none where it is not resampled
+    # (R,) float64, what it may be on all images of the kind: of a mean its resamples, of what is
+    # biased, such as a distance, resamples without the bias; none where it is not resampled
+    draws: Tensor = field(default_factory=lambda: torch.empty(0))
+    least: float = -math.inf  # what the number cannot be below, though its draws may be
 
     def __add__(self, other: "Resampled") -> "Resampled":
-        return Resampled(self.value + other.value, self.draws + other.draws)
+        least = self.least + other.least
+        return Resampled(self.value + other.value, self.draws + other.draws, least)
 
     def __sub__(self, other: "Resampled") -> "Resampled":
         return Resampled(self.value - other.value, self.draws - other.draws)
 
     def __truediv__(self, divisor: float) -> "Resampled":
-        return Resampled(self.value / divisor, self.draws / divisor)
+        return Resampled(self.value / divisor, self.draws / divisor, self.least / divisor)
+
+    def squared(self) -> "Resampled":
+        """Its square; a draw below zero keeps its sign, so that differences stay centred."""
+        return Resampled(self.value**2, self.draws * self.draws.abs(), 0.0)
+
+    def without_bias(self, *, least: float) -> "Resampled":
+        """Of a number that resampling moves by as much on average as sampling did.
+
+        The mean resample lies as far above the value as the value above the truth.
+
+        >>> Resampled(0.5, torch.tensor([0.5, 0.75])).without_bias(least=0).draws.tolist()
+        [0.25, 0.5]
+        """
+        shift = 2 * (self.draws.mean().item() - self.value)
+        return Resampled(self.value, self.draws - shift, least)
 
 
 def interval(number: Resampled, *, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
-    """The percentile interval of a number, lower and upper end; None where it is not resampled.
+    """Where a number lies on all images of the kind, lower and upper end; holds the value itself.
+
+    Quantiles of the draws with half of what is left out on either side. The value on few images
+    may be so biased that it lies beyond one of them, as a small distance does above: then that end
+    moves out to the value, and what it does not leave out any more the other end does, so that as
+    many intervals hold the truth as were to. None where the number is not resampled.
 
     Args:
         number: With its draws.
         level: Share of them inside.
 
     Example:
-        >>> interval(Resampled(0.5, torch.linspace(0, 1, 101, dtype=torch.float64)), level=0.9)
+        >>> draws = torch.linspace(0, 1, 101, dtype=torch.float64)
+        >>> interval(Resampled(0.5, draws), level=0.9)
         (0.05, 0.95)
+        >>> interval(Resampled(2.0, draws), level=0.9)
+        (0.1, 2.0)
     """
     if not len(number.draws):
         return None, None
-    tail = (1 - level) / 2
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = torch.quantile(number.draws.double(), ends).tolist()
-    return low, high
+    draws, tail = number.draws.double(), (1 - level) / 2
+    below = min(tail, (draws < number.value).double().mean().item())
+    above = min(tail, (draws > number.value).double().mean().item())
+    ends = torch.tensor([2 * tail - above, 1 - 2 * tail + below], dtype=torch.float64)
+    low, high = torch.quantile(draws, ends).tolist()
+    return max(min(low, number.value), number.least), max(high, number.value)
 
 
 @dataclass(frozen=True)
@@ -186,3 +215,54 @@ def sums_in_groups(
 
 def _owners(owners: Tensor | None, count: int) -> Tensor:
     return torch.arange(count) if owners is None else owners.cpu()
+
+
+# --------------------------------------------------------------------------------------------------
+# A number that is no mean: resampled as it stands it would lie too high.
+
+
+def norm_of_mean(rows: Tensor, bootstrap: Bootstrap) -> Resampled:
+    """‖mean of rows‖, (N, d) one an image, with draws of what it is over all images of the kind.
+
+    Not the norm of a resample's mean: of rows with mean μ and covariance Σ the squared norm is too
+    large by tr Σ / N on average, that of a resample by as much again, and where μ is small this is
+    more than either varies. Instead the test is inverted: if sampling erred by e, as a resample
+    errs from these rows, the truth is the θ for which θ times the mean's direction + e has the norm
+    that was found. Where none has, sampling alone exceeds it: the draw is below zero.
+    """
+    rows = rows.detach().cpu().double()
+    count, free = len(rows), max(len(rows) - 1, 1)
+    mean = rows.mean(dim=0)
+    direction = mean / mean.norm().clamp(min=1e-30)
+    expected, spread = _squared_errors(rows - mean)
+
+    def statistic(counts: Tensor) -> Mapping[str, Tensor]:
+        means = counts @ rows / count
+        errors = (means - mean) * math.sqrt(count / free)  # resamples vary by 1 − 1/N too little
+        return {
+            "norm": torch.linalg.vector_norm(means, dim=1),
+            "along": errors @ direction,
+            "squared_error": errors.square().sum(dim=1),
+        }
+
+    found = bootstrap.numbers(count, statistic)
+    norm, along = found["norm"].value, found["along"].draws
+    squared_error = expected + spread * (found["squared_error"].draws - expected)
+    left = norm**2 - squared_error
+    # + along, not −, so that it goes with the resampled means of the same draws
+    solution = along + (left + along.square()).clamp(min=0).sqrt()
+    return Resampled(norm, torch.where(left > 0, solution, -left.abs().sqrt()), 0.0)
+
+
+def _squared_errors(centred: Tensor) -> tuple[float, float]:
+    """Mean of ‖e‖², tr Σ / N, and by how much resamples spread it too much.
+
+    Its variance is 2 tr Σ² / N², and tr Σ² of N rows is too large by about (tr Σ)² / N, as much as
+    itself at N = 100. Unbiased for normal rows: Bai and Saranadasa, Statistica Sinica 1996, (3.4).
+    """
+    count, free = len(centred), max(len(centred) - 1, 1)
+    # both products have the same squares; the smaller one
+    gram = centred @ centred.T if count < centred.shape[1] else centred.T @ centred
+    trace, found = centred.square().sum().item() / free, gram.square().sum().item() / free**2
+    unbiased = (found - trace**2 / free) * free**2 / (max(free - 1, 1) * (free + 2))
+    return trace / count, math.sqrt(max(0.0, unbiased) / found) if found > 0 else 0.0

@@ -1,14 +1,13 @@
 """How the two clouds of features lie: gap, alignment, uniformity, hubs."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from scipy.stats import skew
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from clip_refine.evaluation.bootstrap import Statistics
+from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, means, norm_of_mean
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
     COLUMNS_AT_ONCE,
@@ -410,20 +409,19 @@ def geometry(
 
 
 @measured
-def pair_statistics(image_unit: Tensor, text_unit: Tensor) -> Statistics:
-    """What follows from means over pairs, for `Bootstrap.numbers`; arguments as in `alignment`."""
+def resampled_pairs(
+    image_unit: Tensor, text_unit: Tensor, bootstrap: Bootstrap
+) -> dict[str, Resampled]:
+    """What follows from means over pairs, with its draws; arguments as in `alignment`."""
     image, text = image_unit.detach().cpu().double(), text_unit.detach().cpu().double()
-    columns = torch.cat([image - text, (image * text).sum(dim=1, keepdim=True)], dim=1)
-
-    def statistic(counts: Tensor) -> Mapping[str, Tensor]:
-        drawn = counts @ columns / len(columns)
-        squared, cosine = drawn[:, :-1].square().sum(dim=1), drawn[:, -1]
-        return {
-            "centroid_distance": squared.sqrt(),
-            "centroid_squared_over_dim": squared / image.shape[1],
-            "true_pair_cosine": cosine,
-            "alignment": 2 - 2 * cosine,
-            "residual_alignment": 2 - 2 * cosine - squared,
-        }
-
-    return statistic
+    statistic = means({"true_pair_cosine": (image * text).sum(dim=1)})
+    cosine = bootstrap.numbers(len(image), statistic)["true_pair_cosine"]
+    distance = norm_of_mean(image - text, bootstrap)
+    alignment = Resampled(2 - 2 * cosine.value, 2 - 2 * cosine.draws)
+    return {
+        "centroid_distance": distance,
+        "centroid_squared_over_dim": distance.squared() / image.shape[1],
+        "true_pair_cosine": cosine,
+        "alignment": alignment,
+        "residual_alignment": alignment - distance.squared(),
+    }

@@ -20,7 +20,7 @@ from clip_refine.evaluation.classify import (
     zero_shot_ranks,
     zero_shot_scores,
 )
-from clip_refine.evaluation.geometry import geometry, pair_statistics, text_first
+from clip_refine.evaluation.geometry import geometry, resampled_pairs, text_first
 from clip_refine.evaluation.retrieval import RetrievalRanks, retrieval, retrieval_ranks
 from clip_refine.evaluation.similarity import measured, unit_sides
 from clip_refine.models.embed import EmbeddedPairs, Embedder, embed_pairs, embed_prompts
@@ -239,10 +239,9 @@ def resampled_scores(side: Measured, bootstrap: Bootstrap) -> dict[str, Resample
     caption_hits = {f"text_to_image_recall@{k}": ranks.text_to_image < k for k in KS}
     found = bootstrap.numbers(
         len(side.cosines),
-        pair_statistics(side.image_unit, side.text_unit),
         means({"text_first_share": side.text_first, **image_hits}),
         means(caption_hits, owners),
-    )
+    ) | resampled_pairs(side.image_unit, side.text_unit, bootstrap)
     shown = ("centroid_distance", "true_pair_cosine", "alignment", "text_first_share")
     geometry = {name: found[name] for name in shown}
     retrieval = {name: found[name] for name in (*image_hits, *caption_hits)}
@@ -259,7 +258,7 @@ def resampled_scores(side: Measured, bootstrap: Bootstrap) -> dict[str, Resample
 def resampled_headline(
     features: ModelFeatures, *, resamples: int, seed: int
 ) -> dict[str, list[float]]:
-    """`gap`, `mean_recall@1` and `zero_shot_top1` with the images drawn anew, many times."""
+    """The draws of `gap`, `mean_recall@1` and `zero_shot_top1`, as `Resampled` has them."""
     found = resampled_scores(measure(features), Bootstrap(resamples, seed))
     found["gap"] = found["geometry.centroid_distance"]
     names = ("gap", "mean_recall@1", "zero_shot_top1")

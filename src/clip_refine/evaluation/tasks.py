@@ -26,7 +26,7 @@ from clip_refine.evaluation.classify import (
     zero_shot_predictions,
     zero_shot_ranks,
 )
-from clip_refine.evaluation.geometry import geometry, pair_statistics
+from clip_refine.evaluation.geometry import geometry, resampled_pairs
 from clip_refine.evaluation.retrieval import retrieval_ranks
 from clip_refine.evaluation.scores import KS, Outcome
 from clip_refine.evaluation.similarity import (
@@ -362,7 +362,7 @@ def geometry_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
         protocol="every image with its first caption",
         counts=_counts(pairs),
         numbers={name: Resampled(value) for name, value in found.items()}
-        | bootstrap.numbers(len(sides[0]), pair_statistics(*unit_sides(*sides))),
+        | resampled_pairs(*unit_sides(*sides), bootstrap),
     )
 
 
@@ -410,6 +410,9 @@ def zero_shot_task(
             "expected_calibration_error": surplus(counts).abs().sum(dim=1) / len(correct)
         },
     )
+    # a sum of |accuracy − confidence|: noise makes it larger, as it does a distance
+    error = numbers["expected_calibration_error"].without_bias(least=0.0)
+    numbers = {**numbers, "expected_calibration_error": error}
     classes = zip(class_names, sizes.tolist(), recall.tolist(), strict=True)
     confusions = confusion_pairs(found.predicted, labels, len(class_features))
     return Outcome(

@@ -6,6 +6,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from clip_refine.report.comparison import (
+    INTERVALS,
+    LEGEND,
+    RATES_LEGEND,
+    RULE,
+    decide,
+    differences_cells,
+    rates_cells,
+    scores_cells,
+)
 from clip_refine.report.page import (
     ACCENT,
     INK,
@@ -19,22 +29,12 @@ from clip_refine.report.page import (
     trace,
     write_page,
 )
-from clip_refine.report.tables import (
-    INTERVALS,
-    LEGEND,
-    RATES_LEGEND,
-    differences_cells,
-    mark_of,
-    number,
-    rates_cells,
-    scores_cells,
-    short_paths,
-)
+from clip_refine.report.tables import mark_of, number, short_paths
 from clip_refine.results import Comparison, Interval, RecipeSummary, read
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
-# A comparison as the page shows it: a verdict, rankings with seeds as dots, trade-offs.
+# Rankings with seeds as dots, trade-offs.
 
 
 RANKED = ("mean_recall@1", "gap", "zero_shot_top1", "linear_probe")
@@ -86,19 +86,6 @@ def rankings(comparison: Comparison) -> list[Ranking]:
     """One a headline number that was measured."""
     present = [name for name in RANKED if name in comparison.summary[0].scores]
     return [_ranking(comparison, name) for name in present]
-
-
-def comparison_verdict(comparison: Comparison) -> str:
-    """Who finds most, whose gap is smallest, and what that costs, in a sentence."""
-    untouched, *others = comparison.summary
-    best = max(others, key=lambda line: line.scores["mean_recall@1"].mean)
-    closest = min(others, key=lambda line: line.scores["gap"].mean)
-    said = f"{best.recipe} finds most: {_against(best, untouched, 'mean_recall@1', 'mean R@1')}"
-    said += _zero_shot(best, untouched)
-    if closest is best:
-        return f"{said}. Its gap is the smallest, too: {_against(closest, untouched, 'gap')}."
-    said += f". {closest.recipe} has the smallest gap: {_against(closest, untouched, 'gap')}"
-    return f"{said}{_zero_shot(closest, untouched)}."
 
 
 def trade_off_charts(comparison: Comparison) -> list[Chart]:
@@ -158,20 +145,6 @@ def _mark(line: RecipeSummary, name: str) -> str:
     difference = line.difference.get(name)
     change = difference.mean if difference else 0.0
     return mark_of(difference, change, metric(name).higher_is_better)
-
-
-def _against(line: RecipeSummary, untouched: RecipeSummary, name: str, shown: str = "") -> str:
-    values = line.scores[name].mean, untouched.scores[name].mean
-    said = f"{shown} {number(values[0])} against {number(values[1])} untouched".strip()
-    mark = _mark(line, name)
-    return f"{said}, {mark}" if mark == "no clear change" else said
-
-
-def _zero_shot(line: RecipeSummary, untouched: RecipeSummary) -> str:
-    if "zero_shot_top1" not in line.scores:
-        return ""
-    values = line.scores["zero_shot_top1"].mean, untouched.scores["zero_shot_top1"].mean
-    return f"; zero-shot {number(values[0])} against {number(values[1])}"
 
 
 def _trade_off(comparison: Comparison, name: str) -> Chart:
@@ -245,15 +218,6 @@ def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def plain(text: str) -> str:
-    """Text that Plotly, which reads some HTML in labels, shows as it is.
-
-    >>> plain("a <b>")
-    'a &lt;b&gt;'
-    """
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 # --------------------------------------------------------------------------------------------------
 # The folder of a comparison → its `report.html`.
 
@@ -276,7 +240,8 @@ def write_comparison_report(folder: Path) -> Path:
         environment=read_mapping(environment_file) if environment_file.is_file() else {},
         title="Comparison",
         about=f"{trained} trained and {free} training-free rows · model {model}",
-        verdict=comparison_verdict(comparison),
+        decision=decide(comparison, short_paths(str(folder))),
+        rule=RULE,
         rankings=rankings(comparison),
         kinds={key: name for key, (name, *_) in KINDS.items()},
         trade_offs=[chart.name for chart in charts],

@@ -1,38 +1,29 @@
-"""Numbers → tables in the terminal and in Markdown."""
+"""How a run was made and what it, one model or a suite scored, as lines and tables."""
 
-import csv
-import io
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Literal
 
 import yaml
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from clip_refine.results import (
-    Comparison,
     Difference,
-    Findings,
     Interval,
-    NumberSpread,
-    Problem,
     RunScores,
     Score,
     Scores,
-    Spread,
     SuiteScores,
     TaskScores,
-    flat,
 )
 from clip_refine.results.metrics import METRICS, metric
-from clip_refine.support.console import printable
 
 # --------------------------------------------------------------------------------------------------
 # How a run was made, as names and values.
@@ -297,8 +288,8 @@ def _zero_shot(scores: RunScores) -> list[ScoreLine]:
 # Scores as tables for the terminal.
 
 
-_STYLES = {"better": "green", "worse": "red"}
-_SIGNS = {"better": " +", "worse": " −"}
+STYLES = {"better": "green", "worse": "red"}
+SIGNS = {"better": " +", "worse": " −"}
 
 
 def before_after_table(scores: RunScores) -> Table:
@@ -318,8 +309,8 @@ def before_after_table(scores: RunScores) -> Table:
         if group and line.group != group:
             table.add_section()
         group = line.group
-        change = f"{signed(line.after - line.before)}{_SIGNS.get(line.mark, '  ')}"
-        style = _STYLES.get(line.mark)
+        change = f"{signed(line.after - line.before)}{SIGNS.get(line.mark, '  ')}"
+        style = STYLES.get(line.mark)
         table.add_row(
             escape(line.heading),
             number(line.before),
@@ -345,166 +336,6 @@ def scores_table(scores: Scores) -> Table:
         for name, value in values.items():
             table.add_row(escape(f"{task} {metric(name).heading}"), number(value))
     return table
-
-
-# --------------------------------------------------------------------------------------------------
-# A comparison as a table for the terminal, as Markdown and as CSV.
-
-
-COLUMNS = (
-    *("gap", "image_to_text_recall@1", "text_to_image_recall@1", "mean_recall@10"),
-    *("zero_shot_top1", "linear_probe"),
-)
-DIFFERENCES = ("gap", "mean_recall@1", "zero_shot_top1")
-BEST = "*"
-LEGEND = (
-    "Mean ± standard deviation over seeds; one value where nothing is trained. "
-    f"{BEST} Pareto-best: no other row is as good in gap, mean R@1, zero-shot and linear probe and "
-    "better in one."
-)
-INTERVALS = (
-    "Differences from the untouched model with 95 % intervals of a paired bootstrap over the "
-    "evaluation images; + is better, − worse, neither where the interval holds 0. They do not "
-    "cover what another training seed would change."
-)
-
-
-def comparison_tables(comparison: Comparison) -> list[Table]:
-    """The numbers of every recipe, and their differences from the untouched model."""
-    return [_scores_table(comparison), _differences_table(comparison)]
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """Both tables and the learning rates as Markdown."""
-    lines = _markdown_table(*scores_cells(comparison))
-    lines += ["", LEGEND, ""]
-    lines += _markdown_table(*differences_cells(comparison))
-    lines += ["", INTERVALS]
-    if comparison.learning_rates:
-        lines += ["", *_markdown_table(*rates_cells(comparison)), "", RATES_LEGEND]
-    return "\n".join(lines) + "\n"
-
-
-def comparison_csv(comparison: Comparison) -> str:
-    """One line a run with every number; empty where a run has none."""
-    rows = [flat(row.model_dump()) for row in comparison.rows]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-RATES_LEGEND = (
-    "Learning rates by mean recall (R@1, R@5, R@10, both directions) on held-out training pairs, "
-    "first seed; ! where the best one is at the edge of the grid."
-)
-
-
-def _scores_table(comparison: Comparison) -> Table:
-    heads, rows = scores_cells(comparison)
-    table = _table("Comparison", LEGEND)
-    _add_columns(table, [head.replace(" ", "\n", 1) for head in heads])
-    for line, (name, *cells) in zip(comparison.summary, rows, strict=True):
-        # the deviation below its mean: six columns of both do not fit side by side
-        narrow = [cell.replace(" ± 0", "\n±").replace(" ± ", "\n±") for cell in cells]
-        table.add_row(escape(name), *narrow, style="bold" if line.pareto_best else "")
-    return table
-
-
-def _differences_table(comparison: Comparison) -> Table:
-    heads, rows = differences_cells(comparison)
-    table = _table("Less the untouched model", INTERVALS)
-    _add_columns(table, heads)
-    for name, *cells in rows:
-        # three columns of both do not fit side by side
-        narrow = [cell.replace(" [", "\n[") for cell in cells] if len(cells) > 2 else cells
-        table.add_row(escape(name), *(_coloured(cell) for cell in narrow))
-    return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-
-
-def _add_columns(table: Table, heads: Sequence[str]) -> None:
-    for position, head in enumerate(heads):
-        is_name = position == 0
-        table.add_column(head, justify="left" if is_name else "right", overflow="fold")
-
-
-def _coloured(cell: str) -> str:
-    style = {"+": "green", "−": "red"}.get(cell[-1:], "")
-    return f"[{style}]{escape(cell)}[/]" if style else escape(cell)
-
-
-def scores_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the numbers."""
-    present = [name for name in COLUMNS if name in comparison.summary[0].scores]
-    columns = [metric(name) for name in present]
-    arrows = [f"{row.short} {'↑' if row.higher_is_better else '↓'}" for row in columns]
-    heads = ["", *arrows, "lr", "s", "GB"]
-    rows = []
-    for line in comparison.summary:
-        mark = f" {BEST}" if line.pareto_best else ""
-        rate = "" if line.learning_rate is None else f"{line.learning_rate:g}"
-        cells = [_spread(line.scores[name]) for name in present]
-        memory = f"{line.peak_memory.mean:.2f}" if line.peak_memory.mean else ""
-        seconds = f"{line.seconds.mean:.1f}"
-        rows.append([line.recipe + mark, *cells, rate, seconds, memory])
-    return heads, rows
-
-
-def differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the differences from the untouched model."""
-    lines = [line for line in comparison.summary if line.difference]
-    present = [name for name in DIFFERENCES if lines and name in lines[0].difference]
-    heads = ["", *(metric(name).short for name in present)]
-    return heads, [
-        [line.recipe, *(_difference(name, line.difference[name]) for name in present)]
-        for line in lines
-    ]
-
-
-def _difference(name: str, found: Interval) -> str:
-    mark = mark_of(found, found.mean, metric(name).higher_is_better)
-    return f"{signed(found.mean)} {interval_text(found)}{_SIGNS.get(mark, '')}"
-
-
-def rates_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of how learning rates were chosen."""
-    rows = []
-    for choice in comparison.learning_rates:
-        tried = ", ".join(
-            f"{rate}: {'failed' if score is None else f'{score:.3f}'}"
-            for rate, score in choice.tried.items()
-        )
-        chosen = f"{choice.chosen:g}" + (" !" if choice.at_edge else "")
-        rows.append([choice.recipe, chosen, tried])
-    return ["", "chosen", "tried"], rows
-
-
-def _spread(value: Spread) -> str:
-    deviation = "" if value.deviation is None else f" ± {value.deviation:.3f}"
-    return f"{value.mean:.3f}{deviation}"
-
-
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace(BEST, f"\\{BEST}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -583,150 +414,6 @@ def _suite_cell(score: Score, change: Difference | None) -> Text:
         text.append(f" [{number(score.low)}, {number(score.high)}]", style="dim")
     if change is not None:
         mark = mark_of(change.interval, change.mean, change.higher_is_better)
-        text.append(f"\n{signed(change.mean)}", style=_STYLES.get(mark, ""))
+        text.append(f"\n{signed(change.mean)}", style=STYLES.get(mark, ""))
         text.append(f" {interval_text(change.interval)}".rstrip(), style="dim")
     return text
-
-
-# --------------------------------------------------------------------------------------------------
-# What was found in a source, as a table for the terminal.
-
-
-LISTED = 5
-_LONGEST = 160
-
-
-def findings_table(findings: Findings) -> RenderableType:
-    """Counts first, then examples of what is wrong or doubtful, then a sentence."""
-    table = Table(
-        title=escape(f"{findings.source}: {findings.kind}"),
-        title_justify="left",
-        title_style="bold",
-        show_header=False,
-    )
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_column("")
-    sections = (_rows(findings), _images(findings), _captions(findings))
-    for section in sections:
-        for name, number, remark in section:
-            table.add_row(name, number, escape(remark))
-        table.add_section()
-    return Group(table, *_examples(findings), Text(findings_verdict(findings)))
-
-
-def findings_verdict(findings: Findings) -> str:
-    """Whether a run on the source would start, in a sentence."""
-    if findings.broken_off:
-        return "Reading broke off, so a run would stop there."
-    bad = len(findings.bad_rows) + len(findings.images.unreadable)
-    if bad:
-        return (
-            "A run stops before training because of the bad rows and unreadable images; "
-            "--data.skip-bad leaves them out."
-        )
-    return "Nothing here stops a run."
-
-
-Line = tuple[str, str, str]
-
-
-def _rows(findings: Findings) -> Iterator[Line]:
-    yield _count("rows", findings.rows)
-    if findings.broken_off:
-        yield "reading broke off", "", findings.broken_off
-    yield _count("bad rows", len(findings.bad_rows))
-
-
-def _images(findings: Findings) -> Iterator[Line]:
-    images = findings.images
-    yield _count("images", images.count, _counted(images.kinds))
-    yield _count("unreadable", len(images.unreadable))
-    yield _count("without captions", len(images.without_captions))
-    yield _count("exact duplicates", *_grouped(images.duplicates))
-    yield _count("near duplicates", *_grouped(images.near_duplicates))
-    if images.odd:
-        yield _count("odd ones, decoded right", sum(images.odd.values()), _counted(images.odd))
-    yield from _number_spread("shorter side, pixels", images.short_side)
-    yield from _number_spread("longer side, pixels", images.long_side)
-
-
-def _captions(findings: Findings) -> Iterator[Line]:
-    captions = findings.captions
-    yield _count("captions", captions.count)
-    yield from _number_spread("an image", captions.per_image)
-    yield from _number_spread("words", captions.words)
-    yield from _number_spread("tokens", captions.tokens)
-    if captions.tokens and captions.context_length:
-        share = captions.too_long / max(1, captions.count)
-        remark = f"{share:.1%} are cut to the {captions.context_length} tokens that the model reads"
-        yield _count("too long", captions.too_long, remark)
-    if captions.special:
-        remark = "the tokenizer reads marks in them, such as an end of text, as its own"
-        yield _count("with special tokens", len(captions.special), remark)
-    yield _count("on several images", sum(captions.shared.values()), _shared(captions.shared))
-
-
-def _examples(findings: Findings) -> Iterator[Text]:
-    images, captions = findings.images, findings.captions
-    yield from _listed("Bad rows", _told(findings.bad_rows))
-    yield from _listed("Unreadable", [problem.problem for problem in images.unreadable])
-    yield from _listed("Without captions", images.without_captions)
-    yield from _listed("Exact duplicates", [" = ".join(group) for group in images.duplicates])
-    yield from _listed("Near duplicates", [" ~ ".join(group) for group in images.near_duplicates])
-    shared = [f"{count:,} times: {text}" for text, count in captions.shared.items()]
-    yield from _listed("On several images", shared)
-    yield from _listed("Too long", captions.too_long_examples, captions.too_long)
-    yield from _listed("With special tokens", captions.special)
-
-
-def _told(problems: Sequence[Problem]) -> list[str]:
-    return [f"{problem.where}: {problem.problem}" for problem in problems]
-
-
-def _listed(title: str, items: Sequence[str], count: int | None = None) -> Iterator[Text]:
-    """A few of them and how many more there are; as plain text, since it comes from data."""
-    if not items:
-        return
-    more = (len(items) if count is None else count) - LISTED
-    lines = [_short(item) for item in items[:LISTED]]
-    lines += [f"... and {more:,} more."] if more > 0 else []
-    yield Text(f"{title}:", style="bold")
-    yield Text("\n".join(f"  {line}" for line in lines))
-
-
-def _short(text: str) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 2]} …"
-
-
-def _count(name: str, count: int, remark: str = "") -> Line:
-    return name, f"{count:,}", remark
-
-
-def _grouped(groups: Sequence[Sequence[str]]) -> tuple[int, str]:
-    """How many images there are besides the first of each group."""
-    surplus = sum(len(group) - 1 for group in groups)
-    return surplus, f"beside {_findings_number(len(groups), 'other')}" if groups else ""
-
-
-def _number_spread(name: str, spread: NumberSpread | None) -> Iterator[Line]:
-    if spread is not None:
-        yield (
-            name,
-            f"{spread.mean:,.1f}",
-            f"{spread.smallest:,} to {spread.largest:,}, median {spread.median:,}, "
-            f"95 % up to {spread.high:,}",
-        )
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _shared(shared: Mapping[str, int]) -> str:
-    return _findings_number(len(shared), "text") if shared else ""
-
-
-def _findings_number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -2,12 +2,16 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from clip_refine.config import DataConfig, ModelConfig
 from clip_refine.data import ImageCaptions
@@ -25,7 +29,7 @@ from clip_refine.data.sources import read_all_rows
 from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
 from clip_refine.roads import build
-from clip_refine.support.console import Bar, console
+from clip_refine.support.console import Bar, console, printable
 from clip_refine.support.errors import ConfigError
 from clip_refine.support.folder import check_free, complete_file
 
@@ -184,3 +188,140 @@ def _samples(
         )
         for index in chosen
     ]
+
+
+# --------------------------------------------------------------------------------------------------
+# What was found, as a table for the terminal.
+
+
+LISTED = 5
+_LONGEST = 160
+
+
+def findings_table(findings: Findings) -> RenderableType:
+    """Counts first, then examples of what is wrong or doubtful, then a sentence."""
+    table = Table(
+        title=escape(f"{findings.source}: {findings.kind}"),
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+    )
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_column("")
+    sections = (_row_lines(findings), _image_lines(findings), _caption_lines(findings))
+    for section in sections:
+        for name, number, remark in section:
+            table.add_row(name, number, escape(remark))
+        table.add_section()
+    return Group(table, *_examples(findings), Text(findings_verdict(findings)))
+
+
+def findings_verdict(findings: Findings) -> str:
+    """Whether a run on the source would start, in a sentence."""
+    if findings.broken_off:
+        return "Reading broke off, so a run would stop there."
+    bad = len(findings.bad_rows) + len(findings.images.unreadable)
+    if bad:
+        return (
+            "A run stops before training because of the bad rows and unreadable images; "
+            "--data.skip-bad leaves them out."
+        )
+    return "Nothing here stops a run."
+
+
+Line = tuple[str, str, str]
+
+
+def _row_lines(findings: Findings) -> Iterator[Line]:
+    yield _count("rows", findings.rows)
+    if findings.broken_off:
+        yield "reading broke off", "", findings.broken_off
+    yield _count("bad rows", len(findings.bad_rows))
+
+
+def _image_lines(findings: Findings) -> Iterator[Line]:
+    images = findings.images
+    yield _count("images", images.count, _counted(images.kinds))
+    yield _count("unreadable", len(images.unreadable))
+    yield _count("without captions", len(images.without_captions))
+    yield _count("exact duplicates", *_grouped(images.duplicates))
+    yield _count("near duplicates", *_grouped(images.near_duplicates))
+    if images.odd:
+        yield _count("odd ones, decoded right", sum(images.odd.values()), _counted(images.odd))
+    yield from _number_spread("shorter side, pixels", images.short_side)
+    yield from _number_spread("longer side, pixels", images.long_side)
+
+
+def _caption_lines(findings: Findings) -> Iterator[Line]:
+    captions = findings.captions
+    yield _count("captions", captions.count)
+    yield from _number_spread("an image", captions.per_image)
+    yield from _number_spread("words", captions.words)
+    yield from _number_spread("tokens", captions.tokens)
+    if captions.tokens and captions.context_length:
+        share = captions.too_long / max(1, captions.count)
+        remark = f"{share:.1%} are cut to the {captions.context_length} tokens that the model reads"
+        yield _count("too long", captions.too_long, remark)
+    if captions.special:
+        remark = "the tokenizer reads marks in them, such as an end of text, as its own"
+        yield _count("with special tokens", len(captions.special), remark)
+    texts = _number(len(captions.shared), "text") if captions.shared else ""
+    yield _count("on several images", sum(captions.shared.values()), texts)
+
+
+def _examples(findings: Findings) -> Iterator[Text]:
+    images, captions = findings.images, findings.captions
+    yield from _listed("Bad rows", [f"{row.where}: {row.problem}" for row in findings.bad_rows])
+    yield from _listed("Unreadable", [problem.problem for problem in images.unreadable])
+    yield from _listed("Without captions", images.without_captions)
+    yield from _listed("Exact duplicates", [" = ".join(group) for group in images.duplicates])
+    yield from _listed("Near duplicates", [" ~ ".join(group) for group in images.near_duplicates])
+    shared = [f"{count:,} times: {text}" for text, count in captions.shared.items()]
+    yield from _listed("On several images", shared)
+    yield from _listed("Too long", captions.too_long_examples, captions.too_long)
+    yield from _listed("With special tokens", captions.special)
+
+
+def _listed(title: str, items: Sequence[str], count: int | None = None) -> Iterator[Text]:
+    """A few of them and how many more there are; as plain text, since it comes from data."""
+    if not items:
+        return
+    more = (len(items) if count is None else count) - LISTED
+    lines = [_short(item) for item in items[:LISTED]]
+    lines += [f"... and {more:,} more."] if more > 0 else []
+    yield Text(f"{title}:", style="bold")
+    yield Text("\n".join(f"  {line}" for line in lines))
+
+
+def _short(text: str) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 2]} …"
+
+
+def _count(name: str, count: int, remark: str = "") -> Line:
+    return name, f"{count:,}", remark
+
+
+def _grouped(groups: Sequence[Sequence[str]]) -> tuple[int, str]:
+    """How many images there are besides the first of each group."""
+    surplus = sum(len(group) - 1 for group in groups)
+    return surplus, f"beside {_number(len(groups), 'other')}" if groups else ""
+
+
+def _number_spread(name: str, spread: NumberSpread | None) -> Iterator[Line]:
+    if spread is not None:
+        yield (
+            name,
+            f"{spread.mean:,.1f}",
+            f"{spread.smallest:,} to {spread.largest:,}, median {spread.median:,}, "
+            f"95 % up to {spread.high:,}",
+        )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"

@@ -31,8 +31,8 @@ from clip_refine.evaluation.scores import (
 )
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
+from clip_refine.report.comparison import comparison_csv, comparison_markdown
 from clip_refine.report.comparison_page import write_comparison_report
-from clip_refine.report.tables import comparison_csv, comparison_markdown
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
 from clip_refine.roads import build
 from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
@@ -113,7 +113,7 @@ def compare(
     _say_what_is_left_out(config.out / "comparison.json", result)
     write_file(config.out / "comparison.json", result.text)
     write_file(config.out / "comparison.csv", comparison_csv(result))
-    write_file(config.out / "comparison.md", comparison_markdown(result))
+    write_file(config.out / "comparison.md", comparison_markdown(result, str(config.out)))
     device = build.device_name(runs.accelerator.device)
     write_environment(config.out / "environment.json", device)
     if config.report:

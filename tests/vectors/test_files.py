@@ -162,7 +162,7 @@ def test_missing_and_damaged_files(tmp_path: Path):
 class TestByName:
     @pytest.mark.parametrize("name", FITS)
     def test_the_same_as_by_class(self, name: str):
-        settings = PosthocConfig(neighbours=3, alpha=0.6, strength=0.7)
+        settings = PosthocConfig(neighbours=3, alpha=0.6, strength=0.7, share=0.8)
         peer = fit_peer(name, *drawn(2, 8, 9), settings)
         expected = FITS[name](*drawn(2, 8, 9))
         assert type(peer) is type(expected)

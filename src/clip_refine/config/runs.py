@@ -104,7 +104,10 @@ class EvaluateConfig(SettingsGroup):
     """Replace `out` and `save_features` where they exist."""
 
 
-PEER_NAMES = ("mean-centring", "distribution-normalisation", "nnn", "modality-shift")
+PEER_NAMES = (
+    *("mean-centring", "distribution-normalisation", "nnn", "modality-shift"),
+    *("fold", "standardise"),
+)
 """What `posthoc fit` can fit; the formulas stand in `vectors/transforms.py`, under these names."""
 
 
@@ -117,6 +120,8 @@ class PosthocConfig(SettingsGroup):
     """nnn: the share of that mean that is taken off the item's scores."""
     strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """modality-shift: the share of the gap between the centroids that is closed."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """fold: the share of the component along each modality's mean that is taken out."""
 
 
 def recipe_settings(name: Any) -> dict[str, Any]:

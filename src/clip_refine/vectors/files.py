@@ -17,6 +17,7 @@ from torch import Tensor
 from clip_refine.support.environment import package_version
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.support.folder import check_free, complete_file, complete_folder
+from clip_refine.vectors.maps import MAPS
 from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
 
 # --------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def _read_record(path: Path) -> _PeerFile:
 
 def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
     """The peer of one step; takes its tensors out of `tensors`."""
-    chosen = PEERS.get(step.kind)
+    chosen = (PEERS | MAPS).get(step.kind)
     if chosen is None:
         raise ValueError(f"step {number}: there is no peer {step.kind!r}")
     counts = {"image_count": step.fitted_on_images, "text_count": step.fitted_on_texts}

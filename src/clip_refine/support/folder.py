@@ -14,6 +14,7 @@ OURS = (
     "scores.json",
     "comparison.json",
     "peer.json",
+    "vectors.json",
     "open_clip_config.json",
     "provenance.json",
 )

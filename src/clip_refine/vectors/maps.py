@@ -123,7 +123,7 @@ class IsoClip(LinearMaps):
             projection @ directions @ directions.T @ torch.linalg.pinv(projection)
             for projection, directions in ((image, left[:, kept]), (text, right[kept].T))
         ]
-        return cls(*maps, 0, 0)
+        return cls(maps[0], maps[1], 0, 0)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -369,7 +369,8 @@ class Standardisation(CentroidPeer):
             mean_row((side - mean).square()).sqrt() for side, mean in zip(sides, means, strict=True)
         ]
         deviations = [torch.where(one > 0, one, torch.ones_like(one)) for one in deviations]
-        return cls(*means, len(sides[0]), len(sides[1]), *deviations, **settings)
+        counts = len(sides[0]), len(sides[1])
+        return cls(means[0], means[1], *counts, deviations[0], deviations[1], **settings)
 
     def transform(self, features: Tensor, modality: Modality) -> Tensor:
         """(N, d) raw or unit → (N, d), as the formula says."""

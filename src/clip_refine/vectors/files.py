@@ -157,6 +157,12 @@ class _PeerFile(_Record):
 
 def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
     """Write a peer into a new folder, which appears complete or not at all."""
+    with complete_folder(folder, overwrite=overwrite) as partial_folder:
+        write_peer(peer, partial_folder)
+
+
+def write_peer(peer: Peer, folder: Path) -> None:
+    """Write a peer's two files."""
     steps = _flat(peer)
     tensors = {
         f"{number}.{name}": value.detach().cpu().contiguous()
@@ -168,10 +174,9 @@ def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
         clip_refine_version=package_version("clip-refine") or "unknown",
         steps=[_describe(step) for step in steps],
     )
-    with complete_folder(folder, overwrite=overwrite) as partial_folder:
-        save_file(tensors, partial_folder / "peer.safetensors")
-        text = record.model_dump_json(indent=2) + "\n"
-        (partial_folder / "peer.json").write_text(text, encoding="utf-8")
+    save_file(tensors, folder / "peer.safetensors")
+    text = record.model_dump_json(indent=2) + "\n"
+    (folder / "peer.json").write_text(text, encoding="utf-8")
 
 
 def load_peer(folder: Path) -> Peer:

@@ -1,5 +1,6 @@
 """One linear map a modality: what a model's output layer can hold, trained or computed."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -72,6 +73,20 @@ class LinearMaps(Peer):
         unit = unit_rows(f"{modality} features", features, dim=self.dim)
         chosen = self.image_map if modality == "image" else self.text_map
         return unit_rows(f"mapped {modality} features", dot_products(unit, chosen.to(unit)))
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedMaps(LinearMaps):
+    """Maps that `clip-refine vectors refine` learnt, with the factor on cosines that fits them."""
+
+    logit_scale: float = 100.0
+
+    kind: ClassVar[str] = "refined-maps"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.logit_scale) and self.logit_scale > 0):
+            raise ValueError(f"logit_scale must be above 0 and finite, got {self.logit_scale}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -167,5 +182,7 @@ class Procrustes(LinearMaps):
         return cls(left @ right, left @ right, len(old), len(old))
 
 
-MAPS: dict[str, type[LinearMaps]] = {one.kind: one for one in (LinearMaps, IsoClip, Procrustes)}
+MAPS: dict[str, type[LinearMaps]] = {
+    one.kind: one for one in (LinearMaps, RefinedMaps, IsoClip, Procrustes)
+}
 """What is loaded like a peer but not fitted on features by name."""

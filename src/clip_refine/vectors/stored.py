@@ -348,7 +348,7 @@ def _rows_of(path: Path, column: Any, name: str, start: int) -> Tensor:
     if column.null_count:
         row = start + column.is_null().to_pylist().index(True)
         raise DataError(f"{path}: column {name}, row {row}: there is no vector.")
-    lengths = set(pc.list_value_length(column).to_pylist())
+    lengths = set(pc.call_function("list_value_length", [column]).to_pylist())
     if len(lengths) != 1 or 0 in lengths:
         raise DataError(f"{path}: column {name} has lists of {sorted(lengths)} numbers.")
     values = column.flatten().to_numpy(zero_copy_only=False)

@@ -1,6 +1,6 @@
 """Recipes on stored features of two real sets: five splits, forgetting measured on the other set.
 
-`python benchmarks/vectors_study.py SHARED > docs/results/vectors.md`, where SHARED holds
+`python benchmarks/vectors_study.py SHARED > TABLE.md`, where SHARED holds
 `data/real_clip/shop1126.npz` and `golden/coco500_clip_features.npz`; a `.csv` with a row a split
 goes beside it. Every recipe takes the same steps on the same 70 % of the pairs.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from clip_refine.config.runs import VectorsConfig
+from clip_refine.config.settings import RECIPES
 from clip_refine.evaluation import mixed_search, retrieval
 from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.models.embed import EmbeddedPairs
@@ -21,13 +22,17 @@ from clip_refine.vectors.transforms import Chain, MeanCentring, Peer, fit_peer
 
 SETS = {"shop": "data/real_clip/shop1126.npz", "COCO": "golden/coco500_clip_features.npz"}
 SPLITS = range(5)
+# HyCD on unit features at the logit scale: what the first numbers on these sets were taken with
+RECIPES["clip-refine-unit"] = {"normalize": True, "temperature": None}
 RUNS = {
     "clip-refine": {"recipe": "clip-refine"},
+    "clip-refine, HyCD on unit features": {"recipe": "clip-refine-unit"},
     "balanced": {"recipe": "balanced"},
     "contrastive": {"recipe": "contrastive"},
     "centred, no RaFA": {"recipe": "centred", "rafa_weight": 0.0},
     "**centred**": {"recipe": "centred"},
     "centred, RaFA × 3": {"recipe": "centred", "rafa_weight": 3.0},
+    "centred, RaFA × 8": {"recipe": "centred", "rafa_weight": 8.0},
     "centred, rank 32": {"recipe": "centred", "rank": 32},
     "centred, lr 1e-3": {"recipe": "centred", "learning_rate": 1e-3},
 }

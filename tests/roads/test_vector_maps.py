@@ -190,7 +190,7 @@ def assert_folded(before: tuple[Tensor, Tensor], model, maps: LinearMaps) -> Non
     for raw, found, matrix in zip(
         before, features(model), (maps.image_map, maps.text_map), strict=True
     ):
-        expected = raw @ matrix.T
+        expected = raw @ matrix.float().T
         assert ((found - expected).norm(dim=1) <= 1e-5 * expected.norm(dim=1)).all()
     image = maps.transform_image(before[0])
     assert_close(normalize(features(model)[0], dim=1), image, rtol=0, atol=1e-5)
@@ -232,6 +232,15 @@ class TestFold:
         assert_folded(before, folded, maps)
         assert float(folded.logit_scale.detach()) == pytest.approx(25.0)
         assert "linear maps" in (tmp_path / "model/provenance.json").read_text()
+
+    def test_the_fold_of_the_mean_by_itself(self, tiny: OpenClipEncoder, tiny_name: str, tmp_path):
+        before = features(tiny)
+        fold = Fold.fit(*torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0)))
+        save_peer(fold, tmp_path / "fold")
+        fold_vectors(tmp_path / "fold", ModelConfig(name=tiny_name), tmp_path / "model")
+        folded = load_open_clip(f"local-dir:{tmp_path / 'model'}")
+        assert_folded(before, folded, LinearMaps.of(fold))
+        assert float(folded.logit_scale.detach()) == pytest.approx(float(tiny.logit_scale.detach()))
 
     @pytest.mark.parametrize("bias", [False, True])
     def test_custom_text_towers(self, bias: bool, tmp_path: Path):

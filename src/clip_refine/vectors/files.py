@@ -174,9 +174,10 @@ def write_peer(peer: Peer, folder: Path) -> None:
         clip_refine_version=package_version("clip-refine") or "unknown",
         steps=[_describe(step) for step in steps],
     )
-    save_file(tensors, folder / "peer.safetensors")
-    text = record.model_dump_json(indent=2) + "\n"
-    (folder / "peer.json").write_text(text, encoding="utf-8")
+    path, described = folder / "peer.safetensors", folder / "peer.json"
+    save_file(tensors, path)
+    described.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    path.chmod(described.stat().st_mode)  # safetensors lets only the owner read its files
 
 
 def load_peer(folder: Path) -> Peer:

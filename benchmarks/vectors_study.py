@@ -100,9 +100,8 @@ def many_splits(shared: Path, splits: int) -> None:
                 before, after = (measured(peer, held_out, held_out) for peer in (None, maps))
                 changes.append((after[1] + after[2] - before[1] - before[2]) / 2)
             up = sum(change > 0 for change in changes)
-            print(
-                f"{name}, RaFA × {weight:g}: {fmean(changes):+.4f} ± {stdev(changes):.4f}, up in {up}"
-            )
+            change = f"{fmean(changes):+.4f} ± {stdev(changes):.4f}"
+            print(f"{name}, RaFA × {weight:g}: {change}, up in {up}")
 
 
 if __name__ == "__main__":

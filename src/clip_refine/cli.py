@@ -198,7 +198,7 @@ def split_lists(arguments: list[str]) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Verbs that have verbs of their own: `data check`, `posthoc fit`, `posthoc apply`. Their functions
+# Verbs that have verbs of their own: `data check`, `posthoc fit`, `vectors refine`. Their functions
 # stand inside, since the settings in their signatures take longer to import than all help else.
 
 
@@ -348,6 +348,111 @@ def posthoc(arguments: list[str]) -> None:
             prog="clip-refine posthoc",
             description=f"{posthoc.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
             "peers, and their settings with the defaults.",
+            args=arguments,
+        )
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+
+
+def vectors(arguments: list[str]) -> None:
+    """Refine vectors that are stored already, without images and without encoding again."""
+    from pydantic import ValidationError
+
+    from clip_refine.config import ModelConfig, explain
+    from clip_refine.config.runs import VectorsConfig
+
+    pairs_help = (
+        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, or a folder: clip-retrieval's, or with "
+        "image.npy and text.npy."
+    )
+    owner_help = "Column that says which image a row is of, where images have several rows."
+    maps_help = "Folder that vectors refine, vectors align or posthoc fit wrote."
+    stored_help = ".npy, .npz, .safetensors, .parquet, or a folder as clip-retrieval writes it."
+    defaults = VectorsConfig()
+
+    def refine(
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
+        out: Annotated[Path, arg(help="Folder for the maps and scores.json.")],
+        config: Annotated[VectorsConfig, arg(name="")] = defaults,
+        overwrite: Annotated[bool, OVERWRITE] = False,
+    ) -> None:
+        """Learn one linear map a modality on stored pairs; scores before and after on the rest."""
+        from clip_refine.report.tables import suite_tables
+        from clip_refine.roads.vectors import refine_vectors
+
+        _, scores = refine_vectors(pairs, config, out, overwrite=overwrite)
+        _show(*suite_tables(scores))
+        print(f"{scores.seconds:.0f} s. Maps: {out}. Scores: {out}/scores.json")
+
+    def evaluate(
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
+        map: Annotated[tuple[Path, ...], arg(help=maps_help)] = (),
+        owner: Annotated[str | None, arg(help=owner_help)] = None,
+        resamples: Annotated[int, arg(help="Of the bootstrap over images.")] = 1000,
+        seed: Annotated[int, arg(help="Of bootstrap and splits.")] = 42,
+        out: Annotated[Path | None, arg(help="JSON file for the scores.")] = None,
+        overwrite: Annotated[bool, OVERWRITE] = False,
+    ) -> None:
+        """Gap, retrieval, mixed search and separation of stored pairs, as they are and mapped."""
+        from clip_refine.report.tables import suite_tables
+        from clip_refine.roads.vectors import evaluate_vectors
+
+        scores = evaluate_vectors(
+            pairs, map, owner=owner, resamples=resamples, seed=seed, out=out, overwrite=overwrite
+        )
+        _show(*suite_tables(scores))
+
+    def apply(
+        maps: Annotated[Positional[Path], arg(help=maps_help)],
+        stored: Annotated[Positional[Path], arg(help=stored_help)],
+        side: Annotated[Literal["image", "text"], arg(help="Whose vectors are mapped.")],
+        out: Annotated[Path, arg(help="The new file or folder.")],
+        column: Annotated[str | None, arg(help="Their array or column. Else as found.")] = None,
+        overwrite: Annotated[bool, OVERWRITE] = False,
+    ) -> None:
+        """Map a stored index a block at a time: same layout, ids, order and type."""
+        from clip_refine.roads.vectors import apply_vectors
+
+        count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
+        print(f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them.")
+
+    def align(
+        old: Annotated[Positional[Path], arg(help="Vectors of some items in the old index.")],
+        new: Annotated[Positional[Path], arg(help="The same items, in order, of the new model.")],
+        out: Annotated[Path, arg(help="Folder for the map.")],
+        overwrite: Annotated[bool, OVERWRITE] = False,
+    ) -> None:
+        """Fit the rotation that takes a new model's vectors into an old index's space."""
+        from clip_refine.roads.vectors import align_vectors
+
+        fitted = align_vectors(old, new, out, overwrite=overwrite)
+        print(f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}")
+
+    def fold(
+        maps: Annotated[Positional[Path], arg(help=maps_help)],
+        out: Annotated[Path, MODEL_OUT],
+        model: ModelConfig = ModelConfig(),  # noqa: B008
+        overwrite: Annotated[bool, OVERWRITE] = False,
+    ) -> None:
+        """Multiply the maps into a model's two output layers, for new queries."""
+        from clip_refine.models.checkpoints import how_to_load
+        from clip_refine.roads.vectors import fold_vectors
+
+        fold_vectors(maps, model, out, overwrite=overwrite)
+        print(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
+
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {
+                "refine": refine,
+                "evaluate": evaluate,
+                "apply": apply,
+                "align": align,
+                "fold": fold,
+            },
+            prog="clip-refine vectors",
+            description=f"{vectors.__doc__}\n\n`clip-refine vectors refine --help` lists the "
+            "settings with their defaults. See docs/vectors.md.",
             args=arguments,
         )
     except ValidationError as error:
@@ -508,6 +613,12 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       What needs no training, fitted on features of held-out training pairs and applied to others;
       `clip-refine evaluate --save-features FILE` writes features.
 
+  clip-refine vectors refine PAIRS.npz --out maps/mine
+  clip-refine vectors apply maps/mine STORED.npy --side image --out NEW.npy
+  clip-refine vectors fold maps/mine --model.name ViT-B-32 --out model
+      For those who have only the vectors: learns a linear map a modality in seconds, maps a whole
+      index, and puts the same maps into the model for new queries.
+
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
 YAML file, --config run.yaml, and --print-config shows them without running anything.
 """
@@ -524,6 +635,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "fold": fold,
     "export": partial(with_flags, export),
     "posthoc": posthoc,
+    "vectors": vectors,
 }
 
 

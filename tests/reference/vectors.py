@@ -38,6 +38,34 @@ def modality_shift(
     return scores(unit(less(image, gap, strength / 2)), unit(less(text, gap, -strength / 2)))
 
 
+def fold(image: Rows, text: Rows, fitted_image: Rows, fitted_text: Rows, share: float) -> Rows:
+    """W as a whole matrix, its entries one by one."""
+    moved = []
+    for rows, mean in ((image, centroid(fitted_image)), (text, centroid(fitted_text))):
+        squared = dot(mean, mean)
+        matrix = [
+            [float(i == j) - share * a * b / squared for j, b in enumerate(mean)]
+            for i, a in enumerate(mean)
+        ]
+        moved.append(unit([[dot(line, row) for line in matrix] for row in rows]))
+    return scores(*moved)
+
+
+def standardise(image: Rows, text: Rows, fitted_image: Rows, fitted_text: Rows) -> Rows:
+    moved = []
+    for rows, fitted in ((image, fitted_image), (text, fitted_text)):
+        mean = centroid(fitted)
+        deviation = [
+            math.sqrt(math.fsum((value - m) ** 2 for value in column) / len(fitted))
+            for column, m in zip(zip(*fitted, strict=True), mean, strict=True)
+        ]
+        centred = less(rows, mean, 1)
+        moved.append(
+            unit([[v / d for v, d in zip(row, deviation, strict=True)] for row in centred])
+        )
+    return scores(*moved)
+
+
 def bias(item: list[float], references: Rows, neighbours: int, alpha: float) -> float:
     nearest = sorted((dot(item, reference) for reference in references), reverse=True)
     nearest = nearest[:neighbours]

@@ -10,10 +10,12 @@ from torch.nn.functional import normalize
 from clip_refine.vectors.transforms import (
     Chain,
     DistributionNormalisation,
+    Fold,
     MeanCentring,
     ModalityShift,
     NearestNeighbourNormalisation,
     Peer,
+    Standardisation,
 )
 
 DIM = 6
@@ -23,6 +25,8 @@ FITS: dict[str, Fit] = {
     "mean-centring": MeanCentring.fit,
     "distribution-normalisation": DistributionNormalisation.fit,
     "modality-shift": partial(ModalityShift.fit, strength=0.7),
+    "fold": partial(Fold.fit, share=0.8),
+    "standardise": Standardisation.fit,
     "nnn": partial(NearestNeighbourNormalisation.fit, neighbours=3, alpha=0.6),
     "mean-centring+nnn": partial(
         Chain.fit,

@@ -60,6 +60,14 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+def test_who_may_read_one_file_may_read_the_other(tmp_path: Path):
+    save_peer(FITS["fold"](*drawn(2, 8, 9)), tmp_path / "peer")
+    modes = [
+        (tmp_path / "peer" / name).stat().st_mode for name in ("peer.json", "peer.safetensors")
+    ]
+    assert modes[0] == modes[1]
+
+
 def test_a_folder_that_exists_is_kept(tmp_path: Path):
     with pytest.raises(OutputError, match="exists already"):
         save_peer(FITS["nnn"](*drawn(2, 8, 9)), tmp_path)
@@ -162,7 +170,7 @@ def test_missing_and_damaged_files(tmp_path: Path):
 class TestByName:
     @pytest.mark.parametrize("name", FITS)
     def test_the_same_as_by_class(self, name: str):
-        settings = PosthocConfig(neighbours=3, alpha=0.6, strength=0.7)
+        settings = PosthocConfig(neighbours=3, alpha=0.6, strength=0.7, share=0.8)
         peer = fit_peer(name, *drawn(2, 8, 9), settings)
         expected = FITS[name](*drawn(2, 8, 9))
         assert type(peer) is type(expected)

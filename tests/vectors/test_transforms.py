@@ -10,10 +10,12 @@ from torch.testing import assert_close
 from clip_refine.vectors.transforms import (
     Chain,
     DistributionNormalisation,
+    Fold,
     MeanCentring,
     ModalityShift,
     NearestNeighbourNormalisation,
     Peer,
+    Standardisation,
 )
 from tests.reference import vectors as reference
 from tests.vectors.cases import DIM, FITS, drawn, rotation, unit
@@ -50,6 +52,17 @@ class TestAgainstLoops:
         expected = reference.modality_shift(*listed(self.image, self.text, *self.fitted), strength)
         peer = ModalityShift.fit(*self.fitted, strength=strength)
         assert_close(peer.similarity(self.image, self.text), matrix(expected), rtol=0, atol=1e-14)
+
+    @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+    def test_fold(self, share: float):
+        expected = reference.fold(*listed(self.image, self.text, *self.fitted), share)
+        peer = Fold.fit(*self.fitted, share=share)
+        assert_close(peer.similarity(self.image, self.text), matrix(expected), rtol=0, atol=1e-14)
+
+    def test_standardise(self):
+        expected = reference.standardise(*listed(self.image, self.text, *self.fitted))
+        found = Standardisation.fit(*self.fitted).similarity(self.image, self.text)
+        assert_close(found, matrix(expected), rtol=0, atol=1e-13)
 
     @pytest.mark.parametrize("neighbours", [1, 4, 10, 128])
     def test_nnn_in_both_directions(self, neighbours: int):
@@ -128,7 +141,9 @@ class TestProperties:
         assert_close(peer.transform_image(image)[599:], peer.transform_image(image[599:]))
         assert_close(peer.transform_text(text.flip(0)), peer.transform_text(text).flip(0))
 
-    @every_peer
+    @pytest.mark.parametrize(
+        "name", sorted(set(FITS) - {"standardise"})
+    )  # it is about each dimension
     def test_a_rotation_of_the_space_changes_no_score(self, name: str):
         fitted, shown, turn = drawn(2, 8, 8), drawn(3, 4, 5), rotation(0)
         turned = FITS[name](fitted[0] @ turn, fitted[1] @ turn)
@@ -163,6 +178,7 @@ class TestProperties:
         [
             ModalityShift.fit(*drawn(2, 8, 8), strength=0),
             NearestNeighbourNormalisation.fit(*drawn(2, 8, 8), alpha=0),
+            Fold.fit(*drawn(2, 8, 8), share=0),
             MeanCentring(torch.zeros(DIM), torch.zeros(DIM), 1, 1),
             DistributionNormalisation(torch.zeros(DIM), torch.zeros(DIM), 1, 1),
         ],
@@ -178,6 +194,33 @@ class TestProperties:
         for peer in (MeanCentring.fit(image, text), ModalityShift.fit(image, text)):
             means = peer.transform_image(image).mean(0), peer.transform_text(text).mean(0)
             assert (means[0] - means[1]).norm() < 0.15 * before
+
+    def test_a_fold_is_a_projection(self):
+        peer = Fold.fit(*drawn(2, 200, 200, torch.float32))
+        for modality, mean in (("image", peer.image_mean), ("text", peer.text_mean)):
+            fold = peer.matrix(modality)
+            assert fold.dtype == torch.float64
+            assert_close(fold @ mean, torch.zeros_like(mean), rtol=0, atol=1e-15)
+            assert_close(fold @ fold, fold, rtol=0, atol=1e-15)
+
+    def test_a_fold_does_to_raw_features_what_it_does_to_unit_ones(self):
+        """unit(W·k·z) = unit(W·z), so it may be fitted on unit ones and stand in the layer."""
+        peer, (image, _) = Fold.fit(*drawn(2, 8, 8)), drawn(3, 4, 5)
+        assert_close(unit(image @ peer.matrix("image").T), peer.transform_image(unit(image)))
+
+    def test_nearly_constant_along_the_mean_a_fold_is_mean_centring(self):
+        """The fitted images' mean is (4, 0, …)/‖·‖ exactly, so both leave what is beside it."""
+        rows = torch.cat([torch.eye(5), -torch.eye(5)]).double()
+        image = torch.cat([4 * torch.ones(10, 1).double(), rows], dim=1)
+        assert_close(
+            Fold.fit(image, image).transform_image(image),
+            MeanCentring.fit(image, image).transform_image(image),
+        )
+
+    def test_a_dimension_that_does_not_vary_is_only_centred(self):
+        image = torch.tensor([[3.0, 4.0, 0.0], [4.0, 3.0, 0.0]])
+        peer = Standardisation.fit(image, image)
+        assert_close(peer.image_deviation, torch.tensor([0.1, 0.1, 1.0]))
 
     def test_distribution_normalisation_is_a_bias_of_the_gallery(self):
         (image, text), peer = drawn(3, 4, 5), DistributionNormalisation.fit(*drawn(2, 8, 8))
@@ -262,6 +305,13 @@ class TestRefusals:
     def test_shift_out_of_range(self):
         with pytest.raises(ValueError, match="strength must be finite, got inf"):
             ModalityShift.fit(*drawn(2, 8, 8), strength=math.inf)
+
+    def test_no_fold(self):
+        with pytest.raises(ValueError, match=r"share must be from 0 to 1, got 1\.5"):
+            Fold.fit(*drawn(2, 8, 8), share=1.5)
+        opposite = torch.cat([torch.eye(3), -torch.eye(3)])
+        with pytest.raises(ValueError, match="image_mean is zero, so there is no direction"):
+            Fold.fit(opposite, opposite)
 
     @pytest.mark.parametrize("first", ["nnn", "distribution-normalisation"])
     def test_a_step_after_lengths_that_mean_something(self, first: str):

@@ -104,7 +104,10 @@ class EvaluateConfig(SettingsGroup):
     """Replace `out` and `save_features` where they exist."""
 
 
-PEER_NAMES = ("mean-centring", "distribution-normalisation", "nnn", "modality-shift")
+PEER_NAMES = (
+    *("mean-centring", "distribution-normalisation", "nnn", "modality-shift"),
+    *("fold", "standardise"),
+)
 """What `posthoc fit` can fit; the formulas stand in `vectors/transforms.py`, under these names."""
 
 
@@ -117,6 +120,45 @@ class PosthocConfig(SettingsGroup):
     """nnn: the share of that mean that is taken off the item's scores."""
     strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """modality-shift: the share of the gap between the centroids that is closed."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """fold: the share of the component along each modality's mean that is taken out."""
+
+
+CENTRED = "centred"
+"""The recipe of `vectors refine` that folds the means out first; docs/vectors.md."""
+
+
+class VectorsConfig(SettingsGroup):
+    """What maps of stored vectors are learnt with."""
+
+    recipe: str = CENTRED
+    """centred, or an objective as for `refine --recipe`."""
+    owner: str | None = None
+    """Column of .parquet, or of clip-retrieval's metadata, that says which image a row is of."""
+    steps: Count = 60
+    """Steps of the optimiser."""
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    """Pairs a step; all there are where there are fewer."""
+    learning_rate: Positive = 3e-4
+    """AdamW's learning rate."""
+    weight_decay: NonNegative = 0.1
+    """AdamW's decoupled decay of what was learnt: toward the start, not toward zero."""
+    rank: Count | None = None
+    """Rank of what is added to the start. Without it: full."""
+    rafa_weight: NonNegative | None = None
+    """Weight of random feature alignment. Without it: the recipe's."""
+    logit_scale: Positive = 100.0
+    """The factor on cosines of the model that made the vectors."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the images that is not learnt from but measured on."""
+    seeds: Count = 1
+    """Trainings with `seed`, `seed` + 1, ... on one split; the first one's maps are kept."""
+    resamples: Count = 1000
+    """Of the bootstrap over held-out images."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 42
+    """Of the split, the order, the captions drawn and the references."""
 
 
 def recipe_settings(name: Any) -> dict[str, Any]:

@@ -509,7 +509,7 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
         suite=suite.name,
         models=tuple(evaluated),
         measured=tuple(measured),
-        differences=tuple(_differences(found)),
+        differences=tuple(differences(found)),
         missing=missing,
         resamples=suite.resamples,
         seed=config.seed,
@@ -542,7 +542,7 @@ def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outco
         class_names=names,
         model_fingerprint=model.fingerprint,
         data_fingerprint=bench.data_fingerprint(task),
-        scores={name: _score(name, number) for name, number in outcome.numbers.items()},
+        scores={name: score(name, number) for name, number in outcome.numbers.items()},
         details=outcome.details,
     )
 
@@ -566,27 +566,28 @@ def _mean_record(
         class_names=None,
         model_fingerprint=model.fingerprint,
         data_fingerprint=fingerprint(*(one.data_fingerprint.encode() for one in parts)),
-        scores={"top1": _score("top1", outcome.numbers["top1"])},
+        scores={"top1": score("top1", outcome.numbers["top1"])},
         details={},
     )
 
 
-def _score(name: str, number: Resampled) -> Score:
+def score(name: str, number: Resampled) -> Score:
+    """A number as the JSON has it."""
     low, high = interval(number)
     up = metric(name).higher_is_better
     return Score(value=number.value, low=low, high=high, higher_is_better=up)
 
 
-def _differences(found: Mapping[str, Mapping[str, Outcome]]) -> list[Difference]:
+def differences(found: Mapping[str, Mapping[str, Outcome]]) -> list[Difference]:
     """Every other model less the first, both with the same images drawn."""
     first, *others = found
-    differences = []
+    changes = []
     for label in others:
         for task, outcome in found[label].items():
             for name, number in outcome.numbers.items():
                 change = number - found[first][task].numbers[name]
                 low, high = interval(change)
-                differences.append(
+                changes.append(
                     Difference(
                         task=task,
                         score=name,
@@ -598,4 +599,4 @@ def _differences(found: Mapping[str, Mapping[str, Outcome]]) -> list[Difference]
                         higher_is_better=metric(name).higher_is_better,
                     )
                 )
-    return differences
+    return changes

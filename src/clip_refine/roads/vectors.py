@@ -1,10 +1,47 @@
-"""What `clip-refine posthoc fit` and `apply` do: from files to files."""
+"""Features that are stored already: files in, files out.
 
+`posthoc fit` and `apply` are about transforms that need no training, `vectors` about linear maps:
+learnt on pairs, applied to whole indexes, folded into the model that new queries go through.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from clip_refine.config import PosthocConfig
-from clip_refine.support.errors import DataError
-from clip_refine.support.folder import check_free
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from clip_refine import __version__
+from clip_refine.config import LossConfig, ModelConfig, PosthocConfig, TrainConfig
+from clip_refine.config.runs import CENTRED, VectorsConfig, recipe_settings
+from clip_refine.config.settings import RECIPES
+from clip_refine.data import PairBatch
+from clip_refine.evaluation.bootstrap import Bootstrap
+from clip_refine.evaluation.scores import Outcome
+from clip_refine.evaluation.tasks import (
+    geometry_task,
+    mixed_search_task,
+    retrieval_task,
+    separation_task,
+)
+from clip_refine.losses import Objective, PairFeatures
+from clip_refine.models import DualEncoder, FeatureScale, Teacher
+from clip_refine.models.embed import EmbeddedPairs
+from clip_refine.models.text_length import PROBES
+from clip_refine.models.weights import output_layer
+from clip_refine.priors import StandardNormal
+from clip_refine.results import EvaluatedModel, Provenance, SuiteScores, TaskScores
+from clip_refine.roads import build
+from clip_refine.roads.suites import differences, score
+from clip_refine.saving import base_model, save_model
+from clip_refine.support.console import Clock, remark
+from clip_refine.support.environment import describe_environment
+from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.folder import check_free, complete_folder, write_file
+from clip_refine.train import StepLog, StudentTowers, Trainer, make_optimiser, make_schedule
+from clip_refine.train.precision import TowerPrecision
 from clip_refine.vectors.files import (
     FeatureSet,
     check_features_path,
@@ -12,8 +49,23 @@ from clip_refine.vectors.files import (
     read_features,
     save_peer,
     write_features,
+    write_peer,
 )
-from clip_refine.vectors.transforms import DEFAULTS, Peer, check_name, fit_peer
+from clip_refine.vectors.maps import LinearMaps, Procrustes, RefinedMaps
+from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
+from clip_refine.vectors.student import ScaledObjective, VectorStudent, fit_logit_scale
+from clip_refine.vectors.transforms import (
+    DEFAULTS,
+    Fold,
+    Modality,
+    Peer,
+    check_name,
+    fit_peer,
+    unit_rows,
+)
+
+# --------------------------------------------------------------------------------------------------
+# Transforms that need no training: `posthoc fit` and `posthoc apply`.
 
 
 def fit_file(
@@ -60,3 +112,489 @@ def apply_file(peer_folder: Path, features: Path, out: Path, *, overwrite: bool 
     }
     write_features(out, moved, note=note, overwrite=overwrite)
     return peer
+
+
+# --------------------------------------------------------------------------------------------------
+# `vectors refine`: two linear maps, learnt on stored pairs as a model's last layers would be.
+
+
+UNTOUCHED, REFINED, FOLDED = "untouched", "refined", "fold alone"
+_SCALE_SAMPLE = 512  # training pairs that the student's logit scale is fitted on
+
+
+def refine_vectors(
+    pairs: str | FeatureSet, config: VectorsConfig, out: Path | None, *, overwrite: bool = False
+) -> tuple[RefinedMaps, SuiteScores]:
+    """Learn both maps on a part of some stored pairs and measure them on the rest.
+
+    Args:
+        pairs: What `read_pairs` reads, or the vectors themselves.
+        config: Every setting.
+        out: Folder for the maps and `scores.json`; None writes nothing.
+        overwrite: Replace `out` where it exists.
+
+    Returns:
+        The maps of the first seed, and the scores of all on the pairs held out.
+
+    Raises:
+        ConfigError: There is no such recipe.
+        DataError: The vectors are no pairs, or too few.
+    """
+    clock = Clock()
+    if out is not None:
+        check_free(out, overwrite=overwrite)
+    objective_of = LossConfig(**_loss(config))
+    found = read_pairs(pairs, owner=config.owner) if isinstance(pairs, str) else pairs
+    train, held_out = hold_out_pairs(unit_pairs(found), config)
+    accelerator = build.build_accelerator(config.device)
+    maps = [
+        _train(train, config, objective_of, seed, accelerator)
+        for seed in range(config.seed, config.seed + config.seeds)
+    ]
+    models: dict[str, Peer | None] = {UNTOUCHED: None}
+    if config.recipe == CENTRED:
+        models[FOLDED] = Fold.fit(train.image_features, train.text_features)
+    for number, one in enumerate(maps):
+        models[f"{REFINED}{f', seed {config.seed + number}' if config.seeds > 1 else ''}"] = one
+    source = pairs if isinstance(pairs, str) else "python"
+    scores = _scores(models, held_out, source, config.resamples, config.seed, clock)
+    if out is not None:
+        with complete_folder(out, overwrite=overwrite) as folder:
+            write_peer(maps[0], folder)
+            scores.write(folder / "scores.json")
+            settings = config.model_dump_json(indent=2) + "\n"
+            (folder / "config.json").write_text(settings, encoding="utf-8")
+    return maps[0], scores
+
+
+def _loss(config: VectorsConfig) -> dict[str, Any]:
+    """The recipe's settings of `loss`; the raw norms here are canonical, whatever was stored."""
+    if config.recipe == CENTRED:
+        # the scales of student and teacher differ, so the temperature is the teacher's own
+        loss = {"temperature": None}
+    elif config.recipe in RECIPES:
+        loss = recipe_settings(config.recipe)
+    else:
+        try:
+            recipe_settings(config.recipe)
+        except ValueError as error:
+            raise ConfigError(f"{error} Or {CENTRED}.") from error
+        raise ConfigError(f"recipe {config.recipe!r}: there is no such recipe.")
+    if loss.get("feature_scale") == "canonical":
+        loss = {**loss, "normalize": True, "temperature": None}
+    return loss if config.rafa_weight is None else {**loss, "rafa_weight": config.rafa_weight}
+
+
+def unit_pairs(found: FeatureSet) -> EmbeddedPairs:
+    """Unit vectors with the captions in order of their images."""
+    image = unit_rows("image_features", found.image_features)
+    text = unit_rows("text_features", found.text_features)
+    if found.text_to_image is None:
+        return EmbeddedPairs(image, text, torch.arange(len(image)))
+    owners, order = found.text_to_image.long().sort(stable=True)
+    return EmbeddedPairs(image, text[order], owners)
+
+
+def hold_out_pairs(
+    pairs: EmbeddedPairs, config: VectorsConfig
+) -> tuple[EmbeddedPairs, EmbeddedPairs]:
+    """By image, so that no held-out image has a caption that was learnt from."""
+    count = len(pairs.image_features)
+    order = torch.randperm(count, generator=build.seeded_generator(config.seed, "held out"))
+    held_out = round(config.held_out * count)
+    if held_out < 2 or count - held_out < 2:
+        raise DataError(
+            f"{count} images are too few to hold {config.held_out:g} of them out: at least two "
+            "must be on either side."
+        )
+    parts = order[held_out:], order[:held_out]
+    train, rest = (pairs.part(sorted(part.tolist())) for part in parts)
+    return train, rest
+
+
+def _train(
+    pairs: EmbeddedPairs,
+    config: VectorsConfig,
+    loss: LossConfig,
+    seed: int,
+    accelerator: Accelerator,
+) -> RefinedMaps:
+    """One training, at the norm at which dot products are the logit scale times a cosine."""
+    norm, dim = config.logit_scale**0.5, pairs.image_features.shape[1]
+    eye = torch.eye(dim)
+    starts = [eye, eye]
+    objective, fitted_scale = Objective(loss), config.logit_scale
+    if config.recipe == CENTRED:
+        fold = Fold.fit(pairs.image_features, pairs.text_features)
+        starts = [fold.matrix("image"), fold.matrix("text")]
+        some = torch.randperm(
+            len(pairs.image_features), generator=build.seeded_generator(config.seed, "scale")
+        )[:_SCALE_SAMPLE]
+        teacher_sample = PairFeatures(
+            pairs.image_features[some], pairs.first_caption_features[some]
+        )
+        fitted_scale = fit_logit_scale(
+            PairFeatures(
+                fold.transform_image(teacher_sample.image_features),
+                fold.transform_text(teacher_sample.text_features),
+            ),
+            teacher_sample,
+            teacher_scale=config.logit_scale,
+        )
+        objective = ScaledObjective(loss, fitted_scale)
+    device = accelerator.device
+    student = VectorStudent(
+        starts[0],
+        starts[1],
+        logit_scale=config.logit_scale,
+        rank=config.rank,
+        generator=build.seeded_generator(seed, "training"),
+    ).to(device)
+    teacher = Teacher(VectorStudent(eye, eye, logit_scale=config.logit_scale).to(device))
+    settings = TrainConfig(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        precision="fp32",
+    )
+    optimiser = make_optimiser(
+        student.named_parameters(),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        decay="all",
+        device=device,
+    )
+    precision = TowerPrecision.from_name("fp32")
+    features = PairFeatures(norm * pairs.image_features, norm * pairs.first_caption_features)
+    trainer = Trainer(
+        accelerator=accelerator,
+        towers=StudentTowers(student, precision),
+        teacher=teacher,
+        objective=objective,
+        precision=precision,
+        prior=StandardNormal(),
+        generator=build.seeded_generator(seed, "references"),
+        schedule=make_schedule(optimiser, schedule="constant", warmup_steps=0, steps=config.steps),
+        config=settings,
+        centroid_gap=FeatureScale().gap(features).to(device),
+    )
+    batches = _batches(pairs, config, norm, build.seeded_generator(seed, "order"))
+    trainer.train(batches, steps=config.steps, log=StepLog(None))
+    counts = len(pairs.image_features), len(pairs.text_features)
+    return student.maps(*counts, logit_scale=fitted_scale)
+
+
+def _batches(
+    pairs: EmbeddedPairs, config: VectorsConfig, norm: float, generator: torch.Generator
+) -> Iterator[PairBatch]:
+    """Each epoch newly shuffled, with one caption an image drawn anew; the last few wait."""
+    count = len(pairs.image_features)
+    size = min(config.batch_size, count)
+    first = pairs.first_caption
+    captions = torch.bincount(pairs.text_to_image, minlength=count)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(config.steps):
+        if len(order) < size:
+            order = torch.randperm(count, generator=generator)
+        chosen, order = order[:size], order[size:]
+        drawn = (torch.rand(size, generator=generator) * captions[chosen]).long()
+        texts = pairs.text_features[first[chosen] + drawn]
+        yield PairBatch(norm * pairs.image_features[chosen], norm * texts, chosen.tolist())
+
+
+# --------------------------------------------------------------------------------------------------
+# `vectors evaluate`: gap, retrieval, mixed search and separation, side by side.
+
+
+def evaluate_vectors(
+    pairs: str,
+    maps: Sequence[Path] = (),
+    *,
+    owner: str | None = None,
+    resamples: int = 1000,
+    seed: int = 42,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> SuiteScores:
+    """Measure stored pairs as they are, and through maps or other transforms.
+
+    Args:
+        pairs: What `read_pairs` reads.
+        maps: Folders of `vectors refine`, `vectors align` or `posthoc fit`.
+        owner: As for `read_pairs`.
+        resamples: Of the bootstrap over images.
+        seed: Of bootstrap and splits.
+        out: JSON file for the scores.
+        overwrite: Replace `out` where it exists.
+    """
+    clock = Clock()
+    if out is not None:
+        check_free(out, overwrite=overwrite, folder=False)
+    found = unit_pairs(read_pairs(pairs, owner=owner))
+    models: dict[str, Peer | None] = {UNTOUCHED: None}
+    models |= {str(folder): load_peer(folder) for folder in maps}
+    scores = _scores(models, found, pairs, resamples, seed, clock)
+    if out is not None:
+        write_file(out, scores.text)
+    return scores
+
+
+def _scores(
+    models: Mapping[str, Peer | None],
+    pairs: EmbeddedPairs,
+    source: str,
+    resamples: int,
+    seed: int,
+    clock: Clock,
+) -> SuiteScores:
+    """Every transform on the same pairs, with differences from the first."""
+    found = {
+        label: _outcomes(peer, pairs, source, resamples, seed) for label, peer in models.items()
+    }
+    measured = [
+        TaskScores(
+            task=task,
+            kind=task,
+            model=label,
+            protocol=found[label][task].protocol,
+            source=source,
+            note=None,
+            counts=found[label][task].counts,
+            prompts=None,
+            templates=(),
+            class_names=None,
+            model_fingerprint="",
+            data_fingerprint="",
+            scores={name: score(name, n) for name, n in found[label][task].numbers.items()},
+            details=found[label][task].details,
+        )
+        for task in next(iter(found.values()))
+        for label in models
+    ]
+    return SuiteScores(
+        suite="vectors",
+        models=tuple(
+            EvaluatedModel(label=label, name=label, pretrained=None, fingerprint="")
+            for label in models
+        ),
+        measured=tuple(measured),
+        differences=tuple(differences(found)),
+        missing={},
+        resamples=resamples,
+        seed=seed,
+        seconds=clock.seconds["total"],
+        environment=describe_environment("cpu"),
+    )
+
+
+def _outcomes(
+    peer: Peer | None, pairs: EmbeddedPairs, source: str, resamples: int, seed: int
+) -> dict[str, Outcome]:
+    if peer is not None:
+        if not peer.returns_unit:
+            raise DataError(
+                f"{peer.name}: scores by dot products of features whose lengths mean something, "
+                "which geometry and mixed search do not take. Compare it with `compare`."
+            )
+        try:
+            moved = (
+                peer.transform_image(pairs.image_features),
+                peer.transform_text(pairs.text_features),
+            )
+        except ValueError as error:
+            raise DataError(f"{source}: {peer.name} cannot be applied. {error}.") from error
+        pairs = EmbeddedPairs(*moved, pairs.text_to_image)
+    bootstrap = Bootstrap(resamples, seed)
+    return {
+        "geometry": geometry_task(pairs, bootstrap=bootstrap),
+        "retrieval": retrieval_task(pairs, protocol="all-captions", bootstrap=bootstrap),
+        "mixed-search": mixed_search_task(pairs, protocol="all-captions", bootstrap=bootstrap),
+        "separation": separation_task(
+            pairs, protocol="all-captions", false_positive_rate=0.01, bootstrap=bootstrap
+        ),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# `vectors apply` and `vectors align`: a stored index through a map, a new model's vectors into it.
+
+
+def apply_vectors(
+    maps: Path,
+    stored: Path,
+    out: Path,
+    *,
+    side: Modality,
+    column: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write a copy of a stored index with one side mapped; how many vectors those are."""
+    return apply_stored(load_peer(maps), stored, out, side=side, column=column, overwrite=overwrite)
+
+
+def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -> Procrustes:
+    """Fit the rotation that brings a new model's vectors into an old index's space.
+
+    Args:
+        old: `.npy`, or a file of image and text features, which are then taken together.
+        new: The same items in the same order, from the new model.
+        out: Folder for the map.
+        overwrite: Replace `out` where it exists.
+    """
+    check_free(out, overwrite=overwrite)
+    sides = [_all_rows(path) for path in (old, new)]
+    try:
+        aligned = Procrustes.align(*sides)
+    except ValueError as error:
+        raise DataError(f"{old} and {new}: {error}.") from error
+    save_peer(aligned, out, overwrite=overwrite)
+    return aligned
+
+
+def _all_rows(path: Path) -> Tensor:
+    if path.suffix == ".npy":
+        return open_npy(path).read()
+    found = read_pairs(str(path))
+    return torch.cat([found.image_features, found.text_features])
+
+
+# --------------------------------------------------------------------------------------------------
+# `vectors fold`: the same maps in the checkpoint, for new queries.
+
+
+_FOLDED = 1e-5  # of the features' norm: float32 rounding of another order of the same products
+
+
+def fold_vectors(
+    maps: Path,
+    config: ModelConfig,
+    out: Path,
+    *,
+    model: DualEncoder | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model whose output layers hold the maps, so that its features are mapped ones.
+
+    Args:
+        maps: Folder of linear maps: of `vectors refine`, or a fold of `posthoc fit`.
+        config: The model that made the vectors.
+        out: Folder for the new one.
+        model: Folded in place instead of loading `config`.
+        overwrite: Replace `out` where it exists.
+
+    Raises:
+        DataError: The transform is not linear, as means and NNN are not.
+        ModelError: A tower does not end in a linear layer of its own.
+    """
+    check_free(out, overwrite=overwrite)
+    peer = load_peer(maps)
+    if isinstance(peer, Fold):
+        peer = LinearMaps.of(peer)
+    if not isinstance(peer, LinearMaps):
+        raise DataError(
+            f"{maps}: {peer.name} is no linear map, and what stands before or behind the "
+            "normalisation cannot go into a layer. Linear are `vectors refine`, and `posthoc fit "
+            "fold`, which does nearly what mean-centring does."
+        )
+    encoder: Any = build.build_model(config, model)
+    encoder.float().eval()
+    fold_model(encoder, peer)
+    name = config.name if model is None else f"python:{type(model).__name__}"
+    provenance = Provenance(
+        version=__version__,
+        made="refined",
+        base=base_model(name, config.pretrained),
+        recipe=f"linear maps ({peer.kind}) in both output layers",
+    )
+    with complete_folder(out, overwrite=overwrite) as folder:
+        save_model(encoder, folder, provenance)
+
+
+@torch.no_grad()
+def fold_model(encoder: Any, maps: LinearMaps) -> None:
+    """Multiply maps into a model's output layers, in place; checked by its features."""
+    image = Image.linear_gradient("L").convert("RGB")
+    photos = [image, image.rotate(90), image.resize((64, 200)).convert("RGB")]
+    pixels = torch.stack([encoder.preprocess(photo) for photo in photos])
+    tokens = encoder.tokenizer(PROBES)
+
+    def encode_image() -> Tensor:
+        return encoder.encode_image(pixels)
+
+    def encode_text() -> Tensor:
+        return encoder.encode_text(tokens)
+
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    try:
+        for tower, encode, other, matrix in (
+            ("image", encode_image, encode_text, maps.image_map),
+            ("text", encode_text, encode_image, maps.text_map),
+        ):
+            _fold_tower(encoder, tower, encode, other, matrix)
+    except ModelError:
+        encoder.load_state_dict(before)
+        raise
+    if isinstance(maps, RefinedMaps):
+        _set_logit_scale(encoder, maps.logit_scale)
+
+
+def _fold_tower(encoder: Any, tower: str, encode: Any, other: Any, matrix: Tensor) -> None:
+    features = encode().double()
+    dim = features.shape[1]
+    if tuple(matrix.shape) != (dim, dim):
+        raise ModelError(
+            f"the {tower} tower's features have dimension {dim}, but the map is "
+            f"{tuple(matrix.shape)}. It belongs to another model."
+        )
+    wanted = features @ matrix.double().T
+    try:
+        layer = output_layer(encoder, encode, tower, other=other)
+    except ModelError as error:
+        raise ModelError(
+            f"the {tower} tower does not end in a linear layer of its own: a residual, a norm or a "
+            "layer that both towers share makes its features, and no weights can hold the map. "
+            "What works: `vectors apply` on the stored vectors, and the same map on each query's."
+        ) from error
+    was = [parameter.clone() for parameter in layer]
+    for rows_are_features in (True, False):  # nn.Linear's weight, or a bare matrix as x @ P
+        if _multiply_layer(layer, was, matrix, rows_are_features=rows_are_features):
+            error = (encode().double() - wanted).norm(dim=1) / features.norm(dim=1)
+            if float(error.max()) <= _FOLDED:
+                return
+        for parameter, value in zip(layer, was, strict=True):
+            parameter.copy_(value)
+    raise ModelError(
+        f"the {tower} tower's last layer, {' and '.join(str(tuple(p.shape)) for p in layer)}, "
+        "does not take the map: it is no linear layer. What works: `vectors apply` on the stored "
+        "vectors, and the same map on each query's."
+    )
+
+
+def _multiply_layer(
+    layer: list[nn.Parameter], was: list[Tensor], matrix: Tensor, *, rows_are_features: bool
+) -> bool:
+    """W P and W b in place, in float64; False where shapes do not fit."""
+    dim = len(matrix)
+    wide = matrix.to(was[0].device, torch.float64)
+    for parameter, value in zip(layer, was, strict=True):
+        if value.ndim == 1 and len(value) == dim:
+            moved = wide @ value.double()
+        elif value.ndim == 2 and value.shape[0 if rows_are_features else 1] == dim:
+            moved = wide @ value.double() if rows_are_features else value.double() @ wide.T
+        else:
+            return False
+        parameter.copy_(moved)
+    return True
+
+
+def _set_logit_scale(encoder: Any, scale: float) -> None:
+    """Stored as a logarithm by all but a few models, of which it is said."""
+    for name, parameter in encoder.named_parameters():
+        if name.rpartition(".")[2] == "logit_scale":
+            parameter.fill_(torch.tensor(scale).log())
+    if abs(float(encoder.logit_scale) / scale - 1) > 1e-3:
+        remark(
+            f"The model's logit scale stays {float(encoder.logit_scale):.3g}; softmax over cosines "
+            f"of the mapped features is calibrated at {scale:.3g}."
+        )

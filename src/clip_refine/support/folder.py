@@ -11,7 +11,14 @@ from safetensors import SafetensorError
 from clip_refine.support.errors import OutputError
 
 # files that tell a folder of this program's results from anything else a user keeps
-OURS = ("scores.json", "comparison.json", "peer.json", "open_clip_config.json", "provenance.json")
+OURS = (
+    "scores.json",
+    "comparison.json",
+    "peer.json",
+    "vectors.json",
+    "open_clip_config.json",
+    "provenance.json",
+)
 
 
 def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from clip_refine.support.environment import package_version
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.support.folder import check_free, complete_file, complete_folder
+from clip_refine.vectors.maps import MAPS
 from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
 
 # --------------------------------------------------------------------------------------------------
@@ -156,6 +157,12 @@ class _PeerFile(_Record):
 
 def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
     """Write a peer into a new folder, which appears complete or not at all."""
+    with complete_folder(folder, overwrite=overwrite) as partial_folder:
+        write_peer(peer, partial_folder)
+
+
+def write_peer(peer: Peer, folder: Path) -> None:
+    """Write a peer's two files."""
     steps = _flat(peer)
     tensors = {
         f"{number}.{name}": value.detach().cpu().contiguous()
@@ -167,10 +174,10 @@ def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
         clip_refine_version=package_version("clip-refine") or "unknown",
         steps=[_describe(step) for step in steps],
     )
-    with complete_folder(folder, overwrite=overwrite) as partial_folder:
-        save_file(tensors, partial_folder / "peer.safetensors")
-        text = record.model_dump_json(indent=2) + "\n"
-        (partial_folder / "peer.json").write_text(text, encoding="utf-8")
+    path, described = folder / "peer.safetensors", folder / "peer.json"
+    save_file(tensors, path)
+    described.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    path.chmod(described.stat().st_mode)  # safetensors lets only the owner read its files
 
 
 def load_peer(folder: Path) -> Peer:
@@ -243,7 +250,7 @@ def _read_record(path: Path) -> _PeerFile:
 
 def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
     """The peer of one step; takes its tensors out of `tensors`."""
-    chosen = PEERS.get(step.kind)
+    chosen = (PEERS | MAPS).get(step.kind)
     if chosen is None:
         raise ValueError(f"step {number}: there is no peer {step.kind!r}")
     counts = {"image_count": step.fitted_on_images, "text_count": step.fitted_on_texts}

@@ -152,7 +152,7 @@ class Peer(ABC):
 
 
 # --------------------------------------------------------------------------------------------------
-# What three of the peers are fitted to: where each modality's centroid lies.
+# What most of the peers are fitted to: where each modality's centroid lies.
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +268,116 @@ class MeanCentring(CentroidPeer):
         """(N, d) raw or unit → (N, d), as the formula says."""
         unit, own, _ = self._unit_and_means(features, modality)
         return unit_rows(f"{modality} features less their mean", unit - own)
+
+
+# --------------------------------------------------------------------------------------------------
+# The fold: the mean taken out by a linear map, which a model's output layer can hold.
+
+
+@dataclass(frozen=True, eq=False)
+class Fold(CentroidPeer):
+    """image′ = normalise(W x), W = I − s·m mᵀ/‖m‖², m = μ_image; texts alike with m = μ_text.
+
+    Features have a nearly constant component along their mean m, so that W removes the mean almost
+    exactly: mean-centring without a bias. W is linear and unit(W·k·z) = unit(W·z), so fitted on
+    unit vectors it folds into the layer that made the raw ones (`LinearMaps.of`); at s = 1 it is
+    the projection with W·m = 0 and W² = W. Means are float64. Source: docs/vectors.md.
+
+    Example:
+        Images (1, 0) and (0, 1) have the mean (½, ½), so that (1, 0) keeps only (½, −½).
+
+        >>> import torch
+        >>> peer = Fold.fit(torch.eye(2), torch.eye(2))
+        >>> peer.transform_image(torch.tensor([[2.0, 0.0]]))
+        tensor([[ 0.7071, -0.7071]])
+        >>> peer.matrix("image").tolist()
+        [[0.5, -0.5], [-0.5, 0.5]]
+    """
+
+    share: float = DEFAULTS.share  # s
+
+    kind: ClassVar[str] = "fold"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be from 0 to 1, got {self.share}")
+        for name in ("image_mean", "text_mean"):
+            if not getattr(self, name).any():
+                raise ValueError(f"{name} is zero, so there is no direction to fold out")
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
+        """Take the means, in float64 whatever the features are."""
+        check_rows("image features", image_features)
+        check_rows("text features", text_features)
+        return super().fit(image_features.double(), text_features.double(), **settings)
+
+    def matrix(self, modality: Modality) -> Tensor:
+        """W, (d, d) float64."""
+        mean = (self.image_mean if modality == "image" else self.text_mean).double()
+        eye = torch.eye(self.dim, dtype=torch.float64, device=mean.device)
+        return eye - self.share / (mean @ mean) * torch.outer(mean, mean)
+
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d), as the formula says."""
+        unit, own, _ = self._unit_and_means(features, modality)
+        along = dot_products(unit, own[None]) / dot_products(own[None], own[None])
+        return unit_rows(f"folded {modality} features", unit - self.share * along * own)
+
+
+# --------------------------------------------------------------------------------------------------
+# Standardisation: each modality to mean 0 and deviation 1 in every dimension.
+
+
+@dataclass(frozen=True, eq=False)
+class Standardisation(CentroidPeer):
+    """image′ = normalise((image − μ_image) / σ_image) on unit features, σ in every dimension.
+
+    σ is the deviation with N in the denominator; a dimension in which the fitted features do not
+    vary is only centred. Source: An et al., "I0T: Embedding Standardization Method Towards Zero
+    Modality Gap", ACL 2025, arXiv 2412.14384, its post-hoc form.
+
+    Example:
+        Images (1, 0) and (0, 1) have the mean (½, ½) and the deviation ½ in both dimensions.
+
+        >>> import torch
+        >>> peer = Standardisation.fit(torch.eye(2), torch.eye(2))
+        >>> peer.transform_image(torch.tensor([[2.0, 0.0]]))
+        tensor([[ 0.7071, -0.7071]])
+    """
+
+    image_deviation: Tensor  # (d,), of unit image features, above 0
+    text_deviation: Tensor  # (d,), of unit text features, above 0
+
+    kind: ClassVar[str] = "standardise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_deviation", "text_deviation"):
+            deviation = getattr(self, name)
+            if deviation.shape != self.image_mean.shape or not (deviation > 0).all():
+                raise ValueError(f"{name} must be (dim,) numbers above 0")
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
+        """Take means and deviations."""
+        sides = unit_rows("image features", image_features), text_features
+        sides = sides[0], unit_rows("text features", text_features, dim=sides[0].shape[1])
+        means = [mean_row(side) for side in sides]
+        deviations = [
+            mean_row((side - mean).square()).sqrt() for side, mean in zip(sides, means, strict=True)
+        ]
+        deviations = [torch.where(one > 0, one, torch.ones_like(one)) for one in deviations]
+        counts = len(sides[0]), len(sides[1])
+        return cls(means[0], means[1], *counts, deviations[0], deviations[1], **settings)
+
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d), as the formula says."""
+        unit, own, _ = self._unit_and_means(features, modality)
+        deviation = self.image_deviation if modality == "image" else self.text_deviation
+        moved = (unit - own) / deviation.to(unit)
+        return unit_rows(f"standardised {modality} features", moved)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -519,9 +629,11 @@ PEERS: dict[str, type[Peer]] = {
         DistributionNormalisation,
         NearestNeighbourNormalisation,
         ModalityShift,
+        Fold,
+        Standardisation,
     )
 }
-"""Every peer that is no chain, by its name."""
+"""Every peer that is fitted on features and is no chain, by its name."""
 
 
 def fit_peer(

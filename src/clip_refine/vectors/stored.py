@@ -1,0 +1,571 @@
+"""Vectors that others have stored: pairs to learn on, and whole indexes streamed through a map.
+
+| stored as | images and texts | which belongs to which |
+|---|---|---|
+| `.npz`, `.safetensors` | `image_features`, `text_features` | `text_to_image`, or rows |
+| folder of `.npy` | `image.npy`, `text.npy` | `text_to_image.npy`, or rows |
+| `A.npy,B.npy` | images, texts | rows |
+| clip-retrieval's folder | `img_emb/img_emb_0.npy`, `text_emb/…` | rows, or a column of metadata |
+| `.parquet` | two columns of lists | rows, or another column |
+"""
+
+import json
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from clip_refine.support.console import Bar
+from clip_refine.support.errors import DataError
+from clip_refine.support.folder import check_free, complete_file, complete_folder
+from clip_refine.vectors.files import FeatureSet, read_features
+from clip_refine.vectors.transforms import Modality, Peer
+
+NAMES: dict[Modality, tuple[str, ...]] = {
+    "image": (
+        *("image_features", "image", "images", "image_embedding", "image_embeddings"),
+        *("image_vector", "img_emb"),
+    ),
+    "text": (
+        *("text_features", "text", "texts", "text_embedding", "text_embeddings"),
+        *("text_vector", "text_emb"),
+    ),
+}
+"""What arrays and columns of either side are called, where `column` says nothing else."""
+SHARDS: dict[Modality, str] = {"image": "img_emb", "text": "text_emb"}
+"""clip-retrieval's folders, and what the files in them begin with."""
+NOTE = "vectors.json"
+"""What was done to a folder of vectors, in it."""
+_OWNERS = "text_to_image"
+_ROWS = 16384  # a block; with its float32 copies about 150 MB at 512 dimensions
+_TYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
+_SAFETENSORS_TYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+_SAME = 0.999  # cosine of two vectors of one image; float16 rounding leaves more
+
+# --------------------------------------------------------------------------------------------------
+# Where the rows of a matrix lie in a file, so that they need not all be in memory.
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows in a file that is at least as long as it says."""
+
+    path: Path
+    offset: int  # bytes before the first row
+    rows: int
+    dim: int
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.dim * self.dtype.itemsize
+
+    def blocks(self, file: BinaryIO) -> Iterator[tuple[int, Tensor]]:
+        """Number of the first row and (B, d) rows, block after block."""
+        file.seek(self.offset)
+        for start in range(0, self.rows, _ROWS):
+            count = min(_ROWS, self.rows - start)
+            raw = bytearray(file.read(count * self.row_bytes))
+            yield start, torch.frombuffer(raw, dtype=self.dtype).view(count, self.dim)
+
+    def read(self) -> Tensor:
+        """All rows, (N, d)."""
+        with self.path.open("rb") as file:
+            return torch.cat([rows for _, rows in self.blocks(file)])
+
+
+def open_npy(path: Path) -> Matrix:
+    """The matrix of a `.npy` file.
+
+    Raises:
+        DataError: It is no matrix of floating-point rows, or is cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read(file)
+            offset = file.tell()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    kind = _TYPES.get(dtype.str[1:])
+    if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
+        raise DataError(
+            f"{path}: expected rows of float16, float32 or float64, got {shape} of {dtype}"
+            f"{' in column order' if fortran else ''}. Save it as a (rows, dim) array in C order."
+        )
+    matrix = Matrix(path, offset, *shape, kind)
+    _check_complete(path, offset + matrix.rows * matrix.row_bytes)
+    return matrix
+
+
+def _check_complete(path: Path, expected: int) -> None:
+    size = path.stat().st_size
+    if size != expected:
+        raise DataError(
+            f"{path}: its header says {expected:,} bytes, but it has {size:,}, so it was not "
+            "written to the end. Write it again."
+        )
+
+
+def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data begins, and what is there."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+    header.pop("__metadata__", None)
+    _check_complete(path, 8 + length + max(one["data_offsets"][1] for one in header.values()))
+    return 8 + length, header
+
+
+def _shards(folder: Path, side: Modality) -> list[Matrix]:
+    """clip-retrieval's files of one side in order of their numbers."""
+    found = {}
+    for path in (folder / SHARDS[side]).glob("*.npy"):
+        number = re.fullmatch(rf"{SHARDS[side]}_(\d+)\.npy", path.name)
+        if number is None:
+            raise DataError(f"{path}: expected {SHARDS[side]}_NUMBER.npy. Move it elsewhere.")
+        found[int(number[1])] = path
+    if not found:
+        raise DataError(f"{folder / SHARDS[side]}: there is no {SHARDS[side]}_0.npy.")
+    missing = sorted(set(range(len(found))) - set(found))
+    if missing:
+        raise DataError(
+            f"{folder / SHARDS[side]}: there is no {SHARDS[side]}_{missing[0]}.npy among "
+            f"{len(found)} files, so the rows behind it would belong to others."
+        )
+    return [open_npy(found[number]) for number in sorted(found)]
+
+
+def is_clip_retrieval(path: Path) -> bool:
+    """Whether a folder has clip-retrieval's layout."""
+    return any((path / name).is_dir() for name in SHARDS.values())
+
+
+# --------------------------------------------------------------------------------------------------
+# Pairs to learn on and to measure: all in memory.
+
+
+def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
+    """Image and text vectors of pairs, from any of the layouts above.
+
+    Args:
+        source: A file or folder, or `IMAGE.npy,TEXT.npy`.
+        owner: Column of the Parquet file or of clip-retrieval's metadata that says which image a
+            row is of, where an image has several captions and so several rows.
+
+    Raises:
+        DataError: Files are missing, cut off, of unequal length or dimension; rows are not finite,
+            zero, or of one owner and unlike.
+    """
+    images, comma, texts = source.partition(",")
+    path = Path(source)
+    if owner is not None and path.suffix != ".parquet" and not is_clip_retrieval(path):
+        raise DataError(
+            f"{source}: owner {owner!r} is a column, which only .parquet and clip-retrieval's "
+            f"folders have. Other files have {_OWNERS}."
+        )
+    try:
+        if comma:
+            found = FeatureSet(open_npy(Path(images)).read(), open_npy(Path(texts)).read())
+        elif is_clip_retrieval(path):
+            found = _read_clip_retrieval(path, owner)
+        elif path.is_dir():
+            found = _read_folder(path)
+        elif path.suffix == ".parquet":
+            found = _read_parquet(path, owner)
+        else:
+            found = read_features(path)
+        _check_rows(found)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}.") from error
+    return found
+
+
+def _check_rows(found: FeatureSet) -> None:
+    images, texts = len(found.image_features), len(found.text_features)
+    if found.text_to_image is None and images != texts:
+        raise ValueError(
+            f"{images} image vectors and {texts} text vectors, and no {_OWNERS} that says which "
+            "belong together"
+        )
+    for name in ("image_features", "text_features"):
+        zero = (~getattr(found, name).any(dim=1)).nonzero().flatten()
+        if len(zero):
+            raise ValueError(f"{name}: row {int(zero[0])} is zero ({len(zero)} such)")
+    if found.text_to_image is not None:
+        without = torch.bincount(found.text_to_image, minlength=images) == 0
+        if without.any():
+            raise ValueError(f"image {int(without.nonzero()[0, 0])} has no text")
+
+
+def _read_folder(folder: Path) -> FeatureSet:
+    image, text = (open_npy(_named_npy(folder, side)).read() for side in NAMES)
+    owners = folder / f"{_OWNERS}.npy"
+    if not owners.is_file():
+        return FeatureSet(image, text)
+    try:
+        found = torch.from_numpy(np.load(owners, allow_pickle=False))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{owners}: cannot be read ({error}).") from error
+    return FeatureSet(image, text, found)
+
+
+def _named_npy(folder: Path, side: Modality) -> Path:
+    paths = [folder / f"{name}.npy" for name in NAMES[side]]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"{folder}: no {side} vectors there. Give a folder with {side}.npy, or with "
+            f"{SHARDS[side]}/{SHARDS[side]}_0.npy as clip-retrieval writes it."
+        )
+    return found
+
+
+def _read_clip_retrieval(folder: Path, owner: str | None) -> FeatureSet:
+    images, texts = (_shards(folder, side) for side in SHARDS)
+    _same_order(folder, [m.rows for m in images], [m.rows for m in texts], "text_emb")
+    sides = torch.cat([m.read() for m in images]), torch.cat([m.read() for m in texts])
+    if owner is None:
+        return FeatureSet(*sides)
+    paths = [folder / "metadata" / f"metadata_{number}.parquet" for number in range(len(images))]
+    columns = [_column(path, owner) for path in paths]
+    _same_order(folder, [m.rows for m in images], [len(c) for c in columns], "metadata")
+    return _grouped(*sides, [value for column in columns for value in column])
+
+
+def _same_order(folder: Path, rows: Sequence[int], others: Sequence[int], name: str) -> None:
+    """Refuse shards whose rows cannot belong to each other."""
+    if list(rows) != list(others):
+        raise DataError(
+            f"{folder}: img_emb has {list(rows)} rows a file, {name} has {list(others)}, so that "
+            "their order does not match. Both must come from one run of clip-retrieval inference."
+        )
+
+
+def _column(path: Path, name: str) -> list[Any]:
+    with _open_parquet(path) as file:
+        known = file.schema_arrow.names
+        if name not in known:
+            raise DataError(f"{path}: there is no column {name!r}. There are {', '.join(known)}.")
+        return file.read(columns=[name])[name].to_pylist()
+
+
+def _read_parquet(path: Path, owner: str | None) -> FeatureSet:
+    with _open_parquet(path) as file:
+        names = [_side_column(path, file.schema_arrow.names, side) for side in NAMES]
+        parts: list[list[Tensor]] = [[], []]
+        for number, batch in enumerate(file.iter_batches(_ROWS, columns=names)):
+            for part, name in zip(parts, names, strict=True):
+                part.append(_rows_of(path, batch.column(name), name, number * _ROWS))
+    for part, name in zip(parts, names, strict=True):
+        _one_dim(path, part, name)
+    sides = torch.cat(parts[0]), torch.cat(parts[1])
+    return FeatureSet(*sides) if owner is None else _grouped(*sides, _column(path, owner))
+
+
+def _one_dim(path: Path, parts: Sequence[Tensor], name: str) -> None:
+    dims = sorted({part.shape[1] for part in parts})
+    if len(dims) != 1:
+        raise DataError(f"{path}: column {name} has lists of {dims or 'no'} numbers.")
+
+
+def _grouped(image: Tensor, text: Tensor, owners: Sequence[Any]) -> FeatureSet:
+    """One row an image, the first of those that name the same owner."""
+    first: dict[Any, int] = {}
+    for row, owner in enumerate(owners):
+        first.setdefault(owner, row)
+    place = {owner: number for number, owner in enumerate(first)}
+    text_to_image = torch.tensor([place[owner] for owner in owners])
+    rows = torch.tensor(list(first.values()))
+    chosen = image[rows]
+    cosines = torch.cosine_similarity(image.float(), chosen[text_to_image].float(), dim=1)
+    unlike = (cosines < _SAME).nonzero().flatten()
+    if len(unlike):
+        row = int(unlike[0])
+        raise ValueError(
+            f"rows {first[owners[row]]} and {row} are both of image {owners[row]!r}, but their "
+            f"image vectors differ (cosine {cosines[row]:.3f}), so that the order of vectors and "
+            "owners does not match"
+        )
+    return FeatureSet(chosen, text, text_to_image)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+
+
+def _side_column(
+    path: Path, there: Sequence[str], side: Modality, column: str | None = None
+) -> str:
+    """The name of one side's array or column."""
+    wanted = NAMES[side] if column is None else (column,)
+    found = next((name for name in wanted if name in there), None)
+    if found is None:
+        raise DataError(
+            f"{path}: there are no {side} vectors called {' or '.join(wanted)}. It has "
+            f"{', '.join(there) or 'nothing'}."
+        )
+    return found
+
+
+def _rows_of(path: Path, column: Any, name: str, start: int) -> Tensor:
+    """(B, d) of a column of lists."""
+    kind = column.type
+    if not (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ) or not pa.types.is_floating(kind.value_type):
+        raise DataError(f"{path}: column {name} is {kind}, not lists of floating point.")
+    if column.null_count:
+        row = start + column.is_null().to_pylist().index(True)
+        raise DataError(f"{path}: column {name}, row {row}: there is no vector.")
+    lengths = set(pc.call_function("list_value_length", [column]).to_pylist())
+    if len(lengths) != 1 or 0 in lengths:
+        raise DataError(f"{path}: column {name} has lists of {sorted(lengths)} numbers.")
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return torch.from_numpy(values.reshape(len(column), -1).copy())
+
+
+# --------------------------------------------------------------------------------------------------
+# A whole index through a map, a block at a time, written beside and renamed.
+
+
+def apply_stored(
+    peer: Peer,
+    source: Path,
+    out: Path,
+    *,
+    side: Modality,
+    column: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write a copy of stored vectors in which one side has gone through a transform.
+
+    The layout, ids, order and type stay; transformed rows have norm 1. Only `.npy` and
+    clip-retrieval's folders take a map that changes the dimension.
+
+    Args:
+        peer: Any transform that adds no score columns.
+        source: A file or folder of the layouts above, or a single `.npy` of one side.
+        out: The new one, which appears complete or not at all.
+        side: Whose vectors are transformed.
+        column: Their array or column, where it is not one of `NAMES`.
+        overwrite: Replace `out`.
+
+    Returns:
+        How many vectors were transformed.
+
+    Raises:
+        DataError: Rows are of another dimension, zero or not finite, or files are cut off.
+        OutputError: `out` exists or cannot be written.
+    """
+    if peer.score_columns:
+        raise DataError(
+            f"{peer.name}: appends {peer.score_columns} columns of scores, which no index of "
+            "vectors has. Take another transform."
+        )
+    move = _Move(peer, side)
+    if source.is_dir():
+        return _apply_folder(move, source, out, overwrite=overwrite)
+    check_free(out, overwrite=overwrite, folder=False)
+    if source.suffix not in (".npy", ".npz", ".safetensors", ".parquet"):
+        raise DataError(
+            f"{source}: not a kind of stored vectors. Give .npy, .npz, .safetensors, .parquet, or "
+            "a folder of clip-retrieval's."
+        )
+    with complete_file(out) as partial:
+        match source.suffix:
+            case ".npy":
+                return _apply_npy(move, open_npy(source), partial)
+            case ".safetensors":
+                return _apply_safetensors(move, source, partial, column)
+            case ".npz":
+                return _apply_npz(move, source, partial, column)
+            case _:
+                return _apply_parquet(move, source, partial, column)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One side through one transform, with errors that name the row in the file."""
+
+    peer: Peer
+    side: Modality
+
+    @torch.no_grad()
+    def __call__(self, path: Path, start: int, rows: Tensor) -> Tensor:
+        if rows.shape[1] != self.peer.dim:
+            raise DataError(
+                f"{path}: vectors have dimension {rows.shape[1]}, but {self.peer.name} was fitted "
+                f"on {self.peer.dim}. They are of another model."
+            )
+        try:
+            return self.peer.transform(rows, self.side).to(rows.dtype)
+        except ValueError as error:
+            norms = torch.linalg.vector_norm(rows.float(), dim=1)
+            for fault, bad in (("not finite", ~norms.isfinite()), ("zero", norms == 0)):
+                if bad.any():
+                    row = start + int(bad.nonzero()[0, 0])
+                    raise DataError(
+                        f"{path}: row {row} is {fault}. Remove such rows, with their ids, first."
+                    ) from error
+            raise DataError(f"{path}: rows from {start} on: {error}.") from error
+
+    def dim(self, dim: int, path: Path) -> int:
+        """How long transformed rows are; refuses another dimension before anything is written."""
+        return self(path, 0, torch.ones(1, dim)).shape[1]
+
+
+def _stream(move: _Move, matrix: Matrix, file: BinaryIO, target: BinaryIO, title: str) -> None:
+    bar = Bar(title, -(-matrix.rows // _ROWS), transient=True)
+    for start, rows in bar.over(matrix.blocks(file)):
+        moved = move(matrix.path, start, rows).contiguous()
+        target.write(moved.view(torch.uint8).numpy().data)
+
+
+def _apply_npy(move: _Move, matrix: Matrix, out: Path) -> int:
+    dim = move.dim(matrix.dim, matrix.path)
+    with matrix.path.open("rb") as file, out.open("wb") as target:
+        if dim == matrix.dim:
+            target.write(file.read(matrix.offset))  # byte for byte, whatever version wrote it
+        else:
+            kind = next(name for name, dtype in _TYPES.items() if dtype == matrix.dtype)
+            header = {"descr": f"<{kind}", "fortran_order": False, "shape": (matrix.rows, dim)}
+            np.lib.format.write_array_header_1_0(target, header)
+        _stream(move, matrix, file, target, f"Mapping {matrix.path.name}")
+    return matrix.rows
+
+
+def _same_dim(move: _Move, dim: int, path: Path) -> None:
+    if move.dim(dim, path) != dim:
+        raise DataError(
+            f"{path}: {move.peer.name} makes {move.dim(dim, path)} dimensions of {dim}, which "
+            f"{path.suffix} files are not rewritten for. Save the vectors as .npy."
+        )
+
+
+def _apply_safetensors(move: _Move, source: Path, out: Path, column: str | None) -> int:
+    """Header and other tensors byte for byte, since shapes and types stay."""
+    begin, header = _safetensors_header(source)
+    name = _side_column(source, list(header), move.side, column)
+    facts = header[name]
+    dtype, shape = _SAFETENSORS_TYPES.get(facts["dtype"]), facts["shape"]
+    if dtype is None or len(shape) != 2 or 0 in shape:
+        raise DataError(
+            f"{source}: {name} must be (rows, dim) of floating point, got {shape} of "
+            f"{facts['dtype']}."
+        )
+    first, end = (begin + offset for offset in facts["data_offsets"])
+    _same_dim(move, shape[1], source)
+    with source.open("rb") as file, out.open("wb") as target:
+        _copy(file, target, first)
+        _stream(
+            move,
+            Matrix(source, first, shape[0], shape[1], dtype),
+            file,
+            target,
+            f"Mapping {source.name}",
+        )
+        file.seek(end)
+        shutil.copyfileobj(file, target)
+    return shape[0]
+
+
+def _copy(file: BinaryIO, target: BinaryIO, count: int) -> None:
+    while count:
+        piece = file.read(min(count, 2**24))
+        target.write(piece)
+        count -= len(piece)
+
+
+def _apply_npz(move: _Move, source: Path, out: Path, column: str | None) -> int:
+    """In memory, since a compressed member cannot be entered in the middle."""
+    try:
+        # opened here, since NumPy leaves a file open that is no archive
+        with source.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+            compressed = any(info.compress_type for info in found.zip.infolist())
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{source}: cannot be read ({error}). Write it again.") from error
+    name = _side_column(source, list(arrays), move.side, column)
+    if arrays[name].ndim != 2 or arrays[name].dtype.kind != "f":
+        raise DataError(f"{source}: {name} must be (rows, dim) of floating point.")
+    _same_dim(move, arrays[name].shape[1], source)
+    rows = torch.from_numpy(arrays[name])
+    arrays[name] = torch.cat(
+        [move(source, at * _ROWS, part) for at, part in enumerate(rows.split(_ROWS))]
+    ).numpy()
+    save: Callable[..., None] = np.savez_compressed if compressed else np.savez
+    with out.open("wb") as target:
+        save(target, **arrays)
+    return len(rows)
+
+
+def _apply_parquet(move: _Move, source: Path, out: Path, column: str | None) -> int:
+    """Row by row in order, every other column as it is."""
+    done = 0
+    with _open_parquet(source) as file:
+        schema = file.schema_arrow
+        name = _side_column(source, schema.names, move.side, column)
+        place, kind = schema.get_field_index(name), schema.field(name).type
+        with pq.ParquetWriter(out, schema) as writer:
+            for batch in file.iter_batches(_ROWS):
+                rows = _rows_of(source, batch.column(place), name, done)
+                _same_dim(move, rows.shape[1], source)
+                values = pa.array(move(source, done, rows).numpy().ravel(), kind.value_type)
+                moved = pa.FixedSizeListArray.from_arrays(values, rows.shape[1]).cast(kind)
+                writer.write_batch(batch.set_column(place, schema.field(name), moved))
+                done += len(rows)
+    return done
+
+
+def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> int:
+    """The files of one side mapped, all others copied."""
+    if is_clip_retrieval(source):
+        matrices = _shards(source, move.side)
+    else:
+        matrices = [open_npy(_named_npy(source, move.side))]
+    mapped = {matrix.path for matrix in matrices}
+    for matrix in matrices:
+        move.dim(matrix.dim, matrix.path)
+    with complete_folder(out, overwrite=overwrite) as partial:
+        for path in sorted(source.rglob("*")):
+            target = partial / path.relative_to(source)
+            if path.is_dir():
+                target.mkdir(parents=True)
+            elif path not in mapped:
+                shutil.copyfile(path, target)
+        for matrix in matrices:
+            _apply_npy(move, matrix, partial / matrix.path.relative_to(source))
+        note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
+        (partial / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+    return sum(matrix.rows for matrix in matrices)

@@ -1,0 +1,274 @@
+"""Stored vectors of every layout: read as pairs, and mapped without changing anything else."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from clip_refine.support.errors import DataError, OutputError
+from clip_refine.vectors import stored
+from clip_refine.vectors.maps import LinearMaps, Procrustes
+from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
+from clip_refine.vectors.transforms import Fold, NearestNeighbourNormalisation, Peer
+from tests.vectors.cases import drawn
+
+IMAGE, TEXT = (side.numpy().astype(np.float16) for side in drawn(5, 9, 9))
+OWNERS = [0, 0, 1, 2, 2, 2, 3, 4, 5]  # rows 0 and 1 are captions of one image, and so on
+SHARED = IMAGE[[OWNERS.index(owner) for owner in OWNERS]]  # an image's vector in each of its rows
+IDS = [f"item-{row}" for row in range(9)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stored, "_ROWS", 4)
+
+
+@pytest.fixture
+def fold() -> Peer:
+    return Fold.fit(*drawn(2, 20, 20))
+
+
+def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray = TEXT) -> Path:
+    arrays = {"image_features": image, "text_features": text}
+    match kind:
+        case "npz":
+            np.savez(folder / "v.npz", **arrays, text_to_image=np.arange(9))
+        case "compressed.npz":
+            np.savez_compressed(folder / "v.npz", **arrays)
+            return folder / "v.npz"
+        case "safetensors":
+            save_file(
+                arrays | {"text_to_image": np.arange(9)}, folder / "v.safetensors", {"a": "b"}
+            )
+        case "folder":
+            (folder / "v.folder").mkdir()
+            np.save(folder / "v.folder/image.npy", image)
+            np.save(folder / "v.folder/text.npy", text)
+        case "clip-retrieval":
+            for name, side in (("img_emb", image), ("text_emb", text)):
+                (folder / f"v.clip-retrieval/{name}").mkdir(parents=True)
+                for number, rows in enumerate((slice(0, 5), slice(5, 9))):
+                    np.save(folder / f"v.clip-retrieval/{name}/{name}_{number}.npy", side[rows])
+            (folder / "v.clip-retrieval/metadata").mkdir()
+            for number, rows in enumerate((slice(0, 5), slice(5, 9))):
+                table = pa.table({"image_path": OWNERS[rows], "id": IDS[rows]})
+                path = folder / f"v.clip-retrieval/metadata/metadata_{number}.parquet"
+                pq.write_table(table, path)
+        case "parquet" | "fixed.parquet":
+            kinds = pa.list_(pa.float16(), 6 if kind == "fixed.parquet" else -1)
+            columns = {"id": pa.array(IDS), "owner": pa.array(OWNERS)}
+            sides = {
+                "image_embedding": pa.array(list(image), kinds),
+                "text_embedding": pa.array(list(text), kinds),
+            }
+            pq.write_table(pa.table(columns | sides), folder / "v.parquet")
+            return folder / "v.parquet"
+    return folder / f"v.{kind}"
+
+
+KINDS = (
+    *("npz", "compressed.npz", "safetensors", "folder", "clip-retrieval", "parquet"),
+    "fixed.parquet",
+)
+
+
+def found_in(path: Path) -> tuple[Tensor, Tensor]:
+    pairs = read_pairs(str(path))
+    return pairs.image_features, pairs.text_features
+
+
+class TestPairs:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_layout_gives_the_same(self, kind: str, tmp_path: Path):
+        image, text = found_in(write(kind, tmp_path))
+        assert np.array_equal(image.numpy(), IMAGE)
+        assert np.array_equal(text.numpy(), TEXT)
+
+    def test_two_files(self, tmp_path: Path):
+        folder = write("folder", tmp_path)
+        found = read_pairs(f"{folder}/image.npy,{folder}/text.npy")
+        assert np.array_equal(found.text_features.numpy(), TEXT)
+
+    @pytest.mark.parametrize(
+        ("kind", "owner"), [("parquet", "owner"), ("clip-retrieval", "image_path")]
+    )
+    def test_several_captions_an_image(self, kind: str, owner: str, tmp_path: Path):
+        found = read_pairs(str(write(kind, tmp_path, SHARED)), owner=owner)
+        assert found.text_to_image is not None
+        assert found.text_to_image.tolist() == OWNERS
+        assert np.array_equal(found.image_features.numpy(), SHARED[[0, 2, 3, 6, 7, 8]])
+        assert len(found.text_features) == 9
+
+    def test_ten_shards_are_in_order_of_their_numbers(self, tmp_path: Path):
+        for name in ("img_emb", "text_emb"):
+            (tmp_path / name).mkdir()
+            for number in range(12):
+                np.save(tmp_path / f"{name}/{name}_{number}.npy", np.full((1, 2), number + 1.0))
+        assert found_in(tmp_path)[0][:, 0].tolist() == list(range(1, 13))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"image": IMAGE[:, :5]}, "must have one dimension, got 5 and 6"),
+            ({"image": IMAGE[:8]}, "8 image vectors and 9 text vectors, and no text_to_image"),
+            ({"image": IMAGE * np.inf}, "image_features: row 0 is not finite"),
+            ({"text": TEXT * 0}, "text_features: row 0 is zero"),
+            ({"text": TEXT[0]}, r"expected rows of float16.* got \(6,\)"),
+            ({"text": TEXT.astype(int)}, "got .* of int64"),
+        ],
+        ids=["dimension", "length", "infinite", "zero", "vector", "whole"],
+    )
+    def test_what_are_no_pairs(self, change: dict, message: str, tmp_path: Path):
+        folder = write("folder", tmp_path)
+        for name, array in change.items():
+            np.save(folder / f"{name}.npy", array)
+        with pytest.raises(DataError, match=message):
+            read_pairs(str(folder))
+
+    def test_orders_that_do_not_match(self, tmp_path: Path):
+        parquet = write("parquet", tmp_path)  # rows 0 and 1 are of one image, yet unlike
+        with pytest.raises(DataError, match="rows 0 and 1 are both of image 0, but"):
+            read_pairs(str(parquet), owner="owner")
+        folder = write("clip-retrieval", tmp_path)
+        np.save(folder / "text_emb/text_emb_0.npy", TEXT[:4])
+        with pytest.raises(DataError, match=r"img_emb has \[5, 4\] rows a file, text_emb has \[4"):
+            read_pairs(str(folder))
+        (folder / "text_emb/text_emb_0.npy").unlink()
+        with pytest.raises(DataError, match=r"there is no text_emb_0\.npy among 1 files"):
+            read_pairs(str(folder))
+
+    def test_owners_that_are_not_there(self, tmp_path: Path):
+        with pytest.raises(DataError, match="no column 'who'. There are id, owner, image_emb"):
+            read_pairs(str(write("parquet", tmp_path)), owner="who")
+        with pytest.raises(DataError, match="owner 'who' is a column, which only"):
+            read_pairs(str(write("npz", tmp_path)), owner="who")
+
+    @pytest.mark.parametrize("kind", ["folder", "clip-retrieval"])
+    def test_files_that_are_cut_off(self, kind: str, tmp_path: Path):
+        folder = write(kind, tmp_path)
+        path = next(folder.rglob("*im*.npy"))
+        path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(DataError, match="was not written to the end. Write it again"):
+            read_pairs(str(folder))
+
+    @pytest.mark.parametrize("name", ["no.npz", "no.parquet", "no", "a.npy,b.npy"])
+    def test_nothing_there(self, name: str, tmp_path: Path):
+        with pytest.raises(DataError, match="no"):
+            read_pairs(str(tmp_path / name))
+
+
+class TestApply:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("side", ["image", "text"])
+    def test_one_side_moves_and_the_rest_stays(self, kind: str, side, fold: Peer, tmp_path: Path):
+        source = write(kind, tmp_path)
+        out = tmp_path / f"new{source.suffix}"
+        assert apply_stored(fold, source, out, side=side) == 9
+        image, text = found_in(out)
+        moved, expected = (image, fold.transform_image(torch.from_numpy(IMAGE)))
+        other, kept = text, TEXT
+        if side == "text":
+            moved, expected = text, fold.transform_text(torch.from_numpy(TEXT))
+            other, kept = image, IMAGE
+        assert moved.dtype == torch.float16
+        assert torch.equal(moved, expected.half())
+        assert np.array_equal(other.numpy(), kept)
+
+    def test_ids_and_schema_stay(self, fold: Peer, tmp_path: Path):
+        source, out = write("parquet", tmp_path), tmp_path / "new.parquet"
+        apply_stored(fold, source, out, side="image")
+        assert pq.read_schema(out) == pq.read_schema(source)
+        assert pq.read_table(out)["id"].to_pylist() == IDS
+        source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
+        apply_stored(fold, source, out, side="image")
+        names = [path.relative_to(source) for path in source.rglob("*.*")]
+        assert {path.relative_to(out) for path in out.rglob("*.*")} == {*names, Path(stored.NOTE)}
+        for number in range(2):
+            file = f"metadata/metadata_{number}.parquet"
+            assert (out / file).read_bytes() == (source / file).read_bytes()
+        apply_stored(fold, source, out, side="text", overwrite=True)
+        assert json.loads((out / stored.NOTE).read_text())["side"] == "text"
+
+    def test_metadata_of_safetensors_stays(self, fold: Peer, tmp_path: Path):
+        source, out = write("safetensors", tmp_path), tmp_path / "new.safetensors"
+        apply_stored(fold, source, out, side="text")
+        assert load_file(out)["text_to_image"].tolist() == list(range(9))
+        assert out.stat().st_size == source.stat().st_size
+        assert b'"a":"b"' in out.read_bytes()
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_a_single_file_of_any_precision(self, dtype, fold: Peer, tmp_path: Path):
+        np.save(tmp_path / "a.npy", IMAGE.astype(dtype))
+        apply_stored(fold, tmp_path / "a.npy", tmp_path / "b.npy", side="image")
+        found = np.load(tmp_path / "b.npy")
+        assert found.dtype == dtype
+        assert open_npy(tmp_path / "b.npy").rows == 9
+        expected = fold.transform_image(torch.from_numpy(IMAGE.astype(dtype)))
+        assert np.array_equal(found, expected.numpy().astype(dtype))
+
+    def test_another_dimension_comes_out(self, tmp_path: Path):
+        new = drawn(0, 30, 1)[0]
+        maps = Procrustes.align(new[:, :4], new)
+        apply_stored(maps, write("clip-retrieval", tmp_path), tmp_path / "new", side="image")
+        assert np.load(tmp_path / "new/img_emb/img_emb_1.npy").shape == (4, 4)
+        for kind in ("npz", "safetensors", "parquet"):
+            source = write(kind, tmp_path)
+            with pytest.raises(DataError, match="procrustes makes 4 dimensions of 6"):
+                apply_stored(maps, source, tmp_path / f"b{source.suffix}", side="image")
+            assert not (tmp_path / f"b{source.suffix}").exists()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("value", "fault"), [(0, "zero"), (np.nan, "not finite")])
+    def test_bad_rows_leave_nothing(self, kind: str, value, fault: str, fold: Peer, tmp_path: Path):
+        image = IMAGE.copy()
+        image[6] = value
+        source = write(kind, tmp_path, image)
+        before = sorted(tmp_path.rglob("*"))
+        row = 1 if kind == "clip-retrieval" else 6  # of its file
+        with pytest.raises(DataError, match=f"row {row} is {fault}"):
+            apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_vectors_of_another_model(self, kind: str, fold: Peer, tmp_path: Path):
+        eye = np.eye(9, 5, dtype=np.float16) + 1
+        if kind == "fixed.parquet":
+            pytest.skip("its lists have six numbers")
+        source = write(kind, tmp_path, eye, eye)
+        with pytest.raises(DataError, match="dimension 5, but fold was fitted on 6"):
+            apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")
+        assert not (tmp_path / f"new{source.suffix}").exists()
+
+    def test_files_that_are_cut_off(self, fold: Peer, tmp_path: Path):
+        np.save(tmp_path / "v.npy", IMAGE)
+        for source in (tmp_path / "v.npy", write("safetensors", tmp_path), write("npz", tmp_path)):
+            source.write_bytes(source.read_bytes()[:-5])
+            with pytest.raises(DataError, match="not written to the end|read|damaged"):
+                apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")
+
+    def test_refusals(self, fold: Peer, tmp_path: Path):
+        source = write("npz", tmp_path)
+        with pytest.raises(OutputError, match="exists already"):
+            apply_stored(fold, source, source, side="image")
+        nnn = NearestNeighbourNormalisation.fit(*drawn(2, 8, 8))
+        with pytest.raises(DataError, match="nnn: appends 2 columns of scores"):
+            apply_stored(nnn, source, tmp_path / "b.npz", side="image")
+        with pytest.raises(DataError, match="no text vectors called words. It has image_feat"):
+            apply_stored(fold, source, tmp_path / "b.npz", side="text", column="words")
+        with pytest.raises(DataError, match="not a kind of stored vectors"):
+            apply_stored(fold, tmp_path / "v.faiss", tmp_path / "b.faiss", side="image")
+        apply_stored(fold, source, source, side="image", overwrite=True)
+        assert not np.array_equal(found_in(source)[0].numpy(), IMAGE)
+
+    def test_maps_apply_as_any_transform_does(self, fold: Fold, tmp_path: Path):
+        np.save(tmp_path / "a.npy", IMAGE)
+        for name, peer in (("fold", fold), ("maps", LinearMaps.of(fold))):
+            apply_stored(peer, tmp_path / "a.npy", tmp_path / f"{name}.npy", side="image")
+        one, other = (np.load(tmp_path / f"{name}.npy") for name in ("fold", "maps"))
+        assert np.abs(one - other).max() < 1e-3

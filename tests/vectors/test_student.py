@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from clip_refine.config import LossConfig
 from clip_refine.losses import Objective, PairFeatures, hycd_loss
 from clip_refine.models import check_dual_encoder
-from clip_refine.vectors.student import ScaledObjective, VectorStudent, fit_logit_scale
+from clip_refine.models.weights import fitted_logit_scale
+from clip_refine.vectors.student import VectorStudent
 from tests.vectors.cases import DIM, drawn, rotation
 
 
@@ -60,9 +61,10 @@ def test_the_scaled_objective_has_a_temperature_on_either_side():
             logits, target = logits.T, target.T
         mixed = torch.eye(6) / 2 + target.softmax(1) / 2
         expected += (mixed * (mixed.log() - logits.log_softmax(1))).sum(1).mean() / 2
-    objective = ScaledObjective(LossConfig(temperature=None), 30.0)
+    objective = Objective(LossConfig(temperature=None, normalize=True))
     references = drawn(2, 6, 6)[0]
-    terms = objective(given, teacher, references, logit_scale=torch.tensor(100.0).double())
+    scale = torch.tensor(30.0).double()
+    terms = objective(given, teacher, references, logit_scale=scale, teacher_scale=100.0)
     assert_close(terms.hycd, expected)
     plain = Objective(LossConfig())(given, teacher, references, logit_scale=torch.tensor(100.0))
     assert_close(terms.rafa, plain.rafa)
@@ -70,8 +72,8 @@ def test_the_scaled_objective_has_a_temperature_on_either_side():
 
 def test_at_the_teachers_scale_it_is_the_plain_loss():
     given, teacher = PairFeatures(*drawn(0, 6, 6)), PairFeatures(*drawn(1, 6, 6))
-    objective = ScaledObjective(LossConfig(rafa_weight=0, temperature=None), 20.0)
-    found = objective(given, teacher, None, logit_scale=torch.tensor(20.0))
+    objective = Objective(LossConfig(rafa_weight=0, temperature=None, normalize=True))
+    found = objective(given, teacher, None, logit_scale=torch.tensor(20.0), teacher_scale=20.0)
     expected = hycd_loss(*given, *teacher, temperature=1 / 20, normalize=True)
     assert_close(found.hycd, expected)
 
@@ -81,7 +83,7 @@ def test_the_scale_is_the_best_of_a_grid(teacher_scale: float):
     teacher, given = PairFeatures(*drawn(0, 40, 40)), PairFeatures(*drawn(0, 40, 40))
     noise = drawn(1, 40, 40)
     given = PairFeatures(*(a + 0.3 * b for a, b in zip(given, noise, strict=True)))
-    found = fit_logit_scale(given, teacher, teacher_scale=teacher_scale)
+    found = fitted_logit_scale(given, teacher, teacher_scale)
     image, text = (normalize(side, dim=1) for side in given)
     target = normalize(teacher[0], dim=1) @ normalize(teacher[1], dim=1).T * teacher_scale
 
@@ -99,7 +101,5 @@ def test_halved_cosines_need_twice_the_scale():
     flat = torch.cat([torch.randn(30, 4, generator=torch.Generator().manual_seed(0))] * 2)[:30]
     image = torch.cat([flat, torch.zeros(30, 1)], dim=1)
     text = torch.cat([normalize(flat, dim=1), torch.full((30, 1), math.sqrt(3))], dim=1)
-    found = fit_logit_scale(
-        PairFeatures(image, text), PairFeatures(image, image), teacher_scale=10.0
-    )
+    found = fitted_logit_scale((image, text), (image, image), 10.0)
     assert found == pytest.approx(20.0, rel=0.01)

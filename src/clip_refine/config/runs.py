@@ -124,15 +124,11 @@ class PosthocConfig(SettingsGroup):
     """fold: the share of the component along each modality's mean that is taken out."""
 
 
-CENTRED = "centred"
-"""The recipe of `vectors refine` that folds the means out first; docs/vectors.md."""
-
-
 class VectorsConfig(SettingsGroup):
     """What maps of stored vectors are learnt with."""
 
-    recipe: str = CENTRED
-    """centred, or an objective as for `refine --recipe`."""
+    recipe: str = "centred"
+    """A named objective, as for `refine --recipe`; centred folds the means out first."""
     owner: str | None = None
     """Column of .parquet, or of clip-retrieval's metadata, that says which image a row is of."""
     steps: Count = 60

@@ -223,8 +223,13 @@ def fold_towers(
         ModelError: A tower does not end in a linear layer of its own.
     """
     image, text = (lambda: model.encode_image(pixels)), (lambda: model.encode_text(tokens))
-    _fold(model, image, "image", text, image_fold)
-    _fold(model, text, "text", image, text_fold)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        _fold(model, image, "image", text, image_fold)
+        _fold(model, text, "text", image, text_fold)
+    except ModelError:
+        model.load_state_dict(before)
+        raise
 
 
 @torch.no_grad()
@@ -235,26 +240,40 @@ def _fold(
     other: Callable[[], Tensor],
     fold: Tensor,
 ) -> None:
-    layer = output_layer(model, encode, tower, other=other)
+    features = encode().double()
+    if tuple(fold.shape) != (features.shape[1],) * 2:
+        raise ModelError(
+            f"the {tower} tower's features have dimension {features.shape[1]}, but the map is "
+            f"{tuple(fold.shape)}. It belongs to another model."
+        )
+    what_works = "What works: `vectors apply` on stored vectors, and the same map on each query's."
+    try:
+        layer = output_layer(model, encode, tower, other=other)
+    except ModelError as error:
+        raise ModelError(
+            f"the {tower} tower does not end in a linear layer of its own: a residual, a norm or a "
+            "layer that both towers share makes its features, and no weights can hold the map. "
+            f"{what_works}"
+        ) from error
     before = [parameter.clone() for parameter in layer]
-    expected = encode().double() @ fold.to(layer[0].device).T
-    # rows or columns of a weight may be the features' dimensions; a bias has just one
+    wide = fold.to(features)
+    expected = features @ wide.T
+    # the features' dimensions are a weight's rows (nn.Linear) or its columns (x @ P)
     for transposed in (False, True):
         for parameter, old in zip(layer, before, strict=True):
-            wide, at = old.double(), fold.to(old.device)
             if old.ndim not in (1, 2) or old.shape[-1 if transposed else 0] != len(fold):
                 break
-            folded = wide @ at.T if transposed and old.ndim == 2 else at @ wide
-            parameter.copy_(folded)
+            columns = transposed and old.ndim == 2
+            parameter.copy_(old.double() @ wide.T if columns else wide @ old.double())
         else:
-            error = (encode().double() - expected).norm() / expected.norm()
-            if error < FOLD_TOLERANCE:
+            error = (encode().double() - expected).norm(dim=1) / features.norm(dim=1)
+            if float(error.max()) <= FOLD_TOLERANCE:
                 return
         for parameter, old in zip(layer, before, strict=True):
             parameter.copy_(old)
     raise ModelError(
-        f"the {tower} tower does not end in a linear layer, so its mean cannot be folded into the "
-        "weights. `clip-refine posthoc fit mean-centring` takes it off stored features."
+        f"the {tower} tower's last layer, {' and '.join(str(tuple(p.shape)) for p in layer)}, does "
+        f"not take the map: it is no linear layer. {what_works}"
     )
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_refine import __version__
 from clip_refine.config import LossConfig, ModelConfig, PosthocConfig, TrainConfig
-from clip_refine.config.runs import CENTRED, VectorsConfig, recipe_settings
-from clip_refine.config.settings import RECIPES
+from clip_refine.config.runs import VectorsConfig, recipe_settings
 from clip_refine.data import PairBatch
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.scores import Outcome
@@ -30,15 +29,15 @@ from clip_refine.losses import Objective, PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, Teacher
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.models.text_length import PROBES
-from clip_refine.models.weights import output_layer
+from clip_refine.models.weights import fitted_logit_scale, fold_towers, set_logit_scale
 from clip_refine.priors import StandardNormal
 from clip_refine.results import EvaluatedModel, Provenance, SuiteScores, TaskScores
 from clip_refine.roads import build
 from clip_refine.roads.suites import differences, score
 from clip_refine.saving import base_model, save_model
-from clip_refine.support.console import Clock, remark
+from clip_refine.support.console import Clock
 from clip_refine.support.environment import describe_environment
-from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.folder import check_free, complete_folder, write_file
 from clip_refine.train import StepLog, StudentTowers, Trainer, make_optimiser, make_schedule
 from clip_refine.train.precision import TowerPrecision
@@ -53,7 +52,7 @@ from clip_refine.vectors.files import (
 )
 from clip_refine.vectors.maps import LinearMaps, Procrustes, RefinedMaps
 from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
-from clip_refine.vectors.student import ScaledObjective, VectorStudent, fit_logit_scale
+from clip_refine.vectors.student import VectorStudent
 from clip_refine.vectors.transforms import (
     DEFAULTS,
     Fold,
@@ -152,7 +151,7 @@ def refine_vectors(
         for seed in range(config.seed, config.seed + config.seeds)
     ]
     models: dict[str, Peer | None] = {UNTOUCHED: None}
-    if config.recipe == CENTRED:
+    if objective_of.fold:
         models[FOLDED] = Fold.fit(train.image_features, train.text_features)
     for number, one in enumerate(maps):
         models[f"{REFINED}{f', seed {config.seed + number}' if config.seeds > 1 else ''}"] = one
@@ -169,17 +168,10 @@ def refine_vectors(
 
 def _loss(config: VectorsConfig) -> dict[str, Any]:
     """The recipe's settings of `loss`; the raw norms here are canonical, whatever was stored."""
-    if config.recipe == CENTRED:
-        # the scales of student and teacher differ, so the temperature is the teacher's own
-        loss = {"temperature": None}
-    elif config.recipe in RECIPES:
+    try:
         loss = recipe_settings(config.recipe)
-    else:
-        try:
-            recipe_settings(config.recipe)
-        except ValueError as error:
-            raise ConfigError(f"{error} Or {CENTRED}.") from error
-        raise ConfigError(f"recipe {config.recipe!r}: there is no such recipe.")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if loss.get("feature_scale") == "canonical":
         loss = {**loss, "normalize": True, "temperature": None}
     return loss if config.rafa_weight is None else {**loss, "rafa_weight": config.rafa_weight}
@@ -223,30 +215,21 @@ def _train(
     norm, dim = config.logit_scale**0.5, pairs.image_features.shape[1]
     eye = torch.eye(dim)
     starts = [eye, eye]
-    objective, fitted_scale = Objective(loss), config.logit_scale
-    if config.recipe == CENTRED:
-        fold = Fold.fit(pairs.image_features, pairs.text_features)
+    fitted_scale = config.logit_scale
+    if loss.fold:
+        fold = Fold.fit(pairs.image_features, pairs.text_features, share=loss.fold)
         starts = [fold.matrix("image"), fold.matrix("text")]
         some = torch.randperm(
             len(pairs.image_features), generator=build.seeded_generator(config.seed, "scale")
         )[:_SCALE_SAMPLE]
-        teacher_sample = PairFeatures(
-            pairs.image_features[some], pairs.first_caption_features[some]
-        )
-        fitted_scale = fit_logit_scale(
-            PairFeatures(
-                fold.transform_image(teacher_sample.image_features),
-                fold.transform_text(teacher_sample.text_features),
-            ),
-            teacher_sample,
-            teacher_scale=config.logit_scale,
-        )
-        objective = ScaledObjective(loss, fitted_scale)
+        image, text = pairs.image_features[some], pairs.first_caption_features[some]
+        folded = fold.transform_image(image), fold.transform_text(text)
+        fitted_scale = fitted_logit_scale(folded, (image, text), config.logit_scale)
     device = accelerator.device
     student = VectorStudent(
         starts[0],
         starts[1],
-        logit_scale=config.logit_scale,
+        logit_scale=fitted_scale,
         rank=config.rank,
         generator=build.seeded_generator(seed, "training"),
     ).to(device)
@@ -271,12 +254,13 @@ def _train(
         accelerator=accelerator,
         towers=StudentTowers(student, precision),
         teacher=teacher,
-        objective=objective,
+        objective=Objective(loss),
         precision=precision,
         prior=StandardNormal(),
         generator=build.seeded_generator(seed, "references"),
         schedule=make_schedule(optimiser, schedule="constant", warmup_steps=0, steps=config.steps),
         config=settings,
+        teacher_scale=config.logit_scale if loss.fold else None,
         centroid_gap=FeatureScale().gap(features).to(device),
     )
     batches = _batches(pairs, config, norm, build.seeded_generator(seed, "order"))
@@ -463,9 +447,6 @@ def _all_rows(path: Path) -> Tensor:
 # `vectors fold`: the same maps in the checkpoint, for new queries.
 
 
-_FOLDED = 1e-5  # of the features' norm: float32 rounding of another order of the same products
-
-
 def fold_vectors(
     maps: Path,
     config: ModelConfig,
@@ -503,7 +484,7 @@ def fold_vectors(
     name = config.name if model is None else f"python:{type(model).__name__}"
     provenance = Provenance(
         version=__version__,
-        made="refined",
+        made="folded",
         base=base_model(name, config.pretrained),
         recipe=f"linear maps ({peer.kind}) in both output layers",
     )
@@ -511,90 +492,18 @@ def fold_vectors(
         save_model(encoder, folder, provenance)
 
 
-@torch.no_grad()
 def fold_model(encoder: Any, maps: LinearMaps) -> None:
     """Multiply maps into a model's output layers, in place; checked by its features."""
     image = Image.linear_gradient("L").convert("RGB")
     photos = [image, image.rotate(90), image.resize((64, 200)).convert("RGB")]
     pixels = torch.stack([encoder.preprocess(photo) for photo in photos])
-    tokens = encoder.tokenizer(PROBES)
-
-    def encode_image() -> Tensor:
-        return encoder.encode_image(pixels)
-
-    def encode_text() -> Tensor:
-        return encoder.encode_text(tokens)
-
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    fold_towers(encoder, pixels, encoder.tokenizer(PROBES), maps.image_map, maps.text_map)
+    if not isinstance(maps, RefinedMaps):
+        return
     try:
-        for tower, encode, other, matrix in (
-            ("image", encode_image, encode_text, maps.image_map),
-            ("text", encode_text, encode_image, maps.text_map),
-        ):
-            _fold_tower(encoder, tower, encode, other, matrix)
+        set_logit_scale(encoder, maps.logit_scale)
     except ModelError:
-        encoder.load_state_dict(before)
-        raise
-    if isinstance(maps, RefinedMaps):
-        _set_logit_scale(encoder, maps.logit_scale)
-
-
-def _fold_tower(encoder: Any, tower: str, encode: Any, other: Any, matrix: Tensor) -> None:
-    features = encode().double()
-    dim = features.shape[1]
-    if tuple(matrix.shape) != (dim, dim):
-        raise ModelError(
-            f"the {tower} tower's features have dimension {dim}, but the map is "
-            f"{tuple(matrix.shape)}. It belongs to another model."
-        )
-    wanted = features @ matrix.double().T
-    try:
-        layer = output_layer(encoder, encode, tower, other=other)
-    except ModelError as error:
-        raise ModelError(
-            f"the {tower} tower does not end in a linear layer of its own: a residual, a norm or a "
-            "layer that both towers share makes its features, and no weights can hold the map. "
-            "What works: `vectors apply` on the stored vectors, and the same map on each query's."
-        ) from error
-    was = [parameter.clone() for parameter in layer]
-    for rows_are_features in (True, False):  # nn.Linear's weight, or a bare matrix as x @ P
-        if _multiply_layer(layer, was, matrix, rows_are_features=rows_are_features):
-            error = (encode().double() - wanted).norm(dim=1) / features.norm(dim=1)
-            if float(error.max()) <= _FOLDED:
-                return
-        for parameter, value in zip(layer, was, strict=True):
-            parameter.copy_(value)
-    raise ModelError(
-        f"the {tower} tower's last layer, {' and '.join(str(tuple(p.shape)) for p in layer)}, "
-        "does not take the map: it is no linear layer. What works: `vectors apply` on the stored "
-        "vectors, and the same map on each query's."
-    )
-
-
-def _multiply_layer(
-    layer: list[nn.Parameter], was: list[Tensor], matrix: Tensor, *, rows_are_features: bool
-) -> bool:
-    """W P and W b in place, in float64; False where shapes do not fit."""
-    dim = len(matrix)
-    wide = matrix.to(was[0].device, torch.float64)
-    for parameter, value in zip(layer, was, strict=True):
-        if value.ndim == 1 and len(value) == dim:
-            moved = wide @ value.double()
-        elif value.ndim == 2 and value.shape[0 if rows_are_features else 1] == dim:
-            moved = wide @ value.double() if rows_are_features else value.double() @ wide.T
-        else:
-            return False
-        parameter.copy_(moved)
-    return True
-
-
-def _set_logit_scale(encoder: Any, scale: float) -> None:
-    """Stored as a logarithm by all but a few models, of which it is said."""
-    for name, parameter in encoder.named_parameters():
-        if name.rpartition(".")[2] == "logit_scale":
-            parameter.fill_(torch.tensor(scale).log())
-    if abs(float(encoder.logit_scale) / scale - 1) > 1e-3:
         remark(
             f"The model's logit scale stays {float(encoder.logit_scale):.3g}; softmax over cosines "
-            f"of the mapped features is calibrated at {scale:.3g}."
+            f"of the mapped features is calibrated at {maps.logit_scale:.3g}."
         )

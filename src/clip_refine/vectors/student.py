@@ -1,14 +1,10 @@
-"""Two linear layers as a dual encoder of stored vectors, and what centred refinement tells them."""
+"""Two linear layers as a dual encoder of stored vectors."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from clip_refine.losses import Objective, PairFeatures
 from clip_refine.vectors.maps import RefinedMaps
 
 
@@ -86,90 +82,3 @@ def _apply(factors: nn.ParameterList, rows: Tensor) -> Tensor:
     for factor in factors:
         rows = rows @ factor.T
     return rows
-
-
-# --------------------------------------------------------------------------------------------------
-# The scale of the student's cosines, which spread more widely once the means are out.
-
-
-@dataclass(frozen=True)
-class ScaledObjective(Objective):
-    """An objective whose teacher terms see unit features, the student's at a scale of its own.
-
-    The teacher's similarities are the model's logit scale times a cosine, the student's
-    `student_scale` times one; RaFA and all other terms see raw features as ever.
-    """
-
-    student_scale: float
-
-    def _teacher_terms(
-        self,
-        student: PairFeatures,
-        teacher: PairFeatures,
-        logit_scale: Tensor,
-        centroid_gap: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """With the factor on one side, since a similarity is a product."""
-        image, text = (normalize(side, dim=1) for side in student)
-        student = PairFeatures(image * (self.student_scale / logit_scale.detach()), text)
-        teacher = PairFeatures(*(normalize(side, dim=1) for side in teacher))
-        return super()._teacher_terms(student, teacher, logit_scale, centroid_gap)
-
-
-def fit_logit_scale(
-    student: PairFeatures, teacher: PairFeatures, *, teacher_scale: float, tolerance: float = 0.01
-) -> float:
-    """The s at which softmax(s·cosine) of the student is nearest to the teacher's at its scale.
-
-    Nearest in cross-entropy to the teacher's rows, mean of both directions, by golden-section
-    search in log s, where it has one minimum (it is convex in s).
-
-    Args:
-        student: (N, d) each, raw or unit; a few hundred pairs.
-        teacher: (N, d′) each, of the same pairs.
-        teacher_scale: The teacher's factor on cosines.
-        tolerance: Of s, relative.
-
-    Example:
-        A student like its teacher needs the teacher's scale.
-
-        >>> same = PairFeatures(torch.eye(4) + 0.1, torch.eye(4))
-        >>> round(fit_logit_scale(same, same, teacher_scale=10.0))
-        10
-    """
-    cosine, target = (
-        normalize(image.double(), dim=1) @ normalize(text.double(), dim=1).T
-        for image, text in (student, teacher)
-    )
-    rows, columns = ((teacher_scale * part).softmax(dim=1) for part in (target, target.T))
-
-    def cross_entropy(log_scale: float) -> float:
-        logits = math.exp(log_scale) * cosine
-        found = (rows * logits.log_softmax(1)).sum(1) + (columns * logits.T.log_softmax(1)).sum(1)
-        return -float(found.mean())
-
-    low, high = math.log(teacher_scale / 100), math.log(teacher_scale * 100)
-    return math.exp(golden_section(cross_entropy, low, high, tolerance))
-
-
-def golden_section(
-    function: Callable[[float], float], low: float, high: float, tolerance: float
-) -> float:
-    """Where a function with one minimum between two points has it, to `tolerance`.
-
-    >>> round(golden_section(lambda x: (x - 0.3) ** 2, 0, 1, 1e-4), 3)
-    0.3
-    """
-    share = (math.sqrt(5) - 1) / 2
-    left, right = high - share * (high - low), low + share * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > tolerance:
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
-            left = high - share * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + share * (high - low)
-            at_right = function(right)
-    return (low + high) / 2

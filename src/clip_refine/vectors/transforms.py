@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import PosthocConfig
+from clip_refine.models.weights import fold_matrix
 from clip_refine.support.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------
@@ -316,8 +317,7 @@ class Fold(CentroidPeer):
     def matrix(self, modality: Modality) -> Tensor:
         """W, (d, d) float64."""
         mean = (self.image_mean if modality == "image" else self.text_mean).double()
-        eye = torch.eye(self.dim, dtype=torch.float64, device=mean.device)
-        return eye - self.share / (mean @ mean) * torch.outer(mean, mean)
+        return fold_matrix(mean, self.share)
 
     def transform(self, features: Tensor, modality: Modality) -> Tensor:
         """(N, d) raw or unit → (N, d), as the formula says."""

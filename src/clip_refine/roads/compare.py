@@ -40,9 +40,8 @@ from clip_refine.roads.refine import choose_precision, train_student
 from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Clock, PeakMemory, console, remark
-from clip_refine.support.environment import write_environment
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
-from clip_refine.support.folder import complete_folder, write_file
+from clip_refine.support.folder import complete_folder, write_environment, write_file
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer

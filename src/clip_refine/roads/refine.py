@@ -50,9 +50,8 @@ from clip_refine.results import Provenance, RunScores
 from clip_refine.roads import build
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
-from clip_refine.support.environment import write_environment
 from clip_refine.support.errors import ConfigError, ModelError
-from clip_refine.support.folder import check_free, complete_folder
+from clip_refine.support.folder import check_free, complete_folder, write_environment
 from clip_refine.train import StepLog, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
 from clip_refine.train.teacher_cache import CachedTeacher

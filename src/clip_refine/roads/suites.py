@@ -55,9 +55,8 @@ from clip_refine.results import Difference, EvaluatedModel, Score, SuiteScores, 
 from clip_refine.results.metrics import metric
 from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
-from clip_refine.support.environment import describe_environment
 from clip_refine.support.errors import ConfigError, DataError, first_line
-from clip_refine.support.folder import check_free, write_file
+from clip_refine.support.folder import check_free, describe_environment, write_file
 from clip_refine.toy import toy_tasks, toy_val
 
 

@@ -35,10 +35,9 @@ from clip_refine.results import EvaluatedModel, Provenance, SuiteScores, TaskSco
 from clip_refine.roads import build
 from clip_refine.roads.suites import differences, score
 from clip_refine.saving import base_model, save_model
-from clip_refine.support.console import Clock
-from clip_refine.support.environment import describe_environment
-from clip_refine.support.errors import ConfigError, DataError
-from clip_refine.support.folder import check_free, complete_folder, write_file
+from clip_refine.support.console import Clock, remark
+from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.folder import check_free, complete_folder, describe_environment, write_file
 from clip_refine.train import StepLog, StudentTowers, Trainer, make_optimiser, make_schedule
 from clip_refine.train.precision import TowerPrecision
 from clip_refine.vectors.files import (
@@ -50,9 +49,8 @@ from clip_refine.vectors.files import (
     write_features,
     write_peer,
 )
-from clip_refine.vectors.maps import LinearMaps, Procrustes, RefinedMaps
+from clip_refine.vectors.maps import LinearMaps, Procrustes, RefinedMaps, VectorStudent
 from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
-from clip_refine.vectors.student import VectorStudent
 from clip_refine.vectors.transforms import (
     DEFAULTS,
     Fold,

@@ -14,9 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_refine.support.environment import package_version
 from clip_refine.support.errors import DataError, OutputError
-from clip_refine.support.folder import check_free, complete_file, complete_folder
+from clip_refine.support.folder import check_free, complete_file, complete_folder, package_version
 from clip_refine.vectors.maps import MAPS
 from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
 

@@ -29,10 +29,11 @@ from clip_refine.support.errors import ConfigError
 class RefineConfig(SettingsGroup):
     """Everything one run of `clip-refine refine` depends on."""
 
-    recipe: str = "clip-refine"
-    """A named objective, which sets several of `loss`; other `loss` flags win. One of clip-refine,
-    clip-refine-paper, balanced, centred, hycd, self-kd, hycd+align, rafa, contrastive,
-    contrastive-raw, contrastive+anchor, m2-mix, feature-distillation, logit-distillation."""
+    recipe: str = Field(
+        default="clip-refine",
+        description="A named objective, which sets several of `loss`; other `loss` flags win. One "
+        f"of {', '.join(RECIPES)}.",
+    )
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

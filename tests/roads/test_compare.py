@@ -12,7 +12,7 @@ import torch
 from clip_refine.cli import main
 from clip_refine.config import override
 from clip_refine.config.runs import CompareConfig
-from clip_refine.data import EpochPlan, PairLoader, hold_out
+from clip_refine.data import EpochPlan, PairLoader, Subset, hold_out
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison
 from clip_refine.roads.compare import Runs, Training, compare
@@ -319,6 +319,27 @@ def test_models_are_kept_on_request(config: CompareConfig, trainings: list[str])
     trainings.clear()
     run(config)
     assert trainings == []
+
+
+def test_a_kept_model_is_made_again_of_other_data(config: CompareConfig):
+    config = override(
+        config,
+        recipes=("contrastive",),
+        combine=(),
+        peers=(),
+        seeds=1,
+        learning_rates=RATES[:1],
+        save_models=True,
+    )
+    weights = config.out / "models" / "contrastive-3" / "open_clip_model.safetensors"
+    run(config)
+    first = weights.read_bytes()
+    fewer = Subset(TRAIN, range(len(TRAIN) - 8), TRAIN.name)
+    compare(config, train_pairs=fewer, held_out=HELD_OUT, tasks=TASKS)
+    assert weights.read_bytes() != first
+    again = weights.stat().st_mtime_ns
+    compare(config, train_pairs=fewer, held_out=HELD_OUT, tasks=TASKS)
+    assert weights.stat().st_mtime_ns == again
 
 
 def test_a_model_of_ones_own_is_given_back_untouched(config: CompareConfig, tiny: OpenClipEncoder):

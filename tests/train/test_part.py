@@ -66,6 +66,16 @@ def trained_names(model: Any) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.parametrize(("recipe", "trained"), [("hycd", False), ("contrastive", True)])
+def test_a_logit_scale_is_trained_only_where_a_loss_looks_at_it(
+    tiny: OpenClipEncoder, recipe: str, trained: bool
+):
+    """Data-parallel training waits for the gradient of every trained parameter."""
+    config = RefineConfig.model_validate({"recipe": recipe, "train": {"logit_scale": "trained"}})
+    student: Any = build.build_student(tiny, config, torch.device("cpu"))
+    assert student.clip.logit_scale.requires_grad == trained
+
+
 def test_one_tower(student: OpenClipEncoder):
     with trained_part(student, TrainConfig(parameters="image-tower")) as part:
         images = trained_names(student)

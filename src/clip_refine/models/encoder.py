@@ -269,7 +269,8 @@ class Teacher:
 
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_PROBE_TEXTS = ["a photo of a cat.", "Two people, one umbrella: rain at 5 o'clock!"]
+# the last is longer than any text tower reads, so that where texts are cut off shows, too
+_PROBE_TEXTS = ["a photo of a cat.", "Two people, one umbrella: rain at 5 o'clock!", "red " * 300]
 
 
 def identity(model: Any, precision: str, device: torch.device | str = "cpu") -> Iterator[bytes]:

@@ -455,6 +455,12 @@ def build_trainer(
     teacher's centroids need them.
     """
     train, loss = config.train, config.loss
+    if train.normalization_statistics == "updated" and accelerator.num_processes > 1:
+        raise ConfigError(
+            "train.normalization_statistics updated: each process would count its own share of a "
+            "batch, so the model would depend on how many there are. Train in one process, or "
+            "leave them frozen."
+        )
     scale = scale or FeatureScale()
     sigmoid = loss.contrastive_weight and loss.contrastive_form == "sigmoid"
     if sigmoid and getattr(student, "logit_bias", None) is None:

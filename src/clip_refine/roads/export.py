@@ -246,7 +246,6 @@ def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> Expor
     run = next((folder for folder in within if is_run(folder)), None)
     model = _load(source, run, to)
     provenance, scores = _origin(source, run)
-    pairs = sample_pairs(run)
     header = provenance.header()
     with complete_folder(out, overwrite=overwrite) as folder:
         match to:
@@ -259,6 +258,7 @@ def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> Expor
             case _:
                 write_onnx(model, folder, header)
         write_card(folder, provenance, scores)
+        pairs = sample_pairs(run)  # opens the run's data, for nothing where the model is refused
         loaded = load_back(folder, to, model)
         check = compare_features(model, loaded, pairs, tolerance=_TOLERANCES[to])
         if not check.passed:

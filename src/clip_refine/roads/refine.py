@@ -57,6 +57,7 @@ from clip_refine.train.log import check_tracker, track_run
 from clip_refine.train.teacher_cache import CachedTeacher
 
 NORM_SAMPLE = 512  # training pairs that raw norms are measured on: their mean is then known to 1 %
+HIGH_RATE = 1e-2  # AdamW moves every weight by about the rate; theirs are about 1e-2 in size
 SCALE_SAMPLE = 512  # training pairs among which the logit scale is fitted after a fold
 MOMENT_SAMPLE = 4096  # pairs of a stream for moments of its features; their images are in memory
 
@@ -90,6 +91,12 @@ def refine(
     clock = Clock()
     check_free(config.out, overwrite=config.overwrite)
     check_tracker(config.log)
+    if config.train.learning_rate > HIGH_RATE:
+        remark(
+            f"train.learning_rate {config.train.learning_rate:g} is far above what such models "
+            "bear: the paper has 1e-6, small models up to 1e-3.",
+            style="yellow",
+        )
     for name, why in unused_settings(config).items():
         remark(f"{name} changes nothing here: {why}.", style="yellow")
     accelerator = build.build_accelerator(config.train.device)

@@ -294,9 +294,10 @@ def test_parts_of_samples_apart(tmp_path: Path):
 
 
 def test_keys_with_dots(tmp_path: Path):
-    jpeg = drawn(1)[0][1]
+    jpegs = [content for _, content, *_ in drawn(3)]  # each another, or they would be one image
+    jpeg = jpegs[0]
     numbered = {
-        f"img.{i:03}.{e}": c for i in range(3) for e, c in (("jpg", jpeg), ("txt", b"%d" % i))
+        f"img.{i:03}.{e}": c for i in range(3) for e, c in (("jpg", jpegs[i]), ("txt", b"%d" % i))
     }
     name = shard(tmp_path / "a.tar", numbered)
     assert opened(name).captions == (("0",), ("1",), ("2",))

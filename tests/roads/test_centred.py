@@ -111,6 +111,8 @@ def test_what_does_not_go_with_a_fold_is_refused():
         LossConfig(fold=1.0)
     with pytest.raises(ValidationError, match="fold does not go with anchor_weight"):
         LossConfig(fold=1.0, normalize=True, anchor_weight=1.0)
+    with pytest.raises(ValidationError, match="fold does not go with logit_distillation_weight"):
+        LossConfig(fold=1.0, normalize=True, logit_distillation_weight=1.0)
     assert LossConfig(fold=0.5, normalize=True, temperature=None).fold == 0.5
 
 

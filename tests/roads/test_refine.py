@@ -1,5 +1,6 @@
 """The whole road on a few drawn pairs: what is written, and what is left after an error."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -321,3 +322,12 @@ def test_missing_sources_say_what_to_pass():
 def test_a_device_that_is_not_there(config: RefineConfig):
     with pytest.raises(ConfigError, match="device 'cuda:7': not usable here"):
         refine(override(config, train={"device": "cuda:7"}))
+
+
+def test_a_learning_rate_that_no_model_bears_is_said(
+    config: RefineConfig, capsys: pytest.CaptureFixture[str]
+):
+    high = override(config, train={"learning_rate": 10.0, "steps": 1}, report=False)
+    with contextlib.suppress(TrainingError):
+        refine(high)
+    assert "train.learning_rate 10 is far above" in " ".join(capsys.readouterr().err.split())

@@ -4,6 +4,8 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -167,3 +169,13 @@ def test_fewer_pairs_than_a_batch(pairs: ToyPairs):
 def test_what_is_no_dual_encoder_is_refused():
     with pytest.raises(ModelError, match="Linear cannot be refined: it has no encode_image"):
         build.build_model(ModelConfig(), torch.nn.Linear(1, 1))  # pyright: ignore
+
+
+def test_updated_statistics_need_one_process(tiny: OpenClipEncoder):
+    """Each process would count its own share of a batch."""
+    config = override(CONFIG, train={"normalization_statistics": "updated"})
+    accelerator: Any = SimpleNamespace(num_processes=2)
+    with pytest.raises(ConfigError, match="Train in one process, or leave them frozen"):
+        build.build_trainer(
+            config, tiny, Teacher(tiny), FP32, StandardNormal(), accelerator, steps=1
+        )

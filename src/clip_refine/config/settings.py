@@ -319,10 +319,11 @@ class LossConfig(SettingsGroup):
                 "fold needs unit features in HyCD, since the teacher is not folded; set "
                 "feature_scale canonical, or normalize"
             )
-        if self.anchor_weight:
+        pulling = [n for n in ("anchor_weight", "logit_distillation_weight") if getattr(self, n)]
+        if pulling:
             raise ValueError(
-                "fold does not go with anchor_weight: the anchor would pull the means back in; set "
-                "one of them to 0"
+                f"fold does not go with {pulling[0]}, which would pull the teacher's means back "
+                "in; set one of them to 0"
             )
         return self
 

@@ -56,8 +56,10 @@ from clip_refine.train import StepLog, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
 from clip_refine.train.teacher_cache import CachedTeacher
 
-NORM_SAMPLE = 512  # training pairs that raw norms are measured on: their mean is then known to 1 %
-HIGH_RATE = 1e-2  # AdamW moves every weight by about the rate; theirs are about 1e-2 in size
+NORM_SAMPLE = (
+    512  # training pairs for mean raw norms; photo-clip's vary by 17 %, so 17 / √512 < 1 %
+)
+HIGH_RATE = 1e-2  # ten times the largest rate that any study here used (docs/results/, docs/log.md)
 SCALE_SAMPLE = 512  # training pairs among which the logit scale is fitted after a fold
 MOMENT_SAMPLE = 4096  # pairs of a stream for moments of its features; their images are in memory
 

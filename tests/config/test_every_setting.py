@@ -19,7 +19,8 @@ from tests.conftest import TINY, write_model
 # What says where things come from or go, or how fast: the numbers are to stay as they are, and the
 # tests of each of these are elsewhere.
 PLACES = {
-    "out", "overwrite", "report", "log", "model.name", "model.pretrained", "model.factory",
+    "out", "overwrite", "report", "log",
+    "resume", "train.save_every", "model.name", "model.pretrained", "model.factory",
     "data.train", "data.val", "data.kind", "data.subset", "data.image_folder",
     "data.allow_outside", "data.skip_bad", "data.streaming", "data.weights", "data.draft",
     "data.cache_images", "train.workers", "train.device", "train.gradient_checkpointing",

@@ -1,5 +1,6 @@
 """Every setting of a run once, in groups: its default, range and sentence of help."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -234,12 +235,22 @@ class TrainConfig(SettingsGroup):
     """lora: adapters are multiplied by alpha / rank."""
     gradient_checkpointing: bool = False
     """Compute activations again for the gradient: less memory, more time."""
+    save_every: str = "10m"
+    """What a run goes on from after `--resume` is saved every so many minutes, as in 10m, or steps,
+    as in 500; or never."""
     precision: Precision = "auto"
     """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+    @field_validator("save_every", mode="before")
+    @classmethod
+    def _steps_or_minutes(cls, given: Any) -> str:
+        if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)?m|never", str(given)):
+            raise ValueError(f"{given!r} is neither minutes (10m) nor steps (500) nor never")
+        return str(given)
 
     @model_validator(mode="after")
     def _statistics_count_once(self) -> "TrainConfig":

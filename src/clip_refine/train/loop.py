@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from clip_refine.models import FeatureScale, Teacher
 from clip_refine.priors import Prior
 from clip_refine.support.console import Bar
 from clip_refine.support.errors import TrainingError
+from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
 from clip_refine.train.precision import (
     TowerOutput,
@@ -26,6 +28,7 @@ from clip_refine.train.precision import (
     encode_pairs,
     training_mode,
 )
+from clip_refine.train.state import States
 
 # --------------------------------------------------------------------------------------------------
 # Features of all processes in one batch, so that the loss sees every pair of the step.
@@ -150,24 +153,41 @@ class Trainer:
     centroid_gap: Tensor | None = None
     teacher_scale: float | None = None
 
-    def train(self, batches: Iterable[PairBatch], *, steps: int, log: StepLog) -> None:
+    def train(
+        self,
+        batches: Iterable[PairBatch],
+        *,
+        steps: int,
+        log: StepLog,
+        states: States | None = None,
+    ) -> None:
         """Take one step a batch.
 
         Args:
-            batches: The batches of all epochs, one after another.
-            steps: How many there are, for the progress bar.
+            batches: The batches of all epochs, one after another, from `states.start` on.
+            steps: Steps of the whole run.
             log: Receives one record a step.
+            states: Where to begin, and where what is needed to go on is saved.
 
         Raises:
             TrainingError: A loss or gradient is not finite (weights are those before that step),
                 or the device has too little memory.
+            Stopped: A signal came; the state is saved.
         """
         towers = self.accelerator.unwrap_model(self.towers)
         statistics = self.config.normalization_statistics == "updated"
         bar = Bar("Refining", steps, visible=self.accelerator.is_main_process)
-        last = time.perf_counter()
-        with training_mode(towers, statistics=statistics, dropout=self.config.dropout == "on"):
-            for number, batch in enumerate(bar.over(batches), start=1):
+        start = 0
+        if states and states.saved:
+            start = states.start
+            self.restore(states.saved.tensors(), states.saved.plain)
+            bar.progress.update(bar.task, completed=start)
+        begin = last = time.perf_counter()
+        with (
+            patient() if states else nullcontext(),
+            training_mode(towers, statistics=statistics, dropout=self.config.dropout == "on"),
+        ):
+            for number, batch in enumerate(bar.over(batches), start=start + 1):
                 try:
                     record = self.step(number, batch.to(self.accelerator.device), steps=steps)
                 except torch.OutOfMemoryError as error:
@@ -181,6 +201,57 @@ class Trainer:
                 speed = {"step_seconds": seconds, "pairs_per_second": pairs / seconds}
                 log.write({"step": number, **speed, **record})
                 bar.remark(f"loss {record['loss_total']:.4f}, {pairs / seconds:.0f} pairs/s")
+                if states:
+                    states.after(number, steps, self, log.flush)
+        if states:
+            states.say_cost(time.perf_counter() - begin)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on besides its batch: tensors by name, and plain data.
+
+        Every process has to ask, since each has a generator for dropout of its own.
+        """
+        kept = self.schedule.optimizer.state_dict()
+        weights = self.accelerator.unwrap_model(self.towers).state_dict()
+        device = self.accelerator.device
+        tensors = {f"weights.{name}": value for name, value in weights.items()}
+        for number, moments in kept["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
+        tensors["references"] = self.generator.get_state()
+        tensors["random"] = self.accelerator.gather(torch.get_rng_state().to(device)[None])
+        if device.type == "cuda":
+            own = torch.cuda.get_rng_state(device).to(device)[None]
+            tensors["random_cuda"] = self.accelerator.gather(own)
+        return tensors, {"groups": kept["param_groups"], "schedule": self.schedule.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        named = {"weights": {}, "optimiser": {}}
+        for name, value in tensors.items():
+            group, _, rest = name.partition(".")
+            if rest:
+                named[group][rest] = value
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in named["optimiser"].items():
+            number, _, what = name.partition(".")
+            moments.setdefault(int(number), {})[what] = value
+        self.accelerator.unwrap_model(self.towers).load_state_dict(named["weights"])
+        optimiser = {"state": moments, "param_groups": plain["groups"]}
+        self.schedule.optimizer.load_state_dict(optimiser)
+        self.schedule.load_state_dict(dict(plain["schedule"]))
+        self.generator.set_state(tensors["references"])
+        rank, device = self.accelerator.process_index, self.accelerator.device
+        if len(tensors["random"]) == self.accelerator.num_processes:
+            torch.set_rng_state(tensors["random"][rank])
+            if device.type == "cuda" and "random_cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["random_cuda"][rank], device)
+
+    def agree(self, *numbers: int) -> list[int]:
+        """The largest that any process has of each."""
+        if self.accelerator.num_processes == 1:
+            return list(numbers)
+        own = torch.tensor([numbers], device=self.accelerator.device)
+        return self.accelerator.gather(own).amax(dim=0).tolist()
 
     def step(self, number: int, batch: PairBatch, *, steps: int) -> dict[str, float]:
         """Forward, loss, backward, update; what happened as numbers for the log."""

@@ -90,8 +90,19 @@ def session_of(child: int) -> list[int]:
     return found
 
 
+PHASES = (
+    "loading",
+    "caching",
+    "evaluation",
+    "training",
+    "saving a state",
+    "saving the model",
+    "report",
+)
+
+
 def phase(out: Path) -> str:
-    """How far a run was when it was killed."""
+    """How far a run is."""
     partial = out.parent / f".{out.name}.partial"
     lines = (
         (partial / "log.jsonl").read_text().count("\n") if (partial / "log.jsonl").is_file() else 0
@@ -102,9 +113,10 @@ def phase(out: Path) -> str:
         return "report"
     if (partial / "model").is_dir():
         return "saving the model"
+    if any((partial / "state").glob(".step-*")):
+        return f"saving a state, step {lines}"
     if lines:
-        states = len(list((partial / "state").glob("step-*")))
-        return f"training, step {lines}, {states} states"
+        return f"training, step {lines}"
     if partial.is_dir():
         return "evaluation"
     return "caching" if any(Path(f"{out}-cache").rglob("rows")) else "loading"
@@ -143,13 +155,22 @@ def run() -> None:
     failed = 0
     for moment in range(asked.moments):
         out = folder / f"killed{moment}"
-        # one moment from each equal part of the run, so that all phases have theirs
-        after = took * (moment + generator.random()) / asked.moments
+        # some time after a phase has begun, so that all have theirs on a busy machine, too
+        begin, aim = time.monotonic(), PHASES[(moment * 3 + 1) % len(PHASES)]
         child = start(folder, out)
-        if wait(child, after) is None:
+        steps = generator.randrange(20) if aim in ("training", "saving a state") else 0
+        while (where := phase(out)) != "complete":
+            enough = steps <= int(where.rpartition(" ")[2]) if where[-1].isdigit() else True
+            if where.startswith(aim) and enough:
+                break
+            if PHASES.index(where.partition(", ")[0]) > PHASES.index(aim) + 2:
+                break  # it was over before it was seen
+            time.sleep(0.001)
+        slack = {"loading": 2.0, "saving a state": 0.02, "saving the model": 0.05}
+        if wait(child, generator.random() * slack.get(aim, 0.3)) is None:
             os.kill(child, signal.SIGKILL)
             wait(child)
-        where = phase(out)
+        where, after = phase(out), time.monotonic() - begin
         time.sleep(0.3)
         alive = session_of(child)
         status = wait(start(folder, out))

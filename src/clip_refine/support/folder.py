@@ -249,6 +249,24 @@ def _put_aside(partial: Path, path: Path) -> None:
     remark(f"An earlier run to {path} did not end: {found}{more}.", "yellow")
 
 
+def set_aside(path: Path) -> None:
+    """Make room at `path` without losing what is there, until `drop_aside`."""
+    previous = _hidden(path.resolve(), "previous")
+    if not path.exists():
+        return
+    if previous.exists():  # of one that was not completed: what is older is complete
+        _remove(path)
+    else:
+        path.rename(previous)
+
+
+def drop_aside(path: Path) -> None:
+    """Remove what `set_aside` kept."""
+    previous = _hidden(path.resolve(), "previous")
+    if previous.exists():
+        _remove(previous)
+
+
 def check_room(folder: Path, needed: int, what: str, advice: str) -> int:
     """Free bytes of the disk that a folder is or will be on, enough for `needed` and some spare."""
     there = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())

@@ -52,8 +52,9 @@ from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
 from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.support.folder import check_free, complete_folder, write_environment
-from clip_refine.train import StepLog, TowerPrecision, measure_precision
+from clip_refine.train import StepLog, StudentTowers, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
+from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
 from clip_refine.train.teacher_cache import CachedTeacher
 
 NORM_SAMPLE = (
@@ -222,6 +223,8 @@ def train_student(
             teacher = Teacher(student)
         start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
+            size = choose_micro_batch(config.train, student, precision, pairs, accelerator)
+            config = override(config, train={"micro_batch": size})
             trainer = build.build_trainer(
                 config,
                 student,
@@ -350,6 +353,32 @@ def choose_precision(
         console.print(
             f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
             f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
+        )
+    return chosen[0]
+
+
+def choose_micro_batch(
+    config: TrainConfig,
+    student: nn.Module,
+    precision: TowerPrecision,
+    pairs: ImageCaptions | Stream,
+    accelerator: Accelerator,
+) -> int:
+    """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
+    whole = config.batch_size // accelerator.num_processes
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, whole)
+    if config.normalization_statistics == "updated":
+        return whole
+    pixels, tokens = (sample.to(accelerator.device) for sample in _sample(student, pairs, 2))
+    per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
+    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
+    chosen = [size]
+    broadcast_object_list(chosen)
+    if chosen[0] < whole and accelerator.is_main_process:
+        console.print(
+            f"Memory: a pair's graph takes {per_pair / 2**20:.0f} MiB, so that {chosen[0]:,} of "
+            f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
 

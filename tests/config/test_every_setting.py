@@ -24,7 +24,8 @@ PLACES = {
     "data.train", "data.val", "data.kind", "data.subset", "data.image_folder",
     "data.allow_outside", "data.skip_bad", "data.streaming", "data.weights", "data.draft",
     "data.cache_images", "train.workers", "train.device", "train.gradient_checkpointing",
-    "train.precision", "evaluation.batch_size", "evaluation.zero_shot", "evaluation.template",
+    "train.precision", "train.micro_batch",
+    "evaluation.batch_size", "evaluation.zero_shot", "evaluation.template",
     "data.split", "data.split_file", "data.val_split", "data.val_split_file",
     "data.image_column", "data.caption_column", "data.val_image_column", "data.val_caption_column",
     # of models that have such layers

@@ -204,6 +204,9 @@ class TrainConfig(SettingsGroup):
     """Stop after so many steps, in as many epochs as that takes. Without it: `epochs`."""
     batch_size: Annotated[int, Field(ge=2)] = 512
     """Pairs a step, over all processes together."""
+    micro_batch: Count | Literal["auto"] = "auto"
+    """Pairs that a process encodes with a graph at a time: less memory, a third more time. The loss
+    still sees the whole batch. auto: as many as fit into half the device's memory."""
     learning_rate: Positive = 1e-6
     """AdamW's learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -254,6 +257,12 @@ class TrainConfig(SettingsGroup):
 
     @model_validator(mode="after")
     def _statistics_count_once(self) -> "TrainConfig":
+        in_parts = isinstance(self.micro_batch, int) and self.micro_batch < self.batch_size
+        if in_parts and self.normalization_statistics == "updated":
+            raise ValueError(
+                "micro_batch encodes each pair twice, so that normalization_statistics updated "
+                "would count it twice; choose one of them"
+            )
         if self.gradient_checkpointing and self.normalization_statistics == "updated":
             raise ValueError(
                 "gradient_checkpointing runs every block twice, so that normalization_statistics "

@@ -490,6 +490,7 @@ def build_trainer(
         config=train,
         scale=scale,
         teacher_scale=teacher_scale,
+        micro_batch=None if train.micro_batch == "auto" else train.micro_batch,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )
 

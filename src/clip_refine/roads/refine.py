@@ -67,8 +67,9 @@ from clip_refine.support.folder import (
     size_text,
     write_environment,
 )
-from clip_refine.train import StepLog, TowerPrecision, measure_precision
+from clip_refine.train import StepLog, StudentTowers, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
+from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
 from clip_refine.train.state import (
     KEPT,
     SavedState,
@@ -222,7 +223,14 @@ def refine(
 
 MAY_DIFFER = frozenset(
     {"out", "log", "report", "overwrite", "resume", "recipe", "evaluation", "interpolate", "model"}
-    | {"train.workers", "train.device", "train.save_every", "train.steps", "train.epochs"}
+    | {
+        "train.workers",
+        "train.device",
+        "train.save_every",
+        "train.micro_batch",
+        "train.steps",
+        "train.epochs",
+    }
 )
 """Settings that may be others when a run goes on; model and pairs are known by what is in them."""
 _OF_PAIRS = ("captions", "streaming", "shuffle_buffer", "weights", "draft")
@@ -260,6 +268,16 @@ def find_state(config: RefineConfig) -> SavedState | None:
         f"resume {config.resume!r}: no state of a run is there. Name the folder that was given as "
         "--out, or leave --resume out to begin anew."
     )
+
+
+def as_it_was(config: RefineConfig, saved: SavedState) -> RefineConfig:
+    """With what was measured when the run began, and would not be the same twice."""
+    measured = {
+        "precision": saved.plain["decided"]["precision"],
+        "micro_batch": saved.plain["micro_batch"] or "auto",
+    }
+    auto = {k: v for k, v in measured.items() if getattr(config.train, k) == "auto"}
+    return override(config, train=auto)
 
 
 def states_of(
@@ -337,10 +355,9 @@ def train_student(
     try:
         if fitted is not None:
             set_logit_scale(student, fitted)
-        if states and states.saved:  # it was measured, and would not be the same twice
-            precision = TowerPrecision.from_name(states.saved.plain["decided"]["precision"])
-        else:
-            precision = choose_precision(config.train, student, pairs, accelerator)
+        if states and states.saved:
+            config = as_it_was(config, states.saved)
+        precision = choose_precision(config.train, student, pairs, accelerator)
         config = override(config, train={"precision": precision.name})
         prior = build.build_prior(config.prior, features, scale)
         if teacher_features is not None:
@@ -351,6 +368,8 @@ def train_student(
             teacher = Teacher(student)
         start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
+            size = choose_micro_batch(config.train, student, precision, pairs, accelerator)
+            config = override(config, train={"micro_batch": size})
             trainer = build.build_trainer(
                 config,
                 student,
@@ -367,6 +386,7 @@ def train_student(
                 begin = tensor_sum([*student.state_dict().values(), *features])
                 decided = {
                     "precision": precision.name,
+                    "micro_batch": size,
                     "begin": begin,
                     "processes": accelerator.num_processes,
                     "device": build.device_name(accelerator.device),
@@ -494,6 +514,32 @@ def choose_precision(
         console.print(
             f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
             f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
+        )
+    return chosen[0]
+
+
+def choose_micro_batch(
+    config: TrainConfig,
+    student: nn.Module,
+    precision: TowerPrecision,
+    pairs: ImageCaptions | Stream,
+    accelerator: Accelerator,
+) -> int:
+    """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
+    whole = config.batch_size // accelerator.num_processes
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, whole)
+    if config.normalization_statistics == "updated":
+        return whole
+    pixels, tokens = (sample.to(accelerator.device) for sample in _sample(student, pairs, 2))
+    per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
+    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
+    chosen = [size]
+    broadcast_object_list(chosen)
+    if chosen[0] < whole and accelerator.is_main_process:
+        console.print(
+            f"Memory: a pair's graph takes {per_pair / 2**20:.0f} MiB, so that {chosen[0]:,} of "
+            f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
 

@@ -3,7 +3,7 @@
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -564,7 +564,7 @@ def build_batches(
     plans = epoch_plans(config, pairs)
     passed, inside = divmod(done, max(1, len(pairs) // config.train.batch_size))
 
-    def epochs() -> Iterator[Iterator[PairBatch]]:
+    def epochs() -> Iterator[Iterable[PairBatch]]:
         for number, plan in enumerate(islice(plans, passed, None)):
             batches = loader.epoch(plan, skip=0 if number else inside)
             yield batches if teacher is None else teacher.follow(batches, plan)

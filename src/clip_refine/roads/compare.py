@@ -52,6 +52,8 @@ from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
 
 UNTOUCHED = "pre-trained"
+NUMBERS = 2
+"""Raised where the same run would now have other numbers, so that no table mixes both."""
 
 
 def compare(
@@ -179,6 +181,7 @@ def _set_up(
     training, selection = _set_aside(config, train_pairs)
     build.count_steps(config.train, training, 1)
     encoder = build.build_model(config.model, model)
+    build.warn_of_marks(encoder, train_pairs, held_out)
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
@@ -369,7 +372,7 @@ class Runs:
     ) -> tuple[ComparisonRow, dict[str, list[float]]]:
         """A row of the table, and its headline resampled."""
         seed = self.config.seed  # of splits in the evaluation and of the bootstrap: one for all
-        scores = score_features(features, seed=seed)
+        scores, probes = score_features(features, seed=seed), probe_features(features, seed=seed)
         row = ComparisonRow(
             recipe=name,
             seed=training.seed,
@@ -379,12 +382,13 @@ class Runs:
             geometry=scores.geometry,
             retrieval=scores.retrieval,
             zero_shot=scores.zero_shot,
-            linear_probe=probe_features(features, seed=seed),
+            linear_probe={task: hits.double().mean().item() for task, hits in probes.items()},
             selection=selection,
             seconds=training.seconds,
             peak_memory=training.peak_memory,
         )
-        return row, resampled_headline(features, resamples=self.config.resamples, seed=seed)
+        draws = resampled_headline(features, probes, resamples=self.config.resamples, seed=seed)
+        return row, draws
 
     def _variant(self, variant: Variant, seed: int, rate: float) -> list[FinishedRun]:
         names: dict[str, str | None] = {variant.name: None}
@@ -416,8 +420,7 @@ class Runs:
     ) -> list[FinishedRun]:
         """The rows of one training: read where all are there, else made and written."""
         depends_on = {
-            name: digest({"content": self.content, "settings": settings, "peer": peer})
-            for name, peer in names.items()
+            name: digest([NUMBERS, self.content, settings, peer]) for name, peer in names.items()
         }
         read = [self.store.read(f"{name}-{label}", key) for name, key in depends_on.items()]
         found = [stored for stored in read if stored]

@@ -15,7 +15,8 @@ from clip_refine.config.settings import RECIPES
 from clip_refine.evaluation import mixed_search, retrieval
 from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.models.embed import EmbeddedPairs
-from clip_refine.roads.vectors import hold_out_pairs, refine_vectors, unit_pairs
+from clip_refine.roads.vector_maps import hold_out_pairs, refine_vectors
+from clip_refine.roads.vectors import unit_pairs
 from clip_refine.vectors.files import FeatureSet
 from clip_refine.vectors.stored import read_pairs
 from clip_refine.vectors.transforms import Chain, MeanCentring, Peer, fit_peer

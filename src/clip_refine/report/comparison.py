@@ -197,6 +197,8 @@ def _compare(
     save: bool = False,
 ) -> str:
     """`clip-refine compare` with the settings of this one, for some of its trained rows."""
+    if comparison.vectors:
+        return _of_vectors(comparison.vectors, lines, out, beside, seeds, slower, save=save)
     recipes, sweeps, combined, rates = {}, {}, {}, []
     chosen = {choice.recipe: choice for choice in comparison.learning_rates}
     for line in lines:
@@ -225,6 +227,28 @@ def _compare(
     words += ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)] if rates else []
     words += ["--save-models"] if save else []
     return shlex.join([*words, "--out", f"{out}{beside}"])
+
+
+def _of_vectors(
+    pairs: str,
+    lines: Sequence[RecipeSummary],
+    out: str,
+    beside: str,
+    seeds: int,
+    slower: int,
+    *,
+    save: bool,
+) -> str:
+    """The same for maps of stored vectors, which one training keeps."""
+    trained = [line for line in lines if line.learning_rate is not None]
+    if not trained:
+        return ""
+    rate = f"{(trained[0].learning_rate or 0) / slower:.3g}"
+    names = [line.recipe for line in trained]
+    what = ["refine", pairs, "--recipe", names[0]] if save else ["compare", pairs, "--recipes"]
+    words = ["clip-refine", "vectors", *what, *(() if save else names), "--learning-rate", rate]
+    words += [] if save else ["--seeds", str(seeds or max(line.runs for line in trained))]
+    return shlex.join([*words, "--out", f"{out}{beside or '-more'}"])
 
 
 def _without_peer(name: str) -> tuple[str, str]:

@@ -206,7 +206,8 @@ class Comparison(Record):
     Attributes:
         rows: Every run.
         summary: Every recipe over its seeds, in the order of the rows.
-        learning_rates: For every trained recipe.
+        learning_rates: For every trained recipe that had several to choose from.
+        vectors: Which stored pairs linear maps were learnt on, where it was no model.
     """
 
     is_none = "is no comparison.json"
@@ -214,6 +215,7 @@ class Comparison(Record):
     rows: tuple[ComparisonRow, ...]
     summary: tuple[RecipeSummary, ...]
     learning_rates: tuple[LearningRateChoice, ...]
+    vectors: str | None = None
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A model's features → the numbers that refine and compare show."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -453,7 +454,8 @@ def _differences(
     def number(of: str, name: str) -> Resampled:
         drawn = [list(run[name]) for run in replicates[of]]
         draws = torch.tensor(drawn, dtype=torch.float64).mean(dim=0)
-        return Resampled(scores[of][name].mean, draws)
+        least = 0.0 if name == "gap" else -math.inf
+        return Resampled(scores[of][name].mean, draws, least)
 
     names = replicates[untouched][0]
     return {name: difference(number(recipe, name), number(untouched, name)) for name in names}

@@ -645,8 +645,10 @@ def _apply_lance(
 
     moved = _MoveColumn(move, source, table.schema, column)
     with complete_folder(out, overwrite=overwrite) as new:
-        batches = (moved(batch) for batch in _lance_batches(table))
-        lancedb.connect(str(new)).create_table("t", data=batches, schema=moved.schema)
+        # block by block: LanceDB waits for itself if it is to write what it is reading
+        target = lancedb.connect(str(new)).create_table("t", schema=moved.schema)
+        for batch in _lance_batches(table):
+            target.add(pa.Table.from_batches([moved(batch)]))
         for path in (new / f"t{LANCE}").iterdir():
             path.rename(new / path.name)
         (new / f"t{LANCE}").rmdir()

@@ -1,5 +1,6 @@
 """Maps learnt on stored pairs: refined, measured, applied, folded into a model."""
 
+import json
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from clip_refine.roads.vector_maps import (
 )
 from clip_refine.roads.vectors import evaluate_vectors, unit_pairs
 from clip_refine.support.errors import ConfigError, DataError, ModelError, OutputError
-from clip_refine.vectors.files import FeatureSet, load_peer, save_peer
+from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_features
 from clip_refine.vectors.maps import IsoClip, LinearMaps, RefinedMaps
 from clip_refine.vectors.transforms import Fold, MeanCentring
 from tests.conftest import TINY, write_model
@@ -413,6 +414,34 @@ class TestCommandLine:
             mapped = load_file(f"{tmp_path}/{side}.safetensors")[f"{side}_features"]
             encoded = normalize(load_file(again)[f"{side}_features"], dim=1)
             assert_close(encoded, mapped, rtol=0, atol=1e-5)
+
+    def test_every_number_as_json(self, found: FeatureSet, tmp_path: Path, capsys):
+        raw, maps, peer = (str(tmp_path / name) for name in ("raw.safetensors", "maps", "peer"))
+        write_features(Path(raw), found, note={})
+        quick = ["--steps", "2", "--resamples", "5"]
+
+        def said(*arguments: str) -> str:
+            main([*arguments, "--json"])
+            return capsys.readouterr().out
+
+        shown = said("vectors", "refine", raw, "--out", maps, *quick)
+        assert SuiteScores.model_validate_json(shown).suite == "vectors"
+        shown = said("vectors", "evaluate", raw, "--map", maps, "--resamples", "5")
+        assert SuiteScores.model_validate_json(shown).resamples == 5
+        compared = ["--recipes", "hycd,centred", "--seeds", "1", "--out", f"{tmp_path}/compared"]
+        shown = said("vectors", "compare", raw, *compared, *quick)
+        assert [row.recipe for row in Comparison.model_validate_json(shown).rows] == [
+            *("pre-trained", "fold", "mean-centring", "hycd", "centred"),
+        ]
+        out = ["--out", f"{tmp_path}/new.safetensors"]
+        shown = said("vectors", "apply", maps, raw, "--side", "text", *out)
+        assert json.loads(shown)["vectors"] == 210
+        shown = said("vectors", "align", raw, raw, "--out", f"{tmp_path}/same")
+        assert json.loads(shown)["items"] == 330
+        shown = said("posthoc", "fit", "nnn", raw, "--out", peer)
+        assert json.loads(shown) == {"peer": "nnn", "images": 120, "texts": 210, "out": peer}
+        shown = said("posthoc", "apply", peer, raw, "--out", f"{tmp_path}/b.safetensors")
+        assert json.loads(shown)["score_columns"] == 2
 
     def test_align(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         old = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)

@@ -276,7 +276,8 @@ LEGEND = (
 INTERVALS = (
     "Differences from the untouched model with 95 % intervals of a paired bootstrap over the "
     "evaluation images; + is better, − worse, neither where the interval holds 0. They do not "
-    "cover what another training seed would change."
+    "cover what another training seed would change. Of two gaps that may both be none, the "
+    "interval is as wide as those of both together."
 )
 
 

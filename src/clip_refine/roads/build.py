@@ -317,7 +317,7 @@ def build_data(
 
 def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
     """Say where captions hold marks that the model's tokenizer takes for its own."""
-    tokenizer = model.tokenizer
+    tokenizer: Any = model.tokenizer
     for pairs in sources if isinstance(tokenizer, CountingTokenizer) else ():
         if isinstance(pairs, Stream):
             continue  # `data check` reads it through

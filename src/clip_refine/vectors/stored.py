@@ -320,7 +320,7 @@ LANCE = ".lance"
 def open_lance(path: Path) -> Any:
     """A LanceDB table by its folder, `DB/NAME.lance`."""
     try:
-        import lancedb
+        import lancedb  # pyright: ignore[reportMissingImports]: an extra
     except ImportError as error:
         raise DataError(
             f"{path}: LanceDB tables need the extra [lance]: pip install 'clip-refine[lance]'."
@@ -641,7 +641,7 @@ def _apply_lance(
     move: _Move, source: Path, out: Path, column: str | None, *, overwrite: bool
 ) -> int:
     table = open_lance(source)
-    import lancedb
+    import lancedb  # pyright: ignore[reportMissingImports]: an extra
 
     moved = _MoveColumn(move, source, table.schema, column)
     with complete_folder(out, overwrite=overwrite) as new:

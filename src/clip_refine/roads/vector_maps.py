@@ -454,7 +454,7 @@ def fold_vectors(
 
 def fold_model(encoder: Any, maps: LinearMaps) -> None:
     """Multiply maps into a model's output layers, in place; checked by its features."""
-    fold_towers(encoder, *_samples(encoder), maps.image_map, maps.text_map)
+    fold_towers(encoder, *try_inputs(encoder), maps.image_map, maps.text_map)
     if not isinstance(maps, RefinedMaps):
         return
     try:
@@ -466,7 +466,7 @@ def fold_model(encoder: Any, maps: LinearMaps) -> None:
         )
 
 
-def _samples(encoder: Any) -> tuple[Tensor, Tensor]:
+def try_inputs(encoder: Any) -> tuple[Tensor, Tensor]:
     """Pixels and tokens to try output layers with."""
     image = Image.linear_gradient("L").convert("RGB")
     photos = [image, image.rotate(90), image.resize((64, 200)).convert("RGB")]
@@ -500,7 +500,7 @@ def isoclip_maps(
     check_free(out, overwrite=overwrite)
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()
-    pixels, tokens = _samples(encoder)
+    pixels, tokens = try_inputs(encoder)
     image, text = (lambda: encoder.encode_image(pixels)), (lambda: encoder.encode_text(tokens))
     projections = (
         output_projection(encoder, image, "image", other=text),

@@ -1,6 +1,7 @@
-"""Two processes give the gradients, and so the weights, of one, whatever the objective uses."""
+"""Two processes give the gradients of one, in parts of a batch, too, whatever the loss uses."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ SCALE_AND_TEACHER = {"loss": {"contrastive_weight": 0.5}}
 SCALE_UNUSED, BIAS_UNUSED = {"recipe": "clip-refine"}, {"recipe": "contrastive"}
 
 
-def train(name: str, settings: dict[str, Any], result: Path) -> None:
+def train(
+    name: str, settings: dict[str, Any], result: Path, micro_batch: int | None = None
+) -> None:
     config = RefineConfig.model_validate({"train": TRAIN, "seed": 5, **settings})
     accelerator = build.build_accelerator("cpu")
     model = load_open_clip(name)
@@ -40,7 +43,7 @@ def train(name: str, settings: dict[str, Any], result: Path) -> None:
         accelerator,
         steps=steps,
     )
-    trainer = with_plain_descent(trainer)
+    trainer = replace(with_plain_descent(trainer), micro_batch=micro_batch)
     batches = build.build_batches(config, pairs, model, accelerator)
     with StepLog(None) as log:
         trainer.train(batches, steps=steps, log=log)
@@ -62,6 +65,7 @@ def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result
         "OMP_NUM_THREADS": "1",
     }
     train(name, settings, result)
+    train(name, settings, result.with_name("parts.pt"), micro_batch=3)  # of 4 pairs each
     torch.distributed.destroy_process_group()
 
 
@@ -79,9 +83,11 @@ def test_two_processes_train_as_one(settings: dict[str, Any], bias: bool, tmp_pa
         port = free.getsockname()[1]
     train(name, settings, tmp_path / "one.pt")
     multiprocessing.spawn(one_of_two, (port, name, settings, tmp_path / "two.pt"), nprocs=2)
-    (one, alone), (two, together) = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt")
+    files = ("one.pt", "two.pt", "parts.pt")
+    counts, weights = zip(
+        *(torch.load(tmp_path / file, weights_only=True) for file in files), strict=True
     )
-    assert (one, two) == (1, 2)
-    for name, weight in alone.items():
-        assert torch.allclose(weight, together[name], atol=1e-6), name
+    assert counts == (1, 2, 2)
+    for name, weight in weights[0].items():
+        for together in weights[1:]:
+            assert torch.allclose(weight, together[name], atol=1e-6), name

@@ -9,10 +9,12 @@ each call, gives `--config` no say in the other flags' defaults, and asks no "Di
 import argparse
 import difflib
 import inspect
+import json as json_format
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.config.runs import CompareConfig
+    from clip_refine.results import Comparison
 
 OVERWRITE = arg(help="Replace `out` where it exists.")
 MODEL_OUT = arg(help="Folder for the model.")
+JSON = arg(help="Print the numbers as JSON instead.")
 MODEL_HELP = "Run or model folder, or a model's name."
 
 # --------------------------------------------------------------------------------------------------
@@ -78,21 +82,27 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
     commas or spaces: --recipes a,b,c or --recipes a b c. --json prints comparison.json to standard
     output instead of tables.
     """
+    from clip_refine.roads import compare as road
+
+    _show_comparison(road.compare(config), config.out, as_json=as_json, report=config.report)
+
+
+def _show_comparison(
+    comparison: "Comparison", out: Path, *, as_json: bool, report: bool = True
+) -> None:
     from rich.markup import escape
 
     from clip_refine.report.comparison import comparison_tables, decide
-    from clip_refine.roads import compare as road
 
-    comparison = road.compare(config)
     if _wants_tables(comparison, as_json):
-        decision = decide(comparison, str(config.out))
+        decision = decide(comparison, str(out))
         # names such as hycd[loss.alpha=0] would be taken for markup
         _show(escape(decision.text))
         if decision.command:
             print(f"\n  {decision.command}\n")  # in one line, so that it can be copied
         _show(*comparison_tables(comparison))
-        report = f"Report: {config.out}/report.html. " if config.report else ""
-        print(f"{report}Also {config.out}/comparison.json, .csv and .md")
+        page = f"Report: {out}/report.html. " if report else ""
+        print(f"{page}Also {out}/comparison.json, .csv and .md")
 
 
 def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
@@ -129,6 +139,11 @@ def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
     if as_json:
         print(scores.model_dump_json(indent=2))
     return not as_json
+
+
+def _say(text: str, as_json: bool, **numbers: Any) -> None:
+    """What a verb without tables found."""
+    print(json_format.dumps(numbers, default=str) if as_json else text)
 
 
 def _show(*shown: Any) -> None:
@@ -279,6 +294,7 @@ def fold(arguments: list[str]) -> None:
         share_text: Annotated[float | None, arg(help="For captions, where it differs.")] = None,
         seed: Annotated[int, arg(help="Which pairs the means are taken of.")] = 42,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Close a model's gap by its weights alone: fold the means of its features out, untrained.
 
@@ -295,7 +311,8 @@ def fold(arguments: list[str]) -> None:
             seed=seed,
             overwrite=overwrite,
         )
-        print(f"{model}, its means folded out, logit scale {scale:.1f}: {out}")
+        text = f"{model}, its means folded out, logit scale {scale:.1f}: {out}"
+        _say(text, json, model=model, logit_scale=scale, out=out)
 
     try:
         tyro.cli(run, prog="clip-refine fold", args=arguments)
@@ -322,25 +339,29 @@ def posthoc(arguments: list[str]) -> None:
         out: Annotated[Path, arg(help="Folder for the fitted peer.")],
         config: Annotated[PosthocConfig, arg(name="")] = defaults,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Fit a training-free peer on features of held-out training pairs."""
         from clip_refine.roads.vectors import fit_file
 
         fitted = fit_file(peer, features, out, config, overwrite=overwrite)
         images, texts = fitted.fitted_on
-        print(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
+        text = f"{fitted.name}, fitted on {images} images and {texts} texts: {out}"
+        _say(text, json, peer=fitted.name, images=images, texts=texts, out=out)
 
     def apply(
         peer: Annotated[Positional[Path], arg(help="Folder that fit wrote.")],
         features: Annotated[Positional[Path], arg(help=features_help)],
         out: Annotated[Path, arg(help="File for the result: NAME.safetensors.")],
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Transform features by a fitted peer; they are then compared by their dot product."""
         from clip_refine.roads.vectors import apply_file
 
         applied = apply_file(peer, features, out, overwrite=overwrite)
-        print(f"{applied.name}, applied to {features}: {out}")
+        text = f"{applied.name}, applied to {features}: {out}"
+        _say(text, json, peer=applied.name, score_columns=applied.score_columns, out=out)
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -362,27 +383,51 @@ def vectors(arguments: list[str]) -> None:
     from clip_refine.config.runs import VectorsConfig
 
     pairs_help = (
-        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, or a folder: clip-retrieval's, or with "
-        "image.npy and text.npy."
+        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, a LanceDB table DB/NAME.lance, or a "
+        "folder: clip-retrieval's, a saved dataset's, or with image.npy and text.npy."
     )
     owner_help = "Column that says which image a row is of, where images have several rows."
     maps_help = "Folder that vectors refine, vectors align or posthoc fit wrote."
-    stored_help = ".npy, .npz, .safetensors, .parquet, or a folder as clip-retrieval writes it."
+    stored_help = (
+        ".npy, .npz, .safetensors, .parquet, a LanceDB table DB/NAME.lance, or a folder: "
+        "clip-retrieval's or a saved dataset's."
+    )
+    recipes_help = "Named objectives, as for refine --recipe."
+    peers_help = "What needs no training, as for posthoc fit."
     defaults = VectorsConfig()
 
     def refine(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
-        out: Annotated[Path, arg(help="Folder for the maps and scores.json.")],
+        out: Annotated[Path, arg(help="Folder for the maps, their scores and report.html.")],
         config: Annotated[VectorsConfig, arg(name="")] = defaults,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Learn one linear map a modality on stored pairs; scores before and after on the rest."""
         from clip_refine.report.tables import suite_tables
-        from clip_refine.roads.vectors import refine_vectors
+        from clip_refine.roads.vector_maps import refine_vectors
 
         _, scores = refine_vectors(pairs, config, out, overwrite=overwrite)
-        _show(*suite_tables(scores))
-        print(f"{scores.seconds:.0f} s. Maps: {out}. Scores: {out}/scores.json")
+        if _wants_tables(scores, json):
+            _show(*suite_tables(scores))
+            print(f"{scores.seconds:.0f} s. Report: {out}/report.html. Maps and scores: {out}")
+
+    def compare(
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
+        out: Annotated[Path, arg(help="Folder for report.html and comparison.json.")],
+        recipes: Annotated[tuple[str, ...], arg(help=recipes_help)] = ("centred", "clip-refine"),
+        seeds: Annotated[int, arg(help="Trainings of each, on one split.")] = 3,
+        peers: Annotated[tuple[str, ...], arg(help=peers_help)] = ("fold", "mean-centring"),
+        config: Annotated[VectorsConfig, arg(name="")] = defaults,
+        overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
+    ) -> None:
+        """Learn maps by several recipes and seeds and score them beside what needs no training."""
+        from clip_refine.roads.vector_maps import compare_vectors
+
+        choice = {"recipes": recipes, "seeds": seeds, "peers": peers}
+        found = compare_vectors(pairs, config, out, overwrite=overwrite, **choice)
+        _show_comparison(found, out, as_json=json)
 
     def evaluate(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
@@ -392,6 +437,7 @@ def vectors(arguments: list[str]) -> None:
         seed: Annotated[int, arg(help="Of bootstrap and splits.")] = 42,
         out: Annotated[Path | None, arg(help="JSON file for the scores.")] = None,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Gap, retrieval, mixed search and separation of stored pairs, as they are and mapped."""
         from clip_refine.report.tables import suite_tables
@@ -400,7 +446,8 @@ def vectors(arguments: list[str]) -> None:
         scores = evaluate_vectors(
             pairs, map, owner=owner, resamples=resamples, seed=seed, out=out, overwrite=overwrite
         )
-        _show(*suite_tables(scores))
+        if _wants_tables(scores, json):
+            _show(*suite_tables(scores))
 
     def apply(
         maps: Annotated[Positional[Path], arg(help=maps_help)],
@@ -409,24 +456,43 @@ def vectors(arguments: list[str]) -> None:
         out: Annotated[Path, arg(help="The new file or folder.")],
         column: Annotated[str | None, arg(help="Their array or column. Else as found.")] = None,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
         from clip_refine.roads.vectors import apply_vectors
 
         count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
-        print(f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them.")
+        text = f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them."
+        _say(text, json, vectors=count, side=side, maps=maps, out=out)
 
     def align(
         old: Annotated[Positional[Path], arg(help="Vectors of some items in the old index.")],
         new: Annotated[Positional[Path], arg(help="The same items, in order, of the new model.")],
         out: Annotated[Path, arg(help="Folder for the map.")],
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Fit the rotation that takes a new model's vectors into an old index's space."""
         from clip_refine.roads.vectors import align_vectors
 
         fitted = align_vectors(old, new, out, overwrite=overwrite)
-        print(f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}")
+        text = f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}"
+        _say(text, json, map=fitted.name, items=fitted.image_count, out=out)
+
+    def isoclip(
+        out: Annotated[Path, arg(help="Folder for the maps.")],
+        top: Annotated[int, arg(help="Directions of the largest singular values to drop.")],
+        bottom: Annotated[int, arg(help="Directions of the smallest to drop.")],
+        model: ModelConfig = ModelConfig(),  # noqa: B008
+        overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
+    ) -> None:
+        """Compute IsoCLIP's maps from a model's projections, for search within one modality."""
+        from clip_refine.roads.vector_maps import isoclip_maps
+
+        made = isoclip_maps(model, out, top=top, bottom=bottom, overwrite=overwrite)
+        text = f"{made.name} of {model.name} without {top} and {bottom} directions: {out}"
+        _say(text, json, map=made.name, dim=made.dim, top=top, bottom=bottom, out=out)
 
     def fold(
         maps: Annotated[Positional[Path], arg(help=maps_help)],
@@ -436,7 +502,7 @@ def vectors(arguments: list[str]) -> None:
     ) -> None:
         """Multiply the maps into a model's two output layers, for new queries."""
         from clip_refine.models.checkpoints import how_to_load
-        from clip_refine.roads.vectors import fold_vectors
+        from clip_refine.roads.vector_maps import fold_vectors
 
         fold_vectors(maps, model, out, overwrite=overwrite)
         print(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
@@ -445,15 +511,17 @@ def vectors(arguments: list[str]) -> None:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "refine": refine,
+                "compare": compare,
                 "evaluate": evaluate,
                 "apply": apply,
                 "align": align,
+                "isoclip": isoclip,
                 "fold": fold,
             },
             prog="clip-refine vectors",
             description=f"{vectors.__doc__}\n\n`clip-refine vectors refine --help` lists the "
             "settings with their defaults. See docs/vectors.md.",
-            args=arguments,
+            args=split_lists(arguments),
         )
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
@@ -533,6 +601,7 @@ def export(
     ],
     out: Annotated[Path, MODEL_OUT],
     overwrite: Annotated[bool, OVERWRITE] = False,
+    json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a model in another library's format, checked by loading it back.
 
@@ -542,8 +611,8 @@ def export(
     from clip_refine.roads import export as road
 
     check = road.export(source, to=to, out=out, overwrite=overwrite)
-    print(f"{source} for {to}: {out}. Loaded back, {check}.")
-    if min(check.image_cosine, check.text_cosine) < 0.999:
+    _say(f"{source} for {to}: {out}. Loaded back, {check}.", json, **asdict(check), out=out)
+    if not json and min(check.image_cosine, check.text_cosine) < 0.999:
         print(
             f"Left to itself, {to} resizes images and cleans captions a little differently: "
             f"the lowest cosine is {check.image_cosine:.4f} (images) and "

@@ -147,12 +147,13 @@ class VectorsConfig(SettingsGroup):
     """Rank of what is added to the start. Without it: full."""
     rafa_weight: NonNegative | None = None
     """Weight of random feature alignment. Without it: the recipe's."""
+    interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
+    """Keep maps between the start (0; the fold, for centred) and what was learnt (1). auto: the
+    best of tenths on a tenth of the images that are learnt from, which are held out."""
     logit_scale: Positive = 100.0
     """The factor on cosines of the model that made the vectors."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the images that is not learnt from but measured on."""
-    seeds: Count = 1
-    """Trainings with `seed`, `seed` + 1, ... on one split; the first one's maps are kept."""
     resamples: Count = 1000
     """Of the bootstrap over held-out images."""
     device: str = "auto"

@@ -16,6 +16,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import parse_model_name
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
@@ -202,8 +203,11 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
         )
     elif schema == "local-dir" and not (Path(identifier) / CONFIG_FILE).is_file():
         raise ModelError(f"{identifier}: no {CONFIG_FILE} there. Give an open_clip model's folder.")
-    path = weights_in(Path(identifier)) if schema == "local-dir" else Path(pretrained or "")
-    if schema == "hf-hub" or path is None or not path.is_file():
+    if schema == "hf-hub":
+        path = _hub_weights(name, identifier)
+    else:
+        path = weights_in(Path(identifier)) if schema else Path(pretrained or "")
+    if path is None or not path.is_file():
         return _create(name, pretrained)
     with open_checkpoint(path) as checkpoint:
         return _create(name, None, checkpoint)
@@ -238,12 +242,21 @@ def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
         )
 
 
+def _hub_weights(name: str, identifier: str) -> Path:
+    """The file of weights that open_clip takes of a model of the Hub, downloaded."""
+    try:
+        with quiet_open_clip():
+            return Path(download_pretrained_from_hf(identifier))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(_why_not_loaded(name, None, None, error)) from error
+
+
 def _create(
     name: str, pretrained: str | None, checkpoint: CheckpointFile | None = None
 ) -> OpenClipEncoder:
     """What open_clip makes, with its errors in our words."""
-    from_folder = name.startswith("local-dir:")
-    shown = str(checkpoint.path) if checkpoint and not from_folder else pretrained
+    brings_weights = name.startswith(("local-dir:", "hf-hub:"))
+    shown = str(checkpoint.path) if checkpoint and not brings_weights else pretrained
     try:
         return _build(name, pretrained, checkpoint)
     except pickle.UnpicklingError as error:
@@ -370,7 +383,7 @@ def _why_not_loaded(
         known = fitting and name.replace("/", "-") not in fitting
         belong = f"They are weights of {' or '.join(fitting)}." if known else ""
         return f"{failed} {belong or 'Do they belong to this model?'}"
-    if name.startswith("local-dir:"):
+    if checkpoint or name.startswith("local-dir:"):
         return f"{failed} Do the weights belong to this architecture?"
     return (
         f"{failed} If there is no network here, download the weights elsewhere and give their path "

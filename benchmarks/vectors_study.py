@@ -24,7 +24,7 @@ SETS = {"shop": "data/real_clip/shop1126.npz", "COCO": "golden/coco500_clip_feat
 SPLITS = range(5)
 # HyCD on unit features at the logit scale: what the first numbers on these sets were taken with
 RECIPES["clip-refine-unit"] = {"normalize": True, "temperature": None}
-RUNS = {
+RUNS: dict[str, dict[str, object]] = {
     "clip-refine": {"recipe": "clip-refine"},
     "clip-refine, HyCD on unit features": {"recipe": "clip-refine-unit"},
     "balanced": {"recipe": "balanced"},
@@ -51,13 +51,15 @@ def measured(peer: Peer | None, held_out: EmbeddedPairs, other: EmbeddedPairs) -
     return [centroid_distance(*sides[0]), *own, mixed_search(*sides[0])["ndcg@10"], *others]
 
 
-def peers(found: FeatureSet, seed: int) -> tuple[dict[str, Peer | None], EmbeddedPairs]:
+def peers(
+    found: FeatureSet, seed: int, runs: dict[str, dict[str, object]] = RUNS
+) -> tuple[dict[str, Peer | None], EmbeddedPairs]:
     train, held_out = hold_out_pairs(unit_pairs(found), VectorsConfig(seed=seed))
     fitted_on = train.image_features, train.text_features
     rows: dict[str, Peer | None] = {"untouched": None}
     for name in ("mean-centring", "standardise", "fold"):
         rows["fold alone" if name == "fold" else name] = fit_peer(name, *fitted_on)
-    for name, settings in RUNS.items():
+    for name, settings in runs.items():
         maps, _ = refine_vectors(found, VectorsConfig(seed=seed, resamples=1, **settings), None)
         rows[name] = maps
         if name in CENTRED_AFTER:

@@ -63,8 +63,12 @@ def test_sugarcrepe_plus_plus_is_a_list_with_a_second_caption(tmp_path: Path):
 def test_winogrounds_items_are_two_images_each(tmp_path: Path):
     draw(tmp_path / "images", "ex_0_img_0.png", "ex_0_img_1.png")
     row = {
-        "id": 0, "image_0": "ex_0_img_0", "image_1": "ex_0_img_1", "collapsed_tag": "Object",
-        "caption_0": "an old person kisses a young one", "caption_1": "a young one kisses",
+        "id": 0,
+        "image_0": "ex_0_img_0",
+        "image_1": "ex_0_img_1",
+        "collapsed_tag": "Object",
+        "caption_0": "an old person kisses a young one",
+        "caption_1": "a young one kisses",
     }
     write_lines(tmp_path / "examples.jsonl", [row])
     found = read_winoground(tmp_path)

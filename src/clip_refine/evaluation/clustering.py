@@ -91,6 +91,9 @@ def agreement_numbers(
         return {name: torch.tensor(values).double() for name, values in drawn.items()}
 
     numbers = bootstrap.numbers(int(places.max()) + 1, statistic)
-    # mutual information is too large on few rows, and on a resample's fewer again
-    least = {f"{prefix}_v_measure": 0.0, f"{prefix}_adjusted_rand": -0.5}
-    return {name: number.without_bias(least=least[name]) for name, number in numbers.items()}
+    v_measure, rand = (numbers[f"{prefix}_{name}"] for name in ("v_measure", "adjusted_rand"))
+    return {
+        # mutual information is too large on few rows, and on a resample's fewer again
+        f"{prefix}_v_measure": v_measure.without_bias(least=0.0),
+        f"{prefix}_adjusted_rand": rand.centred(least=-0.5),
+    }

@@ -681,8 +681,8 @@ def _run(arguments: list[str]) -> None:
     except ClipRefineError as error:
         print(printable(f"clip-refine {verb}: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
-        left = kept.get(verb, "nothing was written")
+        left = getattr(stop, "left", None) or kept.get(verb, "nothing was written")
         print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(getattr(stop, "status", 130)) from None

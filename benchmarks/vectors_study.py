@@ -28,7 +28,7 @@ SETS = {"shop": "data/real_clip/shop1126.npz", "COCO": "golden/coco500_clip_feat
 SPLITS = range(5)
 # HyCD on unit features at the logit scale: what the first numbers on these sets were taken with
 RECIPES["clip-refine-unit"] = {"normalize": True, "temperature": None}
-RUNS = {
+RUNS: dict[str, dict[str, object]] = {
     "clip-refine": {"recipe": "clip-refine"},
     "clip-refine, HyCD on unit features": {"recipe": "clip-refine-unit"},
     "balanced": {"recipe": "balanced"},
@@ -56,7 +56,9 @@ def measured(peer: Peer | None, held_out: EmbeddedPairs, other: EmbeddedPairs) -
     return [centroid_distance(*sides[0]), *own, mixed_search(*sides[0])["ndcg@10"], *others]
 
 
-def peers(found: FeatureSet, seed: int) -> tuple[dict[str, Peer | None], EmbeddedPairs]:
+def peers(
+    found: FeatureSet, seed: int, runs: dict[str, dict[str, object]] = RUNS
+) -> tuple[dict[str, Peer | None], EmbeddedPairs]:
     """Every row's transform, and the pairs to measure it on."""
     train, held_out = hold_out_pairs(unit_pairs(found), VectorsConfig(seed=seed))
     fitted_on = train.image_features, train.text_features
@@ -67,7 +69,7 @@ def peers(found: FeatureSet, seed: int) -> tuple[dict[str, Peer | None], Embedde
     turned = Procrustes.align(fitted_on[0], train.first_caption_features).text_map
     count = len(fitted_on[0])
     rows[PROCRUSTES] = LinearMaps(torch.eye(len(turned)), turned.float(), count, count)
-    for name, settings in RUNS.items():
+    for name, settings in runs.items():
         maps, _ = refine_vectors(found, VectorsConfig(seed=seed, resamples=1, **settings), None)
         rows[name] = maps
         if name in CENTRED_AFTER:

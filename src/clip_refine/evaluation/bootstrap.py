@@ -73,6 +73,15 @@ class Resampled:
         shift = 2 * (self.draws.mean().item() - self.value)
         return Resampled(self.value, self.draws - shift, least)
 
+    def centred(self, *, least: float) -> "Resampled":
+        """Of a number that only resampling moves, as copies of a row do among pairs of rows.
+
+        >>> Resampled(0.5, torch.tensor([0.5, 0.75])).centred(least=0).draws.tolist()
+        [0.375, 0.625]
+        """
+        shift = self.draws.mean().item() - self.value
+        return Resampled(self.value, self.draws - shift, least)
+
 
 def interval(number: Resampled, *, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
     """Where a number lies on all images of the kind, lower and upper end; holds the value itself.

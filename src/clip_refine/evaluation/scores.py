@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,14 @@ KS = (1, 5, 10)
 # What a task of a suite finds with one model, before it becomes a record.
 
 
+class Answers(NamedTuple):
+    """What a model puts at the top for every query of one kind."""
+
+    first: Tensor  # (Q,) int64
+    owners: Tensor | None = None  # (Q,) the image of each; None where query i is image i
+    truth: Tensor | None = None  # (Q,) the right answer, where there is one
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """Numbers of one task with one model."""
@@ -59,6 +67,8 @@ class Outcome:
     numbers: Mapping[str, Resampled]
     # what stands behind the numbers, as plain data
     details: Mapping[str, Any] = field(default_factory=dict)
+    # kind of query → answers, to compare with another model's; "" where there is one kind
+    answers: Mapping[str, Answers] = field(default_factory=dict)
 
 
 def mean_of(outcomes: Mapping[str, Outcome], score: str) -> Outcome:

@@ -492,11 +492,14 @@ IMAGES_HELP = (
     "the run's held-out images."
 )
 
+FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:FUNCTION."
+
 
 def explore(
     run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
     images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
+    factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,
     device: Annotated[str, arg(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     port: Annotated[int | None, arg(help="Of localhost; the first free one from 7860.")] = None,
     browser: Annotated[bool, arg(help="Open the page in a browser.")] = True,
@@ -507,7 +510,7 @@ def explore(
     """
     from clip_refine.roads import explore as road
 
-    explorer = road.open_explorer(run, images, limit=limit, device=device)
+    explorer = road.open_explorer(run, images, factory=factory, limit=limit, device=device)
     road.launch(explorer, port=port, browser=browser)
 
 

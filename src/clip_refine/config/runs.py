@@ -285,9 +285,27 @@ def load_config(kind: type[Settings], path: Path) -> Settings:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings such as 'seed: 42', got {values!r:.60}.")
     try:
-        return kind.model_validate(values)
+        config = kind.model_validate(values)
+        return config.model_copy(update=_without_factories(config, path))
     except ValidationError as error:
         raise ConfigError(explain(error, where=f"{path}: ")) from error
+
+
+def _without_factories(config: SettingsGroup, path: Path) -> dict[str, Any]:
+    """What to replace so that a file, which may be another's, does not say what is imported."""
+    named = [name for name in getattr(config, "models", ()) if name.startswith("factory:")]
+    if named:
+        raise ConfigError(
+            f"{path}: models: {named[0]} is imported only where the command line names it: "
+            f"--models {named[0]}."
+        )
+    model = getattr(config, "model", None)
+    return {"model": as_recorded(model)} if isinstance(model, ModelConfig) else {}
+
+
+def as_recorded(model: ModelConfig) -> ModelConfig:
+    """A model as a file names it: a function that makes it is known by name and not called."""
+    return model.model_copy(update={"factory": None})
 
 
 def dump_config(config: BaseModel) -> str:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, NoReturn, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -349,6 +350,38 @@ def how_to_load(folder: Path) -> str:
             return ", which sentence-transformers loads with SentenceTransformer"
 
 
+@contextmanager
+def no_code_of_models() -> Iterator[None]:
+    """Within the block Transformers runs no Python file of a model and asks nobody whether it may.
+
+    Other libraries call it with what a model's settings say, so `trust_remote_code=False` in our
+    own calls is not enough. Every file of code goes through the two functions that refuse here.
+    """
+    try:
+        from transformers import dynamic_module_utils as code
+    except ImportError:  # then there is nobody to run it
+        yield
+        return
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ValueError(_CODE_NEEDED)
+
+    with (
+        patch.object(code, "TIME_OUT_REMOTE_CODE", 0),  # seconds to wait for an answer: do not ask
+        patch.object(code, "get_cached_module_file", refuse),
+        patch.object(code, "get_class_in_module", refuse),
+    ):
+        yield
+
+
+_CODE_NEEDED = "it is built by code of its own (trust_remote_code)"
+
+
+def needs_code(error: BaseException) -> bool:
+    """Whether a model was refused because Python files of its own would have to run."""
+    return "trust_remote_code" in str(error) or "custom code" in str(error)
+
+
 def is_run(folder: Path) -> bool:
     """Whether `clip-refine refine` wrote this folder."""
     return (folder / "scores.json").is_file() and (folder / "config.yaml").is_file()
@@ -358,7 +391,7 @@ def read_json(path: Path) -> Any:
     """A JSON file of a model's folder."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: is not readable JSON ({error}). Copy the model again."
         ) from error

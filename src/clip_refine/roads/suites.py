@@ -12,7 +12,15 @@ from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from clip_refine.config import DataConfig, EvaluateConfig, ModelConfig, Suite, explain, load_suite
+from clip_refine.config import (
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    Suite,
+    as_recorded,
+    explain,
+    load_suite,
+)
 from clip_refine.config.suites import (
     CaptionsSource,
     FewShotTask,
@@ -276,7 +284,7 @@ def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
             if base not in found.values():
-                found[_label(base)] = base
+                found.setdefault(_label(base), base)
         found[name] = build.named_model(name)
     return found
 
@@ -288,7 +296,8 @@ def _label(model: ModelConfig) -> str:
 def _base_of(path: Path) -> ModelConfig:
     """The model in a run's settings; the others may be of another version."""
     try:
-        return ModelConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))["model"])
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        return as_recorded(ModelConfig.model_validate(stored))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path}: its model, from which the run started, cannot be read "

@@ -12,7 +12,6 @@ from PIL import Image, PngImagePlugin
 
 from clip_refine.config import DataConfig
 from clip_refine.data import open_stream, recognise
-from clip_refine.data.delimited import read_quoted
 from clip_refine.data.images import (
     FORMATS,
     MAX_RATIO,
@@ -21,7 +20,7 @@ from clip_refine.data.images import (
     image_files,
 )
 from clip_refine.data.look import scan_image
-from clip_refine.data.tables import texts_of
+from clip_refine.data.tables import read_quoted, texts_of
 from clip_refine.support.errors import DataError
 from tests.data.files import encoded
 from tests.data.layouts import add_sample, drawn, opened, write_images

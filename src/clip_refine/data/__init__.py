@@ -1,6 +1,5 @@
 """1. Images and captions → batches."""
 
-from clip_refine.data.bad_rows import BadRow, BadRowPolicy
 from clip_refine.data.labelled import ClassFolders, read_class_folders
 from clip_refine.data.loader import (
     EpochPlan,
@@ -10,11 +9,19 @@ from clip_refine.data.loader import (
     pair_batches,
     stream_batches,
 )
-from clip_refine.data.pairs import CaptionedImages, ImageCaptions, LabelledImages
+from clip_refine.data.pairs import (
+    CaptionedImages,
+    EveryCaption,
+    ImageCaptions,
+    LabelledImages,
+    Mixture,
+    Subset,
+    hold_out,
+)
 from clip_refine.data.pixels import PixelReader, with_cached_pixels
+from clip_refine.data.rows import BadRow, BadRowPolicy
 from clip_refine.data.sources import open_pairs, open_stream, read_table, recognise
 from clip_refine.data.streams import PairStream, Stream, StreamMixture
-from clip_refine.data.views import EveryCaption, Mixture, Subset, hold_out
 
 __all__ = [
     "BadRow",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from clip_refine.config import DataConfig
-from clip_refine.data.bad_rows import BadRowPolicy
 from clip_refine.data.datasets import (
     HUB_PREFIX,
     METADATA,
@@ -26,11 +25,13 @@ from clip_refine.data.pairs import (
     AllRows,
     CaptionedImages,
     ImageCaptions,
+    Mixture,
     PairSource,
     collect,
     read_all,
 )
 from clip_refine.data.rows import (
+    BadRowPolicy,
     OpenRows,
     Row,
     SourceSettings,
@@ -60,7 +61,6 @@ from clip_refine.data.tables import (
     table_rows,
     token_rows,
 )
-from clip_refine.data.views import Mixture
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
 

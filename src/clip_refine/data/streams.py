@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from clip_refine.data.bad_rows import BadRow, BadRowPolicy, BadRows
 from clip_refine.data.pairs import (
     CaptionedImages,
     Ending,
@@ -18,7 +17,15 @@ from clip_refine.data.pairs import (
     row_problem,
     warn_of_shared,
 )
-from clip_refine.data.rows import ImageInMemory, ImagePlace, OpenRows, image_problem
+from clip_refine.data.rows import (
+    BadRow,
+    BadRowPolicy,
+    BadRows,
+    ImageInMemory,
+    ImagePlace,
+    OpenRows,
+    image_problem,
+)
 from clip_refine.support.errors import DataError
 
 Item = TypeVar("Item")

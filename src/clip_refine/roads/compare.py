@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from clip_refine.config import RefineConfig, dump_config, override
 from clip_refine.config.runs import RUNS, CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
-from clip_refine.data.pairs import GivenPairs, Images, fingerprint, image_fingerprint
-from clip_refine.data.views import MINIMUM_HELD_OUT
+from clip_refine.data.pairs import (
+    MINIMUM_HELD_OUT,
+    GivenPairs,
+    Images,
+    fingerprint,
+    image_fingerprint,
+)
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.scores import (
     ModelFeatures,

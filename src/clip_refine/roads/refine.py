@@ -23,8 +23,8 @@ from clip_refine.config import (
 )
 from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, Stream, Subset, hold_out
-from clip_refine.data.bad_rows import skipped_rows, write_skipped
 from clip_refine.data.pairs import GivenPairs
+from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from clip_refine.data import BadRow, BadRowPolicy, read_table
-from clip_refine.data.bad_rows import BadRows, skipped_rows, write_skipped
-from clip_refine.data.rows import image_problem
+from clip_refine.data.rows import BadRows, image_problem, skipped_rows, write_skipped
 from clip_refine.support.errors import DataError
 from tests.data.layouts import (
     add_sample,

@@ -85,13 +85,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], unbuffe
     assert (told.returncode, told.stderr) == (1, "")
 
 
-def test_another_broken_pipe_is_seen(monkeypatch: pytest.MonkeyPatch):
+def test_another_broken_pipe_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     def break_off(arguments: list[str]) -> None:
         raise BrokenPipeError("of a worker")
 
     monkeypatch.setitem(VERBS, "demo", break_off)
-    with pytest.raises(BrokenPipeError, match="of a worker"):
+    with pytest.raises(SystemExit) as stop:
         main(["demo"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "clip-refine demo: of a worker.\n"
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["demo", "--debug"])
 
 
 def test_ctrl_c_ends_with_a_line(

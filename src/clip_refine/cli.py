@@ -9,10 +9,13 @@ each call, gives `--config` no say in the other flags' defaults, and asks no "Di
 import argparse
 import difflib
 import inspect
+import io
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.support.console import printable
-from clip_refine.support.errors import ClipRefineError, ConfigError
+from clip_refine.support.console import PlainConsole, printable, say
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -51,7 +54,7 @@ def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     if _wants_tables(scores, as_json):
         _show(before_after_table(scores), verdict(scores))
         report = f"Report: {config.out}/report.html. " if config.report else ""
-        print(
+        say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
             f"Model: {config.out}/model{how_to_load(config.out / 'model')}"
         )
@@ -89,10 +92,10 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
         # names such as hycd[loss.alpha=0] would be taken for markup
         _show(escape(decision.text))
         if decision.command:
-            print(f"\n  {decision.command}\n")  # in one line, so that it can be copied
+            say(f"\n  {decision.command}\n")  # in one line, so that it can be copied
         _show(*comparison_tables(comparison))
         report = f"Report: {config.out}/report.html. " if config.report else ""
-        print(f"{report}Also {config.out}/comparison.json, .csv and .md")
+        say(f"{report}Also {config.out}/comparison.json, .csv and .md")
 
 
 def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
@@ -119,7 +122,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         _show(*suite_tables(scores))
     written = {"Scores": config.out, "Features": config.save_features}
     if any(written.values()):
-        print(*(f"{what}: {path}." for what, path in written.items() if path))
+        say(*(f"{what}: {path}." for what, path in written.items() if path))
 
 
 def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
@@ -132,9 +135,7 @@ def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
 
 
 def _show(*shown: Any) -> None:
-    from rich.console import Console
-
-    Console().print(*shown, sep="\n")
+    PlainConsole().print(*shown, sep="\n")
 
 
 LISTS = ("--recipes", "--peers", "--combine", "--learning-rates", "--models")
@@ -227,8 +228,6 @@ def data(arguments: list[str]) -> None:
 
         Only the tokenizer of --model is used, to count the captions that are too long for it.
         """
-        from rich.console import Console
-
         from clip_refine.roads.check import check_data, findings_table
 
         findings = check_data(
@@ -245,10 +244,10 @@ def data(arguments: list[str]) -> None:
         if json:
             print(findings.text, end="")
         else:
-            Console(highlight=False).print(findings_table(findings), soft_wrap=False)
+            PlainConsole(highlight=False).print(findings_table(findings), soft_wrap=False)
             for path in (out, sheet):
                 if path is not None and path.exists():
-                    print(path)
+                    say(path)
         if strict and not findings.sound:
             raise SystemExit(1)
 
@@ -295,7 +294,7 @@ def fold(arguments: list[str]) -> None:
             seed=seed,
             overwrite=overwrite,
         )
-        print(f"{model}, its means folded out, logit scale {scale:.1f}: {out}")
+        say(f"{model}, its means folded out, logit scale {scale:.1f}: {out}")
 
     try:
         tyro.cli(run, prog="clip-refine fold", args=arguments)
@@ -328,7 +327,7 @@ def posthoc(arguments: list[str]) -> None:
 
         fitted = fit_file(peer, features, out, config, overwrite=overwrite)
         images, texts = fitted.fitted_on
-        print(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
+        say(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
 
     def apply(
         peer: Annotated[Positional[Path], arg(help="Folder that fit wrote.")],
@@ -340,7 +339,7 @@ def posthoc(arguments: list[str]) -> None:
         from clip_refine.roads.vectors import apply_file
 
         applied = apply_file(peer, features, out, overwrite=overwrite)
-        print(f"{applied.name}, applied to {features}: {out}")
+        say(f"{applied.name}, applied to {features}: {out}")
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -382,7 +381,7 @@ def vectors(arguments: list[str]) -> None:
 
         _, scores = refine_vectors(pairs, config, out, overwrite=overwrite)
         _show(*suite_tables(scores))
-        print(f"{scores.seconds:.0f} s. Maps: {out}. Scores: {out}/scores.json")
+        say(f"{scores.seconds:.0f} s. Maps: {out}. Scores: {out}/scores.json")
 
     def evaluate(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
@@ -414,7 +413,7 @@ def vectors(arguments: list[str]) -> None:
         from clip_refine.roads.vectors import apply_vectors
 
         count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
-        print(f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them.")
+        say(f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them.")
 
     def align(
         old: Annotated[Positional[Path], arg(help="Vectors of some items in the old index.")],
@@ -426,7 +425,7 @@ def vectors(arguments: list[str]) -> None:
         from clip_refine.roads.vectors import align_vectors
 
         fitted = align_vectors(old, new, out, overwrite=overwrite)
-        print(f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}")
+        say(f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}")
 
     def fold(
         maps: Annotated[Positional[Path], arg(help=maps_help)],
@@ -439,7 +438,7 @@ def vectors(arguments: list[str]) -> None:
         from clip_refine.roads.vectors import fold_vectors
 
         fold_vectors(maps, model, out, overwrite=overwrite)
-        print(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
+        say(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -484,7 +483,7 @@ def report(
                 f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
                 "that refine or compare wrote."
             )
-        print(write_comparison_report(folder) if compared else write_run_report(folder))
+        say(write_comparison_report(folder) if compared else write_run_report(folder))
 
 
 IMAGES_HELP = (
@@ -525,7 +524,7 @@ def interpolate(
     from clip_refine.roads import weights as road
 
     road.interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
-    print(f"{weight:g} of the way from {base} to {refined}: {out}")
+    say(f"{weight:g} of the way from {base} to {refined}: {out}")
 
 
 def export(
@@ -545,9 +544,9 @@ def export(
     from clip_refine.roads import export as road
 
     check = road.export(source, to=to, out=out, overwrite=overwrite)
-    print(f"{source} for {to}: {out}. Loaded back, {check}.")
+    say(f"{source} for {to}: {out}. Loaded back, {check}.")
     if min(check.image_cosine, check.text_cosine) < 0.999:
-        print(
+        say(
             f"Left to itself, {to} resizes images and cleans captions a little differently: "
             f"the lowest cosine is {check.image_cosine:.4f} (images) and "
             f"{check.text_cosine:.4f} (texts). See docs/models.md."
@@ -643,18 +642,69 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; exit with status 2 and one clear message where something is wrong."""
+    """Run one verb; where something is wrong say it in one message, without a traceback.
+
+    Exits with 2 for usage and input, 1 for a failure, 130 after Ctrl-C. `--debug` shows the
+    traceback of a failure.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
         try:
-            _run(sys.argv[1:] if arguments is None else list(arguments))
+            _run([argument for argument in arguments if argument != "--debug"])
         finally:
             sys.stdout.flush()  # here, since Python's own flush at the end would be too late
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise  # another pipe broke, a worker's perhaps
-        # What is left goes nowhere without complaint, and the status is as of rich's own output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except SystemExit:
+        raise
+    except BaseException as error:  # Ctrl-C and panics of parsers in Rust are no `Exception`
+        verb = " ".join(arguments[:1])
+        message, status = _explain(error, verb)
+        _discard_output()
+        if debug:
+            raise
+        if message:
+            cut = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} ..."
+            start = "\n" * isinstance(error, KeyboardInterrupt)  # behind the terminal's ^C
+            print(printable(f"{start}clip-refine {verb:.60}: {cut}"), file=sys.stderr)
+        raise SystemExit(status) from None
+
+
+_LONGEST = 8000  # letters of a message
+
+
+def _explain(error: BaseException, verb: str) -> tuple[str, int]:
+    """What to say of an error that nobody handled, and the status to exit with."""
+    match error:
+        case ClipRefineError():
+            return str(error), error.status
+        case KeyboardInterrupt():
+            kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
+            return f"stopped; {kept.get(verb, 'nothing was written')}.", 130
+        case BrokenPipeError() if _reader_is_gone():
+            return "", 1
+        case RecursionError():
+            return "something that was given is nested too deeply to be read.", 2
+        case MemoryError():
+            return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
+        case OSError():
+            named = f"{error.filename}: " if error.filename else ""
+            full = " Free some space, or choose another folder." if error.errno == ENOSPC else ""
+            return f"{named}{error.strerror or first_line(error)}.{full}", 1
+    return (
+        f"failed: {type(error).__name__}: {first_line(error)}. This should not happen; --debug "
+        "shows where it did, for a report."
+    ), 1
+
+
+def _discard_output() -> None:
+    """Let what cannot be written go nowhere, so that Python does not complain again at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # no file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
@@ -675,17 +725,8 @@ def _run(arguments: list[str]) -> None:
 
         print(__version__)
         return
-    try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
-        VERBS[verb](rest)
-    except ClipRefineError as error:
-        print(printable(f"clip-refine {verb}: {error}"), file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
-        left = kept.get(verb, "nothing was written")
-        print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
-        raise SystemExit(130) from None
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    VERBS[verb](rest)

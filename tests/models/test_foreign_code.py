@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clip_refine.cli import main
-from clip_refine.config import ModelConfig, RefineConfig, load_config
+from clip_refine.config import EvaluateConfig, ModelConfig, RefineConfig, load_config
 from clip_refine.models import load_open_clip, load_transformers
 from clip_refine.models.transformers import quiet_transformers
 from clip_refine.roads import build
@@ -239,6 +239,4 @@ def test_the_command_line_may_name_it(received: Path):
     path = received / "evaluate.yaml"
     path.write_text("models: ['factory:evil_module:build']", encoding="utf-8")
     with pytest.raises(ConfigError, match="--models factory:evil_module:build"):
-        from clip_refine.config import EvaluateConfig
-
         load_config(EvaluateConfig, path)

@@ -210,6 +210,8 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
         )
     elif schema == "local-dir" and not (Path(identifier) / CONFIG_FILE).is_file():
         raise ModelError(f"{identifier}: no {CONFIG_FILE} there. Give an open_clip model's folder.")
+    if schema == "local-dir":
+        _check_settings(Path(identifier) / CONFIG_FILE)
     path = weights_in(Path(identifier)) if schema == "local-dir" else Path(pretrained or "")
     if schema == "hf-hub" or path is None or not path.is_file():
         return _create(name, pretrained)
@@ -266,7 +268,9 @@ def _create(
         ) from error
     except StopIteration as error:
         raise ModelError(f"{shown or name}: holds no weights. Give a state dict.") from error
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # settings and weights can make anything of it fail
         raise ModelError(_why_not_loaded(name, shown, checkpoint, error)) from error
 
 
@@ -279,8 +283,6 @@ def _build(name: str, pretrained: str | None, checkpoint: CheckpointFile | None)
     by_path = checkpoint if schema is None else None
     if by_path and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
         quick_gelu = _has_quick_gelu(by_path)
-    if schema == "local-dir":
-        _check_settings(Path(parse_model_name(name)[1]) / CONFIG_FILE)
     with quiet_open_clip():
         if schema == "hf-hub":
             found = download_pretrained_from_hf(parse_model_name(name)[1], filename=CONFIG_FILE)

@@ -22,7 +22,7 @@ from clip_refine.models.text_length import (
     hold_any,
     same_features,
 )
-from clip_refine.support.errors import ModelError, first_line
+from clip_refine.support.errors import ModelError, first_line, foreign
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.
@@ -485,7 +485,9 @@ def load_transformers(name: str) -> TransformersEncoder:
             f"{name}: needs a package that is not installed ({first_line(error)}). Install it with "
             "pip."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # settings and weights can make anything of it fail
         raise ModelError(_why_not_loaded(name, error)) from error
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
@@ -497,7 +499,8 @@ def load_transformers(name: str) -> TransformersEncoder:
     for parameter in model.parameters():
         # out of the mapped file, where weights lie as they fall and kernels round accordingly
         parameter.data = parameter.data.clone()
-    return TransformersEncoder(model, processor, sentence_folder=sentence_folder)
+    with foreign(ModelError, f"{name}: could not be used"):
+        return TransformersEncoder(model, processor, sentence_folder=sentence_folder)
 
 
 def _check_kind(name: str, config: Any) -> None:

@@ -30,7 +30,7 @@ from clip_refine.report.page import (
     write_page,
 )
 from clip_refine.report.tables import mark_of, number, short_paths
-from clip_refine.results import Comparison, Interval, RecipeSummary, read
+from clip_refine.results import Comparison, Interval, RecipeSummary, of_one_run, read
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
@@ -223,7 +223,16 @@ def capitalised(text: str) -> str:
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Write `report.html` from the other files of a comparison."""
+    """Write `report.html` from the other files of a comparison.
+
+    Raises:
+        DataError: One is missing or not what a comparison writes, or they do not fit each other.
+    """
+    with of_one_run(folder):
+        return _write(folder)
+
+
+def _write(folder: Path) -> Path:
     comparison = read(Comparison, folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
     environment_file = folder / "environment.json"

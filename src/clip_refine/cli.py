@@ -719,6 +719,11 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
+    if any(printable(word) != word.replace("\t", "\ufffd") for word in arguments):
+        raise ConfigError(
+            "an argument holds control characters, which could change what a terminal shows. "
+            "Rename what is called so."
+        )
     verb, *rest = arguments
     if verb == "--version":
         from clip_refine import __version__

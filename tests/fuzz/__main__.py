@@ -24,6 +24,7 @@ from tests.fuzz.targets import TARGETS, changed
 from tests.fuzz.trial import CORPUS, judged
 
 EXTRA = 2 * 10**9
+_SHOWN = 1500  # letters of a fault
 MOST = 20  # different faults of a target after which it is left
 
 
@@ -57,20 +58,20 @@ def fuzz(name: str, seconds: float) -> None:
         if wrong is None:
             return
         where = [line for line in wrong.splitlines() if "clip_refine" in line][-1:]
-        kind = f"{wrong.splitlines()[-1][:80]} {''.join(where)}"
+        kind = "".join(where) or wrong.splitlines()[-1][:80]
         if kind not in faults and len(faults) < MOST:
             faults.add(kind)
             number = hashlib.blake2b(content, digest_size=4).hexdigest()
             kept = CORPUS / name / f"{number}-{file.replace('/', '+')}"
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_bytes(content)
-            print(f"{name}: {kept}\n{wrong[-1500:]}", file=told, flush=True)
+            print(f"{name}: {kept}\n{wrong[-_SHOWN:]}", file=told, flush=True)
 
     one = trial.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
     end, how = time.monotonic() + seconds, "random"
     generator = random.Random()
     try:
-        import atheris
+        import atheris  # type: ignore[import-not-found]
     except ImportError:
         while time.monotonic() < end:
             one(generator.randbytes(generator.choice((200, 1000, 4000))))

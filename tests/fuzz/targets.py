@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -214,8 +215,9 @@ def _weights(folder: Path) -> list[str]:
     save_file(weights, folder / "a.safetensors")
     torch.save({"state_dict": weights, "name": "x", "epoch": 3}, folder / "a.pt")
     torch.save(weights, folder / "old.pt", _use_new_zipfile_serialization=False)
-    (folder / "script").mkdir()
-    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, but what OpenAI published
+        script: Any = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
     script.save(str(folder / "script.pt"))
     listed = {"weight_map": {"visual.proj": "a.safetensors"}}
     (folder / "a.safetensors.index.json").write_text(json.dumps(listed))
@@ -320,6 +322,7 @@ def _read_vectors(folder: Path, name: str) -> None:
 
 
 def _command_line(folder: Path) -> list[str]:
+    import clip_refine.roads.compare  # noqa: F401 - imports take longer than a file may
     from clip_refine.cli import VERBS
 
     verbs = [verb for verb in VERBS if verb != "demo"]

@@ -287,6 +287,8 @@ def file_in(folder: Path, written: str) -> Path:
     return path
 
 
+_NAME = 255
+"""Bytes that a file's name may have."""
 LINK = "is a link out of its folder. Copy the file there, or pass --data.allow-outside if meant."
 
 
@@ -308,7 +310,8 @@ def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
         is_name = b"\0" not in os.fsencode(written)
     except UnicodeEncodeError:
         is_name = False
-    return None if is_name else f"{written!r} is no file name. Mend it or remove the row."
+    is_name = is_name and all(len(os.fsencode(part)) <= _NAME for part in pure[0].parts)
+    return None if is_name else f"{written!r:.80} is no file name. Mend it or remove the row."
 
 
 @dataclass(frozen=True, slots=True)

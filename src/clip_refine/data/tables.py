@@ -600,6 +600,9 @@ def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
         where = f"{path}, images[{position}]"
         folder, name = image.get("filepath") or "", str(image.get("filename") or "")
         sentences = image.get("sentences") or []
+        if not isinstance(sentences, list):
+            yield Written(where, name, (), "has sentences that are no list. Mend or remove it.")
+            continue
         raw = [text.get("raw") if isinstance(text, dict) else text for text in sentences]
         texts = tuple(text for text in raw if isinstance(text, str))
         problem = None

@@ -54,8 +54,9 @@ def is_torchscript(path: Path) -> bool:
     Raises:
         ModelError: It is an archive that unpacks to more than it is long, or a damaged one.
     """
-    if not zipfile.is_zipfile(path):
-        return False
+    with foreign(ModelError, f"{path}: {_DAMAGED}"):
+        if not zipfile.is_zipfile(path):
+            return False
     with foreign(ModelError, f"{path}: {_DAMAGED}"), zipfile.ZipFile(path) as archive:
         size = path.stat().st_size
         if sum(entry.file_size for entry in archive.infolist()) > size:  # PyTorch never packs
@@ -207,8 +208,8 @@ def _read_parts(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     weights: dict[str, Tensor] = {}
     for part in parts:
         file = path.parent / part
-        if Path(part).name != part or not file.is_file():
-            raise ModelError(f"{path}: its part {part} is not beside it. Copy that file, too.")
+        if Path(part).name != part or len(part) > 250 or not file.is_file():
+            raise ModelError(f"{path}: its part {part:.80} is not beside it. Copy that file, too.")
         weights |= _read(file)[0]
     if not weights:
         raise ModelError(f"{path}: lists no files of weights under 'weight_map'.")
@@ -243,6 +244,8 @@ def _read_pickle(path: Path) -> Any:
     with foreign(ModelError, f"{path}: {_DAMAGED}"):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError as error:
+            raise ModelError(f"{path}: {_DAMAGED}, or too large for the memory.") from error
         except pickle.UnpicklingError as error:
             if not re.search("Unsupported (global|class)|unrecognized function", str(error)):
                 raise ModelError(f"{path}: {_DAMAGED}.") from error

@@ -99,8 +99,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: It is none, is nested too deeply, or stands for far more than it is long.
     """
-    loader = yaml.SafeLoader(text)  # the one in Python, which knows how deep it is
     try:
+        loader = yaml.SafeLoader(text)  # the one in Python, which knows how deep it is
         node = loader.get_single_node()
         if node is None:
             return None
@@ -112,8 +112,6 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
     except Exception as error:  # dates, numbers and tags that do not hold what they say
         raise ValueError(f"holds a value that is none ({first_line(error)})") from error
-    finally:
-        loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

@@ -681,7 +681,8 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return str(error), error.status
         case KeyboardInterrupt():
             kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
-            return f"stopped; {kept.get(verb, 'nothing was written')}.", 130
+            left = getattr(error, "left", None) or kept.get(verb, "nothing was written")
+            return f"stopped; {left}.", getattr(error, "status", 130)  # a signal has its own
         case BrokenPipeError() if _reader_is_gone():
             return "", 1
         case RecursionError():

@@ -19,11 +19,13 @@ from tests.conftest import TINY, write_model
 # What says where things come from or go, or how fast: the numbers are to stay as they are, and the
 # tests of each of these are elsewhere.
 PLACES = {
-    "out", "overwrite", "report", "log", "model.name", "model.pretrained", "model.factory",
+    "out", "overwrite", "report", "log",
+    "resume", "train.save_every", "model.name", "model.pretrained", "model.factory",
     "data.train", "data.val", "data.kind", "data.subset", "data.image_folder",
     "data.allow_outside", "data.skip_bad", "data.streaming", "data.weights", "data.draft",
     "data.cache_images", "train.workers", "train.device", "train.gradient_checkpointing",
-    "train.precision", "evaluation.batch_size", "evaluation.zero_shot", "evaluation.template",
+    "train.precision", "train.micro_batch",
+    "evaluation.batch_size", "evaluation.zero_shot", "evaluation.template",
     "data.split", "data.split_file", "data.val_split", "data.val_split_file",
     "data.image_column", "data.caption_column", "data.val_image_column", "data.val_caption_column",
     # of models that have such layers

@@ -110,7 +110,7 @@ def test_size_and_place_are_said_before(
 def test_too_little_room(
     files: Files, tiny: OpenClipEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pixel_cache, "_SPARE", 10**18)
+    monkeypatch.setattr("clip_refine.support.folder.SPARE", 10**18)
     with pytest.raises(OutputError, match=r"12 images take 83 kB, but only .*--data.cache-folder"):
         cached(PixelReader(tiny.preprocess), [files], tmp_path)
 

@@ -18,6 +18,7 @@ from clip_refine.results import Comparison
 from clip_refine.roads.compare import Runs, Training, compare
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
+from clip_refine.support.folder import alone
 from clip_refine.toy import ToyClasses, ToyPairs
 from tests.data.files import Files, drawn_files
 
@@ -98,8 +99,8 @@ def watched(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Watched
             super().__init__(pairs, **more)
             self.pairs = pairs
 
-        def epoch(self, plan: EpochPlan):
-            for batch in super().epoch(plan):
+        def epoch(self, plan: EpochPlan, *, skip: int = 0):
+            for batch in super().epoch(plan, skip=skip):
                 chosen = [(i, plan.caption_choice[i]) for i in batch.indices]
                 shown = [(self.pairs.image_name(i), self.pairs.captions[i][k]) for i, k in chosen]
                 seen.setdefault(current[0], []).append(shown)
@@ -346,6 +347,11 @@ def test_a_model_of_ones_own_is_given_back_untouched(config: CompareConfig, tiny
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     run(override(config, recipes=("rafa",), combine=(), seeds=1, learning_rates=(1e-3,)), tiny)
     assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+
+
+def test_two_at_once_do_not_mix(config: CompareConfig):
+    with alone(config.out), pytest.raises(OutputError, match="another run is writing it"):
+        run(override(config, seed=5))
 
 
 def test_a_mistake_costs_no_earlier_comparison(config: CompareConfig):

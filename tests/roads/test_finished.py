@@ -61,3 +61,43 @@ def test_a_word_of_other_settings_is_found_again(tmp_path: Path):
     FinishedRuns.open(tmp_path, SETTINGS, overwrite=False).once("precision", lambda: "fp32")
     store = FinishedRuns.open(tmp_path, {"seed": 2}, overwrite=False)
     assert store.once("precision", lambda: "bf16") == "bf16"
+
+
+def test_a_folder_that_was_only_begun_is_usable(tmp_path: Path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / ".state.json.x-1-1.partial").touch()  # killed while the first file was written
+    FinishedRuns.open(tmp_path, SETTINGS, overwrite=False).write("x", FAILED)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["state.json", "config.yaml"])
+def test_a_record_that_was_cut_off_costs_no_finished_run(
+    name: str, overwrite: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    FinishedRuns.open(out, SETTINGS, overwrite=False).write("x", FAILED)
+    whole = (out / name).read_text()
+    (out / name).write_text(whole[:9])
+    store = FinishedRuns.open(out, SETTINGS, overwrite=overwrite)
+    assert (out / name).read_text() == whole
+    assert store.read("x", "a") == (None if overwrite else FAILED)
+    if name == "state.json" and not overwrite:
+        assert "state.json cannot be read" in capsys.readouterr().err
+
+
+def test_going_on_writes_nothing_again(tmp_path: Path):
+    FinishedRuns.open(tmp_path, SETTINGS, overwrite=False)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    FinishedRuns.open(tmp_path, SETTINGS, overwrite=False)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_overwritten_stays_until_the_new_one_is_complete(tmp_path: Path):
+    out, kept = tmp_path / "out", tmp_path / ".out.previous"
+    FinishedRuns.open(out, SETTINGS, overwrite=False).write("x", FAILED)
+    FinishedRuns.open(out, SETTINGS, overwrite=True)
+    assert FinishedRuns(kept).read("x", "a") == FAILED
+    store = FinishedRuns.open(out, SETTINGS, overwrite=True)  # the second one stopped, too
+    assert FinishedRuns(kept).read("x", "a") == FAILED
+    store.complete()
+    assert not kept.exists()

@@ -33,8 +33,10 @@ def test_rows_come_back_in_any_order(tmp_path: Path):
         found = again.read([NAMES[4], NAMES[0], NAMES[4]])
         assert found.dtype == np.float32
         assert np.array_equal(found, ROWS[[4, 0, 4]])
+    found = rows.sound(0)
+    assert found is not None
     with pytest.raises(ValueError, match="read-only"):
-        rows.row(0)[0, 0] = 1
+        found[0, 0] = 1
 
 
 def test_nothing_is_written_twice(tmp_path: Path):
@@ -92,6 +94,7 @@ def remove(name: str) -> Callable[[Path], None]:
         garble('{"type": "<f4", "shape": [0]}'),
         remove("layout.json"),
         remove("rows"),
+        remove("sums"),
         remove("fingerprints"),
     ],
 )
@@ -157,4 +160,27 @@ def test_two_writers_at_once(alone: bool, tmp_path: Path):
     known = rows.known()
     assert sorted(int(name, 16) for name in known) == list(range(45))
     assert (tmp_path / "rows").stat().st_size == 45 * 16
-    assert all((rows.row(row) == int(name, 16)).all() for name, row in known.items())
+    assert all((rows.sound(row) == int(name, 16)).all() for name, row in known.items())
+
+
+def test_a_flipped_bit_is_found_and_the_row_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    opened(tmp_path).add(NAMES, ROWS)
+    with (tmp_path / "rows").open("r+b") as file:
+        file.seek(3 * ROWS[0].nbytes + 5)
+        [byte] = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    rows = opened(tmp_path)
+    assert rows.sound(3) is None
+    assert rows.sound(2) is not None
+    rows.check(NAMES)
+    assert "row 3 has rotted" in capsys.readouterr().err
+    assert rows.missing(NAMES) == [3]
+    rows.add(NAMES, ROWS)
+    assert np.array_equal(rows.read(NAMES), ROWS)
+    assert rows.known()[NAMES[3]] == 5
+    again = opened(tmp_path)
+    again.check(NAMES)
+    assert again.missing(NAMES) == []

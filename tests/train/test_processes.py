@@ -1,6 +1,7 @@
-"""Two processes give the gradients, and so the weights, of one."""
+"""Two processes give the gradients, and so the weights, of one, also in parts of a batch."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ CONFIG = RefineConfig.model_validate(
 )
 
 
-def train(name: str, result: Path) -> None:
+def train(name: str, result: Path, micro_batch: int | None = None) -> None:
     accelerator = build.build_accelerator("cpu")
     model = load_open_clip(name)
     pairs = ToyPairs("processes", size=32)
@@ -39,7 +40,7 @@ def train(name: str, result: Path) -> None:
         accelerator,
         steps=steps,
     )
-    trainer = with_plain_descent(trainer)
+    trainer = replace(with_plain_descent(trainer), micro_batch=micro_batch)
     batches = build.build_batches(CONFIG, pairs, model, accelerator)
     with StepLog(None) as log:
         trainer.train(batches, steps=steps, log=log)
@@ -61,6 +62,7 @@ def one_of_two(rank: int, port: int, name: str, result: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     train(name, result)
+    train(name, result.with_name("parts.pt"), micro_batch=3)  # of 8 pairs each
     torch.distributed.destroy_process_group()
 
 
@@ -71,9 +73,11 @@ def test_two_processes_train_as_one(tiny_name: str, tmp_path: Path):
         port = free.getsockname()[1]
     train(tiny_name, tmp_path / "one.pt")
     multiprocessing.spawn(one_of_two, (port, tiny_name, tmp_path / "two.pt"), nprocs=2)
-    (one, alone), (two, together) = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt")
+    files = ("one.pt", "two.pt", "parts.pt")
+    counts, weights = zip(
+        *(torch.load(tmp_path / file, weights_only=True) for file in files), strict=True
     )
-    assert (one, two) == (1, 2)
-    for name, weight in alone.items():
-        assert torch.allclose(weight, together[name], atol=1e-6), name
+    assert counts == (1, 2, 2)
+    for name, weight in weights[0].items():
+        for together in weights[1:]:
+            assert torch.allclose(weight, together[name], atol=1e-6), name

@@ -52,6 +52,9 @@ class RefineConfig(SettingsGroup):
     """Write report.html, and report.json from which `clip-refine report` makes it again."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the held-out split, the order, the captions drawn and the references."""
+    resume: str | None = None
+    """Go on where a run stopped: its folder, or auto for that of `out`, where auto begins anew if
+    there is nothing to go on from."""
     overwrite: bool = False
     """Replace `out` where it exists, once the new run is complete."""
 

@@ -1,5 +1,6 @@
 """Every setting of a run once, in groups: its default, range and sentence of help."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -203,6 +204,9 @@ class TrainConfig(SettingsGroup):
     """Stop after so many steps, in as many epochs as that takes. Without it: `epochs`."""
     batch_size: Annotated[int, Field(ge=2)] = 512
     """Pairs a step, over all processes together."""
+    micro_batch: Count | Literal["auto"] = "auto"
+    """Pairs that a process encodes with a graph at a time: less memory, a third more time. The loss
+    still sees the whole batch. auto: as many as fit into half the device's memory."""
     learning_rate: Positive = 1e-6
     """AdamW's learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -234,6 +238,9 @@ class TrainConfig(SettingsGroup):
     """lora: adapters are multiplied by alpha / rank."""
     gradient_checkpointing: bool = False
     """Compute activations again for the gradient: less memory, more time."""
+    save_every: str = "10m"
+    """What a run goes on from after `--resume` is saved every so many minutes, as in 10m, or steps,
+    as in 500; or never."""
     precision: Precision = "auto"
     """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -241,8 +248,21 @@ class TrainConfig(SettingsGroup):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
+    @field_validator("save_every", mode="before")
+    @classmethod
+    def _steps_or_minutes(cls, given: Any) -> str:
+        if not re.fullmatch(r"[1-9]\d*|\d+(\.\d+)?m|never", str(given)):
+            raise ValueError(f"{given!r} is neither minutes (10m) nor steps (500) nor never")
+        return str(given)
+
     @model_validator(mode="after")
     def _statistics_count_once(self) -> "TrainConfig":
+        in_parts = isinstance(self.micro_batch, int) and self.micro_batch < self.batch_size
+        if in_parts and self.normalization_statistics == "updated":
+            raise ValueError(
+                "micro_batch encodes each pair twice, so that normalization_statistics updated "
+                "would count it twice; choose one of them"
+            )
         if self.gradient_checkpointing and self.normalization_statistics == "updated":
             raise ValueError(
                 "gradient_checkpointing runs every block twice, so that normalization_statistics "

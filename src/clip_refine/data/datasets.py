@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -281,14 +282,15 @@ def _table_passes(
     columns = find_columns(name, header, settings)
     table = undecoded(table.select_columns(list(columns)))
 
-    def begin(generator: random.Random | None) -> Iterator[Row]:
-        count = table.num_shards
-        order = list(range(count))
+    def begin(generator: random.Random | None) -> list[Callable[[], Iterator[Row]]]:
+        order = list(range(table.num_shards))
         if generator is not None:  # its own shuffle reads several files at once in threads
             generator.shuffle(order)
-        for index in order:
-            written = _streamed(table.shard(count, index), name, columns)
-            yield from file_rows(file, resolved(written), settings)
+        return [partial(read, index) for index in order]
+
+    def read(index: int) -> Iterator[Row]:
+        written = _streamed(table.shard(table.num_shards, index), name, columns)
+        return file_rows(file, resolved(written), settings)
 
     return begin
 

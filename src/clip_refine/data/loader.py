@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_refine.data.pairs import ImageCaptions, Images, Mixing, as_pairs
-from clip_refine.data.pixels import PixelReader, Preprocess
+from clip_refine.data.pixels import PixelReader, Preprocess, whole
 from clip_refine.data.streams import Stream, StreamedPair, WatchedStream
 from clip_refine.support.errors import DataError
+from clip_refine.support.process import end_with_parent
 
 Tokenizer = Callable[[list[str]], Tensor]
 IMAGES_AHEAD = 4096
@@ -196,13 +197,15 @@ def _loader(
         collate_fn=_Stack(tokenizer),
         num_workers=workers,
         prefetch_factor=batches_ahead(batch_size, workers),
+        worker_init_fn=end_with_parent,
+        generator=torch.Generator(),  # else each epoch draws from the one that dropout draws from
         **options,
     )
 
 
 def _decoded(loader: DataLoader[Any]) -> Iterator[PairBatch]:
     """The batches; the first image that cannot be decoded stops them."""
-    for batch in loader:
+    for batch in whole(loader):
         if isinstance(batch, DataError):
             raise batch
         yield batch
@@ -262,8 +265,8 @@ class PairLoader:
             persistent_workers=workers > 0,
         )
 
-    def epoch(self, plan: EpochPlan) -> Iterator[PairBatch]:
-        """One `PairBatch` a step with this process's share of the pairs.
+    def epoch(self, plan: EpochPlan, *, skip: int = 0) -> Iterator[PairBatch]:
+        """One `PairBatch` a step with this process's share of the pairs, but for the first `skip`.
 
         Raises:
             DataError: There are fewer pairs than a batch, or an image cannot be decoded.
@@ -277,7 +280,7 @@ class PairLoader:
             )
         self._asked[:] = [
             [_Asked(index, captions[index][choice[index]]) for index in batch]
-            for batch in plan.batches(batch_size, rank=rank, processes=processes)
+            for batch in plan.batches(batch_size, rank=rank, processes=processes)[skip:]
         ]
         yield from _decoded(self._loader)
 
@@ -329,6 +332,7 @@ def stream_batches(
     pin_memory: bool = False,
     rank: int = 0,
     processes: int = 1,
+    done: int = 0,
 ) -> Iterator[PairBatch]:
     """Batches of a stream, which begins anew where it ends.
 
@@ -346,6 +350,7 @@ def stream_batches(
         pin_memory: Page-lock the batches for faster copies to a GPU.
         rank: This process's number.
         processes: How many processes share each batch.
+        done: Batches that were made already; it goes on behind them.
 
     Yields:
         One `PairBatch` a step; its indices count the pairs of the stream.
@@ -355,10 +360,10 @@ def stream_batches(
             cannot be decoded.
     """
     share = batch_size // processes
-    pairs = stream.pairs(seed=seed, at_least=batch_size)
+    pairs = stream.pairs(seed=seed, at_least=batch_size, skip=done * batch_size)
 
     def shares() -> Iterator[list[StreamedPair]]:
-        for _ in range(steps):
+        for _ in range(done, steps):
             yield list(islice(pairs, batch_size))[rank * share : (rank + 1) * share]
         if isinstance(stream, WatchedStream):
             stream.warn()

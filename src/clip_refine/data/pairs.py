@@ -290,8 +290,8 @@ def image_fingerprint(images: Images, index: int) -> str:
     )
 
 
-def pairs_fingerprint(pairs: ImageCaptions) -> str:
-    """Which images with which captions, whatever their order and the folder they lie in.
+def pairs_fingerprint(pairs: ImageCaptions, *, in_order: bool = False) -> str:
+    """Which images with which captions, whatever the folder they lie in and, by default, the order.
 
     Of every image's file name, file size and captions; no image is read, so that it costs a look
     at each file. Images that were changed without a change of size keep it: `image_fingerprint`
@@ -302,7 +302,7 @@ def pairs_fingerprint(pairs: ImageCaptions) -> str:
         name = pairs.image_name(index)
         facts = (Path(name).name, str(_file_size(name)), *captions)
         of_each.append(fingerprint(*(fact.encode() for fact in facts)).encode())
-    return fingerprint(*sorted(of_each))
+    return fingerprint(*(of_each if in_order else sorted(of_each)))
 
 
 def _file_size(name: str) -> int:

@@ -1,7 +1,6 @@
 """Images → pixels: decoded at the size that is needed, or read from the cache."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,7 +19,9 @@ from clip_refine.data.images import DECODING, decode_image
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import DataError
+from clip_refine.support.folder import check_room, size_text
+from clip_refine.support.process import end_with_parent
 
 # --------------------------------------------------------------------------------------------------
 # Preprocessed pixels as the 8-bit levels that they were before they were normalised, and back.
@@ -130,9 +131,26 @@ def in_parallel(
         batch_size=_CHUNK,
         collate_fn=list,
         num_workers=workers if count >= FEW else 0,
+        worker_init_fn=end_with_parent,
     )
-    each = (item for chunk in loader for item in chunk)
+    each = (item for chunk in whole(loader) for item in chunk)
     yield from Bar(title, count, visible=visible, transient=True).over(each)
+
+
+def whole(loader: DataLoader[Item]) -> Iterator[Item]:
+    """What a loader gives; a worker process that dies is one clear error."""
+    try:
+        yield from loader
+    except (RuntimeError, MemoryError) as error:
+        killed = "DataLoader worker" in str(error) and "exited unexpectedly" in str(error)
+        if not killed and not isinstance(error, MemoryError):
+            raise
+        what = "was killed" if killed else "ran out of memory"
+        raise DataError(
+            f"a process that decodes images {what}, most often because all processes together need "
+            "more memory than there is. Use fewer --train.workers (--workers), or a smaller "
+            "--train.batch-size."
+        ) from error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,7 +173,8 @@ class CachedPixels:
     def find(self, name: str) -> Tensor | None:
         """(3, H, W) pixels of an image, None where they are not kept."""
         row = self.rows.get(name)
-        return None if row is None else self.levels.decode(self.store.row(row))
+        levels = None if row is None else self.store.sound(row)
+        return None if levels is None else self.levels.decode(levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +268,12 @@ def with_cached_pixels(
             # asked again, since another run may have added them meanwhile
             missing = [places[names[position]] for position in store.missing(names)]
             row_bytes = 3 * levels.size[0] * levels.size[1]
-            free = check_room(place, len(missing), row_bytes)
+            free = check_room(
+                place,
+                len(missing) * row_bytes,
+                f"pixels of {len(missing):,} images",
+                "Make room, choose another --data.cache-folder, or leave --data.cache-images out.",
+            )
             if visible and missing:
                 console.print(
                     f"Caching the pixels of {len(missing):,} images: "
@@ -268,36 +292,6 @@ def with_cached_pixels(
     # opened anew, since the run has no more use for the list of all that are known
     opened = RowCache(place, flag=store.flag)
     return replace(reader, cached=CachedPixels(levels, opened, rows))
-
-
-_SPARE = 2**28
-"""Bytes of the disk that are left alone."""
-
-
-def check_room(folder: Path, count: int, row_bytes: int) -> int:
-    """Free bytes where the pixels of `count` more images are to go."""
-    free = shutil.disk_usage(folder).free
-    needed = count * row_bytes
-    if needed + _SPARE > free:
-        raise OutputError(
-            f"{folder}: pixels of {count:,} images take {size_text(needed)}, but only "
-            f"{size_text(free)} are free there. Make room, choose another --data.cache-folder, "
-            "or leave --data.cache-images out."
-        )
-    return free
-
-
-def size_text(count: int) -> str:
-    """Bytes as people read them.
-
-    >>> size_text(301_056_000)
-    '301 MB'
-    """
-    for unit, name in ((10**9, "GB"), (10**6, "MB")):
-        if count >= unit:
-            shown = count / unit
-            return f"{shown:.1f} {name}" if shown < 10 else f"{shown:,.0f} {name}"
-    return f"{count / 1000:.0f} kB"
 
 
 def _key(reader: PixelReader, levels: Levels) -> str:

@@ -61,7 +61,7 @@ class Row:
     problem: str | None = None  # what the reader found wrong with it
 
 
-OpenRows = Callable[[random.Random | None], Iterator[Row]]
+OpenRows = Callable[[random.Random | None], Sequence[Callable[[], Iterator[Row]]]]
 """Begins a pass over the rows, with files or shards in an order drawn from the generator, or in
 their own order without one."""
 

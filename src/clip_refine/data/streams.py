@@ -1,11 +1,14 @@
 """Pairs that come one after another, for sources too large to be listed first."""
 
+import bisect
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from clip_refine.data.pairs import (
     CaptionedImages,
@@ -24,6 +27,7 @@ from clip_refine.data.rows import (
     ImageInMemory,
     ImagePlace,
     OpenRows,
+    Row,
     image_problem,
 )
 from clip_refine.support.errors import DataError
@@ -57,6 +61,17 @@ def _in_memory(place: ImagePlace) -> ImagePlace:
         return place  # checking says what is wrong
 
 
+_Drawn = tuple[ImagePlace, str]
+
+
+class FileCount(NamedTuple):
+    """What a file of a stream holds."""
+
+    pairs: int  # that were drawn
+    rows: int  # good and bad ones
+    bad: int  # rows that were left out
+
+
 @dataclass(frozen=True, eq=False)
 class PairStream:
     """Rows of a source, checked as they come, shuffled in a buffer.
@@ -70,6 +85,7 @@ class PairStream:
         every_caption: Whether every caption is a pair, or one is drawn for each image.
         length: Pairs of a pass where the source tells, else None.
         skipped: Rows that were left out so far.
+        read: For each pass, what was in each of its files that were read to their end.
     """
 
     name: str
@@ -80,9 +96,13 @@ class PairStream:
     every_caption: bool = False
     length: int | None = None
     skipped: list[BadRow] = field(default_factory=list)
+    read: list[list[FileCount]] = field(default_factory=list)
 
-    def pairs(self, *, seed: int, at_least: int = 1) -> Iterator[StreamedPair]:
+    def pairs(self, *, seed: int, at_least: int = 1, skip: int = 0) -> Iterator[StreamedPair]:
         """Pass after pass without end, each in an order and with captions of its own.
+
+        The first `skip` pairs are left out. Of the files that they were in, as far as `read` knows
+        them, only those are read that had a pair in the buffer then.
 
         Raises:
             DataError: The source cannot be read, has bad rows as `policy` has it, or fewer good
@@ -90,11 +110,10 @@ class PairStream:
         """
         number = 0
         for epoch in itertools.count():
-            generator = random.Random(f"{seed} {epoch}")
-            drawn = self._drawn(generator, say=epoch == 0)
             before = number
-            for place, caption in shuffled(drawn, self.buffer, generator):
-                yield StreamedPair(place, caption, number)
+            for pair in self._pass(f"{seed} {epoch}", epoch, skip - number):
+                if pair is not None:
+                    yield StreamedPair(*pair, number)
                 number += 1
             if number == before:
                 raise DataError(f"{self.name}: {self.kind} without pairs.")
@@ -104,13 +123,67 @@ class PairStream:
                     "more pairs or a smaller --train.batch-size."
                 )
 
+    def _pass(self, seed: str, epoch: int, skip: int) -> Iterator[_Drawn | None]:
+        """One pass; None for each of the first `skip` pairs."""
+        generator = random.Random(seed)
+        files = self.open_rows(generator)
+        self.read.extend([] for _ in range(epoch + 1 - len(self.read)))
+        counts = self.read[epoch]
+        # files that had been read when the last of these pairs was drawn
+        ends = list(itertools.accumulate(count.pairs for count in counts))
+        passed = bisect.bisect_right(ends, skip + self.buffer) if skip > 0 else 0
+        del counts[passed:], self.skipped[sum(c.bad for of in self.read for c in of) :]
+        bad = BadRows(self.name, self.policy)
+        bad.total = sum(count.rows for count in counts)
+        bad.found += self.skipped[len(self.skipped) - sum(count.bad for count in counts) :]
+
+        def drawn(file: int, bad: BadRows, skipped: list[BadRow]) -> Iterator[_Drawn]:
+            captions = random.Random(f"{seed} {file}")
+            for place, texts in self._checked(files[file](), bad, skipped):
+                for text in texts if self.every_caption else (captions.choice(texts),):
+                    yield place, text
+
+        def items() -> Iterator[int | _Drawn]:
+            yield from range(ends[passed - 1] if passed else 0)
+            for file in range(passed, len(files)):
+                before, pairs = (bad.total, len(bad.found)), 0
+                for pairs, item in enumerate(drawn(file, bad, self.skipped), start=1):  # noqa: B007
+                    yield item
+                counts.append(FileCount(pairs, bad.total - before[0], len(bad.found) - before[1]))
+            bad.settle(say=epoch == 0)
+
+        def found(buffer: list[Any]) -> list[Any]:
+            """The pairs that so far are only known by their number in the pass."""
+            wanted = sorted(item for item in buffer if isinstance(item, int))
+            have: dict[int, _Drawn] = {}
+            for file, numbers in itertools.groupby(wanted, partial(bisect.bisect_right, ends)):
+                inside, start = set(numbers), ends[file - 1] if file else 0
+                again = drawn(file, BadRows(self.name, self.policy), [])
+                again = itertools.islice(again, max(inside) - start + 1)
+                have |= {n: item for n, item in enumerate(again, start) if n in inside}
+            return [have.get(item, item) if isinstance(item, int) else item for item in buffer]
+
+        yield from shuffled(items(), self.buffer, generator, skip=skip, found=found)
+
+    def progress(self) -> dict[str, Any]:
+        """What `go_on` needs, as plain data."""
+        read = [[list(count) for count in counts] for counts in self.read]
+        return {"read": read, "skipped": [[row.where, row.problem] for row in self.skipped]}
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """Know what was read by the run whose `progress` this is."""
+        self.read[:] = [[FileCount(*count) for count in counts] for counts in progress["read"]]
+        self.skipped[:] = [BadRow(*row) for row in progress["skipped"]]
+
     def prefix(self, count: int) -> CaptionedImages:
         """The first images in the source's own order, kept in memory.
 
         Raises:
             DataError: As `pairs`.
         """
-        rows = list(itertools.islice(self._checked(None, say=False), count))
+        bad = BadRows(self.name, self.policy)
+        every = (row for file in self.open_rows(None) for row in file())
+        rows = list(itertools.islice(self._checked(every, bad, []), count))
         if not rows:
             raise DataError(f"{self.name}: {self.kind} without pairs.")
         return CaptionedImages(
@@ -121,11 +194,10 @@ class PairStream:
         )
 
     def _checked(
-        self, generator: random.Random | None, *, say: bool
+        self, rows: Iterable[Row], bad: BadRows, skipped: list[BadRow]
     ) -> Iterator[tuple[ImagePlace, tuple[str, ...]]]:
         """Image and captions of every good row that has captions."""
-        bad = BadRows(self.name, self.policy)
-        for row in self.open_rows(generator):
+        for row in rows:
             bad.total += 1
             image, problem = row.image, row_problem(row)
             if problem is None and image is not None:
@@ -134,15 +206,9 @@ class PairStream:
             if problem is not None:
                 bad.add(row.where, problem)
                 bad.settle_so_far()
-                self.skipped.append(bad.found[-1])
+                skipped.append(bad.found[-1])
             elif image is not None and row.captions:
                 yield image, tuple(text.strip() for text in row.captions)
-        bad.settle(say=say)
-
-    def _drawn(self, generator: random.Random, *, say: bool) -> Iterator[tuple[ImagePlace, str]]:
-        for place, captions in self._checked(generator, say=say):
-            for text in captions if self.every_caption else (generator.choice(captions),):
-                yield place, text
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,17 +234,31 @@ class StreamMixture:
         """Rows that were left out so far."""
         return [row for source in self.sources for row in source.skipped]
 
-    def pairs(self, *, seed: int, at_least: int = 1) -> Iterator[StreamedPair]:
+    def pairs(self, *, seed: int, at_least: int = 1, skip: int = 0) -> Iterator[StreamedPair]:
         """Without end; a source that ends, however short it is, begins anew while others go on.
 
         Raises:
             DataError: As those of the sources.
         """
         generator = random.Random(f"{seed} mixture")
-        streams = [source.pairs(seed=seed + number) for number, source in enumerate(self.sources)]
-        for number in itertools.count():
+        places = range(len(self.sources))
+        skipped = Counter(generator.choices(places, self.weights)[0] for _ in range(skip))
+        streams = [
+            source.pairs(seed=seed + place, skip=skipped[place])
+            for place, source in enumerate(self.sources)
+        ]
+        for number in itertools.count(skip):
             (chosen,) = generator.choices(streams, self.weights)
             yield replace(next(chosen), number=number)
+
+    def progress(self) -> dict[str, Any]:
+        """Those of the sources."""
+        return {"sources": [source.progress() for source in self.sources]}
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """As those of the sources."""
+        for source, one in zip(self.sources, progress["sources"], strict=True):
+            source.go_on(one)
 
     def prefix(self, count: int) -> CaptionedImages:
         """The first images of each, in the shares of the mixture.
@@ -219,9 +299,18 @@ class WatchedStream:
         """Rows that were left out so far."""
         return self.stream.skipped
 
-    def pairs(self, *, seed: int, at_least: int = 1) -> Iterator[StreamedPair]:
+    def progress(self) -> dict[str, Any]:
+        """The stream's, and what was seen."""
+        return {**self.stream.progress(), "seen": sorted(self.seen)}
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """As the stream's."""
+        self.stream.go_on(progress)
+        self.seen |= set(progress["seen"])
+
+    def pairs(self, *, seed: int, at_least: int = 1, skip: int = 0) -> Iterator[StreamedPair]:
         """The stream's."""
-        for pair in self.stream.pairs(seed=seed, at_least=at_least):
+        for pair in self.stream.pairs(seed=seed, at_least=at_least, skip=skip):
             for index in self._with_ending.get(image_ending(pair, 0), ()):
                 new = index not in self.seen
                 if new and image_bytes(pair, 0) == image_bytes(self.held_out, index):
@@ -236,8 +325,17 @@ class WatchedStream:
 Stream = PairStream | StreamMixture | WatchedStream
 
 
-def shuffled(items: Iterator[Item], size: int, generator: random.Random) -> Iterator[Item]:
+def shuffled(
+    items: Iterator[Item],
+    size: int,
+    generator: random.Random,
+    *,
+    skip: int = 0,
+    found: Callable[[list[Item]], list[Item]] = list,
+) -> Iterator[Item | None]:
     """All items, each drawn from a buffer that the next one then takes a place in.
+
+    The first `skip` come as None, and `found` makes items of what the buffer then holds.
 
     >>> sorted(shuffled(iter(range(5)), 2, random.Random(0)))
     [0, 1, 2, 3, 4]
@@ -245,7 +343,12 @@ def shuffled(items: Iterator[Item], size: int, generator: random.Random) -> Iter
     buffer = list(itertools.islice(items, size))
     for item in items:
         position = generator.randrange(size)
-        yield buffer[position]
+        yield None if skip > 0 else buffer[position]
         buffer[position] = item
+        skip -= 1
+        if not skip:
+            buffer = found(buffer)
     generator.shuffle(buffer)
-    yield from buffer
+    past = min(max(0, skip), len(buffer))
+    yield from [None] * past
+    yield from found(buffer[past:]) if past else buffer

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -433,12 +434,11 @@ def jsonl_stream(
 def in_any_order(files: Sequence[str], read: Callable[[str], Iterator[Row]]) -> OpenRows:
     """Passes that read file after file."""
 
-    def begin(generator: random.Random | None) -> Iterator[Row]:
+    def begin(generator: random.Random | None) -> list[Callable[[], Iterator[Row]]]:
         order = list(files)
         if generator is not None:
             generator.shuffle(order)
-        for file in order:
-            yield from read(file)
+        return [partial(read, file) for file in order]
 
     return begin
 

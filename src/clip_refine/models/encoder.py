@@ -239,7 +239,12 @@ class Teacher:
 
     No module on purpose: a parent's `train()`, `requires_grad_()` or `parameters()` does not reach
     it, so it cannot be switched to training and no optimiser finds it.
+
+    Attributes:
+        runs: Whether it encodes what it is given, so that a batch may come in parts.
     """
+
+    runs = True
 
     def __init__(self, model: nn.Module) -> None:
         self._encoder: Any = copy.deepcopy(model).requires_grad_(False).eval()

@@ -498,6 +498,7 @@ def build_trainer(
         config=train,
         scale=scale,
         teacher_scale=teacher_scale,
+        micro_batch=None if train.micro_batch == "auto" else train.micro_batch,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )
 
@@ -548,10 +549,12 @@ def build_batches(
     accelerator: Accelerator,
     reader: PixelReader | None = None,
     teacher: Teacher | None = None,
+    done: int = 0,
 ) -> Iterator[PairBatch]:
     """This process's batches of all steps, each epoch newly shuffled with newly drawn captions.
 
-    A teacher that looks its features up is told which pairs come.
+    A teacher that looks its features up is told which pairs come. Behind `done` steps nothing is
+    read that was seen before, but for what a stream's buffer held.
     """
     steps = count_steps(config.train, pairs, accelerator.num_processes)
     settings: dict[str, Any] = {
@@ -564,11 +567,14 @@ def build_batches(
         "processes": accelerator.num_processes,
     }
     if isinstance(pairs, Stream):
-        return stream_batches(pairs, seed=config.seed, steps=steps, **settings)
+        return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)
     loader = PairLoader(pairs, **settings)
     plans = epoch_plans(config, pairs)
-    if teacher is None:
-        epochs = map(loader.epoch, plans)
-    else:
-        epochs = (teacher.follow(loader.epoch(plan), plan) for plan in plans)
-    return islice(chain.from_iterable(epochs), steps)
+    passed, inside = divmod(done, max(1, len(pairs) // config.train.batch_size))
+
+    def epochs() -> Iterator[Iterator[PairBatch]]:
+        for number, plan in enumerate(islice(plans, passed, None)):
+            batches = loader.epoch(plan, skip=0 if number else inside)
+            yield batches if teacher is None else teacher.follow(batches, plan)
+
+    return islice(chain.from_iterable(epochs()), steps - done)

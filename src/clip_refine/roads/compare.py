@@ -46,7 +46,7 @@ from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Clock, PeakMemory, console, remark
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
-from clip_refine.support.folder import complete_folder, write_environment, write_file
+from clip_refine.support.folder import alone, complete_folder, write_environment, write_file
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
@@ -81,6 +81,17 @@ def compare(
         ClipRefineError: Bad settings, data or model, an output folder that holds something else,
             or a recipe that cannot be trained at any of its learning rates.
     """
+    with alone(config.out):
+        return _compare(config, model, train_pairs, held_out, tasks)
+
+
+def _compare(
+    config: CompareConfig,
+    model: DualEncoder | None,
+    train_pairs: GivenPairs | None,
+    held_out: GivenPairs | None,
+    tasks: Sequence[LabelledImages] | None,
+) -> Comparison:
     # what is compared
     variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
     combined = _combined(config)
@@ -122,6 +133,7 @@ def compare(
     write_environment(config.out / "environment.json", device)
     if config.report:
         write_comparison_report(config.out)
+    runs.store.complete()
     return result
 
 
@@ -160,6 +172,7 @@ def _shared_settings(config: CompareConfig) -> dict[str, Any]:
     """What the numbers of every run depend on, as plain data; a cache changes none."""
     settings = config.model_dump(mode="json", exclude=set(RUNS))
     kept = {name: value for name, value in settings["data"].items() if "cache" not in name}
+    settings["train"].pop("save_every")  # of runs that are short
     return {**settings, "data": kept}
 
 
@@ -397,7 +410,9 @@ class Runs:
     def _settings(self, variant: Variant, seed: int, rate: float) -> dict[str, Any]:
         """What the numbers of a run depend on, besides model and data."""
         config = variant.at(seed=seed, learning_rate=rate)
-        plain = config.model_dump(mode="json", exclude={"out", "log", "report", "overwrite"})
+        left_out = {"out", "log", "report", "overwrite", "resume"}
+        plain = config.model_dump(mode="json", exclude=left_out)
+        plain["train"].pop("save_every")
         return plain | {"fraction": variant.fraction}
 
     def _train(self, variant: Variant, seed: int, rate: float) -> Training:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clip_refine.results import ComparisonRow
+from clip_refine.support.console import remark
 from clip_refine.support.errors import OutputError
-from clip_refine.support.folder import write_file
+from clip_refine.support.folder import drop_aside, set_aside, write_file
 
 
 class FinishedRun(BaseModel):
@@ -28,8 +28,20 @@ class FinishedRun(BaseModel):
     resampled: Mapping[str, tuple[float, ...]]
 
 
+class _State(BaseModel):
+    """`state.json`, the one record of what a comparison's runs depend on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: Mapping[str, Any]
+    found: Mapping[str, str] = {}  # what was measured once
+
+
 class FinishedRuns:
-    """The folder of a comparison: its settings, and a file for each run that is done."""
+    """The folder of a comparison: its settings, and a file for each run that is done.
+
+    Who has it holds its lock (`support.folder.alone`).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder  # the comparison's `out`
@@ -42,19 +54,33 @@ class FinishedRuns:
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "FinishedRuns":
-        """Begin at an empty folder, or go on in one with the same settings."""
+        """Begin at an empty folder, or go on in one with the same settings.
+
+        What is overwritten is kept beside it until the new comparison is complete.
+        """
         try:
             cls.check(folder, settings, overwrite=overwrite)
-            if overwrite and folder.exists():
-                shutil.rmtree(folder)
+            if overwrite:
+                set_aside(folder)
             (folder / "rows").mkdir(parents=True, exist_ok=True)
+            store = cls(folder)
+            state = _read_state(folder)
+            if state is None or dict(state.settings) != settings:
+                kept = state.found if state else {}
+                store._write(_State(settings=dict(settings), found=kept))
             text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
-            (folder / "config.yaml").write_text(text, encoding="utf-8")
+            config = folder / "config.yaml"  # to read, and for `compare --config`
+            if not config.is_file() or config.read_bytes() != text.encode():
+                write_file(config, text)
         except OSError as error:
             raise OutputError(
                 f"{folder}: cannot be written ({error.strerror}). Choose another --out."
             ) from error
-        return cls(folder)
+        return store
+
+    def complete(self) -> None:
+        """All is written: what was overwritten goes."""
+        drop_aside(self.folder)
 
     def read(self, name: str, depends_on: str) -> FinishedRun | None:
         """The run of this name if it is finished and followed from the same things."""
@@ -73,10 +99,14 @@ class FinishedRuns:
 
         Without a finished run nothing depends on it, and it may be of other settings.
         """
-        path = self.folder / f"{name}.txt"
-        if not (path.is_file() and any((self.folder / "rows").glob("*.json"))):
-            path.write_text(find() + "\n", encoding="utf-8")
-        return path.read_text(encoding="utf-8").strip()
+        state = _read_state(self.folder) or _State(settings={})
+        if name not in state.found or not any((self.folder / "rows").glob("*.json")):
+            state = state.model_copy(update={"found": {**state.found, name: find()}})
+            self._write(state)
+        return state.found[name]
+
+    def _write(self, state: _State) -> None:
+        write_file(self.folder / "state.json", state.model_dump_json(indent=1) + "\n")
 
     def _path(self, name: str) -> Path:
         """Readable, and different for different names on every file system."""
@@ -94,20 +124,33 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def _read_state(folder: Path) -> _State | None:
+    try:
+        return _State.model_validate_json((folder / "state.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Refuse a folder that is no comparison, or one with finished runs of other settings."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    try:
-        text = (folder / "config.yaml").read_text(encoding="utf-8")
-        earlier = _flat(yaml.safe_load(text))
-        finished = any((folder / "rows").glob("*.json"))
-        if not (folder / "rows").is_dir():
-            raise NotADirectoryError
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError):
+    written = {path.name for path in folder.rglob("[!.]*") if path.is_file()}
+    if folder.is_dir() and not written:
+        return  # empty, or of one that was killed when it had made its folders
+    state, finished = _read_state(folder), any((folder / "rows").glob("*.json"))
+    if not (folder / "rows").is_dir() or not (state or finished or "config.yaml" in written):
         raise OutputError(
             f"{folder}: exists already and holds no comparison. Choose another --out."
-        ) from None
+        )
+    if state is None and finished and not overwrite:
+        remark(
+            f"{folder}: state.json cannot be read. Finished runs that do not follow from these "
+            "settings are made again.",
+            "yellow",
+        )
+        return
+    if state is None:
+        return
+    earlier = _flat(state.settings)
     if overwrite or not finished:
         return
     now = _flat(settings)

@@ -1,8 +1,10 @@
 """THE ROAD: what happens to a model and its pairs, top to bottom."""
 
 import copy
+import shutil
+import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +26,7 @@ from clip_refine.config import (
 )
 from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, Stream, Subset, hold_out
-from clip_refine.data.pairs import GivenPairs
+from clip_refine.data.pairs import GivenPairs, pairs_fingerprint
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
@@ -37,6 +40,7 @@ from clip_refine.evaluation.scores import (
 )
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
+from clip_refine.models.checkpoints import is_run
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.models.weights import (
     fitted_logit_scale,
@@ -46,14 +50,34 @@ from clip_refine.models.weights import (
     set_logit_scale,
 )
 from clip_refine.report.run_page import write_run_report
-from clip_refine.results import Provenance, RunScores
+from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
-from clip_refine.support.errors import ConfigError, ModelError
-from clip_refine.support.folder import check_free, complete_folder, write_environment
-from clip_refine.train import StepLog, TowerPrecision, measure_precision
+from clip_refine.support.errors import ConfigError, ModelError, OutputError, first_line
+from clip_refine.support.folder import (
+    SPARE,
+    WORK,
+    check_free,
+    check_room,
+    complete_folder,
+    hidden_work,
+    recover,
+    seal,
+    size_text,
+    write_environment,
+)
+from clip_refine.train import StepLog, StudentTowers, TowerPrecision, measure_precision
 from clip_refine.train.log import check_tracker, track_run
+from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
+from clip_refine.train.state import (
+    KEPT,
+    SavedState,
+    States,
+    check_same,
+    newest_state,
+    tensor_sum,
+)
 from clip_refine.train.teacher_cache import CachedTeacher
 
 NORM_SAMPLE = (
@@ -91,8 +115,12 @@ def refine(
             folder that exists. Nothing is left at `config.out` then.
     """
     clock = Clock()
+    finished = find_finished(config)
+    if finished is not None:
+        return finished
     check_free(config.out, overwrite=config.overwrite)
     check_tracker(config.log)
+    saved = find_state(config)
     if config.train.learning_rate > HIGH_RATE:
         remark(
             f"train.learning_rate {config.train.learning_rate:g} is far above what such models "
@@ -125,7 +153,11 @@ def refine(
             visible=accelerator.is_main_process,
         )
 
-    with _output(config, accelerator) as folder, track_run(config, folder) as tracking:
+    with (
+        _output(config, accelerator, student, saved) as folder,
+        track_run(config, folder) as tracking,
+    ):
+        states = states_of(config, folder, saved, student, train_pairs)
         embedder = build.build_embedder(config, encoder, accelerator, reader)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
@@ -133,9 +165,22 @@ def refine(
             tracking.scores(before, step=0)
 
         # 3 teacher and references, 4 losses, 5 one epoch
-        with clock("train"), StepLog(folder and folder / "log.jsonl", tracking.step) as log:
+        log = StepLog(
+            folder and folder / "log.jsonl",
+            tracking.step,
+            earlier=saved and saved.log,
+            steps=states.start,
+        )
+        with clock("train"), log:
             trained = train_student(
-                config, student, train_pairs, embedder, accelerator, log=log, selection=selection
+                config,
+                student,
+                train_pairs,
+                embedder,
+                accelerator,
+                log=log,
+                selection=selection,
+                states=states,
             )
             config = trained.config
 
@@ -159,7 +204,7 @@ def refine(
         )
         if folder:
             with clock("save"):
-                save_model(student, folder / "model", provenance)
+                _save_model(student, folder, provenance)
                 _save(folder, config, accelerator.device)
                 write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
             scores = scores.model_copy(update={"seconds": clock.seconds})
@@ -167,7 +212,104 @@ def refine(
             write_card(folder / "model", provenance, scores)
         if folder and config.report:
             _report(folder, was, now, held_out, tasks, seed=config.seed)
+    if folder:
+        shutil.rmtree(config.out / WORK, ignore_errors=True)  # once nothing more depends on it
     return scores
+
+
+# --------------------------------------------------------------------------------------------------
+# A run that goes on where an earlier one stopped, and is the same as if none had.
+
+
+MAY_DIFFER = frozenset(
+    {"out", "log", "report", "overwrite", "resume", "recipe", "evaluation", "interpolate", "model"}
+    | {
+        "train.workers",
+        "train.device",
+        "train.save_every",
+        "train.micro_batch",
+        "train.steps",
+        "train.epochs",
+    }
+)
+"""Settings that may be others when a run goes on; model and pairs are known by what is in them."""
+_OF_PAIRS = ("captions", "streaming", "shuffle_buffer", "weights", "draft")
+
+
+def find_finished(config: RefineConfig) -> RunScores | None:
+    """The scores of the run at `out`, where it is complete and `resume` is auto.
+
+    So a job that is started again after its end does nothing.
+    """
+    recover(config.out)
+    if config.resume != "auto" or not is_run(config.out) or config.overwrite:
+        return None
+    remark(f"{config.out}: this run is complete.")
+    return read(RunScores, config.out / "scores.json")
+
+
+def find_state(config: RefineConfig) -> SavedState | None:
+    """The state that `resume` asks for.
+
+    Raises:
+        ConfigError: The folder that it names has none.
+    """
+    if config.resume is None:
+        return None
+    named = config.out if config.resume == "auto" else Path(config.resume)
+    for folder in (hidden_work(named), named):
+        if saved := newest_state(folder):
+            remark(f"Going on at step {saved.step} of {folder}.")
+            return saved
+    if config.resume == "auto":
+        remark(f"{config.out}: no state to go on from, so the run begins anew.")
+        return None
+    raise ConfigError(
+        f"resume {config.resume!r}: no state of a run is there. Name the folder that was given as "
+        "--out, or leave --resume out to begin anew."
+    )
+
+
+def as_it_was(config: RefineConfig, saved: SavedState) -> RefineConfig:
+    """With what was measured when the run began, and would not be the same twice."""
+    measured = {
+        "precision": saved.plain["decided"]["precision"],
+        "micro_batch": saved.plain["micro_batch"] or "auto",
+    }
+    auto = {k: v for k, v in measured.items() if getattr(config.train, k) == "auto"}
+    return override(config, train=auto)
+
+
+def states_of(
+    config: RefineConfig,
+    folder: Path | None,
+    saved: SavedState | None,
+    student: Any,
+    pairs: ImageCaptions | Stream,
+) -> States:
+    """Where states of this run go, and the one that it goes on from, if that is of the same run."""
+    stream = isinstance(pairs, Stream)
+    given = config.model_dump(mode="json")
+    length = {"train.steps", "train.epochs"}
+    fixed = config.train.schedule == "constant" and config.loss.rafa_decay == "none"
+    about = {
+        "settings": {
+            name: value
+            for name, value in flat(
+                {**given, "data": {n: given["data"][n] for n in _OF_PAIRS}}
+            ).items()
+            if (name not in MAY_DIFFER and name.partition(".")[0] not in MAY_DIFFER)
+            or (name in length and not fixed)
+        },
+        "model": tensor_sum(student.state_dict().values()),
+        "pairs": pairs_fingerprint(pairs.prefix(NORM_SAMPLE) if stream else pairs, in_order=True),
+    }
+    if saved:
+        check_same(saved, about)
+        if stream:
+            pairs.go_on(saved.plain["progress"])
+    progress = pairs.progress if stream else None
+    return States(folder, config.train.save_every, about, progress, saved)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -193,11 +335,13 @@ def train_student(
     log: StepLog,
     teacher_features: EmbeddedPairs | None = None,
     selection: ImageCaptions | None = None,
+    states: States | None = None,
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
     `teacher_features`, those of `pairs` from the untouched model, are looked up instead of running
-    a teacher; with `selection` the weight of the interpolation is chosen.
+    a teacher; with `selection` the weight of the interpolation is chosen. Where `states` has one to
+    go on from, what comes before the first step is made again, and then put in its place.
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
     features = measure_features(config, embedder, pairs)
@@ -211,6 +355,8 @@ def train_student(
     try:
         if fitted is not None:
             set_logit_scale(student, fitted)
+        if states and states.saved:
+            config = as_it_was(config, states.saved)
         precision = choose_precision(config.train, student, pairs, accelerator)
         config = override(config, train={"precision": precision.name})
         prior = build.build_prior(config.prior, features, scale)
@@ -222,6 +368,8 @@ def train_student(
             teacher = Teacher(student)
         start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
+            size = choose_micro_batch(config.train, student, precision, pairs, accelerator)
+            config = override(config, train={"micro_batch": size})
             trainer = build.build_trainer(
                 config,
                 student,
@@ -234,10 +382,26 @@ def train_student(
                 scale=scale,
                 teacher_scale=None if fitted is None else teacher_scale,
             )
+            if states:
+                begin = tensor_sum([*student.state_dict().values(), *features])
+                decided = {
+                    "precision": precision.name,
+                    "micro_batch": size,
+                    "begin": begin,
+                    "processes": accelerator.num_processes,
+                    "device": build.device_name(accelerator.device),
+                }
+                states.decide(decided)
             batches = build.build_batches(
-                config, pairs, embedder.model, accelerator, embedder.reader, teacher
+                config,
+                pairs,
+                embedder.model,
+                accelerator,
+                embedder.reader,
+                teacher,
+                states.start if states else 0,
             )
-            trainer.train(batches, steps=steps, log=log)
+            trainer.train(batches, steps=steps, log=log, states=states)
         interpolation = interpolate_student(config, student, start, embedder, selection)
     finally:  # also of a model that was handed in, when training fails
         scale.undo()
@@ -354,6 +518,32 @@ def choose_precision(
     return chosen[0]
 
 
+def choose_micro_batch(
+    config: TrainConfig,
+    student: nn.Module,
+    precision: TowerPrecision,
+    pairs: ImageCaptions | Stream,
+    accelerator: Accelerator,
+) -> int:
+    """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
+    whole = config.batch_size // accelerator.num_processes
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, whole)
+    if config.normalization_statistics == "updated":
+        return whole
+    pixels, tokens = (sample.to(accelerator.device) for sample in _sample(student, pairs, 2))
+    per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
+    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
+    chosen = [size]
+    broadcast_object_list(chosen)
+    if chosen[0] < whole and accelerator.is_main_process:
+        console.print(
+            f"Memory: a pair's graph takes {per_pair / 2**20:.0f} MiB, so that {chosen[0]:,} of "
+            f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
+        )
+    return chosen[0]
+
+
 def _sample(
     model: Any, pairs: ImageCaptions | Stream, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -429,11 +619,63 @@ def _report(folder: Path, *evidence: Any, seed: int) -> None:
         console.print(f"No report: {error}", style="yellow", markup=False)
 
 
-def _output(config: RefineConfig, accelerator: Accelerator) -> Any:
+def _output(
+    config: RefineConfig, accelerator: Accelerator, student: nn.Module, saved: SavedState | None
+) -> Any:
     """The folder to write to on the first process, None on others."""
     if not accelerator.is_main_process:
         return nullcontext()
-    return complete_folder(config.out, overwrite=config.overwrite)
+    size = 4 * sum(weight.numel() for weight in student.state_dict().values())
+    advice = "Make room, or choose another --out."
+    free = check_room(config.out, size, "the refined model's weights", advice)
+    states = 3 * (KEPT + 1) * size  # weights and two moments each, one more while it is written
+    if config.train.save_every != "never" and free < size + states + SPARE:
+        remark(
+            f"{config.out}: the states that --resume goes on from may take up to "
+            f"{size_text(states)}, only {size_text(free)} are free.",
+            "yellow",
+        )
+    go_on = saved is not None and saved.folder.parents[1] == hidden_work(config.out)
+    return complete_folder(config.out, overwrite=config.overwrite, go_on=go_on)
+
+
+def _save_model(student: Any, folder: Path, provenance: Provenance) -> None:
+    """Save the trained model, if need be in place of old states or elsewhere; never lose it."""
+    there = (folder / "log.jsonl").is_file()
+    last = sorted((folder / WORK).glob("step-*"))[-1:]
+
+    def save(place: Path) -> None:
+        shutil.rmtree(place / "model", ignore_errors=True)
+        (place / "model").mkdir(parents=True)
+        save_model(student, place / "model", provenance)
+        seal(place / "model")
+
+    try:
+        save(folder)
+    except (OSError, SafetensorError) as error:
+        for old in sorted((folder / WORK).glob("step-*")):
+            if old not in last:
+                shutil.rmtree(old, ignore_errors=True)
+        elsewhere = Path(tempfile.mkdtemp(prefix="clip-refine-"))
+        for place in (folder, elsewhere):
+            with suppress(OSError, SafetensorError):
+                save(place)
+                break
+        else:
+            raise OutputError(
+                f"{folder}: the refined model cannot be written ({first_line(error)}), nor to "
+                f"{elsewhere}. Make room; --resume auto goes on from the last state."
+            ) from error
+        if place == elsewhere:
+            raise OutputError(
+                f"{folder}: the refined model cannot be written there ({first_line(error)}), so it "
+                f"is in {elsewhere}/model, without its scores. Move it to a place of your own."
+            ) from error
+    if not there:
+        raise OutputError(
+            f"{folder}: was removed while the run wrote to it. The refined model is in "
+            f"{folder}/model; log and report are lost."
+        )
 
 
 def _recipe(
@@ -488,6 +730,6 @@ def _data_from_anywhere(data: DataConfig) -> dict[str, Any]:
 
 def _save(folder: Path, config: RefineConfig, device: torch.device) -> None:
     """Write the settings that repeat the run, and what it ran on."""
-    settings = dump_config(_from_anywhere(override(config, overwrite=False)))
+    settings = dump_config(_from_anywhere(override(config, overwrite=False, resume=None)))
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     write_environment(folder / "environment.json", build.device_name(device))

@@ -57,7 +57,7 @@ def refinement(
     for group in ("train", "loss", "prior"):
         for name, value in getattr(config, group).model_dump(mode="json").items():
             off = name.endswith("_weight") and not value
-            if value is not None and not off and name not in ("device", "workers"):
+            if value is not None and not off and name not in ("device", "workers", "save_every"):
                 plain = isinstance(value, str | int | float | bool)
                 settings[f"{group}.{name}"] = value if plain else json.dumps(value)
     return Provenance(

@@ -2,22 +2,22 @@
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from clip_refine.support.console import console
+from clip_refine.support.console import remark
 from clip_refine.support.errors import OutputError
+from clip_refine.support.folder import locked
 
 _KEY_BYTES = 16  # of a fingerprint
-# processes of one run add in turns, some milliseconds each; a longer wait is for another run
-_SILENT_SECONDS = 1.0
+_SUM_BYTES = 4  # of a checksum
 
 
 class RowCache:
@@ -26,12 +26,13 @@ class RowCache:
     Rows are only ever added, at the end, and each is listed after it is on the disk. So a reader
     needs no lock, a writer that was killed loses what it had not listed, and what one run adds
     every later one finds. A changed image or text has another fingerprint and so a row of its own.
+    Beside each row stands its checksum; one that rotted counts as missing and is made again.
     """
 
     def __init__(self, folder: Path, *, flag: str) -> None:
-        self.folder = folder  # of `layout.json`, `rows`, `fingerprints` and `lock`
+        self.folder = folder  # of `layout.json`, `rows`, `sums`, `fingerprints` and `lock`
         self.flag = flag  # the setting that chose the folder, for messages
-        self._lock = FileLock(folder / "lock")
+        self._lock: ExitStack | None = None  # held
         self._forget()
 
     def __reduce__(self) -> Any:
@@ -44,7 +45,8 @@ class RowCache:
             row_bytes = self._row_type().itemsize
             with (self.folder / "fingerprints").open("rb") as file:
                 rows = (self.folder / "rows").stat().st_size // row_bytes
-                count = min(os.fstat(file.fileno()).st_size // _KEY_BYTES, rows)
+                sums = (self.folder / "sums").stat().st_size // _SUM_BYTES
+                count = min(os.fstat(file.fileno()).st_size // _KEY_BYTES, rows, sums)
                 if count < self._count:  # the files were cut off
                     self._forget()
                 # what is new and no more: with a million rows this is asked before every batch
@@ -66,11 +68,29 @@ class RowCache:
         first = {name: position for position, name in reversed(list(enumerate(names)))}
         return sorted(position for name, position in first.items() if name not in known)
 
-    def row(self, number: int) -> NDArray[Any]:
-        """Row `number` as it lies in the file; not to be written to."""
-        if self._mapped is None or number >= len(self._mapped):
-            self._mapped = np.memmap(self.folder / "rows", self._row_type(), "r")
-        return self._mapped[number]
+    def sound(self, number: int) -> NDArray[Any] | None:
+        """Row `number` as it lies in the file, not to be written to; None where it has rotted."""
+        row = self._rows(number)[0][number]
+        if zlib.crc32(row) == self._rows(number)[1][number]:
+            return row
+        if number not in self._rotten:
+            self._rotten.add(number)
+            remark(f"{self.folder}: row {number} has rotted on the disk and is not used.", "yellow")
+        return None
+
+    def check(self, names: Sequence[str]) -> None:
+        """Forget the rows of these fingerprints that have rotted, so that they are missing."""
+        known = self.known()
+        for name in set(names) & known.keys():
+            if self.sound(known[name]) is None:
+                del self._known[name]
+
+    def _rows(self, number: int) -> tuple[Any, Any]:
+        """All rows and their checksums, mapped at least as far as `number`."""
+        if self._mapped is None or number >= len(self._mapped[0]):
+            rows = np.memmap(self.folder / "rows", self._row_type(), "r")
+            self._mapped = rows, np.fromfile(self.folder / "sums", "<u4")
+        return self._mapped
 
     def read(self, names: Sequence[str]) -> NDArray[Any]:
         """(N, ...) copies of the rows of these fingerprints, in order."""
@@ -82,27 +102,27 @@ class RowCache:
                 f"{self.flag} a folder that all processes share?"
             )
         places = [known[name] for name in names]
-        self.row(max(places))  # so that the file is mapped as far as they lie
-        return np.asarray(self._mapped[places])
+        return np.asarray(self._rows(max(places))[0][places])
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Alone: another writer waits until this one is done, then finds its rows."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=_SILENT_SECONDS)
-            except Timeout:
-                console.print(
-                    f"Another run is adding to {self.folder}; waiting for it.", markup=False
-                )
-                self._lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            raise self._unusable(error) from error
-        try:
+        if self._lock:  # by this one already
             yield
-        finally:
-            self._lock.release()
+            return
+        with ExitStack() as held:
+            file = self.folder / "lock"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                wait = f"Another run is adding to {self.folder}; waiting for it."
+                held.enter_context(locked(file, wait=wait))
+            except OSError as error:
+                raise self._unusable(error) from error
+            self._lock = held
+            try:
+                yield
+            finally:
+                self._lock = None
 
     def add(self, names: Sequence[str], rows: NDArray[Any]) -> None:
         """Append (N, ...) rows under their fingerprints; what is there already stays."""
@@ -119,6 +139,9 @@ class RowCache:
                 # the list last, since what it names has to be there whole
                 size = self._count * rows[0].nbytes
                 _write_behind(self.folder / "rows", size, rows[chosen].tobytes())
+                sums = np.array([zlib.crc32(row) for row in np.ascontiguousarray(rows[chosen])])
+                at = self._count * _SUM_BYTES
+                _write_behind(self.folder / "sums", at, sums.astype("<u4").tobytes())
                 _write_behind(self.folder / "fingerprints", self._count * _KEY_BYTES, keys)
             except OSError as error:
                 raise self._unusable(error) from error
@@ -128,7 +151,8 @@ class RowCache:
         self._type: np.dtype[Any] | None = None  # of a row, with its shape
         self._known: dict[str, int] = {}
         self._count = 0  # rows that are known
-        self._mapped: Any = None
+        self._mapped: tuple[Any, Any] | None = None  # rows and their checksums
+        self._rotten: set[int] = set()  # rows that are not what was written
 
     def _row_type(self) -> np.dtype[Any]:
         """What the first writer laid down; ValueError where that is nothing that it would."""

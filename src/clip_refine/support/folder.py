@@ -1,20 +1,33 @@
-"""Where results go: a folder that appears complete or not at all."""
+"""Where results go: folders and files that appear complete or not at all, and stay what they are.
 
+One mechanism for all: written beside under a hidden name, on the disk before it is renamed, under
+a lock; what processes that died have left is recognised and cleared with a word.
+"""
+
+import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from clip_refine.support.errors import OutputError
+from clip_refine.support.console import remark
+from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.process import is_alive, process_tag
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, as on file systems that have none
+    fcntl = None
 
 # files that tell a folder of this program's results from anything else a user keeps
 OURS = (
@@ -25,6 +38,93 @@ OURS = (
     "open_clip_config.json",
     "provenance.json",
 )
+
+# --------------------------------------------------------------------------------------------------
+# One at a time.
+
+
+@contextmanager
+def locked(file: Path, *, wait: str | None = None) -> Iterator[bool]:
+    """Hold a lock while in the block; yields whether it is held, which without `wait` it may not.
+
+    The kernel drops the lock of a process that dies. The file is removed while the lock is held,
+    and whoever then gets the lock of a removed file begins again with the one that is there: so no
+    two hold it at once. With `wait`, which is said after a second, the file stays.
+
+    Raises:
+        OSError: The file cannot be made, or the file system has no locks.
+    """
+    if fcntl is None:
+        raise OSError("no locks here")
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if not _take(descriptor, wait):
+                yield False
+                return
+            try:
+                there = os.path.samestat(os.fstat(descriptor), os.stat(file))
+            except FileNotFoundError:
+                there = False
+            if there:
+                try:
+                    yield True
+                finally:
+                    if wait is None:
+                        file.unlink(missing_ok=True)
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # worker processes have it open, too
+                return
+        finally:
+            os.close(descriptor)
+
+
+_SILENT_SECONDS = 1.0
+
+
+def _take(descriptor: int, wait: str | None) -> bool:
+    """Try, or wait for the lock of an open file."""
+    since = time.monotonic()
+    while fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if wait is None:
+                return False
+        if time.monotonic() - since > _SILENT_SECONDS:
+            remark(wait)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One writer of a path at a time, since a second would clear what the first has written."""
+    file = _hidden(path, "lock")
+    with suppress(OSError):  # what is wrong shows when it is written to
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = locked(file)
+    try:
+        held = lock.__enter__()
+    except OSError:
+        yield  # a file system without locks
+        return
+    try:
+        if not held:
+            raise OutputError(f"{path}: another run is writing it. Choose another --out.")
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def _hidden(path: Path, what: str) -> Path:
+    return path.parent / f".{path.name}.{what}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Folders.
 
 
 def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
@@ -50,71 +150,149 @@ def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
         raise OutputError(f"{path}: is the folder you are in. Choose another --out.")
 
 
+WORK = "state"
+"""Folder within a run's for what it goes on from; see `train/state.py`."""
+SUMS = "SHA256SUMS"
+
+
 @contextmanager
-def complete_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def complete_folder(path: Path, *, overwrite: bool, go_on: bool = False) -> Iterator[Path]:
     """A folder to write into that becomes `path` when the block ends without an error.
 
-    Until then it is a hidden neighbour of `path`; after an error it is removed, and what stood at
-    `path` before is still there.
+    Until then it is a hidden neighbour of `path`, and what stood at `path` before is still there.
+    After an error it is removed, unless it holds a state that a run can go on from or a finished
+    model: these are never removed. With `go_on` the one that was left is used again.
     """
-    check_free(path, overwrite=overwrite)
     path = path.resolve()
-    partial = path.parent / f".{path.name}.partial"
-    with _alone(path):
+    with alone(path):
+        _finish_renames(path)
+        check_free(path, overwrite=overwrite)
+        partial = hidden_work(path)
         try:
-            shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-            partial.mkdir(parents=True)
+            if not go_on:
+                _put_aside(partial, path)
+            partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
                 f"{path}: cannot be written ({error.strerror}). Choose another."
             ) from error
         try:
             yield partial
-            previous = path.parent / f".{path.name}.previous"
-            _remove(previous)
-            if path.exists():
-                path.rename(previous)
-            partial.rename(path)
-            _remove(previous)
+            seal(partial)
+            partial.rename(_hidden(path, "complete"))
+            _finish_renames(path)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: cannot be written ({error.strerror or error}). Make room or choose "
+                "another."
+            ) from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if _holds_work(partial):
+                remark(f"What was finished is kept in {partial}; --resume auto goes on.", "yellow")
+            else:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One writer at a time, since a second one would clear what the first has written so far."""
-    file = path.parent / f".{path.name}.lock"
-    lock = FileLock(file)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"{path}: another run is writing it. Choose another --out.") from error
-    except (OSError, NotImplementedError):
-        yield  # a file system without locks; what else is wrong with it shows when it is written to
+def hidden_work(path: Path) -> Path:
+    """Where a folder is written before it becomes `path`."""
+    return _hidden(path.resolve(), "partial")
+
+
+def recover(path: Path) -> None:
+    """Finish what a run that was killed at its very end has left, unless it still runs."""
+    path = path.resolve()
+    if _hidden(path, "complete").exists() or _hidden(path, "previous").exists():
+        with suppress(OutputError), alone(path):
+            _finish_renames(path)
+
+
+def _finish_renames(path: Path) -> None:
+    """Put a complete folder in the place of what stood there; also of a run that was killed in it.
+
+    Complete is what has that name, so a kill between any two of these lines loses nothing.
+    """
+    complete, previous = _hidden(path, "complete"), _hidden(path, "previous")
+    if complete.exists():
+        if path.exists():
+            _remove(previous)
+            path.rename(previous)
+        complete.rename(path)
+    elif previous.exists() and not path.exists():
+        previous.rename(path)
+    if previous.exists():
+        _remove(previous)
+    with suppress(OSError):
+        _sync(path.parent)
+
+
+def _holds_work(partial: Path) -> bool:
+    """Whether a run was so far in it that nobody wants to lose it."""
+    return any((partial / WORK).glob("step-*")) or (partial / "model" / SUMS).is_file()
+
+
+def _put_aside(partial: Path, path: Path) -> None:
+    """Clear what a run that died has left, or move it to where it is seen."""
+    if not partial.exists():
         return
-    try:
-        yield
-    finally:
-        lock.release()
-        file.unlink(missing_ok=True)
+    if not _holds_work(partial):
+        shutil.rmtree(partial)
+        remark(f"Cleared {partial}, which a run that was killed had left.")
+        return
+    numbers = (f"-{number}" if number > 1 else "" for number in range(1, 10**6))
+    aside = next(
+        at for n in numbers if not (at := path.parent / f"{path.name}-unfinished{n}").exists()
+    )
+    partial.rename(aside)
+    finished = (aside / "model" / SUMS).is_file()
+    found = f"its finished model is {aside}/model" if finished else "its training had begun"
+    more = f"; --resume {aside} goes on with it" if any((aside / WORK).glob("step-*")) else ""
+    remark(f"An earlier run to {path} did not end: {found}{more}.", "yellow")
 
 
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """A file to write to that becomes `path` when the block ends without an error."""
-    partial = path.parent / f".{path.name}.partial"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:  # the second from who writes tensors
-        reason = error.strerror if isinstance(error, OSError) else None
+def set_aside(path: Path) -> None:
+    """Make room at `path` without losing what is there, until `drop_aside`."""
+    previous = _hidden(path.resolve(), "previous")
+    if not path.exists():
+        return
+    if previous.exists():  # of one that was not completed: what is older is complete
+        _remove(path)
+    else:
+        path.rename(previous)
+
+
+def drop_aside(path: Path) -> None:
+    """Remove what `set_aside` kept."""
+    previous = _hidden(path.resolve(), "previous")
+    if previous.exists():
+        _remove(previous)
+
+
+def check_room(folder: Path, needed: int, what: str, advice: str) -> int:
+    """Free bytes of the disk that a folder is or will be on, enough for `needed` and some spare."""
+    there = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed + SPARE > free:
         raise OutputError(
-            f"{path}: cannot be written ({reason or error}). Choose another."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+            f"{folder}: {what} take {size_text(needed)}, but only {size_text(free)} are free "
+            f"there. {advice}"
+        )
+    return free
+
+
+SPARE = 2**28  # bytes of the disk that are left alone
+
+
+def size_text(count: int) -> str:
+    """Bytes as people read them.
+
+    >>> size_text(301_056_000)
+    '301 MB'
+    """
+    for unit, name in ((10**9, "GB"), (10**6, "MB")):
+        if count >= unit:
+            shown = count / unit
+            return f"{shown:.1f} {name}" if shown < 10 else f"{shown:,.0f} {name}"
+    return f"{count / 1000:.0f} kB"
 
 
 def _remove(path: Path) -> None:
@@ -124,10 +302,107 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+# --------------------------------------------------------------------------------------------------
+# Files.
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """A file to write to that becomes `path` when the block ends without an error."""
+    partial = _hidden(path, f"{process_tag()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, f".{path.name}.")
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:  # the second from who writes tensors
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise OutputError(
+            f"{path}: cannot be written ({reason or error}). Choose another."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def clear_leftovers(folder: Path, beginning: str) -> None:
+    """Remove temporary files of processes that died."""
+    for file in folder.iterdir():  # a name may hold what a pattern would take for its own
+        tag = file.name.removeprefix(beginning).removesuffix(".partial")
+        if file.name == f"{beginning}{tag}.partial" and tag.count("-") > 1 and not is_alive(tag):
+            file.unlink(missing_ok=True)
+            remark(f"Cleared {file}, which a process that was killed had left.")
+
+
 def write_file(path: Path, text: str) -> None:
     """Write a text file that appears complete or not at all."""
     with complete_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# What is written stays what it is: checksums of tensors, as `sha256sum --check` reads them.
+
+
+_TENSORS = (".safetensors", ".onnx", ".data")
+
+
+def seal(folder: Path) -> None:
+    """Write checksums beside all files of tensors, and everything to the disk."""
+    for inner in (folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())):
+        files = sorted(path for path in inner.iterdir() if path.is_file())
+        tensors = [path for path in files if path.suffix in _TENSORS]
+        if tensors and not (inner / SUMS).is_file():
+            lines = [f"{_digest(path)}  {path.name}\n" for path in tensors]
+            (inner / SUMS).write_text("".join(lines), encoding="utf-8")
+            files.append(inner / SUMS)
+        for path in files:
+            _sync(path)
+        _sync(inner)
+
+
+def check_sums(folder: Path) -> None:
+    """Compare the tensors of a folder with the checksums beside them, where there are any.
+
+    Raises:
+        DataError: A file is another one than was written, or is missing.
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        expected, _, name = line.partition("  ")
+        file = folder / name
+        if not name or Path(name).name != name:
+            continue
+        try:
+            found = _digest(file)
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+        if found != expected:
+            raise DataError(
+                f"{file}: is not what was written there, by its checksum in {SUMS}. Copy or make "
+                f"it again; if you changed it on purpose, remove {folder / SUMS}."
+            )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep what was written to a file, or which files a folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # which some file systems do not sync
+            raise
+    finally:
+        os.close(descriptor)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The numbers of every step: log.jsonl and experiment trackers."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 
 from clip_refine.config import RefineConfig
 from clip_refine.results import Scores, flat
+from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError
 
 
@@ -22,11 +24,20 @@ class StepLog:
     """
 
     def __init__(
-        self, path: Path | None, also: Callable[[dict[str, float]], None] | None = None
+        self,
+        path: Path | None,
+        also: Callable[[dict[str, float]], None] | None = None,
+        *,
+        earlier: Path | None = None,
+        steps: int = 0,
     ) -> None:
+        """Begin with the first `steps` lines of an `earlier` log, which may be this one."""
         self.path = path
         self.also = also
+        lines = earlier.read_bytes().splitlines(keepends=True)[:steps] if earlier and path else []
         self._file = path.open("w", encoding="utf-8") if path else None
+        for line in lines if self._file else ():
+            self._file.write(line.decode())
 
     def __enter__(self) -> "StepLog":
         return self
@@ -37,11 +48,20 @@ class StepLog:
 
     def write(self, record: Mapping[str, float]) -> None:
         """Add one line."""
-        if self._file:
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
+        try:
+            if self._file:
+                self._file.write(json.dumps(record, allow_nan=False) + "\n")
+                self._file.flush()
+        except OSError as error:  # a full disk ends no training
+            remark(f"{self.path}: cannot be written any more ({error.strerror}).", "yellow")
+            self._file = None
         if self.also:
             self.also(dict(record))
+
+    def flush(self) -> None:
+        """Have the disk keep every line so far."""
+        if self._file:
+            os.fsync(self._file.fileno())
 
 
 PROJECT = "clip-refine"

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,9 +17,11 @@ from clip_refine.data import PairBatch
 from clip_refine.losses import LossTerms, Objective, PairFeatures
 from clip_refine.models import FeatureScale, Teacher
 from clip_refine.priors import Prior
-from clip_refine.support.console import Bar
+from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import TrainingError
+from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
+from clip_refine.train.micro_batch import EncodedParts, encode_in_parts
 from clip_refine.train.precision import (
     TowerOutput,
     TowerPrecision,
@@ -26,6 +29,7 @@ from clip_refine.train.precision import (
     encode_pairs,
     training_mode,
 )
+from clip_refine.train.state import States
 
 # --------------------------------------------------------------------------------------------------
 # Features of all processes in one batch, so that the loss sees every pair of the step.
@@ -117,7 +121,7 @@ def rate_share(
 # The training loop: every step of every epoch, top to bottom.
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trainer:
     """Everything a step needs besides its batch.
 
@@ -133,6 +137,8 @@ class Trainer:
         config: How steps are taken.
         scale: What the towers are multiplied by in training; the log shows norms without it.
         teacher_scale: The teacher's logit scale where the student has another one.
+        micro_batch: Pairs of a process that are encoded with a graph at a time; None for all. It
+            is halved where memory turns out too little.
         centroid_gap: (d,) on the device, the teacher's mean text feature less its mean image
             feature, at the scale of training; None where the objective does not need it.
     """
@@ -149,42 +155,155 @@ class Trainer:
     scale: FeatureScale = field(default_factory=FeatureScale)
     centroid_gap: Tensor | None = None
     teacher_scale: float | None = None
+    micro_batch: int | None = None
 
-    def train(self, batches: Iterable[PairBatch], *, steps: int, log: StepLog) -> None:
+    def train(
+        self,
+        batches: Iterable[PairBatch],
+        *,
+        steps: int,
+        log: StepLog,
+        states: States | None = None,
+    ) -> None:
         """Take one step a batch.
 
         Args:
-            batches: The batches of all epochs, one after another.
-            steps: How many there are, for the progress bar.
+            batches: The batches of all epochs, one after another, from `states.start` on.
+            steps: Steps of the whole run.
             log: Receives one record a step.
+            states: Where to begin, and where what is needed to go on is saved.
 
         Raises:
             TrainingError: A loss or gradient is not finite (weights are those before that step),
-                or the device has too little memory.
+                or the device has too little memory even for one pair at a time.
+            Stopped: A signal came; the state is saved.
         """
         towers = self.accelerator.unwrap_model(self.towers)
         statistics = self.config.normalization_statistics == "updated"
         bar = Bar("Refining", steps, visible=self.accelerator.is_main_process)
-        last = time.perf_counter()
-        with training_mode(towers, statistics=statistics, dropout=self.config.dropout == "on"):
-            for number, batch in enumerate(bar.over(batches), start=1):
-                try:
-                    record = self.step(number, batch.to(self.accelerator.device), steps=steps)
-                except torch.OutOfMemoryError as error:
-                    raise TrainingError(
-                        f"{self.accelerator.device} has too little memory for this batch size. "
-                        "Pass a smaller --train.batch-size, or --train.precision bf16."
-                    ) from error
+        start = 0
+        if states and states.saved:
+            start = states.start
+            self.restore(states.saved.tensors(), states.saved.plain)
+            bar.progress.update(bar.task, completed=start)
+        begin = last = time.perf_counter()
+        with (
+            patient() if states else nullcontext(),
+            training_mode(towers, statistics=statistics, dropout=self.config.dropout == "on"),
+        ):
+            for number, batch in enumerate(bar.over(batches), start=start + 1):
+                record = self.step(number, batch.to(self.accelerator.device), steps=steps)
                 now = time.perf_counter()
                 seconds, last = now - last, now
                 pairs = len(batch.indices) * self.accelerator.num_processes
                 speed = {"step_seconds": seconds, "pairs_per_second": pairs / seconds}
                 log.write({"step": number, **speed, **record})
                 bar.remark(f"loss {record['loss_total']:.4f}, {pairs / seconds:.0f} pairs/s")
+                if states:
+                    states.after(number, steps, self, log.flush)
+        if states:
+            states.say_cost(time.perf_counter() - begin)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on besides its batch: tensors by name, and plain data.
+
+        Every process has to ask, since each has a generator for dropout of its own.
+        """
+        kept = self.schedule.optimizer.state_dict()
+        weights = self.accelerator.unwrap_model(self.towers).state_dict()
+        device = self.accelerator.device
+        tensors = {f"weights.{name}": value for name, value in weights.items()}
+        for number, moments in kept["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
+        tensors["references"] = self.generator.get_state()
+        tensors["random"] = self.accelerator.gather(torch.get_rng_state().to(device)[None])
+        if device.type == "cuda":
+            own = torch.cuda.get_rng_state(device).to(device)[None]
+            tensors["random_cuda"] = self.accelerator.gather(own)
+        return tensors, {
+            "groups": kept["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "micro_batch": self.micro_batch,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` gave."""
+        named = {"weights": {}, "optimiser": {}}
+        for name, value in tensors.items():
+            group, _, rest = name.partition(".")
+            if rest:
+                named[group][rest] = value
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in named["optimiser"].items():
+            number, _, what = name.partition(".")
+            moments.setdefault(int(number), {})[what] = value
+        self.accelerator.unwrap_model(self.towers).load_state_dict(named["weights"])
+        optimiser = {"state": moments, "param_groups": plain["groups"]}
+        self.schedule.optimizer.load_state_dict(optimiser)
+        self.schedule.load_state_dict(dict(plain["schedule"]))
+        self.generator.set_state(tensors["references"])
+        rank, device = self.accelerator.process_index, self.accelerator.device
+        if len(tensors["random"]) == self.accelerator.num_processes:
+            torch.set_rng_state(tensors["random"][rank])
+            if device.type == "cuda" and "random_cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["random_cuda"][rank], device)
+
+    def agree(self, *numbers: int) -> list[int]:
+        """The largest that any process has of each."""
+        if self.accelerator.num_processes == 1:
+            return list(numbers)
+        own = torch.tensor([numbers], device=self.accelerator.device)
+        return self.accelerator.gather(own).amax(dim=0).tolist()
 
     def step(self, number: int, batch: PairBatch, *, steps: int) -> dict[str, float]:
         """Forward, loss, backward, update; what happened as numbers for the log."""
-        output = self.towers(batch.pixels, batch.tokens)
+        losses, student = self._fitting_gradient(number, batch, steps)
+        gradient_norm = self._clip(number)
+        optimiser = self.schedule.optimizer
+        learning_rate = optimiser.param_groups[0]["lr"]
+        optimiser.step()
+        self.schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+        return {
+            **{f"loss_{name}": value for name, value in losses.items()},
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            **self._statistics(student),
+        }
+
+    def _fitting_gradient(
+        self, number: int, batch: PairBatch, steps: int
+    ) -> tuple[dict[str, float], PairFeatures]:
+        """The gradient, in parts half as large where memory was too little for it."""
+        while True:
+            drawn = self.generator.get_state()
+            size = min(self.micro_batch or len(batch.indices), len(batch.indices))
+            try:
+                return self._gradient(number, batch, steps)
+            except torch.OutOfMemoryError as error:
+                # several processes would have to agree on it
+                if size == 1 or self.accelerator.num_processes > 1:
+                    raise TrainingError(
+                        f"{self.accelerator.device} has too little memory for {size:,} pairs at a "
+                        "time. Pass a smaller --train.micro-batch or --train.batch-size, or "
+                        "--train.precision bf16."
+                    ) from error
+            # only now, as the error holds on to what the step had in memory
+            self.schedule.optimizer.zero_grad(set_to_none=True)
+            self.generator.set_state(drawn)
+            self.micro_batch = size // 2
+            remark(
+                f"{self.accelerator.device} has too little memory for {size:,} pairs at a time: "
+                f"going on with --train.micro-batch {self.micro_batch}.",
+                "yellow",
+            )
+
+    def _gradient(
+        self, number: int, batch: PairBatch, steps: int
+    ) -> tuple[dict[str, float], PairFeatures]:
+        """Losses of a batch and its features, of all processes; gradients are in the weights."""
+        parts = self._in_parts(batch)
+        output = parts.output if parts else self.towers(batch.pixels, batch.tokens)
         student = gather_features(output.features, self.accelerator)
         teacher = self._teacher_features(batch)
         references, text_references = self._references(student)
@@ -203,18 +322,27 @@ class Trainer:
         )
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)
-        gradient_norm = self._clip(number)
-        optimiser = self.schedule.optimizer
-        learning_rate = optimiser.param_groups[0]["lr"]
-        optimiser.step()
-        self.schedule.step()
-        optimiser.zero_grad(set_to_none=True)
-        return {
-            **{f"loss_{name}": value for name, value in losses.items()},
-            "learning_rate": learning_rate,
-            "gradient_norm": gradient_norm,
-            **self._statistics(student),
-        }
+        if parts:
+            parts.backward()
+            self._average_gradients()
+        return losses, student
+
+    def _in_parts(self, batch: PairBatch) -> EncodedParts | None:
+        """The batch encoded without a graph; None where it is encoded in one go."""
+        size = self.micro_batch
+        if size is None or size >= len(batch.indices):
+            return None
+        towers = self.accelerator.unwrap_model(self.towers)
+        return encode_in_parts(towers, batch.pixels, batch.tokens, size=size)
+
+    def _average_gradients(self) -> None:
+        """Over processes, once for all parts, as data-parallel training does it for a batch."""
+        if (processes := self.accelerator.num_processes) == 1:
+            return
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= processes
 
     def _statistics(self, student: PairFeatures) -> dict[str, float]:
         values = batch_statistics(student)
@@ -225,8 +353,13 @@ class Trainer:
     def _teacher_features(self, batch: PairBatch) -> PairFeatures | None:
         if not self.objective.needs_teacher:
             return None
-        features = encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
-        return gather_features(features, self.accelerator)
+        size = self.micro_batch if self.teacher.runs and self.micro_batch else len(batch.indices)
+        features = [
+            encode_pairs(self.teacher, *part, self.precision)
+            for part in zip(batch.pixels.split(size), batch.tokens.split(size), strict=True)
+        ]
+        whole = PairFeatures(*(torch.cat(rows) for rows in zip(*features, strict=True)))
+        return gather_features(whole, self.accelerator)
 
     def _references(self, student: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
         """One reference a pair, the same on every process because the generator is.
@@ -251,14 +384,16 @@ class Trainer:
 
     def _clip(self, number: int) -> float:
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        parameters = [p for group in self.schedule.optimizer.param_groups for p in group["params"]]
-        norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
+        norm = float(self.accelerator.clip_grad_norm_(self._parameters(), limit))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {number}: the gradient's norm is {norm}, so the weights were left as they "
                 "are. Try a lower learning rate, --train.clip-norm 1, or --train.precision fp32."
             )
         return norm
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.schedule.optimizer.param_groups for p in group["params"]]
 
 
 def check_finite(number: int, terms: LossTerms) -> dict[str, float]:

@@ -144,12 +144,15 @@ class StudentTowers(nn.Module):
 def encode_pairs(
     encoder: DualEncoder | Teacher, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
 ) -> PairFeatures:
-    """Raw float32 features of a batch, each tower in its own precision."""
+    """Raw features of a batch, each tower in its own precision; float32 unless they are float64."""
     with autocast(precision.image_bf16, pixels.device):
         image_features = encoder.encode_image(pixels)
     with autocast(precision.text_bf16, tokens.device):
         text_features = encoder.encode_text(tokens)
-    return PairFeatures(image_features.float(), text_features.float())
+    sides = (image_features, text_features)
+    return PairFeatures(
+        *(side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)
+    )
 
 
 def prepare_student(model: nn.Module, *, logit_scale: bool, logit_bias: bool) -> None:

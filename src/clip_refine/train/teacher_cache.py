@@ -24,6 +24,8 @@ class CachedTeacher(Teacher):
     It follows the batches that go to the trainer, so that it knows which pairs are asked for.
     """
 
+    runs = False
+
     def __init__(
         self, features: EmbeddedPairs, *, image_factor: float = 1.0, text_factor: float = 1.0
     ) -> None:

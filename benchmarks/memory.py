@@ -1,0 +1,66 @@
+"""Peak memory of a refine step by batch and micro-batch: `python benchmarks/memory.py`.
+
+Each row is a process of its own, since a process never gives its peak back. Weights and data are
+random, as memory does not depend on them.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from accelerate import Accelerator
+from step import random_model
+
+from clip_refine.config import RefineConfig
+from clip_refine.data import PairBatch
+from clip_refine.models import Teacher
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
+from clip_refine.train import TowerPrecision
+
+
+def measure(options: argparse.Namespace) -> None:
+    """One line: batch, micro-batch, peak in GiB, seconds of the second step."""
+    torch.manual_seed(0)
+    model = random_model(options.model)
+    train = {"batch_size": options.batch, "micro_batch": options.micro, "device": "cpu"}
+    config = RefineConfig.model_validate({"train": train})
+    accelerator = Accelerator(cpu=True)
+    student = build.build_student(model, config, accelerator.device)
+    precision = TowerPrecision.from_name(options.precision)
+    teacher, prior = Teacher(student), StandardNormal()
+    trainer = build.build_trainer(config, student, teacher, precision, prior, accelerator, steps=2)
+    pixels = torch.randn(options.batch, 3, 224, 224)
+    tokens = model.tokenizer(["a photo of a dog in the park"] * options.batch)
+    batch = PairBatch(pixels, tokens, range(options.batch))
+    for number in (1, 2):
+        start = time.perf_counter()
+        trainer.step(number, batch, steps=2)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"| {options.batch} | {options.micro} | {peak:.1f} | {seconds:.1f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--batches", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--micro", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="measure one, in this process")
+    options = parser.parse_args()
+    if options.batch:
+        measure(options)
+        return
+    print("| batch | micro-batch | peak GiB | seconds a step |\n|---|---|---|---|", flush=True)
+    whole = [(options.micro, options.micro), (64, 64)]  # more in one go does not fit everywhere
+    for batch, micro in [*whole, *((batch, options.micro) for batch in options.batches)]:
+        arguments = ["--batch", str(batch), "--micro", str(micro), "--precision", options.precision]
+        subprocess.run([sys.executable, __file__, "--model", options.model, *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()

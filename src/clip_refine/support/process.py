@@ -1,0 +1,119 @@
+"""Processes: which of them live, which end with their parent, and the signals that stop them."""
+
+import ctypes
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+# --------------------------------------------------------------------------------------------------
+# Who left a file: a process by its machine, number and start, since numbers are used again.
+
+
+def process_tag(pid: int | None = None) -> str:
+    """What a process, this one by default, marks its temporary files with."""
+    pid = os.getpid() if pid is None else pid
+    try:  # proc(5): the start is the 22nd value; the second, a name, may hold spaces
+        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        start = "0"
+    return f"{platform.node()}-{pid}-{start}"
+
+
+def is_alive(tag: str) -> bool:
+    """Whether the process with this tag may still run; of another machine nobody here knows."""
+    node, _, rest = tag.rpartition("-")[0].rpartition("-")
+    if node != platform.node() or not rest.isdigit():
+        return True
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return process_tag(int(rest)) == tag
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent(*_: object) -> None:
+    """Called first in a worker process: it is killed when its parent dies, whatever of.
+
+    The signals that stop a run go to all its processes; the parent still needs its workers then.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died meanwhile
+            os._exit(1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Signals: Ctrl-C, what Slurm and Kubernetes send, and a terminal that was closed.
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE = 20  # seconds in which an exception has to get through, Kubernetes gives 30
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked this process to stop."""
+
+    def __init__(self, number: int, left: str | None = None) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number  # as shells have it
+        self.left = left  # what is there now, in words
+
+
+class _Asked:
+    """What the handler and those who wait for a good moment share."""
+
+    number = 0  # the signal that came, 0 for none
+    patient = False  # whether somebody looks at `number` soon
+
+
+def heed_signals() -> None:
+    """Let the signals raise `Stopped`; those that are ignored, as by nohup, stay so."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    if _Asked.number == number:  # asked twice; torchrun sends another one after Ctrl-C
+        os._exit(128 + number)
+    _Asked.number = number
+    if not _Asked.patient:
+        _raise()
+
+
+def _raise() -> None:
+    """An exception may be swallowed where Python cannot pass it on, as in a destructor."""
+    number = _Asked.number
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
+    signal.alarm(_GRACE)
+    raise Stopped(number)
+
+
+def stop_asked() -> int:
+    """The signal that came while within `patient`, 0 for none."""
+    return _Asked.number
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Within the block a signal waits for `stop_asked`; one that nobody saw raises behind it."""
+    _Asked.patient = True
+    try:
+        yield
+    finally:
+        _Asked.patient = False
+    if _Asked.number:
+        _raise()

@@ -1,0 +1,150 @@
+"""Large batches in small memory: the loss of the whole batch, its gradient a part at a time.
+
+Features of the whole batch are computed without a graph; the loss is differentiated with respect to
+them; then one part after the other is encoded again, with its graph, and takes its rows of that
+gradient. The result is the gradient of the batch in one go.
+
+Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"
+(GradCache), RepL4NLP 2021, arXiv 2101.06983.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clip_refine.losses import PairFeatures
+from clip_refine.train.precision import TowerOutput
+
+Encode = Callable[[Tensor, Tensor], TowerOutput]
+USED = 0.5
+"""Share of a device's memory that a step's activations may take; the rest is for what is counted
+only roughly: the loss, buffers of kernels, other programs."""
+COPIES = 5
+"""How often the weights stand in memory: their own, the teacher's, gradients, two of AdamW's."""
+
+
+@dataclass(frozen=True)
+class EncodedParts:
+    """A batch whose features were computed without a graph.
+
+    Attributes:
+        output: What the loss is to be computed on; `backward` hands its gradient to the towers.
+    """
+
+    output: TowerOutput
+    _parts: list[tuple[Tensor, Tensor]]
+    _random: list["_RandomState"]
+    _towers: Encode
+
+    def backward(self) -> None:
+        """Encode part after part anew, each with its rows of the gradient of `output`."""
+        given, start = self.output, 0
+        for number, (part, random) in enumerate(zip(self._parts, self._random, strict=True)):
+            rows = slice(start, start := start + len(part[0]))
+            with random.again():
+                output = self._towers(*part)
+            found = [
+                (new, old.grad[rows])
+                for new, old in zip(output.features, given.features, strict=True)
+                if new.requires_grad and old.grad is not None
+            ]
+            if number == 0:  # what belongs to the batch, not to a pair
+                for new, old in (
+                    (output.logit_scale, given.logit_scale),
+                    (output.logit_bias, given.logit_bias),
+                ):
+                    if new is not None and new.requires_grad and old is not None:
+                        found += [] if old.grad is None else [(new, old.grad)]
+            roots, gradients = zip(*found, strict=True)
+            torch.autograd.backward(roots, gradients)
+
+
+@torch.no_grad()
+def encode_in_parts(towers: Encode, pixels: Tensor, tokens: Tensor, *, size: int) -> EncodedParts:
+    """Features of a batch, computed in parts of `size` pairs without a graph.
+
+    Args:
+        towers: (pixels, tokens) → features, logit scale and bias. Not wrapped for several
+            processes: each part would be added up over them.
+        pixels: (B, 3, H, W), on the towers' device.
+        tokens: (B, L), there, too.
+        size: Pairs a part; the last may have fewer.
+    """
+    parts = list(zip(pixels.split(size), tokens.split(size), strict=True))
+    random, outputs = [], []
+    for part in parts:
+        random.append(_RandomState(pixels.device))
+        outputs.append(towers(*part))
+    sides = map(torch.cat, zip(*(output.features for output in outputs), strict=True))
+    scale, bias = outputs[0].logit_scale, outputs[0].logit_bias
+    output = TowerOutput(
+        PairFeatures(*(side.requires_grad_() for side in sides)),
+        scale.detach().requires_grad_(),
+        None if bias is None else bias.detach().requires_grad_(),
+    )
+    return EncodedParts(output, parts, random, towers)
+
+
+class _RandomState:
+    """What dropout draws next, on the CPU and on the towers' device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Draw the same once more, and go on afterwards as if nothing had been drawn."""
+        with torch.random.fork_rng([self.device] if self.gpu is not None else []):
+            torch.set_rng_state(self.cpu)
+            if self.gpu is not None:
+                torch.cuda.set_rng_state(self.gpu, self.device)
+            yield
+
+
+# --------------------------------------------------------------------------------------------------
+# How many pairs fit.
+
+
+def bytes_per_pair(towers: Encode, pixels: Tensor, tokens: Tensor) -> float:
+    """What one pair's graph keeps for the gradient, in bytes; without weights, which are shared.
+
+    Counts the tensors that a forward pass of these few pairs saves.
+    """
+    model = towers if isinstance(towers, nn.Module) else nn.Module()
+    shared = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in shared:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        output = towers(pixels, tokens)
+        del output
+    return sum(kept.values()) / len(pixels)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the device in all, so that one machine always chooses the same."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def fitting_size(model: nn.Module, per_pair: float, memory: int) -> int:
+    """The largest power of two of pairs whose graph fits beside weights and optimiser, at least 1.
+
+    >>> fitting_size(nn.Linear(10, 10, bias=False), per_pair=1e6, memory=2**27)
+    64
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    fitting = max(1, int((USED * memory - COPIES * weights) / max(per_pair, 1)))
+    return 2 ** (fitting.bit_length() - 1)

@@ -1,0 +1,278 @@
+"""A run that was stopped goes on as if it had not been; what is finished is never lost."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_refine.config import override
+from clip_refine.config.runs import RefineConfig
+from clip_refine.roads import refine as road
+from clip_refine.roads.refine import refine
+from clip_refine.support.errors import ConfigError, OutputError
+from clip_refine.train import Trainer
+from tests.data.test_streams import toy_parquet
+
+TOOL = Path(__file__).parents[2] / "tools" / "kill_runs.py"
+
+
+@pytest.fixture
+def config(tiny_name: str, table: Path, tmp_path: Path) -> RefineConfig:
+    """Two epochs of four steps, saved after every third."""
+    return RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": {"train": str(table), "val": str(table)},
+            "train": {
+                "batch_size": 16,
+                "learning_rate": 1e-3,
+                "precision": "fp32",
+                "epochs": 2,
+                "save_every": 3,
+            },
+            "out": tmp_path / "run",
+            "report": False,
+            "seed": 1,
+        }
+    )
+
+
+def outcome(out: Path) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    steps = [{k: v for k, v in line.items() if "second" not in k} for line in log]
+    return steps, load_file(out / "model" / "open_clip_model.safetensors")
+
+
+def assert_same(one: Path, other: Path) -> None:
+    steps, weights = outcome(one)
+    assert outcome(other)[0] == steps
+    assert all(torch.equal(outcome(other)[1][name], value) for name, value in weights.items())
+
+
+def stopped(config: RefineConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hidden folder of a run that was stopped in this step."""
+    usual = Trainer.step
+
+    def one_step(self: Trainer, number: int, *rest: Any, **named: Any) -> Any:
+        if number == step:
+            raise KeyboardInterrupt
+        return usual(self, number, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", one_step)
+        with pytest.raises(KeyboardInterrupt):
+            refine(config)
+    return config.out.parent / ".run.partial"
+
+
+# what has a state of its own
+CASES: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "a schedule": {"train": {"schedule": "cosine", "warmup_steps": 2}},
+    "dropout in adapters": {"train": {"parameters": "lora", "dropout": "on"}},
+    "worker processes": {"train": {"workers": 2}},
+    "folded": {"loss": {"fold": 1.0, "feature_scale": "canonical"}},
+    "a prior that was measured": {"prior": {"kind": "gaussian_both"}},
+    "a mix and independent references": {
+        "loss": {"m2_mix_weight": 0.5, "references": "independent", "rafa_decay": "linear"}
+    },
+    "part of the way": {"interpolate": 0.5},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("step", [5, 8])
+def test_it_is_the_same_bit_by_bit(
+    case: str, step: int, config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if step == 8 and case not in ("as it comes", "dropout in adapters"):
+        pytest.skip("one moment is enough")
+    config = override(config, **CASES[case])
+    refine(override(config, out=tmp_path / "unbroken"))
+    partial = stopped(config, step, monkeypatch)
+    saved = [path.name for path in sorted((partial / "state").iterdir())]
+    assert saved == [f"step-{number:09}" for number in (3, 6) if number < step]
+    refine(override(config, resume="auto"))
+    assert_same(tmp_path / "unbroken", config.out)
+    assert not (config.out / "state").exists()
+    assert not list(tmp_path.glob(".run*"))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_stream_goes_on_without_what_was_seen(
+    mixed: bool,
+    config: RefineConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    names = [toy_parquet(tmp_path / "a", 40), toy_parquet(tmp_path / "b", 24)]
+    data = {"train": names if mixed else names[0], "streaming": True, "shuffle_buffer": 7}
+    if mixed:
+        data["weights"] = [2, 1]
+    config = override(config, data=data, train={"batch_size": 8, "steps": 11, "epochs": 1})
+    refine(override(config, out=tmp_path / "unbroken"))
+    stopped(config, 8, monkeypatch)
+    refine(override(config, resume="auto"))
+    assert_same(tmp_path / "unbroken", config.out)
+
+
+def test_a_run_goes_on_elsewhere_and_for_longer(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    longer = override(config, train={"epochs": 3})
+    refine(override(longer, out=tmp_path / "unbroken"))
+    stopped(config, 5, monkeypatch)
+    refine(override(longer, resume=str(config.out), out=tmp_path / "on"))
+    assert_same(tmp_path / "unbroken", tmp_path / "on")
+
+
+def test_it_says_what_does_not_go_on(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ConfigError, match="no state of a run is there"):
+        refine(override(config, resume=str(tmp_path / "nowhere")))
+    stopped(config, 5, monkeypatch)
+    on = override(config, resume="auto")
+    for change, what in (
+        ({"train": {"batch_size": 8}}, "train.batch_size 16, now it is 8"),
+        ({"loss": {"alpha": 0.2}}, "loss.alpha 0.5, now it is 0.2"),
+        ({"seed": 2}, "seed 1, now it is 2"),
+        ({"train": {"schedule": "cosine"}}, "train.epochs None, now it is 2"),
+    ):
+        with pytest.raises(ConfigError, match=f"was saved with .*{what}"):
+            refine(override(on, **change))
+    table = tmp_path / "captions.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *lines[4:], *lines[1:4]]) + "\n")
+    with pytest.raises(ConfigError, match="other training pairs"):
+        refine(on)
+
+
+def test_a_state_that_rotted_gives_way_to_the_one_before(
+    config: RefineConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    refine(override(config, out=tmp_path / "unbroken"))
+    partial = stopped(config, 8, monkeypatch)
+    with (partial / "state" / "step-000000006" / "state.safetensors").open("r+b") as file:
+        file.seek(-9, 2)
+        [byte] = file.read(1)
+        file.seek(-9, 2)
+        file.write(bytes([byte ^ 4]))
+    refine(override(config, resume="auto"))
+    said = capsys.readouterr().err
+    assert "step-000000006: cannot be used" in said
+    assert "Going on at step 3" in said
+    assert_same(tmp_path / "unbroken", config.out)
+
+
+def test_a_run_that_is_complete_is_not_made_again(config: RefineConfig):
+    scores = refine(config)
+    assert refine(override(config, resume="auto")) == scores
+    with pytest.raises(OutputError, match="exists already"):
+        refine(config)
+
+
+# --------------------------------------------------------------------------------------------------
+# What goes wrong where nothing may be lost.
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_while_saving_ends_no_training(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("clip_refine.train.state.save_file", full)
+    refine(config)
+    assert "step 3 could not be saved (No space left on device)" in capsys.readouterr().err
+
+
+def only_in(place: Path, usual: Callable[..., None]) -> Callable[..., None]:
+    def save(model: Any, folder: Path, provenance: Any) -> None:
+        if not folder.is_relative_to(place):
+            full()
+        usual(model, folder, provenance)
+
+    return save
+
+
+def test_a_full_disk_at_the_end_loses_no_model(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refine(override(config, out=tmp_path / "unbroken"))
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(there))
+        patch.setattr(road, "save_model", only_in(there, road.save_model))
+        with pytest.raises(OutputError, match=r"cannot be written there \(.*it is in .*/model"):
+            refine(config)
+    [model] = there.glob("*/model/open_clip_model.safetensors")
+    expected = outcome(tmp_path / "unbroken")[1]
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(model).items())
+    refine(override(config, resume="auto"))  # from the last state
+    assert_same(tmp_path / "unbroken", config.out)
+
+
+def test_a_finished_model_is_found_by_the_next_run(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    config = override(config, train={"save_every": "never"}, report=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(road, "gather_evidence", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            refine(config)
+    refine(config)
+    aside = config.out.parent / "run-unfinished"
+    assert f"its finished model is {aside}/model" in capsys.readouterr().err
+    assert_same(aside, config.out)
+
+
+def test_a_folder_that_vanished_is_no_success(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch
+):
+    usual = road.train_student
+
+    def vanish(*given: Any, **named: Any) -> Any:
+        trained = usual(*given, **named)
+        shutil.rmtree(config.out.parent / ".run.partial")
+        return trained
+
+    monkeypatch.setattr(road, "train_student", vanish)
+    with pytest.raises(OutputError, match="was removed while .* refined model is in") as error:
+        refine(config)
+    kept = Path(str(error.value).split("model is in ")[1].split(";")[0])
+    assert (kept / "open_clip_model.safetensors").is_file()
+
+
+def test_too_little_room_is_said_at_the_start(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    usage = shutil.disk_usage(config.out.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28))
+    with pytest.raises(OutputError, match=r"the refined model's weights take .* free there"):
+        refine(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28 + 4 * 10**6))
+    refine(config)
+    assert "may take up to" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_random_moments_and_by_signals(tmp_path: Path):
+    """Three kills and three signals; tools/kill_runs.py does more of them."""
+    command = [sys.executable, str(TOOL), "--folder", str(tmp_path / "runs")]
+    command += ["--moments", "3", "--images", "256", "--signals"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 6 the same" in done.stdout

@@ -1,0 +1,206 @@
+"""The gradient of a batch is the same in one go and in parts."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor, nn
+
+from clip_refine.config import RefineConfig, override
+from clip_refine.config.settings import RECIPES
+from clip_refine.data import PairBatch
+from clip_refine.losses import PairFeatures
+from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
+from clip_refine.support.errors import TrainingError
+from clip_refine.toy import ToyPairs
+from clip_refine.train import StudentTowers, TowerPrecision, Trainer
+from clip_refine.train.micro_batch import bytes_per_pair, fitting_size
+from clip_refine.train.precision import TowerOutput
+from tests.train.test_loop import CONFIG, FP32, train
+
+SIZE = 12
+
+
+class Dropping(nn.Module):
+    """A dual encoder with dropout and BatchNorm, which each meet parts in their own way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout())
+        self.text = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(24, 8), nn.Dropout())
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+        self.logit_bias = nn.Parameter(torch.tensor(-3.0))
+        self.tokenizer = self.preprocess = None
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.log_scale.exp()
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return self.image(pixels)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return self.text(tokens)
+
+
+def random_batch(model: Any) -> PairBatch:
+    generator = torch.Generator().manual_seed(1)
+    small = isinstance(model, Dropping)
+    side = 2 if small else model.clip.visual.image_size[0]
+    pixels = torch.randn(SIZE, 3, side, side, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(1, 9, (SIZE, 3 if small else 16), generator=generator)
+    return PairBatch(pixels, tokens, range(SIZE))
+
+
+def gradients(config: RefineConfig, model: nn.Module, micro_batch: int | None) -> list[Tensor]:
+    """Of every weight in float64, None left out."""
+    student = copy.deepcopy(model).double()
+    trainer = trainer_of(config, student, micro_batch)
+    torch.manual_seed(3)
+    student.train(config.train.dropout == "on")
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+    trainer._gradient(1, random_batch(model), 4)  # pyright: ignore[reportPrivateUsage]
+    return [p.grad for p in student.parameters() if p.grad is not None]
+
+
+def trainer_of(config: RefineConfig, student: nn.Module, micro_batch: int | None) -> Trainer:
+    accelerator = build.build_accelerator("cpu")
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01)
+    trainer = build.build_trainer(
+        config, student, Teacher(other), FP32, StandardNormal(), accelerator, steps=4
+    )
+    gap = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    return replace(trainer, micro_batch=micro_batch, centroid_gap=gap)
+
+
+def assert_equal(config: RefineConfig, model: nn.Module) -> None:
+    whole = gradients(config, model, None)
+    assert len(whole) > 2
+    for size in (1, 5, 11):
+        for one, other in zip(whole, gradients(config, model, size), strict=True):
+            assert (one - other).abs().max() <= 1e-10 * max(1.0, float(one.abs().max()))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_gradients_of_every_objective(recipe: str):
+    torch.manual_seed(0)
+    config = RefineConfig.model_validate({"recipe": recipe, "train": {"batch_size": SIZE}})
+    assert_equal(config, Dropping())
+
+
+def test_what_dropout_drops_is_dropped_again(monkeypatch: pytest.MonkeyPatch):
+    """The second time a part is encoded, as if its graph had been kept from the first."""
+    torch.manual_seed(0)
+    config = override(CONFIG, train={"batch_size": SIZE, "dropout": "on"})
+    model = Dropping()
+    in_parts = gradients(config, model, 5)
+    again = gradients(config, model, 5)
+    assert all(map(torch.equal, in_parts, again))
+    towers = StudentTowers.forward
+
+    def with_graphs(self: StudentTowers, pixels: Tensor, tokens: Tensor) -> TowerOutput:
+        parts = [towers(self, *part) for part in zip(pixels.split(5), tokens.split(5), strict=True)]
+        sides = zip(*(part.features for part in parts), strict=True)
+        return parts[0]._replace(features=PairFeatures(*map(torch.cat, sides)))
+
+    monkeypatch.setattr(StudentTowers, "forward", with_graphs)
+    for one, other in zip(gradients(config, model, None), in_parts, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_a_trained_scale_and_bias(form: str):
+    torch.manual_seed(0)
+    config = RefineConfig.model_validate(
+        {"recipe": "contrastive", "loss": {"contrastive_form": form}, "train": {"batch_size": SIZE}}
+    )
+    assert_equal(config, Dropping())
+
+
+def test_adapters_of_a_real_architecture(tiny: OpenClipEncoder):
+    config = override(CONFIG, train={"parameters": "lora"})
+    student = build.build_student(tiny, config, torch.device("cpu"))
+    with build.build_part(config, student, build.build_accelerator("cpu")):
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:  # else zero, and so all gradients of the other factor
+                nn.init.normal_(parameter)
+        assert_equal(config, student)
+
+
+def test_training_in_parts_is_training(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
+    twin = copy.deepcopy(tiny)
+    train(tiny, pairs, CONFIG, tmp_path, plain=True)
+    train(twin, pairs, override(CONFIG, train={"micro_batch": 6}), tmp_path, plain=True)
+    for name, weight in tiny.state_dict().items():
+        assert torch.allclose(weight, twin.state_dict()[name], atol=1e-6), name
+
+
+def test_too_little_memory_halves_the_parts(
+    tiny: OpenClipEncoder,
+    pairs: ToyPairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """As if only four pairs fitted: the weights come out as of parts that fit from the start."""
+    twin = copy.deepcopy(tiny)
+    train(twin, pairs, override(CONFIG, train={"micro_batch": 4}), tmp_path)
+    encode, fits = tiny.encode_image, [4]
+
+    def limited(pixels: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(pixels) > fits[0]:
+            raise torch.OutOfMemoryError("a lot")
+        return encode(pixels)
+
+    monkeypatch.setattr(tiny, "encode_image", limited)
+    train(tiny, pairs, CONFIG, tmp_path)
+    assert "going on with --train.micro-batch 4" in capsys.readouterr().err
+    for name, weight in tiny.state_dict().items():
+        assert torch.equal(weight, twin.state_dict()[name]), name
+    fits[0] = 0
+    with pytest.raises(TrainingError, match="too little memory for 1 pairs at a time"):
+        train(tiny, pairs, CONFIG, tmp_path)
+
+
+def test_what_a_graph_keeps_is_counted():
+    """A linear layer keeps its input, 10 numbers of 4 bytes a pair; its weights are shared."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 7)
+
+        def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+            return self.layer(pixels)
+
+    one = One()
+    assert bytes_per_pair(one, torch.randn(6, 10), torch.zeros(6, 1)) == 40  # pyright: ignore
+    assert fitting_size(one, per_pair=40, memory=2000) == 1
+
+
+def test_the_count_grows_with_the_architecture():
+    text = CLIPTextCfg(context_length=16, vocab_size=64, width=64, heads=2, layers=2)
+    per_pair = []
+    for layers in (2, 4):
+        vision = CLIPVisionCfg(layers=layers, width=64, patch_size=8, image_size=32)
+        clip = CLIP(16, vision, text)
+        encoder = OpenClipEncoder(
+            clip, lambda image: image, lambda texts: torch.ones(len(texts), 16, dtype=int), {}
+        )  # pyright: ignore
+        towers = StudentTowers(encoder, TowerPrecision.from_name("fp32"))
+        tokens = torch.randint(1, 60, (2, 16))
+        per_pair.append(bytes_per_pair(towers, torch.randn(2, 3, 32, 32), tokens))
+    blocks = (per_pair[1] - per_pair[0]) / 2
+    # 17 tokens of width 64: at least input, two norms, query-key-value, attention and MLP (4 × 2)
+    assert 17 * 64 * 4 * 10 < blocks < 17 * 64 * 4 * 40

@@ -711,7 +711,10 @@ def _discard_output() -> None:
 def _reader_is_gone() -> bool:
     """Whether standard output is a pipe whose reader, such as `head`, has seen enough."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # no file of the system's
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

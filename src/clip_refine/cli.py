@@ -9,12 +9,15 @@ each call, gives `--config` no say in the other flags' defaults, and asks no "Di
 import argparse
 import difflib
 import inspect
+import io
 import json as json_format
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,8 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.support.console import printable
-from clip_refine.support.errors import ClipRefineError, ConfigError
+from clip_refine.support.console import PlainConsole, printable, say
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -55,7 +58,7 @@ def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     if _wants_tables(scores, as_json):
         _show(before_after_table(scores), verdict(scores))
         report = f"Report: {config.out}/report.html. " if config.report else ""
-        print(
+        say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
             f"Model: {config.out}/model{how_to_load(config.out / 'model')}"
         )
@@ -99,10 +102,10 @@ def _show_comparison(
         # names such as hycd[loss.alpha=0] would be taken for markup
         _show(escape(decision.text))
         if decision.command:
-            print(f"\n  {decision.command}\n")  # in one line, so that it can be copied
+            say(f"\n  {decision.command}\n")  # in one line, so that it can be copied
         _show(*comparison_tables(comparison))
         page = f"Report: {out}/report.html. " if report else ""
-        print(f"{page}Also {out}/comparison.json, .csv and .md")
+        say(f"{page}Also {out}/comparison.json, .csv and .md")
 
 
 def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
@@ -129,7 +132,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         _show(*suite_tables(scores))
     written = {"Scores": config.out, "Features": config.save_features}
     if any(written.values()):
-        print(*(f"{what}: {path}." for what, path in written.items() if path))
+        say(*(f"{what}: {path}." for what, path in written.items() if path))
 
 
 def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
@@ -143,13 +146,11 @@ def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
 
 def _say(text: str, as_json: bool, **numbers: Any) -> None:
     """What a verb without tables found."""
-    print(json_format.dumps(numbers, default=str) if as_json else text)
+    say(json_format.dumps(numbers, default=str) if as_json else text)
 
 
 def _show(*shown: Any) -> None:
-    from rich.console import Console
-
-    Console().print(*shown, sep="\n")
+    PlainConsole().print(*shown, sep="\n")
 
 
 LISTS = ("--recipes", "--peers", "--combine", "--learning-rates", "--models")
@@ -242,8 +243,6 @@ def data(arguments: list[str]) -> None:
 
         Only the tokenizer of --model is used, to count the captions that are too long for it.
         """
-        from rich.console import Console
-
         from clip_refine.roads.check import check_data, findings_table
 
         findings = check_data(
@@ -260,10 +259,10 @@ def data(arguments: list[str]) -> None:
         if json:
             print(findings.text, end="")
         else:
-            Console(highlight=False).print(findings_table(findings), soft_wrap=False)
+            PlainConsole(highlight=False).print(findings_table(findings), soft_wrap=False)
             for path in (out, sheet):
                 if path is not None and path.exists():
-                    print(path)
+                    say(path)
         if strict and not findings.sound:
             raise SystemExit(1)
 
@@ -410,7 +409,7 @@ def vectors(arguments: list[str]) -> None:
         _, scores = refine_vectors(pairs, config, out, overwrite=overwrite)
         if _wants_tables(scores, json):
             _show(*suite_tables(scores))
-            print(f"{scores.seconds:.0f} s. Report: {out}/report.html. Maps and scores: {out}")
+            say(f"{scores.seconds:.0f} s. Report: {out}/report.html. Maps and scores: {out}")
 
     def compare(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
@@ -505,7 +504,7 @@ def vectors(arguments: list[str]) -> None:
         from clip_refine.roads.vector_maps import fold_vectors
 
         fold_vectors(maps, model, out, overwrite=overwrite)
-        print(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
+        say(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -552,7 +551,7 @@ def report(
                 f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
                 "that refine or compare wrote."
             )
-        print(write_comparison_report(folder) if compared else write_run_report(folder))
+        say(write_comparison_report(folder) if compared else write_run_report(folder))
 
 
 IMAGES_HELP = (
@@ -560,11 +559,14 @@ IMAGES_HELP = (
     "the run's held-out images."
 )
 
+FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:FUNCTION."
+
 
 def explore(
     run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
     images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
+    factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,
     device: Annotated[str, arg(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     port: Annotated[int | None, arg(help="Of localhost; the first free one from 7860.")] = None,
     browser: Annotated[bool, arg(help="Open the page in a browser.")] = True,
@@ -575,7 +577,7 @@ def explore(
     """
     from clip_refine.roads import explore as road
 
-    explorer = road.open_explorer(run, images, limit=limit, device=device)
+    explorer = road.open_explorer(run, images, factory=factory, limit=limit, device=device)
     road.launch(explorer, port=port, browser=browser)
 
 
@@ -590,7 +592,7 @@ def interpolate(
     from clip_refine.roads import weights as road
 
     road.interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
-    print(f"{weight:g} of the way from {base} to {refined}: {out}")
+    say(f"{weight:g} of the way from {base} to {refined}: {out}")
 
 
 def export(
@@ -613,7 +615,7 @@ def export(
     check = road.export(source, to=to, out=out, overwrite=overwrite)
     _say(f"{source} for {to}: {out}. Loaded back, {check}.", json, **asdict(check), out=out)
     if not json and min(check.image_cosine, check.text_cosine) < 0.999:
-        print(
+        say(
             f"Left to itself, {to} resizes images and cleans captions a little differently: "
             f"the lowest cosine is {check.image_cosine:.4f} (images) and "
             f"{check.text_cosine:.4f} (texts). See docs/models.md."
@@ -709,24 +711,79 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; exit with status 2 and one clear message where something is wrong."""
+    """Run one verb; where something is wrong say it in one message, without a traceback.
+
+    Exits with 2 for usage and input, 1 for a failure, 130 after Ctrl-C. `--debug` shows the
+    traceback of a failure.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
         try:
-            _run(sys.argv[1:] if arguments is None else list(arguments))
+            _run([argument for argument in arguments if argument != "--debug"])
         finally:
             sys.stdout.flush()  # here, since Python's own flush at the end would be too late
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise  # another pipe broke, a worker's perhaps
-        # What is left goes nowhere without complaint, and the status is as of rich's own output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except SystemExit:
+        raise
+    except BaseException as error:  # Ctrl-C and panics of parsers in Rust are no `Exception`
+        verb = " ".join(arguments[:1])
+        message, status = _explain(error, verb)
+        _discard_output()
+        if debug:
+            raise
+        if message:
+            cut = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} ..."
+            start = "\n" * isinstance(error, KeyboardInterrupt)  # behind the terminal's ^C
+            print(printable(f"{start}clip-refine {verb:.60}: {cut}"), file=sys.stderr)
+        raise SystemExit(status) from None
+
+
+_LONGEST = 8000  # letters of a message
+
+
+def _explain(error: BaseException, verb: str) -> tuple[str, int]:
+    """What to say of an error that nobody handled, and the status to exit with."""
+    match error:
+        case ClipRefineError():
+            return str(error), error.status
+        case KeyboardInterrupt():
+            kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
+            left = getattr(error, "left", None) or kept.get(verb, "nothing was written")
+            return f"stopped; {left}.", getattr(error, "status", 130)  # a signal has its own
+        case BrokenPipeError() if _reader_is_gone():
+            return "", 1
+        case RecursionError():
+            return "something that was given is nested too deeply to be read.", 2
+        case MemoryError():
+            return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
+        case OSError():
+            named = f"{error.filename}: " if error.filename else ""
+            full = " Free some space, or choose another folder." if error.errno == ENOSPC else ""
+            return f"{named}{error.strerror or first_line(error)}.{full}", 1
+    return (
+        f"failed: {type(error).__name__}: {first_line(error)}. This should not happen; --debug "
+        "shows where it did, for a report."
+    ), 1
+
+
+def _discard_output() -> None:
+    """Let what cannot be written go nowhere, so that Python does not complain again at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # no file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
     """Whether standard output is a pipe whose reader, such as `head`, has seen enough."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # no file of the system's
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -735,23 +792,19 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
+    if any(printable(word) != word.replace("\t", "\ufffd") for word in arguments):
+        raise ConfigError(
+            "an argument holds control characters, which could change what a terminal shows. "
+            "Rename what is called so."
+        )
     verb, *rest = arguments
     if verb == "--version":
         from clip_refine import __version__
 
         print(__version__)
         return
-    try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
-        VERBS[verb](rest)
-    except ClipRefineError as error:
-        print(printable(f"clip-refine {verb}: {error}"), file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as stop:
-        kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
-        left = getattr(stop, "left", None) or kept.get(verb, "nothing was written")
-        print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
-        raise SystemExit(getattr(stop, "status", 130)) from None
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    VERBS[verb](rest)

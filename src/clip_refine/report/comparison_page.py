@@ -30,7 +30,7 @@ from clip_refine.report.page import (
     write_page,
 )
 from clip_refine.report.tables import mark_of, number, short_paths
-from clip_refine.results import Comparison, Interval, RecipeSummary, read
+from clip_refine.results import Comparison, Interval, RecipeSummary, of_one_run, read
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
@@ -223,7 +223,16 @@ def capitalised(text: str) -> str:
 
 
 def write_comparison_report(folder: Path, *, shown_as: Path | None = None) -> Path:
-    """Write `report.html` from the other files of a comparison, which will be at `shown_as`."""
+    """Write `report.html` from the other files of a comparison, which will be at `shown_as`.
+
+    Raises:
+        DataError: One is missing or not what a comparison writes, or they do not fit each other.
+    """
+    with of_one_run(folder):
+        return _write(folder, shown_as or folder)
+
+
+def _write(folder: Path, shown_as: Path) -> Path:
     comparison = read(Comparison, folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
     environment_file = folder / "environment.json"
@@ -241,7 +250,7 @@ def write_comparison_report(folder: Path, *, shown_as: Path | None = None) -> Pa
         environment=read_mapping(environment_file) if environment_file.is_file() else {},
         title="Comparison",
         about=f"{trained} trained and {free} training-free rows · {on}",
-        decision=decide(comparison, short_paths(str(shown_as or folder))),
+        decision=decide(comparison, short_paths(str(shown_as))),
         rule=RULE,
         rankings=rankings(comparison),
         kinds={key: name for key, (name, *_) in KINDS.items()},

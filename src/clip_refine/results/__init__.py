@@ -1,12 +1,14 @@
 """What comes out, as plain data: scores, comparisons, suites, reports, checks, provenance."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, foreign
+from clip_refine.support.limits import WHOLE, read_text
 
 
 class Record(BaseModel):
@@ -34,13 +36,21 @@ Kind = TypeVar("Kind", bound=Record)
 def read(kind: type[Kind], path: Path) -> Kind:
     """Read what `write` wrote."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_text(path, WHOLE))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).{kind.advice}") from error
     except ValidationError as error:
         raise DataError(
             f"{path}: {kind.is_none} ({error.error_count()} errors).{kind.advice}"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: {kind.is_none} ({error}).{kind.advice}") from error
+
+
+def of_one_run(folder: Path) -> AbstractContextManager[None]:
+    """Around what is made of a folder's results: where they do not fit each other, say so."""
+    after = " They were changed, or are of several runs; give the folder as it was written."
+    return foreign(DataError, f"{folder}: its results do not fit each other", after)
 
 
 def headline(

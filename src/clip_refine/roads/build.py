@@ -144,6 +144,8 @@ def named_model(name: str) -> ModelConfig:
     >>> named_model("ViT-B-32@openai")
     ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
     """
+    if name.startswith("factory:"):
+        return ModelConfig(factory=name.removeprefix("factory:"))
     architecture, mark, tag = name.rpartition("@")
     if mark and not Path(name).exists():
         return ModelConfig(name=architecture, pretrained=tag)
@@ -162,7 +164,13 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
         )
     match kind:
         case "factory":
-            return call_factory(identifier)
+            if not config.factory:  # a file named it
+                raise ModelError(
+                    f"{config.name}: a model made by a function, which is imported only where the "
+                    f"command line names it. If you trust it: --model.factory {identifier} "
+                    f"(explore: --factory {identifier}; evaluate --models factory:{identifier})."
+                )
+            return call_factory(config.factory)
         case "toy":
             return load_open_clip(f"local-dir:{model_directory()}", config.pretrained)
         case "transformers":

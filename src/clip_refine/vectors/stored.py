@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from clip_refine.support.console import Bar
-from clip_refine.support.errors import DataError, first_line
+from clip_refine.support.errors import DataError, first_line, foreign
 from clip_refine.support.folder import check_free, complete_file, complete_folder
 from clip_refine.vectors.files import FeatureSet, read_features
 from clip_refine.vectors.transforms import Modality, Peer
@@ -100,18 +100,15 @@ def open_npy(path: Path) -> Matrix:
     Raises:
         DataError: It is no matrix of floating-point rows, or is cut off.
     """
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(file)
-            offset = file.tell()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        offset = file.tell()
     kind = _TYPES.get(dtype.str[1:])
     if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
         raise DataError(
@@ -134,16 +131,14 @@ def _check_complete(path: Path, expected: int) -> None:
 
 def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the data begins, and what is there."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
-    header.pop("__metadata__", None)
-    _check_complete(path, 8 + length + max(one["data_offsets"][1] for one in header.values()))
+    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max(one["data_offsets"][1] for one in header.values())
+    _check_complete(path, 8 + length + end)
     return 8 + length, header
 
 

@@ -5,12 +5,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_refine.config.runs import explain
 from clip_refine.config.settings import Count, SettingsGroup
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ConfigError, first_line
+from clip_refine.support.limits import parse_yaml, read_text, shown
 
 # --------------------------------------------------------------------------------------------------
 # The tasks that a suite can ask for, each with its protocol.
@@ -425,18 +425,19 @@ def load_suite(name: str) -> Suite:
     else:
         where = name
         try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(name))
+        except (OSError, ValueError) as error:
+            why = "not UTF-8" if isinstance(error, UnicodeError) else first_line(error)
             raise ConfigError(
                 f"{name}: no suite of this name ({', '.join(SHIPPED)}) and no readable file "
-                f"({error.strerror if isinstance(error, OSError) else 'not UTF-8'}). Check --suite."
+                f"({getattr(error, 'strerror', None) or why}). Check --suite."
             ) from error
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: is not valid YAML. {error}") from error
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected name, sources and tasks, got {values!r:.60}.")
+        raise ConfigError(f"{where}: expected name, sources and tasks, got {shown(values)}.")
     try:
         return Suite.model_validate({"name": Path(name).stem, **values})
     except ValidationError as error:

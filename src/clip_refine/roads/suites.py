@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from clip_refine.config import DataConfig, EvaluateConfig, ModelConfig, Suite, explain, load_suite
+from clip_refine.config import (
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    Suite,
+    as_recorded,
+    explain,
+    load_suite,
+)
 from clip_refine.config.suites import (
     CaptionsSource,
     PromptedTask,
@@ -49,6 +56,7 @@ from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
 from clip_refine.support.errors import ConfigError, DataError, first_line
 from clip_refine.support.folder import check_free, describe_environment, write_file
+from clip_refine.support.limits import parse_yaml, read_text
 from clip_refine.toy import toy_composition, toy_tasks, toy_val
 
 
@@ -255,7 +263,7 @@ def build_templates(
         case "simple-imagenet":
             return asked, tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
         case "short":
-            sets = yaml.safe_load(shipped("prompts.yaml"))
+            sets = parse_yaml(shipped("prompts.yaml"))
             return asked, tuple(sets.get(task.source, sets["any"]))
     if not Path(asked).suffix:
         raise ConfigError(
@@ -281,7 +289,7 @@ def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
             if base not in found.values():
-                found[_label(base)] = base
+                found.setdefault(_label(base), base)
         found[name] = build.named_model(name)
     return found
 
@@ -293,8 +301,9 @@ def _label(model: ModelConfig) -> str:
 def _base_of(path: Path) -> ModelConfig:
     """The model in a run's settings; the others may be of another version."""
     try:
-        return ModelConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))["model"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        stored = parse_yaml(read_text(path))["model"]
+        return as_recorded(ModelConfig.model_validate(stored))
+    except (OSError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path}: its model, from which the run started, cannot be read "
             f"({first_line(error)}). Name both models, base and {path.parent / 'model'}."

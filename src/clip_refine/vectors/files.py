@@ -1,7 +1,6 @@
 """Files of features and of fitted transforms."""
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import DataError, OutputError, foreign
 from clip_refine.support.folder import check_free, complete_file, complete_folder, package_version
 from clip_refine.vectors.maps import MAPS
 from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
@@ -101,14 +100,12 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with foreign(DataError, f"{path}: cannot be read"):
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
     raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
 
 

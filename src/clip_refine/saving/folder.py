@@ -26,6 +26,7 @@ from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores
 from clip_refine.saving.open_clip import write_open_clip
 from clip_refine.support.console import console
 from clip_refine.support.errors import DataError, ModelError
+from clip_refine.support.limits import parse_yaml
 
 # --------------------------------------------------------------------------------------------------
 # What a saved model's card and header say about it: plain facts without local paths.

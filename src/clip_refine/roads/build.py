@@ -3,7 +3,7 @@
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -67,6 +67,7 @@ from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.folder import SUMS, check_sums, default_cache
 from clip_refine.toy import model_directory, toy_tasks, toy_val
 from clip_refine.train import (
     StudentTowers,
@@ -159,6 +160,8 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
             "names its own weights. Leave --model.pretrained out."
         )
+    if kind in ("folder", "local-dir", "transformers"):
+        _check_written(Path(identifier))
     match kind:
         case "factory":
             return call_factory(identifier)
@@ -175,6 +178,13 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             return model
         case _:
             return load_open_clip(config.name, config.pretrained)
+
+
+def _check_written(folder: Path) -> None:
+    """Compare the weights of a model's or a run's folder with what was written there."""
+    for pattern in (SUMS, f"*/{SUMS}", f"model/*/{SUMS}"):
+        for sums in folder.glob(pattern):
+            check_sums(sums.parent)
 
 
 def model_source(name: str) -> tuple[str, str]:
@@ -252,12 +262,6 @@ def build_reader(
         if not isinstance(one, Stream)  # which is read once
     ]
     return with_cached_pixels(reader, images, folder / "pixels", workers=workers, visible=visible)
-
-
-def default_cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "clip-refine"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -564,7 +568,7 @@ def build_batches(
     plans = epoch_plans(config, pairs)
     passed, inside = divmod(done, max(1, len(pairs) // config.train.batch_size))
 
-    def epochs() -> Iterator[Iterator[PairBatch]]:
+    def epochs() -> Iterator[Iterable[PairBatch]]:
         for number, plan in enumerate(islice(plans, passed, None)):
             batches = loader.epoch(plan, skip=0 if number else inside)
             yield batches if teacher is None else teacher.follow(batches, plan)

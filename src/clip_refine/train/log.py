@@ -36,8 +36,8 @@ class StepLog:
         self.also = also
         lines = earlier.read_bytes().splitlines(keepends=True)[:steps] if earlier and path else []
         self._file = path.open("w", encoding="utf-8") if path else None
-        for line in lines if self._file else ():
-            self._file.write(line.decode())
+        if self._file:
+            self._file.writelines(line.decode() for line in lines)
 
     def __enter__(self) -> "StepLog":
         return self

@@ -5,7 +5,7 @@ READY := .venv/.ready
 PARITY := .venv-parity
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench parity clean
+.PHONY: help setup demo test check format bench fuzz parity clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,6 +38,10 @@ format: $(READY) ## Format and fix what can be fixed
 
 bench: $(READY) ## Time the refine step against a textbook loop
 	$(BIN)/python benchmarks/step.py
+
+SECONDS ?= 600
+fuzz: $(READY) ## Read changed files of every kind for 10 minutes, or SECONDS=60
+	PYTHONPATH=src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
 
 # clip_benchmark fails on numpy 2.4, which is what we run on; all but numpy it shares with .venv.
 parity: $(READY) $(PARITY)/.ready ## Compare our metrics with clip_benchmark's and nnn-retrieval's

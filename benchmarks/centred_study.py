@@ -20,8 +20,8 @@ from photo_study import LateTowers, WithTrunkFeatures, early_features
 
 from clip_refine.config import RefineConfig
 from clip_refine.data import read_class_folders, read_table
+from clip_refine.evaluation.mixed import mixed_search
 from clip_refine.evaluation.scores import embed_model, score_features
-from clip_refine.evaluation.tasks import mixed_search
 from clip_refine.models import load_open_clip
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build

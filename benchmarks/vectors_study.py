@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
+import torch
+
 from clip_refine.config.runs import VectorsConfig
 from clip_refine.config.settings import RECIPES
 from clip_refine.evaluation import mixed_search, retrieval
 from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.models.embed import EmbeddedPairs
-from clip_refine.roads.vectors import hold_out_pairs, refine_vectors, unit_pairs
+from clip_refine.roads.vector_maps import hold_out_pairs, refine_vectors
+from clip_refine.roads.vectors import unit_pairs
 from clip_refine.vectors.files import FeatureSet
+from clip_refine.vectors.maps import LinearMaps, Procrustes
 from clip_refine.vectors.stored import read_pairs
 from clip_refine.vectors.transforms import Chain, MeanCentring, Peer, fit_peer
 
@@ -24,7 +28,7 @@ SETS = {"shop": "data/real_clip/shop1126.npz", "COCO": "golden/coco500_clip_feat
 SPLITS = range(5)
 # HyCD on unit features at the logit scale: what the first numbers on these sets were taken with
 RECIPES["clip-refine-unit"] = {"normalize": True, "temperature": None}
-RUNS = {
+RUNS: dict[str, dict[str, object]] = {
     "clip-refine": {"recipe": "clip-refine"},
     "clip-refine, HyCD on unit features": {"recipe": "clip-refine-unit"},
     "balanced": {"recipe": "balanced"},
@@ -36,6 +40,7 @@ RUNS = {
     "centred, rank 32": {"recipe": "centred", "rank": 32},
     "centred, lr 1e-3": {"recipe": "centred", "learning_rate": 1e-3},
 }
+PROCRUSTES = "Procrustes, texts onto images"
 CENTRED_AFTER = ("clip-refine", "contrastive")
 COLUMNS = ("gap", "R@1 i→t", "R@1 t→i", "NDCG@10", "other i→t", "other t→i")
 
@@ -51,13 +56,20 @@ def measured(peer: Peer | None, held_out: EmbeddedPairs, other: EmbeddedPairs) -
     return [centroid_distance(*sides[0]), *own, mixed_search(*sides[0])["ndcg@10"], *others]
 
 
-def peers(found: FeatureSet, seed: int) -> tuple[dict[str, Peer | None], EmbeddedPairs]:
+def peers(
+    found: FeatureSet, seed: int, runs: dict[str, dict[str, object]] = RUNS
+) -> tuple[dict[str, Peer | None], EmbeddedPairs]:
+    """Every row's transform, and the pairs to measure it on."""
     train, held_out = hold_out_pairs(unit_pairs(found), VectorsConfig(seed=seed))
     fitted_on = train.image_features, train.text_features
     rows: dict[str, Peer | None] = {"untouched": None}
     for name in ("mean-centring", "standardise", "fold"):
         rows["fold alone" if name == "fold" else name] = fit_peer(name, *fitted_on)
-    for name, settings in RUNS.items():
+    # what `vectors align` fits, here between the two modalities of one model
+    turned = Procrustes.align(fitted_on[0], train.first_caption_features).text_map
+    count = len(fitted_on[0])
+    rows[PROCRUSTES] = LinearMaps(torch.eye(len(turned)), turned.float(), count, count)
+    for name, settings in runs.items():
         maps, _ = refine_vectors(found, VectorsConfig(seed=seed, resamples=1, **settings), None)
         rows[name] = maps
         if name in CENTRED_AFTER:

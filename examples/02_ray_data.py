@@ -28,9 +28,12 @@ class MapImages:
 
 
 def main(maps: str, source: str, out: str) -> None:
+    ray.init()
     vectors = ray.data.read_parquet(source)
+    # from one worker on: as many as there are cores would leave none to read with, for ever
+    workers = (1, max(1, int(ray.cluster_resources()["CPU"]) - 1))
     mapped = vectors.map_batches(
-        MapImages, fn_constructor_args=(maps,), batch_size=16384, concurrency=2
+        MapImages, fn_constructor_args=(maps,), batch_size=16384, concurrency=workers
     )
     mapped.write_parquet(out)
 

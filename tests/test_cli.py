@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from clip_refine.cli import HELP, VERBS, main
+from clip_refine.support.errors import ConfigError, TrainingError
 from tests.report.test_comparison_page import COMPARISON, line
 
 
@@ -85,13 +86,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments: list[str], unbuffe
     assert (told.returncode, told.stderr) == (1, "")
 
 
-def test_another_broken_pipe_is_seen(monkeypatch: pytest.MonkeyPatch):
+def test_another_broken_pipe_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     def break_off(arguments: list[str]) -> None:
         raise BrokenPipeError("of a worker")
 
     monkeypatch.setitem(VERBS, "demo", break_off)
-    with pytest.raises(BrokenPipeError, match="of a worker"):
+    with pytest.raises(SystemExit) as stop:
         main(["demo"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "clip-refine demo: of a worker.\n"
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        main(["demo", "--debug"])
 
 
 def test_ctrl_c_ends_with_a_line(
@@ -174,3 +181,70 @@ def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture
     assert shown.out == ""
     assert "clip-refine refine: nowhere.csv: cannot be read" in shown.err
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (MemoryError(), 1, "out of memory"),
+        (RecursionError(), 2, "nested too deeply"),
+        (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),
+        (ZeroDivisionError("x" * 9), 1, "failed: ZeroDivisionError: xxxxxxxxx. This should not"),
+        (TrainingError("loss is nan"), 1, "loss is nan"),
+        (ConfigError("a\x1b[2J" + "b" * 10_000), 2, "a\ufffd[2Jbbb"),
+    ],
+)
+def test_every_failure_is_one_message(
+    error: Exception,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setitem(VERBS, "demo", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["demo"])
+    shown = capsys.readouterr().err
+    assert (stop.value.code, shown.count("\n")) == (status, 1)
+    assert said in shown
+    assert len(shown) < 8100
+    with pytest.raises(type(error)):
+        main(["demo", "--debug"])
+
+
+def test_a_full_disk_and_a_terminal_of_few_letters():
+    command = [sys.executable, "-m", "clip_refine", "--help"]
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert told.returncode == 1
+    assert told.stderr.startswith("clip-refine --help: No space left on device.")
+    assert "Traceback" not in told.stderr
+    code = "from clip_refine.cli import main, say, VERBS\nVERBS['x'] = lambda _: say('\u03b1')\n"
+    told = subprocess.run(
+        [sys.executable, "-c", code + "main(['x'])"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (told.returncode, told.stdout, told.stderr) == (0, "?\n", "")
+
+
+def test_names_from_data_move_no_cursor(capsys: pytest.CaptureFixture[str]):
+    from rich.table import Table
+
+    from clip_refine.support.console import PlainConsole
+
+    table = Table("\x1b]0;title\x07")
+    table.add_row("cat\x1b[2J\u202e")
+    PlainConsole(force_terminal=True, color_system=None).print(table, "dog\x1b[2J")
+    shown = capsys.readouterr().out
+    assert "\x1b]" not in shown
+    assert "[2J" in shown
+    assert "\x1b[2J" not in shown
+    assert "\u202e" not in shown
+    with pytest.raises(SystemExit):
+        main(["refine", "\x1b[2J"])
+    assert "\x1b" not in capsys.readouterr().err

@@ -9,10 +9,15 @@ each call, gives `--config` no say in the other flags' defaults, and asks no "Di
 import argparse
 import difflib
 import inspect
+import io
+import json as json_format
 import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,17 +25,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.support.console import printable
-from clip_refine.support.errors import ClipRefineError, ConfigError
+from clip_refine.support.console import PlainConsole, printable, say
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.config.runs import CompareConfig
+    from clip_refine.results import Comparison
 
 OVERWRITE = arg(help="Replace `out` where it exists.")
 MODEL_OUT = arg(help="Folder for the model.")
+JSON = arg(help="Print the numbers as JSON instead.")
 MODEL_HELP = "Run or model folder, or a model's name."
 
 # --------------------------------------------------------------------------------------------------
@@ -51,7 +58,7 @@ def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     if _wants_tables(scores, as_json):
         _show(before_after_table(scores), verdict(scores))
         report = f"Report: {config.out}/report.html. " if config.report else ""
-        print(
+        say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
             f"Model: {config.out}/model{how_to_load(config.out / 'model')}"
         )
@@ -78,21 +85,27 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
     commas or spaces: --recipes a,b,c or --recipes a b c. --json prints comparison.json to standard
     output instead of tables.
     """
+    from clip_refine.roads import compare as road
+
+    _show_comparison(road.compare(config), config.out, as_json=as_json, report=config.report)
+
+
+def _show_comparison(
+    comparison: "Comparison", out: Path, *, as_json: bool, report: bool = True
+) -> None:
     from rich.markup import escape
 
     from clip_refine.report.comparison import comparison_tables, decide
-    from clip_refine.roads import compare as road
 
-    comparison = road.compare(config)
     if _wants_tables(comparison, as_json):
-        decision = decide(comparison, str(config.out))
+        decision = decide(comparison, str(out))
         # names such as hycd[loss.alpha=0] would be taken for markup
         _show(escape(decision.text))
         if decision.command:
-            print(f"\n  {decision.command}\n")  # in one line, so that it can be copied
+            say(f"\n  {decision.command}\n")  # in one line, so that it can be copied
         _show(*comparison_tables(comparison))
-        report = f"Report: {config.out}/report.html. " if config.report else ""
-        print(f"{report}Also {config.out}/comparison.json, .csv and .md")
+        page = f"Report: {out}/report.html. " if report else ""
+        say(f"{page}Also {out}/comparison.json, .csv and .md")
 
 
 def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
@@ -119,7 +132,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         _show(*suite_tables(scores))
     written = {"Scores": config.out, "Features": config.save_features}
     if any(written.values()):
-        print(*(f"{what}: {path}." for what, path in written.items() if path))
+        say(*(f"{what}: {path}." for what, path in written.items() if path))
 
 
 def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
@@ -131,10 +144,13 @@ def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
     return not as_json
 
 
-def _show(*shown: Any) -> None:
-    from rich.console import Console
+def _say(text: str, as_json: bool, **numbers: Any) -> None:
+    """What a verb without tables found."""
+    say(json_format.dumps(numbers, default=str) if as_json else text)
 
-    Console().print(*shown, sep="\n")
+
+def _show(*shown: Any) -> None:
+    PlainConsole().print(*shown, sep="\n")
 
 
 LISTS = ("--recipes", "--peers", "--combine", "--learning-rates", "--models")
@@ -227,8 +243,6 @@ def data(arguments: list[str]) -> None:
 
         Only the tokenizer of --model is used, to count the captions that are too long for it.
         """
-        from rich.console import Console
-
         from clip_refine.roads.check import check_data, findings_table
 
         findings = check_data(
@@ -245,10 +259,10 @@ def data(arguments: list[str]) -> None:
         if json:
             print(findings.text, end="")
         else:
-            Console(highlight=False).print(findings_table(findings), soft_wrap=False)
+            PlainConsole(highlight=False).print(findings_table(findings), soft_wrap=False)
             for path in (out, sheet):
                 if path is not None and path.exists():
-                    print(path)
+                    say(path)
         if strict and not findings.sound:
             raise SystemExit(1)
 
@@ -279,6 +293,7 @@ def fold(arguments: list[str]) -> None:
         share_text: Annotated[float | None, arg(help="For captions, where it differs.")] = None,
         seed: Annotated[int, arg(help="Which pairs the means are taken of.")] = 42,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Close a model's gap by its weights alone: fold the means of its features out, untrained.
 
@@ -295,7 +310,8 @@ def fold(arguments: list[str]) -> None:
             seed=seed,
             overwrite=overwrite,
         )
-        print(f"{model}, its means folded out, logit scale {scale:.1f}: {out}")
+        text = f"{model}, its means folded out, logit scale {scale:.1f}: {out}"
+        _say(text, json, model=model, logit_scale=scale, out=out)
 
     try:
         tyro.cli(run, prog="clip-refine fold", args=arguments)
@@ -322,25 +338,29 @@ def posthoc(arguments: list[str]) -> None:
         out: Annotated[Path, arg(help="Folder for the fitted peer.")],
         config: Annotated[PosthocConfig, arg(name="")] = defaults,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Fit a training-free peer on features of held-out training pairs."""
         from clip_refine.roads.vectors import fit_file
 
         fitted = fit_file(peer, features, out, config, overwrite=overwrite)
         images, texts = fitted.fitted_on
-        print(f"{fitted.name}, fitted on {images} images and {texts} texts: {out}")
+        text = f"{fitted.name}, fitted on {images} images and {texts} texts: {out}"
+        _say(text, json, peer=fitted.name, images=images, texts=texts, out=out)
 
     def apply(
         peer: Annotated[Positional[Path], arg(help="Folder that fit wrote.")],
         features: Annotated[Positional[Path], arg(help=features_help)],
         out: Annotated[Path, arg(help="File for the result: NAME.safetensors.")],
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Transform features by a fitted peer; they are then compared by their dot product."""
         from clip_refine.roads.vectors import apply_file
 
         applied = apply_file(peer, features, out, overwrite=overwrite)
-        print(f"{applied.name}, applied to {features}: {out}")
+        text = f"{applied.name}, applied to {features}: {out}"
+        _say(text, json, peer=applied.name, score_columns=applied.score_columns, out=out)
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -362,27 +382,51 @@ def vectors(arguments: list[str]) -> None:
     from clip_refine.config.runs import VectorsConfig
 
     pairs_help = (
-        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, or a folder: clip-retrieval's, or with "
-        "image.npy and text.npy."
+        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, a LanceDB table DB/NAME.lance, or a "
+        "folder: clip-retrieval's, a saved dataset's, or with image.npy and text.npy."
     )
     owner_help = "Column that says which image a row is of, where images have several rows."
     maps_help = "Folder that vectors refine, vectors align or posthoc fit wrote."
-    stored_help = ".npy, .npz, .safetensors, .parquet, or a folder as clip-retrieval writes it."
+    stored_help = (
+        ".npy, .npz, .safetensors, .parquet, a LanceDB table DB/NAME.lance, or a folder: "
+        "clip-retrieval's or a saved dataset's."
+    )
+    recipes_help = "Named objectives, as for refine --recipe."
+    peers_help = "What needs no training, as for posthoc fit."
     defaults = VectorsConfig()
 
     def refine(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
-        out: Annotated[Path, arg(help="Folder for the maps and scores.json.")],
+        out: Annotated[Path, arg(help="Folder for the maps, their scores and report.html.")],
         config: Annotated[VectorsConfig, arg(name="")] = defaults,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Learn one linear map a modality on stored pairs; scores before and after on the rest."""
         from clip_refine.report.tables import suite_tables
-        from clip_refine.roads.vectors import refine_vectors
+        from clip_refine.roads.vector_maps import refine_vectors
 
         _, scores = refine_vectors(pairs, config, out, overwrite=overwrite)
-        _show(*suite_tables(scores))
-        print(f"{scores.seconds:.0f} s. Maps: {out}. Scores: {out}/scores.json")
+        if _wants_tables(scores, json):
+            _show(*suite_tables(scores))
+            say(f"{scores.seconds:.0f} s. Report: {out}/report.html. Maps and scores: {out}")
+
+    def compare(
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
+        out: Annotated[Path, arg(help="Folder for report.html and comparison.json.")],
+        recipes: Annotated[tuple[str, ...], arg(help=recipes_help)] = ("centred", "clip-refine"),
+        seeds: Annotated[int, arg(help="Trainings of each, on one split.")] = 3,
+        peers: Annotated[tuple[str, ...], arg(help=peers_help)] = ("fold", "mean-centring"),
+        config: Annotated[VectorsConfig, arg(name="")] = defaults,
+        overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
+    ) -> None:
+        """Learn maps by several recipes and seeds and score them beside what needs no training."""
+        from clip_refine.roads.vector_maps import compare_vectors
+
+        choice = {"recipes": recipes, "seeds": seeds, "peers": peers}
+        found = compare_vectors(pairs, config, out, overwrite=overwrite, **choice)
+        _show_comparison(found, out, as_json=json)
 
     def evaluate(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
@@ -392,6 +436,7 @@ def vectors(arguments: list[str]) -> None:
         seed: Annotated[int, arg(help="Of bootstrap and splits.")] = 42,
         out: Annotated[Path | None, arg(help="JSON file for the scores.")] = None,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Gap, retrieval, mixed search and separation of stored pairs, as they are and mapped."""
         from clip_refine.report.tables import suite_tables
@@ -400,7 +445,8 @@ def vectors(arguments: list[str]) -> None:
         scores = evaluate_vectors(
             pairs, map, owner=owner, resamples=resamples, seed=seed, out=out, overwrite=overwrite
         )
-        _show(*suite_tables(scores))
+        if _wants_tables(scores, json):
+            _show(*suite_tables(scores))
 
     def apply(
         maps: Annotated[Positional[Path], arg(help=maps_help)],
@@ -409,24 +455,43 @@ def vectors(arguments: list[str]) -> None:
         out: Annotated[Path, arg(help="The new file or folder.")],
         column: Annotated[str | None, arg(help="Their array or column. Else as found.")] = None,
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
         from clip_refine.roads.vectors import apply_vectors
 
         count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
-        print(f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them.")
+        text = f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them."
+        _say(text, json, vectors=count, side=side, maps=maps, out=out)
 
     def align(
         old: Annotated[Positional[Path], arg(help="Vectors of some items in the old index.")],
         new: Annotated[Positional[Path], arg(help="The same items, in order, of the new model.")],
         out: Annotated[Path, arg(help="Folder for the map.")],
         overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
     ) -> None:
         """Fit the rotation that takes a new model's vectors into an old index's space."""
         from clip_refine.roads.vectors import align_vectors
 
         fitted = align_vectors(old, new, out, overwrite=overwrite)
-        print(f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}")
+        text = f"{fitted.name}, fitted on {fitted.image_count:,} items: {out}"
+        _say(text, json, map=fitted.name, items=fitted.image_count, out=out)
+
+    def isoclip(
+        out: Annotated[Path, arg(help="Folder for the maps.")],
+        top: Annotated[int, arg(help="Directions of the largest singular values to drop.")],
+        bottom: Annotated[int, arg(help="Directions of the smallest to drop.")],
+        model: ModelConfig = ModelConfig(),  # noqa: B008
+        overwrite: Annotated[bool, OVERWRITE] = False,
+        json: Annotated[bool, JSON] = False,
+    ) -> None:
+        """Compute IsoCLIP's maps from a model's projections, for search within one modality."""
+        from clip_refine.roads.vector_maps import isoclip_maps
+
+        made = isoclip_maps(model, out, top=top, bottom=bottom, overwrite=overwrite)
+        text = f"{made.name} of {model.name} without {top} and {bottom} directions: {out}"
+        _say(text, json, map=made.name, dim=made.dim, top=top, bottom=bottom, out=out)
 
     def fold(
         maps: Annotated[Positional[Path], arg(help=maps_help)],
@@ -436,24 +501,26 @@ def vectors(arguments: list[str]) -> None:
     ) -> None:
         """Multiply the maps into a model's two output layers, for new queries."""
         from clip_refine.models.checkpoints import how_to_load
-        from clip_refine.roads.vectors import fold_vectors
+        from clip_refine.roads.vector_maps import fold_vectors
 
         fold_vectors(maps, model, out, overwrite=overwrite)
-        print(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
+        say(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
 
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "refine": refine,
+                "compare": compare,
                 "evaluate": evaluate,
                 "apply": apply,
                 "align": align,
+                "isoclip": isoclip,
                 "fold": fold,
             },
             prog="clip-refine vectors",
             description=f"{vectors.__doc__}\n\n`clip-refine vectors refine --help` lists the "
             "settings with their defaults. See docs/vectors.md.",
-            args=arguments,
+            args=split_lists(arguments),
         )
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
@@ -484,7 +551,7 @@ def report(
                 f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
                 "that refine or compare wrote."
             )
-        print(write_comparison_report(folder) if compared else write_run_report(folder))
+        say(write_comparison_report(folder) if compared else write_run_report(folder))
 
 
 IMAGES_HELP = (
@@ -492,11 +559,14 @@ IMAGES_HELP = (
     "the run's held-out images."
 )
 
+FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:FUNCTION."
+
 
 def explore(
     run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
     images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
+    factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,
     device: Annotated[str, arg(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     port: Annotated[int | None, arg(help="Of localhost; the first free one from 7860.")] = None,
     browser: Annotated[bool, arg(help="Open the page in a browser.")] = True,
@@ -507,7 +577,7 @@ def explore(
     """
     from clip_refine.roads import explore as road
 
-    explorer = road.open_explorer(run, images, limit=limit, device=device)
+    explorer = road.open_explorer(run, images, factory=factory, limit=limit, device=device)
     road.launch(explorer, port=port, browser=browser)
 
 
@@ -522,7 +592,7 @@ def interpolate(
     from clip_refine.roads import weights as road
 
     road.interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
-    print(f"{weight:g} of the way from {base} to {refined}: {out}")
+    say(f"{weight:g} of the way from {base} to {refined}: {out}")
 
 
 def export(
@@ -533,6 +603,7 @@ def export(
     ],
     out: Annotated[Path, MODEL_OUT],
     overwrite: Annotated[bool, OVERWRITE] = False,
+    json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a model in another library's format, checked by loading it back.
 
@@ -542,9 +613,9 @@ def export(
     from clip_refine.roads import export as road
 
     check = road.export(source, to=to, out=out, overwrite=overwrite)
-    print(f"{source} for {to}: {out}. Loaded back, {check}.")
-    if min(check.image_cosine, check.text_cosine) < 0.999:
-        print(
+    _say(f"{source} for {to}: {out}. Loaded back, {check}.", json, **asdict(check), out=out)
+    if not json and min(check.image_cosine, check.text_cosine) < 0.999:
+        say(
             f"Left to itself, {to} resizes images and cleans captions a little differently: "
             f"the lowest cosine is {check.image_cosine:.4f} (images) and "
             f"{check.text_cosine:.4f} (texts). See docs/models.md."
@@ -668,24 +739,79 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb; exit with status 2 and one clear message where something is wrong."""
+    """Run one verb; where something is wrong say it in one message, without a traceback.
+
+    Exits with 2 for usage and input, 1 for a failure, 130 after Ctrl-C. `--debug` shows the
+    traceback of a failure.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
         try:
-            _run(sys.argv[1:] if arguments is None else list(arguments))
+            _run([argument for argument in arguments if argument != "--debug"])
         finally:
             sys.stdout.flush()  # here, since Python's own flush at the end would be too late
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise  # another pipe broke, a worker's perhaps
-        # What is left goes nowhere without complaint, and the status is as of rich's own output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except SystemExit:
+        raise
+    except BaseException as error:  # Ctrl-C and panics of parsers in Rust are no `Exception`
+        verb = " ".join(arguments[:1])
+        message, status = _explain(error, verb)
+        _discard_output()
+        if debug:
+            raise
+        if message:
+            cut = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} ..."
+            start = "\n" * isinstance(error, KeyboardInterrupt)  # behind the terminal's ^C
+            print(printable(f"{start}clip-refine {verb:.60}: {cut}"), file=sys.stderr)
+        raise SystemExit(status) from None
+
+
+_LONGEST = 8000  # letters of a message
+
+
+def _explain(error: BaseException, verb: str) -> tuple[str, int]:
+    """What to say of an error that nobody handled, and the status to exit with."""
+    match error:
+        case ClipRefineError():
+            return str(error), error.status
+        case KeyboardInterrupt():
+            kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
+            left = getattr(error, "left", None) or kept.get(verb, "nothing was written")
+            return f"stopped; {left}.", getattr(error, "status", 130)  # a signal has its own
+        case BrokenPipeError() if _reader_is_gone():
+            return "", 1
+        case RecursionError():
+            return "something that was given is nested too deeply to be read.", 2
+        case MemoryError():
+            return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
+        case OSError():
+            named = f"{error.filename}: " if error.filename else ""
+            full = " Free some space, or choose another folder." if error.errno == ENOSPC else ""
+            return f"{named}{error.strerror or first_line(error)}.{full}", 1
+    return (
+        f"failed: {type(error).__name__}: {first_line(error)}. This should not happen; --debug "
+        "shows where it did, for a report."
+    ), 1
+
+
+def _discard_output() -> None:
+    """Let what cannot be written go nowhere, so that Python does not complain again at the end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # no file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
     """Whether standard output is a pipe whose reader, such as `head`, has seen enough."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):  # no file of the system's
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -694,23 +820,19 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return
+    if any(printable(word) != word.replace("\t", "\ufffd") for word in arguments):
+        raise ConfigError(
+            "an argument holds control characters, which could change what a terminal shows. "
+            "Rename what is called so."
+        )
     verb, *rest = arguments
     if verb == "--version":
         from clip_refine import __version__
 
         print(__version__)
         return
-    try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
-        VERBS[verb](rest)
-    except ClipRefineError as error:
-        print(printable(f"clip-refine {verb}: {error}"), file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as stop:
-        kept = {"compare": "finished runs are kept", "evaluate": "features of a suite are kept"}
-        left = getattr(stop, "left", None) or kept.get(verb, "nothing was written")
-        print(f"\nclip-refine {verb}: stopped; {left}.", file=sys.stderr)
-        raise SystemExit(getattr(stop, "status", 130)) from None
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    VERBS[verb](rest)

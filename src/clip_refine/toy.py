@@ -9,10 +9,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clip_refine.data.benchmarks import Compositions
 from clip_refine.data.pairs import ImageSource, PairSource
 from clip_refine.support.errors import DataError
 
-__all__ = ["ToyClasses", "ToyPairs", "model_directory", "toy_tasks", "toy_train", "toy_val"]
+__all__ = [
+    "ToyClasses",
+    "ToyCompositions",
+    "ToyPairs",
+    "model_directory",
+    "toy_composition",
+    "toy_tasks",
+    "toy_train",
+    "toy_val",
+]
 
 # --------------------------------------------------------------------------------------------------
 # One scene of the toy world, in words and in pixels.
@@ -134,6 +144,11 @@ def random_scene(generator: np.random.Generator, **fixed: str) -> Scene:
 def draw_scene(scene: Scene, generator: np.random.Generator) -> Image.Image:
     """Draw `scene`, jittered by `generator` in place, size, tilt and colour."""
     canvas = _draw_background(scene.background, generator)
+    _draw_shape(canvas, scene, generator)
+    return canvas.reduce(_SUPERSAMPLING)
+
+
+def _draw_shape(canvas: Image.Image, scene: Scene, generator: np.random.Generator) -> None:
     centre = np.array(PLACES[scene.place]) + generator.uniform(-0.05, 0.05, 2)
     radius = SIZES[scene.size] * generator.uniform(0.85, 1.15)
     tilt = math.radians(generator.uniform(-10, 10))
@@ -141,7 +156,6 @@ def draw_scene(scene: Scene, generator: np.random.Generator) -> Image.Image:
     points = (centre + radius * _OUTLINES[scene.shape] @ turn) * canvas.width
     fill = _jitter_colour(COLOURS[scene.colour], 20, generator)
     ImageDraw.Draw(canvas).polygon([(right, down) for right, down in points.tolist()], fill=fill)
-    return canvas.reduce(_SUPERSAMPLING)
 
 
 def _draw_background(background: str, generator: np.random.Generator) -> Image.Image:
@@ -360,6 +374,71 @@ class ToyClasses(_Drawn):
         self.labels = tuple(index % len(fixed) for index in range(size))
 
 
+class ToyCompositions(ImageSource):
+    """Drawn images of two shapes, and the captions of both with the colours exchanged.
+
+    Images 2i and 2i + 1 show the same two shapes in the same two places, the colours exchanged:
+    "a red circle and a blue square", "a blue circle and a red square". The packaged model has seen
+    one shape an image only, so these are unlike all that it knows.
+
+    Attributes:
+        name: `toy_composition`.
+        captions: `captions[i]` are image `i`'s own text and the other one's.
+        layout: That images 2i and 2i + 1 belong together.
+
+    >>> ToyCompositions(1).captions[1]
+    ('a brown star and a green square', 'a green star and a brown square')
+    """
+
+    def __init__(self, items: int, seed: int = 0) -> None:
+        """Describe two images an item, at least one item."""
+        if items < 1:
+            raise DataError(f"toy composition: {items} items; it must be at least 1.")
+        self.name = "toy_composition"
+        self.seed = seed
+        self.scenes = tuple(scenes for item in range(items) for scenes in self._draw_item(item))
+        texts = [
+            " and ".join(scene.caption("a {colour} {shape}") for scene in scenes)
+            for scenes in self.scenes
+        ]
+        self.captions = tuple((text, texts[index ^ 1]) for index, text in enumerate(texts))
+        places = [index // 2 for index in range(2 * items)]
+        self.layout = Compositions([""] * len(places), places, paired=True)
+
+    def _draw_item(self, item: int) -> tuple[tuple[Scene, Scene], tuple[Scene, Scene]]:
+        """The two scenes of either image: left and right."""
+        generator = stream_generator(self.name, self.seed, item)
+        shapes = [SHAPES[int(number)] for number in generator.permutation(len(SHAPES))[:2]]
+        names = tuple(COLOURS)
+        colours = [names[int(number)] for number in generator.permutation(len(names))[:2]]
+        background = BACKGROUNDS[int(generator.integers(len(BACKGROUNDS)))]
+
+        def pair(left: str, right: str) -> tuple[Scene, Scene]:
+            return (
+                Scene(shapes[0], left, "small", "on the left", background),
+                Scene(shapes[1], right, "small", "on the right", background),
+            )
+
+        return pair(*colours), pair(*colours[::-1])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.scenes)
+
+    def load_image(self, index: int) -> Image.Image:
+        """Image `index`, drawn now: RGB, 48x48 pixels, the same every time."""
+        position = range(len(self))[index]
+        generator = stream_generator(f"{self.name}/pixels", self.seed, position)
+        canvas = _draw_background(self.scenes[position][0].background, generator)
+        for scene in self.scenes[position]:
+            _draw_shape(canvas, scene, generator)
+        return canvas.reduce(_SUPERSAMPLING)
+
+    def image_name(self, index: int) -> str:
+        """The stream and the index."""
+        return f"{self.name}[{index}]"
+
+
 def toy_train(seed: int = 0) -> ToyPairs:
     """The pairs to refine on: 6,000, all captions true."""
     return ToyPairs("train", 6000, seed)
@@ -373,6 +452,11 @@ def toy_val(seed: int = 0) -> ToyPairs:
 def toy_tasks(seed: int = 0) -> tuple[ToyClasses, ...]:
     """The zero-shot tasks, held out: 64 colours and shapes, 8 shapes, 8 colours; 1,280 each."""
     return tuple(ToyClasses(task, 1280, seed) for task in _TASKS)
+
+
+def toy_composition(seed: int = 0) -> ToyCompositions:
+    """Two shapes with their colours exchanged: 400 items of two images."""
+    return ToyCompositions(400, seed)
 
 
 def model_directory() -> Path:

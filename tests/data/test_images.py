@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clip_refine.data.images import (
-    MAX_PIXELS,
+    PIXELS,
     check_image,
     check_image_file,
     decode_image,
@@ -151,7 +151,7 @@ def test_empty_missing_and_other_files(tmp_path: Path):
     messages = {
         "empty.jpg": r"empty.jpg: is empty \(0 bytes\). Replace it",
         "page.jpg": r"page.jpg: is not a readable image \(known kinds: JPEG, PNG",
-        "folder.jpg": r"folder.jpg: cannot be read \(Is a directory\)",
+        "folder.jpg": r"folder.jpg: is no file but a folder, a pipe",
         "vector.jpg": r"vector.jpg: is not a readable image",
         "gone.jpg": r"gone.jpg: image file not found. Check the path.",
     }
@@ -165,11 +165,11 @@ def test_empty_missing_and_other_files(tmp_path: Path):
 
 @pytest.mark.parametrize(("width", "height"), [(13_400, 13_400), (60_000, 60_000)])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(width: int, height: int):
-    assert width * height > MAX_PIXELS
+    assert width * height > PIXELS
     bomb = png(width, height, b"\x00" * 100)
-    with pytest.raises(DataError, match=rf"^bomb: has .*more than the {MAX_PIXELS:,}"):
+    with pytest.raises(DataError, match=rf"^bomb: has .*more than the {PIXELS:,}"):
         decode_image(bomb, "bomb")
-    assert "178,956,970" in (check_image(bomb) or "")
+    assert "89,478,485" in (check_image(bomb) or "")
 
 
 def test_the_limit_holds_where_somebody_turned_pillows_off(monkeypatch: pytest.MonkeyPatch):

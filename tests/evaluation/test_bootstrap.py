@@ -122,6 +122,29 @@ def test_the_interval_of_no_gap_reaches_from_zero_to_what_was_found():
     assert interval(found) == (0.0, found.value)
 
 
+def test_of_two_gaps_within_noise_no_change_is_told():
+    first, second = (normals(50, 20, seed=seed) for seed in (0, 1))
+    one, two = (norm_of_mean(rows, Bootstrap(200)) for rows in (first, second))
+    (_, high), (_, other_high) = interval(one), interval(two)
+    assert high is not None
+    assert other_high is not None
+    low, above = interval(one - two)
+    assert low is not None
+    assert above is not None
+    assert low <= -other_high
+    assert above >= high
+    # the same noise in both hides none of it
+    shared = norm_of_mean(first + 0.001 * second, Bootstrap(200))
+    low, above = interval(one - shared)
+    assert low == pytest.approx(-high, rel=0.01)
+    assert interval(one - one) == (0.0, 0.0)
+    # but where one of them is clearly there, the change is
+    far = norm_of_mean(first + 2, Bootstrap(200))
+    low, _ = interval(far - two)
+    assert low is not None
+    assert low > 0
+
+
 def test_intervals_of_the_gap_cover_the_truth():
     found = coverage(
         drawn_pairs(size=2000, dim=16, seed=0),

@@ -86,7 +86,7 @@ def test_tasks_with_one_image_a_class_go_without(capsys: pytest.CaptureFixture[s
     )
     pairs = EmbeddedPairs(features, features, torch.arange(12))
     found = probe_features(ModelFeatures(pairs, tasks, dim=8), seed=0)
-    assert found == {"many": 1.0}
+    assert {task: hits.double().mean() for task, hits in found.items()} == {"many": 1.0}
     assert "single: no linear probe, which needs a class of two images" in capsys.readouterr().err
     with pytest.raises(DataError, match="needs two classes, one of them with two images"):
         linear_probe_task(features[:3], labels[:3], None, bootstrap=Bootstrap(resamples=5, seed=0))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from clip_refine.evaluation.tasks import GRID, separation
+from clip_refine.evaluation.separation import GRID, separation
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, rotation, seeds, shuffled
 

@@ -1,15 +1,18 @@
 """Rows → one line a recipe, with numbers worked by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from clip_refine.evaluation.bootstrap import Bootstrap, norm_of_mean
+from clip_refine.evaluation.classify import linear_probe
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
     pareto_best,
+    probe_features,
     resampled_headline,
     score_features,
     spread,
@@ -128,9 +131,14 @@ def naive(found: ModelFeatures, rows: Sequence[int]) -> dict[str, float]:
     return {"gap": float(gap), "mean_recall@1": recall}
 
 
+def headline_draws(found: ModelFeatures, *, resamples: int, seed: int) -> dict[str, list[float]]:
+    probes = probe_features(found, seed=0)
+    return resampled_headline(found, probes, resamples=resamples, seed=seed)
+
+
 def test_the_resampled_headline_against_a_loop():
     found = features()
-    resampled = resampled_headline(found, resamples=5, seed=3)
+    resampled = headline_draws(found, resamples=5, seed=3)
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randint(30, (5, 30), generator=generator).tolist()
     for number, rows in enumerate(drawn):
@@ -141,20 +149,35 @@ def test_the_resampled_headline_against_a_loop():
     gap = norm_of_mean(unit - text, Bootstrap(5, 3))
     assert gap.value == pytest.approx(naive(found, range(30))["gap"], abs=1e-6)
     assert resampled["gap"] == pytest.approx(gap.draws.tolist(), abs=1e-6)
-    assert set(resampled) == {"gap", "mean_recall@1", "zero_shot_top1"}
-    mean = sum(resampled_headline(found, resamples=3000, seed=1)["zero_shot_top1"]) / 3000
+    assert set(resampled) == {"gap", "mean_recall@1", "zero_shot_top1", "linear_probe"}
+    many = headline_draws(found, resamples=3000, seed=1)
+    mean = sum(many["zero_shot_top1"]) / 3000
     assert mean == pytest.approx(score_features(found, seed=0).zero_shot["t"]["top1"], abs=0.01)
 
 
+def test_a_probe_is_resampled_over_its_test_images():
+    found = features()
+    draws = torch.tensor(headline_draws(found, resamples=4000, seed=1)["linear_probe"]).double()
+    [task] = found.tasks
+    accuracy = linear_probe(task.image_features, task.labels, seed=0)
+    assert float(draws.mean()) == pytest.approx(accuracy, abs=0.01)
+    # 15 of the 30 images test it
+    assert float(draws.std()) == pytest.approx((accuracy * (1 - accuracy) / 15) ** 0.5, rel=0.05)
+    assert headline_draws(replace(found, tasks=[]), resamples=5, seed=1).keys() == {
+        "gap",
+        "mean_recall@1",
+    }
+
+
 def test_identical_models_differ_by_exactly_zero():
-    same = [resampled_headline(features(), resamples=50, seed=0) for _ in range(2)]
+    same = [headline_draws(features(), resamples=50, seed=0) for _ in range(2)]
     rows = [row("pre-trained", 0, 0.8, 0.5, 0.6, 0.7), row("copy", 0, 0.8, 0.5, 0.6, 0.7)]
     difference = summarise(rows, same, untouched="pre-trained")[1].difference
     assert {(d.mean, d.low, d.high) for d in difference.values()} == {(0.0, 0.0, 0.0)}
 
 
 def test_models_of_one_kind_have_intervals_that_cover_zero():
-    pair = [resampled_headline(features(seed=seed), resamples=400, seed=0) for seed in (1, 2)]
+    pair = [headline_draws(features(seed=seed), resamples=400, seed=0) for seed in (1, 2)]
     rows = [row("pre-trained", 0, 0.8, 0.5, 0.6, 0.7), row("other", 0, 0.8, 0.5, 0.6, 0.7)]
     for difference in summarise(rows, pair, untouched="pre-trained")[1].difference.values():
         assert difference.low < 0 < difference.high

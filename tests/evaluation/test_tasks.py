@@ -16,17 +16,18 @@ from clip_refine.evaluation.bootstrap import (
     sums_in_groups,
 )
 from clip_refine.evaluation.classify import few_shot_hits, linear_probe, zero_shot_scores
-from clip_refine.evaluation.geometry import geometry
+from clip_refine.evaluation.geometry import geometry, hubness_skewness
+from clip_refine.evaluation.mixed import mixed_search
 from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import Outcome, mean_of
+from clip_refine.evaluation.separation import separation
+from clip_refine.evaluation.similarity import unit_sides
 from clip_refine.evaluation.tasks import (
     few_shot_task,
     geometry_task,
     linear_probe_task,
-    mixed_search,
     mixed_search_task,
     retrieval_task,
-    separation,
     separation_task,
     zero_shot_task,
 )
@@ -137,7 +138,13 @@ def test_retrieval_numbers_are_the_metrics(protocol: str):
     assert {name: values(found)[name] for name in metrics} == pytest.approx(metrics)
     assert found.protocol.startswith(protocol)
     assert found.counts == {"images": 20, "captions": len(text)}
-    assert all_resampled(found).keys() == found.numbers.keys()
+    hubs = {"image_to_text_hubness@10", "text_to_image_hubness@10"}
+    assert all_resampled(found).keys() == found.numbers.keys() - hubs
+    unit = unit_sides(pairs.image_features, text)
+    assert values(found)["text_to_image_hubness@10"] == hubness_skewness(*unit[::-1])
+    cosines = unit[1] @ unit[0].T
+    assert torch.equal(found.answers["text_to_image"].first, cosines.argmax(dim=1))
+    assert torch.equal(found.answers["image_to_text"].first, cosines.argmax(dim=0))
 
 
 def test_mixed_search_and_separation_and_geometry_are_the_metrics():

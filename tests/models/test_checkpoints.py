@@ -152,6 +152,26 @@ def test_safetensors_with_a_wrappers_names(
     assert_same(load(tmp_path), clip)
 
 
+def test_weights_of_the_hub_are_cleaned_like_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def download(repo_id: str, filename: str, **_: object) -> str:
+        assert repo_id == "ORG/NAME"
+        if not (tmp_path / filename).is_file():
+            raise FileNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", download)
+    clip = random_clip({**OPENAI, "quick_gelu": False})
+    model = {"model_cfg": {**OPENAI, "quick_gelu": False}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(model))
+    with pytest.raises(ModelError, match=r"hf-hub:ORG/NAME: could not be loaded: Failed to downl"):
+        load_open_clip("hf-hub:ORG/NAME")
+    save_file(named(clip, "module."), tmp_path / "open_clip_model.safetensors")
+    assert_same(load_open_clip("hf-hub:ORG/NAME"), clip)
+    assert "'module.' left out of their names" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_weights_in_several_files(tiny_arch, tmp_path: Path, kind: str):
     clip = random_clip({**OPENAI, "quick_gelu": False})

@@ -83,7 +83,7 @@ def test_a_factory_in_the_current_folder(
     assert scores.recipe["model"] == f"factory:{module}:build"
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     written = load_config(RefineConfig, tmp_path / "run" / "config.yaml")
-    assert written.model == config.model
+    assert written.model == ModelConfig(name=f"factory:{module}:build")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from clip_refine.support.errors import DataError, ModelError
 from clip_refine.support.folder import seal
 from tests.conftest import TINY, write_model
 
+MODELS = "sentence_transformers.models"
+
 
 def touch(folder: Path, *names: str) -> Path:
     for name in names:
@@ -67,9 +69,10 @@ def test_an_open_clip_folder_by_its_bare_path(tiny_name: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([("0_CLIPModel", "a.CLIPModel"), ("1_Dense", "a.Dense")], "CLIPModel, Dense"),
-        ([("0_Bert", "a.WordEmbeddings")], "Only CLIP-type models"),
-        ([("../0_CLIPModel", "a.CLIPModel")], "outside the folder"),
+        ([("0_CLIPModel", f"{MODELS}.CLIPModel"), ("1", f"{MODELS}.Dense")], "CLIPModel, Dense"),
+        ([("0_Bert", f"{MODELS}.WordEmbeddings")], "Only CLIP-type models"),
+        ([("../0_CLIPModel", f"{MODELS}.CLIPModel")], "outside the folder"),
+        ([("0_CLIPModel", "evil.CLIPModel")], "names evil.CLIPModel, and code of elsewhere"),
     ],
 )
 def test_sentence_transformers_folders_that_are_refused(tmp_path: Path, modules, message: str):

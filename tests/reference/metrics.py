@@ -149,3 +149,71 @@ def expected_calibration_error(confidence: list[float], correct: list[bool], bin
 def area_under_the_curve(true: list[float], wrong: list[float]) -> float:
     beaten = sum((t > w) + (t == w) / 2 for t in true for w in wrong)
     return beaten / len(true) / len(wrong)
+
+
+def joined(image: list[float] | None, text: list[float] | None, weight: float) -> list[float]:
+    """What is an image, a text or both as one unit vector, from unit vectors."""
+    if image is None or text is None:
+        (only,) = (side for side in (image, text) if side is not None)
+        return only
+    mean = [weight * i + (1 - weight) * t for i, t in zip(image, text, strict=True)]
+    norm = math.sqrt(dot(mean, mean))
+    return [value / norm for value in mean]
+
+
+def group_average_precision(rows: Rows, groups: list[int]) -> list[float]:
+    """Of every row that has others of its group, among all other rows."""
+    found = []
+    for i, query in enumerate(rows):
+        others = [j for j in range(len(rows)) if j != i]
+        own = {place for place, j in enumerate(others) if groups[j] == groups[i]}
+        if own:
+            found.append(average_precision([dot(query, rows[j]) for j in others], own))
+    return found
+
+
+def mutual_information(a: list[int], b: list[int]) -> float:
+    count = len(a)
+    total = 0.0
+    for left in set(a):
+        for right in set(b):
+            both = sum(x == left and y == right for x, y in zip(a, b, strict=True)) / count
+            if both:
+                total += both * math.log(both / (a.count(left) / count) / (b.count(right) / count))
+    return total
+
+
+def v_measure(found: list[int], truth: list[int]) -> float:
+    """Harmonic mean of homogeneity and completeness; the entropy of a grouping is its MI."""
+    entropies = [mutual_information(side, side) for side in (truth, found)]
+    shared = mutual_information(found, truth)
+    homogeneity, completeness = (shared / own if own else 1.0 for own in entropies)
+    both = homogeneity + completeness
+    return 2 * homogeneity * completeness / both if both else 0.0
+
+
+def adjusted_rand(found: list[int], truth: list[int]) -> float:
+    pairs = [(i, j) for i in range(len(found)) for j in range(i)]
+    in_found = sum(found[i] == found[j] for i, j in pairs)
+    in_truth = sum(truth[i] == truth[j] for i, j in pairs)
+    in_both = sum(found[i] == found[j] and truth[i] == truth[j] for i, j in pairs)
+    expected, most = in_found * in_truth / len(pairs), (in_found + in_truth) / 2
+    return (in_both - expected) / (most - expected)
+
+
+def int8(rows: Rows) -> Rows:
+    """Each dimension in 256 even steps between its least and greatest value."""
+    columns = []
+    for column in zip(*rows, strict=True):
+        step = (max(column) - min(column)) / 255
+        columns.append(
+            [round((value - min(column)) / step) * step + min(column) for value in column]
+        )
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def winoground(scores: list[list[float]]) -> tuple[bool, bool]:
+    """Text and image score of one item; scores[text][image], text i describes image i."""
+    text = scores[0][0] > scores[1][0] and scores[1][1] > scores[0][1]
+    image = scores[0][0] > scores[0][1] and scores[1][1] > scores[1][0]
+    return text, image

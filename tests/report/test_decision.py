@@ -33,7 +33,7 @@ def line(
     }
     difference = {
         name: Interval(mean=change, low=change - width, high=change + width)
-        for name in ("gap", "mean_recall@1", "zero_shot_top1")
+        for name in BASE
         for change in (by_name.get(name, 0.0),)
     }
     return RecipeSummary(
@@ -123,8 +123,8 @@ def test_one_seed_is_doubted():
     assert "--seeds 3" in found.command
 
 
-def test_the_linear_probe_counts_from_one_point_on():
-    for probe, taken in ((-0.009, "hycd"), (-0.011, "pre-trained")):
+def test_the_linear_probe_counts_where_it_is_clear():
+    for probe, taken in ((-0.009, "hycd"), (-0.011, "pre-trained")):  # give or take .01
         made = comparison(line("hycd", rate=1e-5, r1=0.02, probe=probe))
         assert decide(made).taken == taken
 
@@ -139,6 +139,22 @@ def test_the_linear_probe_counts_from_one_point_on():
 )
 def test_the_command_names_what_the_row_was(name: str, words: str):
     assert words in decide(comparison(line(name, rate=1e-5, r1=0.02))).command
+
+
+def test_maps_of_stored_vectors_are_learnt_again():
+    better, mixed = line("centred", rate=3e-4, r1=0.02), line("hycd", rate=3e-4, r1=0.02, gap=0.1)
+    made = comparison(better).model_copy(update={"vectors": "P.npz"})
+    assert decide(made, "x").command == (
+        "clip-refine vectors refine P.npz --recipe centred --learning-rate 0.0003 --out x-models"
+    )
+    made = comparison(mixed).model_copy(update={"vectors": "P.npz"})
+    assert "--recipe hycd --learning-rate 0.0001 --out x-milder" in decide(made, "x").command
+    noise = line("hycd", rate=3e-4), line("rafa", rate=3e-4), line("fold")
+    made = comparison(*noise).model_copy(update={"vectors": "P.npz"})
+    assert decide(made, "x").command == (
+        "clip-refine vectors compare P.npz --recipes hycd rafa --learning-rate 0.0003 --seeds 6 "
+        "--out x-more"
+    )
 
 
 def test_names_from_data_are_quoted_and_stay_text():

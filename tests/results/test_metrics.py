@@ -2,45 +2,73 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from clip_refine.config.suites import PromptedTask, Task
+from clip_refine.data.benchmarks import Compositions, Documents
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, score_features
-from clip_refine.evaluation.tasks import (
-    few_shot_task,
-    geometry_task,
-    linear_probe_task,
-    mixed_search_task,
-    retrieval_task,
-    separation_task,
-    zero_shot_task,
-)
+from clip_refine.evaluation.forgetting import against
+from clip_refine.evaluation.scores import ModelFeatures, Outcome, TaskFeatures, score_features
+from clip_refine.evaluation.tasks import SourceFeatures, measure_task
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import flat
 from clip_refine.results.metrics import METRICS, metric
 from tests.reference.draws import normals
 
+TASKS: list[dict[str, object]] = [
+    *({"kind": kind} for kind in ("retrieval", "mixed-search", "mixed-documents", "geometry")),
+    *({"kind": kind} for kind in ("separation", "text-neighbours", "pair-clustering", "storage")),
+    *({"kind": kind} for kind in ("zero-shot", "image-neighbours", "clustering", "linear-probe")),
+    {"kind": "few-shot-probe", "shots": [1], "draws": 2},
+    {"kind": "mixbench"},
+    *({"kind": "composition", "name": name} for name in ("two texts", "three texts", "paired")),
+]
+"""Every kind of task with settings for 24 images, but for what they are measured on."""
+
+
+def found_by(settings: dict[str, object]) -> dict[str, Outcome]:
+    """What two models find."""
+    task = TypeAdapter(Task).validate_python({"source": "?", **settings})
+    texts_each = {"composition": 3 if task.name == "three texts" else 2, "zero-shot": 1}
+    texts = texts_each.get(task.kind_name, 2) * (3 if isinstance(task, PromptedTask) else 24)
+    owners = torch.arange(24).repeat_interleave(2)
+    layouts = {
+        "composition": Compositions(["a", "b"] * 12, range(24), paired=task.name == "paired"),
+        "mixbench": Documents(
+            [(0, -1), (-1, 0), (1, 1)], [(2, -1), (-1, 2), (3, 3)], [[0], [1, 2], [2]]
+        ),
+    }
+    outcomes = {
+        model: measure_task(
+            task,
+            SourceFeatures(
+                normals(24, 6, seed=seed),
+                normals(texts, 6, seed=seed + 1),
+                owners,
+                torch.arange(24) % 3,
+                class_names="abc",
+                layout=layouts.get(task.kind_name),
+            ),
+            bootstrap=Bootstrap(2),
+        )
+        for model, seed in (("first", 0), ("second", 2))
+    }
+    return {name: against(outcomes["first"], own, Bootstrap(2)) for name, own in outcomes.items()}
+
 
 def test_every_measured_number_has_a_row_and_every_row_is_measured():
+    kinds = {
+        get_args(kind.model_fields["kind"].annotation)[0] for kind in get_args(get_args(Task)[0])
+    }
+    assert {settings["kind"] for settings in TASKS} == kinds
+    names = [name for settings in TASKS for name in found_by(settings)["second"].numbers]
     image, text = normals(24, 6, seed=0), normals(24, 6, seed=1)
     pairs = EmbeddedPairs(image, text, torch.arange(24))
-    labels = torch.arange(24) % 3
-    classes, bootstrap = text[:3], Bootstrap(2)
-    names = [
-        *retrieval_task(pairs, protocol="all-captions", bootstrap=bootstrap).numbers,
-        *mixed_search_task(pairs, protocol="all-captions", bootstrap=bootstrap).numbers,
-        *separation_task(
-            pairs, protocol="all-captions", false_positive_rate=0.005, bootstrap=bootstrap
-        ).numbers,
-        *geometry_task(pairs, bootstrap=bootstrap).numbers,
-        *zero_shot_task(
-            image, classes, labels, class_names="abc", logit_scale=1.0, bootstrap=bootstrap
-        ).numbers,
-        *linear_probe_task(image, labels, None, bootstrap=bootstrap).numbers,
-        *few_shot_task(image, labels, None, shots=[1], draws=2, bootstrap=bootstrap).numbers,
-    ]
+    labels, classes = torch.arange(24) % 3, text[:3]
     scores = score_features(
         ModelFeatures(pairs, [TaskFeatures("t", image, classes, labels)]), seed=0
     )
@@ -50,6 +78,26 @@ def test_every_measured_number_has_a_row_and_every_row_is_measured():
     with pytest.raises(KeyError, match="no metric of this name"):
         metric("recal@1")
     assert len(flat(scores.model_dump(include={"geometry", "retrieval"}))) == 12 + 6
+
+
+@pytest.mark.parametrize("settings", TASKS, ids=lambda settings: str(settings["kind"]))
+def test_numbers_lie_in_their_range_and_a_model_has_not_changed_against_itself(
+    settings: dict[str, object],
+):
+    found = found_by(settings)
+    for name, number in (pair for own in found.values() for pair in own.numbers.items()):
+        unit = metric(name).unit
+        if unit.startswith("share, 0–1"):
+            assert 0 <= number.value <= 1, name
+        if unit.startswith("index"):
+            assert -0.5 <= number.value <= 1, name
+    unmoved = {
+        name: number.value
+        for name, number in found["first"].numbers.items()
+        if name.endswith("churn") or name == "classes_lost"
+    }
+    assert all(value == 0 for value in unmoved.values())
+    assert unmoved.keys() <= found["second"].numbers.keys()
 
 
 def test_directions():

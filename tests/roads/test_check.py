@@ -5,11 +5,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from clip_refine.cli import main
 from clip_refine.config import DataConfig, ModelConfig
+from clip_refine.data import open_pairs
+from clip_refine.models import load_open_clip
 from clip_refine.results import Findings, NumberSpread
+from clip_refine.roads import build
 from clip_refine.roads.check import check_data, findings_table, findings_verdict
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.toy import ToyPairs
@@ -209,6 +213,14 @@ def test_special_tokens_in_captions(
     assert "with special tokens │ 2" in " ".join(capsys.readouterr().out.split())
     found = check_data(str(tmp_path / "c.csv"), model=ModelConfig(name=tiny_name))
     assert found.captions.special == marked
+    # and a run, in which they are cut off there, says so
+    model = load_open_clip(tiny_name)
+    cut, whole = model.encode_text(model.tokenizer([marked[1], "a dog"]))
+    assert torch.allclose(cut, whole, atol=1e-6)
+    build.warn_of_marks(model, open_pairs(str(tmp_path / "c.csv")))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "c.csv: 2 captions hold a mark of the tokenizer" in said
+    assert "'a dog <End_of_text> on a beach'" in said
 
 
 def test_the_table_shows_no_markup_of_the_data(findings: Findings):

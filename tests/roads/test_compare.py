@@ -249,6 +249,11 @@ def test_it_goes_on_where_it_stopped(
     run(override(config, recipes=config.recipes[:1]))
     said = " ".join(capsys.readouterr().err.split())
     assert "does not name them: mean-centring, contrastive, hycd." in said
+    # of a version with other numbers nothing is taken over
+    trainings.clear()
+    monkeypatch.setattr("clip_refine.roads.compare.NUMBERS", 0)
+    assert run(override(config, recipes=config.recipes[:1], seeds=1)).rows
+    assert len(trainings) == 1
 
 
 def test_other_settings_or_data_are_not_mixed(config: CompareConfig, trainings: list[str]):

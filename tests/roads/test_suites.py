@@ -24,6 +24,7 @@ from clip_refine.roads.suites import (
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
+from tests.data.test_benchmarks import mixbench
 
 SUITE = {
     "about": "two small sources",
@@ -45,6 +46,12 @@ SUITE = {
         {"kind": "geometry", "source": "pairs"},
         {"kind": "linear-probe", "source": "kinds"},
         {"kind": "few-shot-probe", "source": "kinds", "shots": [1, 2], "draws": 2},
+        {"kind": "mixed-documents", "source": "pairs", "mixing": [2, 1, 1]},
+        {"kind": "text-neighbours", "source": "pairs"},
+        {"kind": "pair-clustering", "source": "pairs", "clusters": 5},
+        {"kind": "storage", "source": "pairs"},
+        {"kind": "image-neighbours", "source": "kinds"},
+        {"kind": "clustering", "source": "kinds", "prompts": ["a {}", "the {}"]},
     ],
     "resamples": 20,
 }
@@ -89,7 +96,9 @@ def test_every_kind_of_task_with_all_that_it_depends_on(config: EvaluateConfig, 
     assert [found.task for found in scores.measured] == [
         *("kinds zero-shot", "kinds, single prompt", "pairs retrieval", "single"),
         *("pairs mixed-search", "pairs separation", "pairs geometry", "kinds linear-probe"),
-        *("kinds few-shot-probe", MEAN),
+        *("kinds few-shot-probe", "pairs mixed-documents", "pairs text-neighbours"),
+        *("pairs pair-clustering", "pairs storage", "kinds image-neighbours", "kinds clustering"),
+        MEAN,
     ]
     by_task = {found.task: found for found in scores.measured}
     zero_shot = by_task["kinds zero-shot"]
@@ -209,7 +218,7 @@ def test_what_is_missing_is_listed_before_anything_runs(
     scores = run(config, missing="skip")
     assert set(scores.missing) == {"pairs"}
     assert {found.kind for found in scores.measured} == {
-        *("zero-shot", "linear-probe", "few-shot-probe")
+        *("zero-shot", "linear-probe", "few-shot-probe", "image-neighbours", "clustering")
     }
 
 
@@ -375,3 +384,42 @@ def test_text_from_data_is_shown_as_it_is(config: EvaluateConfig):
     shown = terminal.file.getvalue()  # pyright: ignore
     assert f"{odd} kinds zero-shot" in shown
     assert shown.count(odd) > len(scores.measured)
+
+
+def test_benchmarks_with_texts_of_their_own(
+    config: EvaluateConfig, tmp_path: Path, held_out: ToyPairs
+):
+    subset = mixbench(tmp_path / "MSCOCO")
+    for index, path in enumerate(sorted((subset / "images").iterdir())):
+        held_out.load_image(index).save(path)
+    values = {
+        "sources": {
+            "coco": {"at": {"kind": "mixbench", "path": "MSCOCO"}},
+            "words": {"at": {"kind": "toy", "task": "toy_composition"}},
+        },
+        "tasks": [
+            {"kind": "mixbench", "source": "coco", "image_weight": 0.3},
+            {"kind": "composition", "source": "words"},
+        ],
+        "resamples": 5,
+    }
+    assert config.suite is not None
+    Path(config.suite).write_text(yaml.safe_dump(values))
+    documents, words = run(config).measured
+    assert documents.counts["both_documents"] == documents.counts["image_queries"] == 1
+    assert set(documents.scores) == {
+        "ndcg@10",
+        "text_first_share",
+        *(f"{kind}_query_ndcg@10" for kind in ("image", "text", "both")),
+        *(f"{kind}_query_recall@{k}" for kind in ("image", "text", "both") for k in (1, 10)),
+    }
+    assert words.counts == {"images": 800, "items": 400}
+    assert set(words.scores) == {"text_score", "image_score", "group_score"}
+
+
+def test_a_source_holds_one_kind_of_thing(suite: Path):
+    values = yaml.safe_load(suite.read_text())
+    values["sources"]["kinds"]["at"].append({"kind": "captions", "path": "captions.csv"})
+    suite.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match="its places hold classes and captions"):
+        load_suite(str(suite))

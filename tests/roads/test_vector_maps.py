@@ -17,17 +17,19 @@ from clip_refine.cli import main
 from clip_refine.config import ModelConfig
 from clip_refine.config.runs import VectorsConfig
 from clip_refine.models import OpenClipEncoder, load_open_clip, load_transformers
-from clip_refine.roads.vectors import (
-    evaluate_vectors,
+from clip_refine.results import Comparison, RunScores, SuiteScores, read
+from clip_refine.roads.vector_maps import (
+    compare_vectors,
     fold_model,
     fold_vectors,
     hold_out_pairs,
+    isoclip_maps,
     refine_vectors,
-    unit_pairs,
 )
+from clip_refine.roads.vectors import evaluate_vectors, unit_pairs
 from clip_refine.support.errors import ConfigError, DataError, ModelError, OutputError
-from clip_refine.vectors.files import FeatureSet, load_peer, save_peer
-from clip_refine.vectors.maps import LinearMaps, RefinedMaps
+from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_features
+from clip_refine.vectors.maps import IsoClip, LinearMaps, RefinedMaps
 from clip_refine.vectors.transforms import Fold, MeanCentring
 from tests.conftest import TINY, write_model
 from tests.models.tiny_transformers import write_clip, write_siglip
@@ -52,6 +54,10 @@ def score(scores, task: str, name: str, model: str) -> float:
     return next(m for m in scores.measured if (m.task, m.model) == (task, model)).scores[name].value
 
 
+def side_captions(found: FeatureSet) -> Tensor:
+    return hold_out_pairs(unit_pairs(found), QUICK)[1].text_features
+
+
 class TestRefine:
     def test_centred_closes_the_gap_and_forgets_little(self, found: FeatureSet, tmp_path: Path):
         maps, scores = refine_vectors(found, QUICK, tmp_path / "maps")
@@ -65,22 +71,50 @@ class TestRefine:
         assert isinstance(again, RefinedMaps)
         assert torch.equal(again.image_map, maps.image_map)
         assert again.logit_scale == maps.logit_scale
-        written = json.loads((tmp_path / "maps/scores.json").read_text())
-        assert len(written["measured"]) == 12
-        assert written["differences"]
-        assert VectorsConfig.model_validate_json((tmp_path / "maps/config.json").read_bytes())
+        written = read(SuiteScores, tmp_path / "maps/evaluation.json")
+        assert written == scores
+        assert len(written.measured) == 12
+        assert written.differences
+
+    def test_it_leaves_what_every_refinement_leaves(self, found: FeatureSet, tmp_path: Path):
+        _, scores = refine_vectors(found, QUICK, tmp_path / "maps")
+        run = read(RunScores, tmp_path / "maps/scores.json")
+        for side, model in ((run.before, "untouched"), (run.after, "refined")):
+            gap = score(scores, "geometry", "centroid_distance", model)
+            assert side.geometry["centroid_distance"] == pytest.approx(gap)
+            assert (side.pairs, side.captions) == (36, len(side_captions(found)))
+        assert run.difference["geometry.centroid_distance"].high < 0
+        assert run.recipe["name"] == "centred"
+        assert len((tmp_path / "maps/log.jsonl").read_text().splitlines()) == QUICK.steps
+        page = (tmp_path / "maps/report.html").read_text(encoding="utf-8")
+        assert "centred on stored vectors" in page
+        assert "text 1 of image " in page
+        assert main(["report", str(tmp_path / "maps")]) is None
+        assert (tmp_path / "maps/report.html").read_text(encoding="utf-8") == page
+
+    def test_part_of_the_way(self, found: FeatureSet):
+        """At 0 the start, halfway the mean of both; auto never worse than either at choosing."""
+        free = QUICK.model_copy(update={"recipe": "contrastive"})
+        ends = {
+            weight: refine_vectors(found, free.model_copy(update={"interpolate": weight}), None)[0]
+            for weight in (0.0, 0.5, 1.0)
+        }
+        assert torch.equal(ends[0.0].image_map, torch.eye(DIM))
+        assert_close(ends[0.5].text_map, (ends[0.0].text_map + ends[1.0].text_map) / 2)
+        assert torch.equal(ends[1.0].image_map, refine_vectors(found, free, None)[0].image_map)
+
+    def test_part_of_the_way_chosen(self, found: FeatureSet, tmp_path: Path):
+        config = QUICK.model_copy(update={"interpolate": "auto"})
+        refine_vectors(found, config, tmp_path / "maps")
+        way = read(RunScores, tmp_path / "maps/scores.json").recipe["interpolation"]
+        assert set(way["tried"]) == {f"{step / 10:g}" for step in range(11)}
+        assert way["tried"][f"{way['weight']:g}"] == max(way["tried"].values())
 
     def test_twice_gives_the_same_and_another_seed_another(self, found: FeatureSet):
         one, two = (refine_vectors(found, QUICK, None)[0] for _ in range(2))
         assert torch.equal(one.text_map, two.text_map)
         other = refine_vectors(found, QUICK.model_copy(update={"seed": 43}), None)[0]
         assert not torch.equal(one.text_map, other.text_map)
-
-    def test_several_seeds_on_one_split(self, found: FeatureSet):
-        maps, scores = refine_vectors(found, QUICK.model_copy(update={"seeds": 2}), None)
-        labels = [model.label for model in scores.models]
-        assert labels == ["untouched", "fold alone", "refined, seed 42", "refined, seed 43"]
-        assert torch.equal(maps.image_map, refine_vectors(found, QUICK, None)[0].image_map)
 
     @pytest.mark.parametrize("recipe", ["clip-refine", "balanced", "contrastive", "m2-mix", "hycd"])
     def test_other_recipes(self, recipe: str, found: FeatureSet):
@@ -144,6 +178,35 @@ def test_clips_own_features(shared: Path):
             for model in ("untouched", "refined")
         )
         assert after > before - 0.01
+
+
+class TestCompare:
+    def test_recipes_seeds_and_peers_in_one_table(self, found: FeatureSet, tmp_path: Path):
+        more = {"recipes": ("centred", "contrastive"), "seeds": 2, "peers": ("fold", "nnn")}
+        compared = compare_vectors(found, QUICK, tmp_path / "c", **more)
+        assert [(row.recipe, row.seed) for row in compared.rows] == [
+            *((name, 42) for name in ("pre-trained", "fold", "nnn")),
+            *((name, seed) for name in ("centred", "contrastive") for seed in (42, 43)),
+        ]
+        # a row is what `vectors refine` gives with that recipe and seed
+        refine_vectors(found, QUICK, tmp_path / "maps")
+        alone = read(RunScores, tmp_path / "maps/scores.json")
+        assert compared.rows[3].geometry == alone.after.geometry
+        assert compared.rows[3].retrieval == alone.after.retrieval
+        assert compared.rows[0].retrieval == alone.before.retrieval
+        shown = compared.summary[3].difference["gap"]
+        assert shown.low < shown.mean < shown.high < 0
+        assert read(Comparison, tmp_path / "c/comparison.json") == compared
+        assert "centred" in (tmp_path / "c/report.html").read_text(encoding="utf-8")
+        words = (tmp_path / "c/comparison.md").read_text()
+        assert "compare --config" not in words
+
+    def test_refusals(self, found: FeatureSet, tmp_path: Path):
+        with pytest.raises(ConfigError, match="no such peer. Did you mean fold"):
+            compare_vectors(found, QUICK, tmp_path / "c", recipes=("centred",), peers=("fould",))
+        with pytest.raises(ConfigError, match="no such recipe. Did you mean centred"):
+            compare_vectors(found, QUICK, tmp_path / "c", recipes=("centered",))
+        assert not (tmp_path / "c").exists()
 
 
 class TestEvaluate:
@@ -283,6 +346,38 @@ class TestFold:
         assert not (tmp_path / "model").exists()
 
 
+class TestIsoClip:
+    @pytest.mark.parametrize("kind", ["open_clip", "transformers", "layers"])
+    def test_of_a_models_own_projections(self, kind: str, tiny: OpenClipEncoder, tmp_path: Path):
+        model = {"open_clip": tiny, "layers": Heads()}.get(kind)
+        model = model or load_transformers(str(write_clip(tmp_path / "clip")))
+        before = [weight.clone() for weight in model.state_dict().values()]
+        maps = isoclip_maps(ModelConfig(), tmp_path / "maps", top=2, bottom=3, model=model)
+        if kind == "open_clip":
+            sides = tiny.clip.visual.proj.T, tiny.clip.text_projection.T
+        elif kind == "layers":
+            sides = model.image[2].weight, model.text[2].weight
+        else:
+            parts = dict(model.named_parameters())
+            sides = tuple(
+                next(w for name, w in parts.items() if name.endswith(f"{side}_projection.weight"))
+                for side in ("visual", "text")
+            )
+        expected = IsoClip.from_projections(*(s.detach() for s in sides), top=2, bottom=3)
+        assert_close(maps.image_map, expected.image_map)
+        assert_close(maps.text_map, expected.text_map)
+        assert torch.equal(load_peer(tmp_path / "maps").image_map, maps.image_map)
+        assert all(map(torch.equal, before, model.state_dict().values()))
+
+    def test_refusals(self, tiny: OpenClipEncoder, tmp_path: Path):
+        with pytest.raises(ConfigError, match="must leave some of 16 directions"):
+            isoclip_maps(ModelConfig(), tmp_path / "m", top=9, bottom=9, model=tiny)
+        siglip = load_transformers(str(write_siglip(tmp_path / "siglip")))
+        with pytest.raises(ModelError, match="does not end in a layer of its own"):
+            isoclip_maps(ModelConfig(), tmp_path / "m", top=1, bottom=1, model=siglip)
+        assert not (tmp_path / "m").exists()
+
+
 class TestCommandLine:
     def test_the_whole_way(
         self,
@@ -319,6 +414,34 @@ class TestCommandLine:
             mapped = load_file(f"{tmp_path}/{side}.safetensors")[f"{side}_features"]
             encoded = normalize(load_file(again)[f"{side}_features"], dim=1)
             assert_close(encoded, mapped, rtol=0, atol=1e-5)
+
+    def test_every_number_as_json(self, found: FeatureSet, tmp_path: Path, capsys):
+        raw, maps, peer = (str(tmp_path / name) for name in ("raw.safetensors", "maps", "peer"))
+        write_features(Path(raw), found, note={})
+        quick = ["--steps", "2", "--resamples", "5"]
+
+        def said(*arguments: str) -> str:
+            main([*arguments, "--json"])
+            return capsys.readouterr().out
+
+        shown = said("vectors", "refine", raw, "--out", maps, *quick)
+        assert SuiteScores.model_validate_json(shown).suite == "vectors"
+        shown = said("vectors", "evaluate", raw, "--map", maps, "--resamples", "5")
+        assert SuiteScores.model_validate_json(shown).resamples == 5
+        compared = ["--recipes", "hycd,centred", "--seeds", "1", "--out", f"{tmp_path}/compared"]
+        shown = said("vectors", "compare", raw, *compared, *quick)
+        assert [row.recipe for row in Comparison.model_validate_json(shown).rows] == [
+            *("pre-trained", "fold", "mean-centring", "hycd", "centred"),
+        ]
+        out = ["--out", f"{tmp_path}/new.safetensors"]
+        shown = said("vectors", "apply", maps, raw, "--side", "text", *out)
+        assert json.loads(shown)["vectors"] == 210
+        shown = said("vectors", "align", raw, raw, "--out", f"{tmp_path}/same")
+        assert json.loads(shown)["items"] == 330
+        shown = said("posthoc", "fit", "nnn", raw, "--out", peer)
+        assert json.loads(shown) == {"peer": "nnn", "images": 120, "texts": 210, "out": peer}
+        shown = said("posthoc", "apply", peer, raw, "--out", f"{tmp_path}/b.safetensors")
+        assert json.loads(shown)["score_columns"] == 2
 
     def test_align(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         old = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)

@@ -156,14 +156,14 @@ def test_too_little_memory_halves_the_parts(
     """As if only four pairs fitted: the weights come out as of parts that fit from the start."""
     twin = copy.deepcopy(tiny)
     train(twin, pairs, override(CONFIG, train={"micro_batch": 4}), tmp_path)
-    encode, fits = tiny.encode_image, [4]
+    encode, fits = OpenClipEncoder.encode_image, [4]
 
-    def limited(pixels: Tensor) -> Tensor:
+    def limited(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
         if torch.is_grad_enabled() and len(pixels) > fits[0]:
             raise torch.OutOfMemoryError("a lot")
-        return encode(pixels)
+        return encode(self, pixels)
 
-    monkeypatch.setattr(tiny, "encode_image", limited)
+    monkeypatch.setattr(OpenClipEncoder, "encode_image", limited)
     train(tiny, pairs, CONFIG, tmp_path)
     assert "going on with --train.micro-batch 4" in capsys.readouterr().err
     for name, weight in tiny.state_dict().items():

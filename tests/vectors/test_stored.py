@@ -1,6 +1,7 @@
 """Stored vectors of every layout: read as pairs, and mapped without changing anything else."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset, load_from_disk
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -60,21 +62,29 @@ def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray =
                 table = pa.table({"image_path": OWNERS[rows], "id": IDS[rows]})
                 path = folder / f"v.clip-retrieval/metadata/metadata_{number}.parquet"
                 pq.write_table(table, path)
-        case "parquet" | "fixed.parquet":
-            kinds = pa.list_(pa.float16(), 6 if kind == "fixed.parquet" else -1)
+        case "parquet" | "fixed.parquet" | "dataset" | "lance":
+            kinds = pa.list_(pa.float16(), 6 if kind in ("fixed.parquet", "lance") else -1)
             columns = {"id": pa.array(IDS), "owner": pa.array(OWNERS)}
             sides = {
                 "image_embedding": pa.array(list(image), kinds),
                 "text_embedding": pa.array(list(text), kinds),
             }
-            pq.write_table(pa.table(columns | sides), folder / "v.parquet")
+            table = pa.table(columns | sides)
+            if kind == "dataset":
+                Dataset(table).save_to_disk(folder / "v", num_shards=2)
+                return folder / "v"
+            if kind == "lance":
+                lancedb = pytest.importorskip("lancedb", reason="lancedb is not installed")
+                lancedb.connect(str(folder)).create_table("v", data=table)
+                return folder / "v.lance"
+            pq.write_table(table, folder / "v.parquet")
             return folder / "v.parquet"
     return folder / f"v.{kind}"
 
 
 KINDS = (
     *("npz", "compressed.npz", "safetensors", "folder", "clip-retrieval", "parquet"),
-    "fixed.parquet",
+    *("fixed.parquet", "dataset", "lance"),
 )
 
 
@@ -96,7 +106,11 @@ class TestPairs:
         assert np.array_equal(found.text_features.numpy(), TEXT)
 
     @pytest.mark.parametrize(
-        ("kind", "owner"), [("parquet", "owner"), ("clip-retrieval", "image_path")]
+        ("kind", "owner"),
+        [
+            *(("parquet", "owner"), ("clip-retrieval", "image_path")),
+            *(("dataset", "owner"), ("lance", "owner")),
+        ],
     )
     def test_several_captions_an_image(self, kind: str, owner: str, tmp_path: Path):
         found = read_pairs(str(write(kind, tmp_path, SHARED)), owner=owner)
@@ -195,6 +209,20 @@ class TestApply:
         apply_stored(fold, source, out, side="text", overwrite=True)
         assert json.loads((out / stored.NOTE).read_text())["side"] == "text"
 
+    def test_a_saved_dataset_stays_one(self, fold: Peer, tmp_path: Path):
+        source, out = write("dataset", tmp_path), tmp_path / "new"
+        apply_stored(fold, source, out, side="image")
+        before, after = load_from_disk(str(source)), load_from_disk(str(out))
+        assert after.features == before.features
+        assert after["id"][:] == IDS
+        # what `datasets` cached of the one is not taken for the other's
+        assert after._fingerprint != before._fingerprint
+
+    def test_a_table_without_its_package(self, fold: Peer, tmp_path: Path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lancedb", None)
+        with pytest.raises(DataError, match=r"v.lance: LanceDB tables need the extra \[lance\]"):
+            read_pairs(str(tmp_path / "v.lance"))
+
     def test_metadata_of_safetensors_stays(self, fold: Peer, tmp_path: Path):
         source, out = write("safetensors", tmp_path), tmp_path / "new.safetensors"
         apply_stored(fold, source, out, side="text")
@@ -230,7 +258,7 @@ class TestApply:
         image[6] = value
         source = write(kind, tmp_path, image)
         before = sorted(tmp_path.rglob("*"))
-        row = 1 if kind == "clip-retrieval" else 6  # of its file
+        row = 1 if kind in ("clip-retrieval", "dataset") else 6  # of its file
         with pytest.raises(DataError, match=f"row {row} is {fault}"):
             apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")
         assert sorted(tmp_path.rglob("*")) == before
@@ -238,7 +266,7 @@ class TestApply:
     @pytest.mark.parametrize("kind", KINDS)
     def test_vectors_of_another_model(self, kind: str, fold: Peer, tmp_path: Path):
         eye = np.eye(9, 5, dtype=np.float16) + 1
-        if kind == "fixed.parquet":
+        if kind in ("fixed.parquet", "lance"):
             pytest.skip("its lists have six numbers")
         source = write(kind, tmp_path, eye, eye)
         with pytest.raises(DataError, match="dimension 5, but fold was fitted on 6"):

@@ -21,6 +21,7 @@ from clip_refine.config.settings import (
     TrainConfig,
 )
 from clip_refine.support.errors import ConfigError
+from clip_refine.support.limits import parse_yaml, read_text, shown
 
 # --------------------------------------------------------------------------------------------------
 # What one run of each verb depends on.
@@ -147,12 +148,13 @@ class VectorsConfig(SettingsGroup):
     """Rank of what is added to the start. Without it: full."""
     rafa_weight: NonNegative | None = None
     """Weight of random feature alignment. Without it: the recipe's."""
+    interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
+    """Keep maps between the start (0; the fold, for centred) and what was learnt (1). auto: the
+    best of tenths on a tenth of the images that are learnt from, which are held out."""
     logit_scale: Positive = 100.0
     """The factor on cosines of the model that made the vectors."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the images that is not learnt from but measured on."""
-    seeds: Count = 1
-    """Trainings with `seed`, `seed` + 1, ... on one split; the first one's maps are kept."""
     resamples: Count = 1000
     """Of the bootstrap over held-out images."""
     device: str = "auto"
@@ -280,17 +282,35 @@ def load_config(kind: type[Settings], path: Path) -> Settings:
         ConfigError: The file is missing, is no YAML mapping, or holds an unknown or bad setting.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(read_text(path)) or {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check --config.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML. {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings such as 'seed: 42', got {values!r:.60}.")
+        raise ConfigError(f"{path}: expected settings such as 'seed: 42', got {shown(values)}.")
     try:
-        return kind.model_validate(values)
+        config = kind.model_validate(values)
+        return config.model_copy(update=_without_factories(config, path))
     except ValidationError as error:
         raise ConfigError(explain(error, where=f"{path}: ")) from error
+
+
+def _without_factories(config: SettingsGroup, path: Path) -> dict[str, Any]:
+    """What to replace so that a file, which may be another's, does not say what is imported."""
+    named = [name for name in getattr(config, "models", ()) if name.startswith("factory:")]
+    if named:
+        raise ConfigError(
+            f"{path}: models: {named[0]} is imported only where the command line names it: "
+            f"--models {named[0]}."
+        )
+    model = getattr(config, "model", None)
+    return {"model": as_recorded(model)} if isinstance(model, ModelConfig) else {}
+
+
+def as_recorded(model: ModelConfig) -> ModelConfig:
+    """A model as a file names it: a function that makes it is known by name and not called."""
+    return model.model_copy(update={"factory": None})
 
 
 def dump_config(config: BaseModel) -> str:
@@ -384,16 +404,20 @@ def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
         raise ConfigError(str(error)) from error
 
 
+_LINES = 10  # problems that one message shows
+
+
 def explain(error: ValidationError, *, where: str = "") -> str:
     """A validation error in one line a problem: setting, what is wrong, what was given."""
     lines = []
     for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        name = ".".join(f"{part!s:.60}" for part in problem["loc"]) or "settings"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}{name}: there is no such setting. `--help` lists them.")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]
-            shown = "" if isinstance(given, dict | BaseModel) else f", got {given!r}"
-            lines.append(f"{where}{name}: {message}{shown}.")
-    return "\n".join(lines)
+            got = "" if isinstance(given, dict | BaseModel) else f", got {shown(given)}"
+            lines.append(f"{where}{name}: {message}{got}.")
+    more = [f"... and {len(lines) - _LINES:,} more."] * (len(lines) > _LINES)
+    return "\n".join(lines[:_LINES] + more)

@@ -81,7 +81,7 @@ class ModelConfig(SettingsGroup):
     Without it: `openai` where the architecture has that tag."""
     factory: str | None = None
     """A function of your own that makes the model, `package.module:function`, instead of a name.
-    The module may lie in the current folder."""
+    The module may lie in the current folder. Only the command line can name it, no file."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,12 +5,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_refine.config.runs import explain
 from clip_refine.config.settings import Count, SettingsGroup
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ConfigError, first_line
+from clip_refine.support.limits import parse_yaml, read_text, shown
 
 # --------------------------------------------------------------------------------------------------
 # The tasks that a suite can ask for, each with its protocol.
@@ -20,8 +20,8 @@ CaptionProtocol = Literal["all-captions", "first-caption"]
 
 
 class _Task(SettingsGroup):
-    needs_captions: ClassVar[bool] = False
-    """Whether it is measured on captions; else on classes."""
+    needs: ClassVar[str] = "classes"
+    """What its source must hold, as `SuiteSource.holds` says."""
 
     source: str
     """The name of a source of the suite."""
@@ -44,17 +44,18 @@ class _Task(SettingsGroup):
 
 
 class _CaptionTask(_Task):
-    needs_captions: ClassVar[bool] = True
+    needs: ClassVar[str] = "captions"
 
+
+class _ProtocolTask(_CaptionTask):
     protocol: CaptionProtocol = "all-captions"
     """all-captions: all captions of an image are its own (COCO 5k: 5 an image). first-caption: one
     caption an image, as in the paper's tables; not comparable with the other."""
 
 
-class ZeroShotTask(_Task):
-    """Classification by the class names: top-1, top-5, per-class recall, calibration."""
+class PromptedTask(_Task):
+    """Measured on images and on texts made from the names of their classes."""
 
-    kind: Literal["zero-shot"]
     prompts: str | tuple[str, ...] = "paper"
     """`paper`: "a photo of a {}". `openai-imagenet` (80) and `simple-imagenet` (7): open_clip's.
     `short`: the few of this package for sources it knows by name. Else a list of templates, or a
@@ -72,29 +73,94 @@ class ZeroShotTask(_Task):
         return prompts
 
 
-class RetrievalTask(_CaptionTask):
-    """Recall at 1, 5 and 10, median rank and mAP, both directions."""
+class ZeroShotTask(PromptedTask):
+    """Classification by the class names: top-1, top-5, per-class recall, calibration."""
+
+    kind: Literal["zero-shot"]
+
+
+class RetrievalTask(_ProtocolTask):
+    """Recall at 1, 5 and 10, median rank, mAP and hubness, both directions."""
 
     kind: Literal["retrieval"]
 
 
-class MixedSearchTask(_CaptionTask):
+class MixedSearchTask(_ProtocolTask):
     """Images and captions in one index: NDCG@10, who stands first, rank of the right image."""
 
     kind: Literal["mixed-search"]
 
 
-class SeparationTask(_CaptionTask):
+class SeparationTask(_ProtocolTask):
     """Whether one threshold tells true pairs from wrong ones."""
 
     kind: Literal["separation"]
     false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
 
-class GeometryTask(_Task):
-    """The shape of the shared space, on every image with its first caption."""
+ImageWeight = Annotated[float, Field(ge=0, le=1)]
+"""Of the image in a document that is both, 0–1; the rest is the text's."""
 
-    needs_captions: ClassVar[bool] = True
+
+class MixedDocumentsTask(_CaptionTask):
+    """An index of documents that are an image, a text or both, as in MixBench; any query kind."""
+
+    kind: Literal["mixed-documents"]
+    mixing: tuple[float, float, float] = (1, 1, 1)
+    """How many parts of the documents are an image, a text, both."""
+    image_weight: ImageWeight = 0.5
+
+
+class MixBenchTask(_Task):
+    """The same on documents, queries and judgements that are given."""
+
+    needs: ClassVar[str] = "documents"
+
+    kind: Literal["mixbench"]
+    image_weight: ImageWeight = 0.5
+
+
+class ImageNeighboursTask(_Task):
+    """Image to image by class: mAP, recall at 1, 5 and 10, accuracy of the nearest ten's vote."""
+
+    kind: Literal["image-neighbours"]
+
+
+class TextNeighboursTask(_CaptionTask):
+    """Text to text, captions of one image: mAP and recall at 1, 5 and 10."""
+
+    kind: Literal["text-neighbours"]
+
+
+class ClusteringTask(PromptedTask):
+    """k-means on images, prompts and both, against the classes and against the modality."""
+
+    kind: Literal["clustering"]
+
+
+class PairClusteringTask(_CaptionTask):
+    """k-means on images and first captions together: do clusters follow pairs, or modality?"""
+
+    kind: Literal["pair-clustering"]
+    clusters: Annotated[int, Field(ge=2)] = 20
+
+
+class StorageTask(_ProtocolTask):
+    """Retrieval and gap of vectors as they are stored: cut to d/2 and d/4, int8, binary."""
+
+    kind: Literal["storage"]
+
+
+class CompositionTask(_Task):
+    """Whether an image is nearer to its text than to one of the same words in another order."""
+
+    needs: ClassVar[str] = "compositions"
+
+    kind: Literal["composition"]
+
+
+class GeometryTask(_CaptionTask):
+    """The shape of the shared space, on every image with its first caption."""
 
     kind: Literal["geometry"]
 
@@ -127,7 +193,15 @@ Task = Annotated[
     ZeroShotTask
     | RetrievalTask
     | MixedSearchTask
+    | MixedDocumentsTask
+    | MixBenchTask
     | SeparationTask
+    | ImageNeighboursTask
+    | TextNeighboursTask
+    | ClusteringTask
+    | PairClusteringTask
+    | StorageTask
+    | CompositionTask
     | GeometryTask
     | LinearProbeTask
     | FewShotTask,
@@ -210,15 +284,46 @@ class CaptionsSource(SettingsGroup):
     """Settings of `data`, such as `caption_column`."""
 
 
+class MixBenchSource(SettingsGroup):
+    """A subset of MixBench: `queries.jsonl`, `mixed_corpus.jsonl`, `qrels/qrels.tsv`."""
+
+    kind: Literal["mixbench"]
+    path: str
+
+
+class SugarCrepeSource(SettingsGroup):
+    """SugarCrepe's or SugarCrepe++'s folder of JSON files, a file a category."""
+
+    kind: Literal["sugarcrepe"]
+    path: str
+    images: str
+    """The folder of COCO's val2017."""
+
+
+class WinogroundSource(SettingsGroup):
+    """`examples.jsonl` with its folder `images`."""
+
+    kind: Literal["winoground"]
+    path: str
+
+
 class ToySource(SettingsGroup):
-    """The drawn world: its held-out pairs, or one of its classification tasks."""
+    """The drawn world: its held-out pairs, or a task: of classes, or `toy_composition`."""
 
     kind: Literal["toy"]
     task: str | None = None
 
 
 Source = Annotated[
-    FolderSource | CubSource | TorchvisionSource | RowsSource | CaptionsSource | ToySource,
+    FolderSource
+    | CubSource
+    | TorchvisionSource
+    | RowsSource
+    | CaptionsSource
+    | MixBenchSource
+    | SugarCrepeSource
+    | WinogroundSource
+    | ToySource,
     Field(discriminator="kind"),
 ]
 """Where images come from."""
@@ -249,19 +354,30 @@ class SuiteSource(SettingsGroup):
         return values
 
     @property
-    def captioned(self) -> bool:
-        """Whether it holds captions; else it holds classes."""
-        return all(
-            place.kind == "captions" or (place.kind == "toy" and place.task is None)
-            for place in self.at
-        )
+    def holds(self) -> str:
+        """What its images come with: classes, captions, compositions or documents."""
+        return _held(self.at[0])
 
     @field_validator("at")
     @classmethod
     def _somewhere(cls, at: tuple[Source, ...]) -> tuple[Source, ...]:
         if not at:
             raise ValueError("needs at least one place")
+        held = dict.fromkeys(_held(place) for place in at)
+        if len(held) > 1:
+            raise ValueError(f"its places hold {' and '.join(held)}; one source holds one of them")
         return at
+
+
+def _held(place: Source) -> str:
+    match place:
+        case CaptionsSource() | ToySource(task=None):
+            return "captions"
+        case SugarCrepeSource() | WinogroundSource() | ToySource(task="toy_composition"):
+            return "compositions"
+        case MixBenchSource():
+            return "documents"
+    return "classes"
 
 
 class Suite(SettingsGroup):
@@ -287,10 +403,9 @@ class Suite(SettingsGroup):
                     raise ValueError(
                         f"{where}: there is no source {name!r}; there are {', '.join(self.sources)}"
                     )
-                if self.sources[name].captioned != task.needs_captions:
-                    wanted = "captions" if task.needs_captions else "classes"
+                if self.sources[name].holds != task.needs:
                     raise ValueError(
-                        f"{where}: {task.kind} needs a source with {wanted}, {name!r} has none"
+                        f"{where}: {task.kind} needs a source with {task.needs}, {name!r} has none"
                     )
         counts = Counter(task.title for task in self.tasks)
         twice = [title for title, count in counts.items() if count > 1]
@@ -310,18 +425,19 @@ def load_suite(name: str) -> Suite:
     else:
         where = name
         try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(name))
+        except (OSError, ValueError) as error:
+            why = "not UTF-8" if isinstance(error, UnicodeError) else first_line(error)
             raise ConfigError(
                 f"{name}: no suite of this name ({', '.join(SHIPPED)}) and no readable file "
-                f"({error.strerror if isinstance(error, OSError) else 'not UTF-8'}). Check --suite."
+                f"({getattr(error, 'strerror', None) or why}). Check --suite."
             ) from error
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: is not valid YAML. {error}") from error
+        values = parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected name, sources and tasks, got {values!r:.60}.")
+        raise ConfigError(f"{where}: expected name, sources and tasks, got {shown(values)}.")
     try:
         return Suite.model_validate({"name": Path(name).stem, **values})
     except ValidationError as error:

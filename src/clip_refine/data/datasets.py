@@ -12,6 +12,7 @@ from typing import Any
 
 from clip_refine.data.images import SUFFIXES, image_files, is_clutter
 from clip_refine.data.rows import (
+    LINK,
     ImageInMemory,
     ImagePlace,
     OpenRows,
@@ -21,8 +22,8 @@ from clip_refine.data.rows import (
     Written,
     choose_split,
     file_rows,
-    open_text,
     refuse_split,
+    whole_text,
 )
 from clip_refine.data.tables import (
     BYTES_COLUMNS,
@@ -33,7 +34,8 @@ from clip_refine.data.tables import (
     table_rows,
 )
 from clip_refine.support.console import console
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, foreign
+from clip_refine.support.limits import TEXT, leads_out
 
 # --------------------------------------------------------------------------------------------------
 # Datasets on the Hugging Face Hub, read by `datasets` by their name there.
@@ -325,14 +327,11 @@ def readable(name: str) -> Iterator[None]:
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Errors of `datasets` as one of ours."""
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield
-    except (DatasetsError, OSError, ValueError, KeyError, TypeError) as error:
-        cause = error.__cause__ or error
-        reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-        raise DataError(f"{name}: cannot be read ({reason:.300}). Check it.") from error
+    with foreign(DataError, f"{name}: cannot be read", " Check it."):
+        try:
+            yield
+        except Exception as error:
+            raise error.__cause__ or error from None  # the cause says what was wrong
 
 
 # --------------------------------------------------------------------------------------------------
@@ -377,7 +376,8 @@ def _metadata_rows(path: Path, folder: Path, settings: SourceSettings) -> Iterat
         mentioned.add(row.image)
         if _is_chosen(row.image, folder, settings):
             yield row
-    for image in image_files(path.parent, expected=frozenset((".jsonl", ".csv", ".parquet"))):
+    others = frozenset((".jsonl", ".csv", ".parquet"))
+    for image in image_files(path.parent, expected=others, links=settings.allow_outside):
         if image not in mentioned and _is_chosen(image, folder, settings):
             yield Row(str(image), image, ())
 
@@ -416,15 +416,17 @@ def _image_of(text: Path, folder: Path) -> bool:
 def sidecar_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
     """One row an image, with the lines of its text file as captions; of some there is no file."""
     folder = Path(name)
-    for image in image_files(folder, expected=_BESIDE):
+    for image in image_files(folder, expected=_BESIDE, links=settings.allow_outside):
         if not _is_chosen(image, folder, settings):
             continue
         text = _text_of(image, folder)
         if text is None:
             yield Row(str(image), image, ())
             continue
-        with open_text(text) as file:
-            lines = [line for line in file.read().splitlines() if line.strip()]
+        if not settings.allow_outside and leads_out(text, folder):
+            yield Row(str(text), image, (), f"{text} {LINK}")
+            continue
+        lines = [line for line in whole_text(text, TEXT).splitlines() if line.strip()]
         problem = None if lines else "is empty. Write a caption into it or remove it."
         yield Row(str(text), image, tuple(lines), problem)
 

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageErr
 
 from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError
+from clip_refine.support.limits import IMAGE, PIXELS, is_regular, leads_out
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -36,10 +37,7 @@ FORMATS = {
 """What is decoded, and the endings by which files are taken for images where a folder or an archive
 is searched; Pillow knows more, such as EPS, for which it would start another program."""
 SUFFIXES = frozenset(ending for endings in FORMATS.values() for ending in endings)
-MAX_PIXELS = 178_956_970
-"""Width times height above which an image is refused; the size is known before it is decoded."""
-
-MAX_RATIO = MAX_PIXELS // 512**2
+MAX_RATIO = PIXELS // 512**2
 """Times that an image may be as long as it is narrow: preprocessing first brings the shorter side
 to the model's, up to 512 pixels, and what that makes may not be larger than what is stored."""
 
@@ -114,17 +112,21 @@ def check_image_file(path: Path) -> str | None:
 @contextmanager
 def opened(encoded: Encoded) -> Iterator[ImageFile.ImageFile]:
     """The image with its header read."""
+    if isinstance(encoded, Path) and not is_regular(encoded):
+        raise _RefusedError("is no file but a folder, a pipe or a device")
     size = len(encoded) if isinstance(encoded, bytes) else encoded.stat().st_size
     if not size:
         raise _RefusedError("is empty (0 bytes)")
+    if size > IMAGE:
+        raise _RefusedError(f"has {size:,} bytes, more than the {IMAGE:,} that are read")
     with warnings.catch_warnings():
         # metadata oddities and Pillow's own size warnings say nothing about the pixels
         warnings.simplefilter("ignore")
         with _header(encoded) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > PIXELS:
                 raise _RefusedError(
                     f"has {image.width} x {image.height} pixels, more than the "
-                    f"{MAX_PIXELS:,} that are decoded. If it is meant to be so large, shrink it"
+                    f"{PIXELS:,} that are decoded. If it is meant to be so large, shrink it"
                 )
             if max(image.size) > MAX_RATIO * min(image.size):
                 raise _RefusedError(
@@ -215,7 +217,7 @@ def _why(error: Exception) -> str:
         case UnidentifiedImageError():
             return f"is not a readable image (known kinds: {', '.join(FORMATS)})"
         case Image.DecompressionBombError():
-            return f"has more than the {MAX_PIXELS:,} pixels that are decoded"
+            return f"has more than the {PIXELS:,} pixels that are decoded"
         case OSError() if error.strerror:
             return f"cannot be read ({error.strerror})"
     reason = str(error).rstrip(".") or type(error).__name__
@@ -267,19 +269,25 @@ def is_clutter(path: PurePath) -> bool:
     return any(part.startswith(".") or part in _CLUTTER for part in path.parts)
 
 
-def image_files(folder: Path, *, expected: frozenset[str] = frozenset()) -> list[Path]:
+def image_files(
+    folder: Path, *, expected: frozenset[str] = frozenset(), links: bool = False
+) -> list[Path]:
     """The images in a folder and below by their endings, sorted; says what else lies there.
 
     Args:
         folder: Where to look.
         expected: Endings of other files that belong there, of which nothing is said.
+        links: Follow links out of the folder.
+
+    Raises:
+        DataError: There is such a link, and none is to be followed.
     """
-    found, others = find_images(folder)
+    found, others = find_images(folder, links=links)
     say_others(folder, Counter({end: n for end, n in others.items() if end not in expected}))
     return found
 
 
-def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+def find_images(folder: Path, *, links: bool = False) -> tuple[list[Path], Counter[str]]:
     """The images in a folder and below, sorted, and the endings of all else that is no clutter."""
     found: list[Path] = []
     others: Counter[str] = Counter()
@@ -287,6 +295,11 @@ def find_images(folder: Path) -> tuple[list[Path], Counter[str]]:
         for file in (Path(path, name) for name in names):
             if is_clutter(file.relative_to(folder)):
                 continue
+            if not links and leads_out(file, folder):
+                raise DataError(
+                    f"{file}: is a link out of {folder}. Copy the file there, or where the folder "
+                    "is a source of pairs pass --data.allow-outside."
+                )
             if (ending := file.suffix.lower()) in SUFFIXES:
                 found.append(file)
             else:

@@ -1,6 +1,5 @@
 """Images with classes, and the names of those classes."""
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from clip_refine.data.datasets import ImageInTable, undecoded
@@ -18,6 +16,7 @@ from clip_refine.data.rows import Listed
 from clip_refine.data.tables import image_of
 from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError
+from clip_refine.support.limits import parse_json, parse_yaml, read_text
 
 # --------------------------------------------------------------------------------------------------
 # The names of classes: how a source has them, made readable, or from a list of the user's.
@@ -90,11 +89,11 @@ def _named(
 def read_texts(path: Path) -> Any:
     """A list of texts, or a mapping, from a .txt (one a line), .yaml or .json file."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if path.suffix.lower() == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        found = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). Give a .txt file with one text a line, or .yaml "
             "or .json with a list."

@@ -26,6 +26,13 @@ from clip_refine.data.images import (
 )
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.support.limits import (
+    FILES,
+    WHOLE,
+    is_regular,
+    leads_out,
+    parse_json,
+)
 
 # --------------------------------------------------------------------------------------------------
 # A row of a source as its reader gives it, and the places where an image can be.
@@ -165,7 +172,7 @@ def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
 
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def is_remote(name: str) -> bool:
@@ -180,21 +187,26 @@ def expand_braces(name: str) -> list[str]:
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
     >>> expand_braces("{a,b}.tar")
     ['a.tar', 'b.tar']
+
+    Raises:
+        DataError: They are too many.
     """
     found = _BRACES.search(name)
     if found is None:
         return [name]
     between = _RANGE.fullmatch(found[1])
+    if between is None and "," not in found[1]:
+        return [name]
+    rest = expand_braces(name[found.end() :])
+    first, last = map(int, between.groups()) if between else (1, found[1].count(",") + 1)
+    if (abs(last - first) + 1) * len(rest) > FILES:
+        raise DataError(f"{name:.80}: stands for more than {FILES:,} files. Name fewer.")
     if between:
-        first, last = int(between[1]), int(between[2])
         width = len(between[1])
         step = 1 if last >= first else -1
         options = [f"{number:0{width}}" for number in range(first, last + step, step)]
-    elif "," in found[1]:
-        options = found[1].split(",")
     else:
-        return [name]
-    rest = expand_braces(name[found.end() :])
+        options = found[1].split(",")
     return [f"{name[: found.start()]}{option}{end}" for option in options for end in rest]
 
 
@@ -275,6 +287,11 @@ def file_in(folder: Path, written: str) -> Path:
     return path
 
 
+_NAME = 255
+"""Bytes that a file's name may have."""
+LINK = "is a link out of its folder. Copy the file there, or pass --data.allow-outside if meant."
+
+
 def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
     """Why an image path of an annotation file is not followed, or None."""
     if not written:
@@ -293,7 +310,8 @@ def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
         is_name = b"\0" not in os.fsencode(written)
     except UnicodeEncodeError:
         is_name = False
-    return None if is_name else f"{written!r} is no file name. Mend it or remove the row."
+    is_name = is_name and all(len(os.fsencode(part)) <= _NAME for part in pure[0].parts)
+    return None if is_name else f"{written!r:.80} is no file name. Mend it or remove the row."
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +341,8 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
         outside = settings.allow_outside
         problem = row.problem or problem_of_path(row.image, allow_outside=outside)
         image = None if problem else file_in(folder, row.image)
+        if image and not outside and leads_out(image, folder) and leads_out(image, file.parent):
+            image, problem = None, f"{image} {LINK}"
         yield Row(row.where, image, row.captions, problem)
 
 
@@ -357,6 +377,8 @@ def readable_file(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path.") from error
     except UnicodeError as error:
         raise DataError(f"{path}: is damaged UTF-16 ({error}). Save it as UTF-8.") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}. Mend it.") from error
 
 
 def encoding_of(path: Path) -> str:
@@ -364,6 +386,8 @@ def encoding_of(path: Path) -> str:
 
     `utf-8-sig`, because spreadsheet programs put a byte order mark before the first column's name.
     """
+    if not is_regular(path):  # reading a pipe may never end, and it cannot be read twice
+        raise DataError(f"{path}: is no file but a folder, a pipe or a device. Save it as a file.")
     with path.open("rb") as file:
         first = file.read(2)
     if first in (b"\xff\xfe", b"\xfe\xff"):
@@ -383,12 +407,20 @@ def open_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
-    with open_text(path) as file:
-        text = file.read()
+    text = whole_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise DataError(f"{path}: is no valid JSON ({error}).") from error
+
+
+def whole_text(path: Path, most: int = WHOLE) -> str:
+    """All of a text file."""
+    with open_text(path) as file:
+        text = file.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"has more than the {most:,} letters that are read of such a file")
+    return text
 
 
 def is_karpathy(content: Any) -> bool:
@@ -483,8 +515,7 @@ def _has_splits(split_file: Path) -> bool:
 def read_split_file(path: Path, split: str | None, *, training: bool = True) -> Listed:
     """The images in a split: of Karpathy's JSON, or of a list with one file name a line."""
     if not _has_splits(path):
-        with open_text(path) as file:
-            return Listed(line.strip() for line in file.read().splitlines())
+        return Listed(line.strip() for line in whole_text(path).splitlines())
     content = read_json(path)
     if not is_karpathy(content):
         raise DataError(
@@ -492,12 +523,12 @@ def read_split_file(path: Path, split: str | None, *, training: bool = True) -> 
             "split, or a .txt file with one file name a line."
         )
     images = content["images"]
-    found = {str(image.get("split")) for image in images}
+    found = {str(image.get("split")) for image in images if isinstance(image, dict)}
     splits = choose_split(str(path), found, split, training=training)
     return Listed(
         f"{image.get('filepath') or ''}/{image.get('filename')}"
         for image in images
-        if image.get("split") in splits
+        if isinstance(image, dict) and str(image.get("split")) in splits
     )
 
 

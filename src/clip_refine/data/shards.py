@@ -5,9 +5,8 @@ read by their position, so nothing is unpacked or copied. A key goes on behind a
 follows, as in `img.001.jpg`; WebDataset itself ends it at the first.
 """
 
-import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -17,6 +16,7 @@ from clip_refine.data.images import SUFFIXES, is_clutter
 from clip_refine.data.rows import ImageInMemory, OpenRows, Row, SourceSettings, is_remote
 from clip_refine.data.tables import in_any_order, texts_of
 from clip_refine.support.errors import DataError
+from clip_refine.support.limits import IMAGE, TEXT, listed, parse_json, read_text
 
 TEXTS = ("txt", "text", "caption")
 _IMAGES = tuple(suffix[1:] for suffix in sorted(SUFFIXES))
@@ -49,7 +49,7 @@ class Sample:
     key: str  # what the parts are called without their extension
     places: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension → position, size
     content: dict[str, bytes] = field(default_factory=dict)  # extension → content, where it is kept
-    repeated: bool = False
+    problem: str | None = None  # what is wrong with it as a whole
 
     @property
     def where(self) -> str:
@@ -80,8 +80,8 @@ def _count_samples(files: Sequence[str]) -> int | None:
     for file in files:
         stats = Path(file).with_name(f"{Path(file).stem}_stats.json")
         try:
-            total += int(json.loads(stats.read_text())["successes"])
-        except (OSError, ValueError, KeyError, TypeError):
+            total += int(parse_json(read_text(stats))["successes"])
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
             return None
     return total
 
@@ -90,7 +90,7 @@ def _sample_rows(shard: str, settings: SourceSettings, *, stream: bool = False) 
     """The rows of a shard; images are where they lie in it, or are kept in memory."""
     listed = settings.listed
     for sample in read_samples(shard, settings, stream=stream):
-        captions, problem = _sample_texts(sample, settings, stream=stream)
+        captions, problem = _sample_texts(sample, settings)
         extension = _sample_image(sample, settings)
         name = f"{sample.key}.{extension}"
         if listed is not None and name not in listed and sample.key not in listed:
@@ -98,7 +98,7 @@ def _sample_rows(shard: str, settings: SourceSettings, *, stream: bool = False) 
         image = None
         if extension is not None:
             image = ImageInTar(shard, name, *sample.places[extension])
-            if stream:
+            if stream and problem is None:
                 image = ImageInMemory(str(image), sample.content[extension])
         elif problem is None:
             problem = _without_image(sample)
@@ -109,9 +109,9 @@ def _without_image(sample: Sample) -> str:
     parts = sorted(sample.places)
     images = [part for part in parts if part.rpartition(".")[2] in _IMAGES]
     if not images:
-        return f"has no image but {', '.join(parts)}. Remove it."
+        return f"has no image but {listed(parts)}. Remove it."
     return (
-        f"has no image but {', '.join(parts)}: what stands behind the first dot is the part's "
+        f"has no image but {listed(parts)}: what stands behind the first dot is the part's "
         f"extension. Name it with --data.image-column {images[0]}, and that of the text with "
         "--data.caption-column."
     )
@@ -125,10 +125,18 @@ def read_samples(shard: str, settings: SourceSettings, *, stream: bool = False) 
     waiting: list[Sample] = []
     current: dict[str, Sample] = {}
     seen: set[str] = set()
-    kept = {*TEXTS, "json", settings.caption_column}
+    texts = {*TEXTS, "json", settings.caption_column}
+    images = {*_IMAGES, settings.image_column} - texts
+
+    def most_of(name: str) -> tuple[int | None, bool]:
+        """The bytes that a part may have, where it is of use, and whether it is read at once."""
+        extension = _key(name, settings)[1]
+        most = TEXT if extension in texts else IMAGE if extension in images else None
+        return most, most is not None and (stream or extension in texts)
+
     broken: DataError | None = None
     try:
-        for name, start, content in _members(shard):
+        for name, start, size, content in _members(shard, most_of):
             key, extension = _key(name, settings)
             if not key or is_clutter(PurePosixPath(name)):
                 continue
@@ -137,11 +145,19 @@ def read_samples(shard: str, settings: SourceSettings, *, stream: bool = False) 
                 if stream:
                     yield from waiting
                     waiting, current = [], {}
-                sample = current[key] = Sample(shard, key, repeated=key in seen)
+                sample = current[key] = Sample(shard, key)
+                if key in seen:
+                    advice = " or, in a stream, side by side with it, as by `tar --sort=name`"
+                    sample.problem = (
+                        "its key stands earlier in the shard already. Give it one of its own"
+                        f"{advice * stream}."
+                    )
                 seen.add(key)
                 waiting.append(sample)
-            sample.places[extension] = start, len(content)
-            if stream or extension in kept:
+            sample.places[extension] = start, size
+            if isinstance(content, str):
+                sample.problem = sample.problem or f"its part .{extension} {content}"
+            elif content is not None:
                 sample.content[extension] = content
     except DataError as error:
         broken = error  # what was read before is good all the same
@@ -168,17 +184,14 @@ def _sample_image(sample: Sample, settings: SourceSettings) -> str | None:
     return next((extension for extension in wanted if extension in sample.places), None)
 
 
-def _sample_texts(
-    sample: Sample, settings: SourceSettings, *, stream: bool
-) -> tuple[tuple[str, ...], str | None]:
+def _sample_texts(sample: Sample, settings: SourceSettings) -> tuple[tuple[str, ...], str | None]:
     """The captions of a sample, and what is wrong with them.
 
     They are its .txt, else what its .json has; `caption_column` names another extension or
     another value in the .json. A sample without any has no captions, which is no mistake.
     """
-    if sample.repeated:
-        advice = " or, in a stream, side by side with it, as by `tar --sort=name`" * stream
-        return (), f"its key stands earlier in the shard already. Give it one of its own{advice}."
+    if sample.problem:
+        return (), sample.problem
     wanted = (settings.caption_column,) if settings.caption_column else TEXTS
     for extension in wanted:
         if extension in sample.content:
@@ -186,8 +199,8 @@ def _sample_texts(
     if "json" not in sample.content:
         return (), None
     try:
-        record = json.loads(sample.content["json"].decode("utf-8-sig", errors="surrogateescape"))
-    except (ValueError, RecursionError) as error:
+        record = parse_json(sample.content["json"].decode("utf-8-sig", errors="surrogateescape"))
+    except ValueError as error:
         return (), f"its .json is no JSON ({error}). Mend or remove it."
     value: Any = record
     if settings.caption_column and isinstance(record, dict):
@@ -216,8 +229,20 @@ class _Watched:
         return content
 
 
-def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
-    """(name, position, content) of every file in a tar file."""
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> bytes | str:
+    """The content of a file in a tar file, or as a text why it is not read."""
+    if member.issparse():
+        return "is a sparse file. Write the shard anew without such."
+    if member.size > most:
+        return f"has {member.size:,} bytes, more than the {most:,} that are read. Shorten it."
+    file = tar.extractfile(member)
+    return file.read() if file else "is no file."
+
+
+def _members(
+    shard: str, most_of: Callable[[str], tuple[int | None, bool]]
+) -> Iterator[tuple[str, int, int, bytes | str | None]]:
+    """(name, position, size, content where it is wanted) of every file in a tar file."""
     import fsspec
 
     watched = None
@@ -226,9 +251,13 @@ def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
             watched = _Watched(file)  # pyright: ignore[reportArgumentType]
             with tarfile.open(fileobj=watched, mode="r|") as tar:  # pyright: ignore
                 for member in tar:
-                    content = tar.extractfile(member) if member.isfile() else None
-                    if content is not None:
-                        yield member.name, member.offset_data, content.read()
+                    if not member.isfile():
+                        continue
+                    most, at_once = most_of(member.name)
+                    content = None
+                    if most is not None and (at_once or member.issparse() or member.size > most):
+                        content = _content(tar, member, most)
+                    yield member.name, member.offset_data, member.size, content
             if watched.last.strip(b"\0"):
                 raise tarfile.ReadError("the end is missing")
     except tarfile.TarError as error:
@@ -242,7 +271,9 @@ def _members(shard: str) -> Iterator[tuple[str, int, bytes]]:
         raise DataError(
             f"{shard}: is cut off or no tar file ({error}). Write or download it again."
         ) from error
-    except (OSError, ValueError, ImportError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # headers can say anything
         raise DataError(
             f"{shard}: cannot be read ({getattr(error, 'strerror', None) or error}). Check the "
             "path."

@@ -1,6 +1,5 @@
 """The kinds of sources, and a source's name → images with captions, or a stream of pairs."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +62,7 @@ from clip_refine.data.tables import (
 )
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.support.limits import parse_json
 
 # --------------------------------------------------------------------------------------------------
 # The kinds of sources: all that is known of each.
@@ -273,7 +273,7 @@ def _recognise_file(path: Path) -> str | None:
 
 def _recognise_json(path: Path, first: str) -> str:
     try:
-        whole = isinstance(json.loads(first), dict)
+        whole = isinstance(parse_json(first), dict)
     except ValueError:
         whole = False
     if path.suffix.lower() != ".json" and whole:

@@ -123,7 +123,7 @@ class PairStream:
                     "more pairs or a smaller --train.batch-size."
                 )
 
-    def _pass(self, seed: str, epoch: int, skip: int) -> Iterator[_Drawn | None]:
+    def _pass(self, seed: str, epoch: int, skip: int) -> Iterator[Any]:
         """One pass; None for each of the first `skip` pairs."""
         generator = random.Random(seed)
         files = self.open_rows(generator)

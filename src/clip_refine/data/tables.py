@@ -33,6 +33,7 @@ from clip_refine.data.rows import (
     readable_file,
 )
 from clip_refine.support.errors import DataError
+from clip_refine.support.limits import LINE, TEXT, lines_of, listed, parse_json
 
 Fields = Iterator[tuple[int, list[str] | str]]
 """(line number, fields) of every row, the header first; as a text, what is wrong with a row."""
@@ -214,7 +215,8 @@ def _fields(row: list[str] | str) -> list[str]:
 
 
 def _rows(path: Path, delimiter: str) -> Fields:
-    with open_text(path, newline="") as file:
+    with open_text(path, newline="") as opened:
+        file = lines_of(opened, TEXT)
         if delimiter in QUOTING:
             yield from read_quoted(file, delimiter)
         elif delimiter == "\t":
@@ -227,7 +229,7 @@ def _rows(path: Path, delimiter: str) -> Fields:
 def _delimiter(path: Path) -> str:
     """By the first line: others than commas only where there are none; by the name in doubt."""
     with open_text(path) as file:
-        first = file.readline()
+        first = file.readline(TEXT)
     if path.suffix.lower() == ".tsv":
         return "\t"
     others = (mark for mark in ("|", "\t", ";") if mark in first and "," not in first)
@@ -244,9 +246,9 @@ def find_column(
     if wanted:
         near = difflib.get_close_matches(wanted, header, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"{path}: has no column {wanted!r}, only {', '.join(header)}.{hint}")
+        raise DataError(f"{path}: has no column {wanted!r}, only {listed(header)}.{hint}")
     raise DataError(
-        f"{path}: no {what} column among {', '.join(header) or 'no columns'}; looked for "
+        f"{path}: no {what} column among {listed(header) or 'no columns'}; looked for "
         f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "
         f"NAME#{what}_column=..."
     )
@@ -276,7 +278,7 @@ def texts_of(value: Any) -> tuple[str, ...] | str:
         for name in ("raw", *CAPTION_COLUMNS):
             if name in value and value[name] is not None:
                 return texts_of(value[name])
-        return f"no caption among {', '.join(map(str, value)) or 'nothing'}. Add one or remove it."
+        return f"no caption among {listed(value) or 'nothing'}. Add one or remove it."
     if isinstance(value, Sequence):
         turns = [part for part in value if isinstance(part, Mapping) and part.keys() & _SPEAKERS]
         if turns:
@@ -307,8 +309,8 @@ def _written_list(text: str) -> tuple[str, ...] | str:
     """
     found: Any = None
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         if _LIST.match(text) and _NO_COMMA.search(text):  # Python would join the two
             return (
                 "has a list of captions without commas in between, as NumPy prints it. Write it "
@@ -445,10 +447,12 @@ def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a .jsonl file."""
     columns: tuple[str, str] | None = None
     start = 0
+    with readable_file(path):
+        encoding = encoding_of(path)
+    if encoding != "utf-8-sig":
+        raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
     with readable_file(path), path.open("rb") as file:
-        if encoding_of(path) != "utf-8-sig":
-            raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(lines_of(file, LINE), start=1):
             where, here = f"{path}, line {number}", start
             start += len(line)
             if not line.strip():
@@ -489,8 +493,8 @@ def is_json_list(content: Any) -> bool:
 def _record(line: bytes) -> dict[str, Any] | str:
     """The object of a line; or, as a text, what is wrong."""
     try:
-        record = json.loads(line.decode("utf-8-sig", errors="surrogateescape"))
-    except (ValueError, RecursionError) as error:
+        record = parse_json(line.decode("utf-8-sig", errors="surrogateescape"))
+    except ValueError as error:
         return f"is no JSON ({error}). Mend or remove the row."
     if not isinstance(record, dict):
         return f"is no JSON object but {record!r:.40}. Mend or remove the row."
@@ -515,7 +519,7 @@ def is_token_line(line: str) -> bool:
 def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a token file."""
     with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(lines_of(file, TEXT), start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
@@ -596,6 +600,9 @@ def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
         where = f"{path}, images[{position}]"
         folder, name = image.get("filepath") or "", str(image.get("filename") or "")
         sentences = image.get("sentences") or []
+        if not isinstance(sentences, list):
+            yield Written(where, name, (), "has sentences that are no list. Mend or remove it.")
+            continue
         raw = [text.get("raw") if isinstance(text, dict) else text for text in sentences]
         texts = tuple(text for text in raw if isinstance(text, str))
         problem = None

@@ -377,11 +377,16 @@ def linear_probe(image_features: Tensor, labels: Tensor, *, seed: int = 0) -> fl
         >>> linear_probe(features, torch.tensor([0, 0, 1, 1]))
         1.0
     """
+    return probe_hits(image_features, labels, seed=seed).double().mean().item()
+
+
+def probe_hits(image_features: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
+    """(T,) which test images `linear_probe` is right about; the halves depend on `labels` alone."""
     generator = np.random.default_rng(seed)
     train, test = probe_halves(image_features, labels, generator)
     unit = unit_rows("image features", image_features)
     correct, _ = linear_probe_hits(unit[train], labels[train], unit[test], labels[test], generator)
-    return correct.double().mean().item()
+    return correct
 
 
 def can_halve(labels: Tensor) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor
 from clip_refine.data import ImageCaptions, LabelledImages
 from clip_refine.evaluation.geometry import variances
 from clip_refine.evaluation.scores import Measured, task_changes
+from clip_refine.evaluation.separation import Separation, separation
 from clip_refine.evaluation.similarity import measured, tie_width, unit_rows
-from clip_refine.evaluation.tasks import Separation, separation
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import (
     Clouds,
@@ -216,8 +216,9 @@ def gather_evidence(
     *,
     seed: int,
     visible: bool = True,
+    pictures: bool = True,
 ) -> Evidence:
-    """What `report.json` holds."""
+    """What `report.json` holds; stored vectors have no `pictures`."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(held_out), generator=generator)[:DRAWN_PAIRS].sort().values
     planes, explained, fitted_on = joint_plane(before, after, drawn, seed=seed)
@@ -240,6 +241,7 @@ def gather_evidence(
     shown |= {query.image for query in (*images.most_improved, *images.most_worsened)}
     for query in (*captions.most_improved, *captions.most_worsened):
         shown |= {query.image, query.first_before, query.first_after}
+    shown = sorted(shown) if pictures else []
     bar = Bar("Making thumbnails", len(shown), visible=visible, transient=True)
     return Evidence(
         source=held_out.name,
@@ -257,9 +259,7 @@ def gather_evidence(
         images=images,
         captions=captions,
         tasks=task_changes(before, after, tasks),
-        thumbnails={
-            index: thumbnail(held_out.load_image(index)) for index in bar.over(sorted(shown))
-        },
+        thumbnails={index: thumbnail(held_out.load_image(index)) for index in bar.over(shown)},
     )
 
 

@@ -1,4 +1,4 @@
-"""Finding the caption of an image and the image of a caption: ranks, and recall from them."""
+"""Finding captions by images, images by captions, and what is alike within one modality."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from clip_refine.evaluation.similarity import (
     measured,
     partner_ranks,
     row_blocks,
+    tie_width,
+    unit_rows,
 )
 
 
@@ -131,3 +133,141 @@ def retrieval_ranks(
         for rows in row_blocks(len(text_side), chunk_size)
     ]
     return RetrievalRanks(torch.cat(image_to_text), torch.cat(text_to_image_ranks))
+
+
+# --------------------------------------------------------------------------------------------------
+# One index for everything, whatever it is made of.
+
+
+class Found(NamedTuple):
+    """What every query finds, on the CPU."""
+
+    ranks: Tensor  # (Q, P) int64, how many stand before each relevant item, −1 where fewer than P
+    first: Tensor  # (Q,) int64, the item at the top
+
+
+@measured
+def search(
+    query_unit: Tensor,
+    item_unit: Tensor,
+    relevant: Tensor,
+    *,
+    hidden: Tensor | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> Found:
+    """Where every query's relevant items stand among all, and what stands first.
+
+    Of equally near items (nearer than rounding) the lower index stands first.
+
+    Args:
+        query_unit: (Q, d), rows of norm 1.
+        item_unit: (M, d), rows of norm 1.
+        relevant: (Q, P) items, −1 where a query has fewer than P; at least one a row.
+        hidden: (Q,) an item that a query does not search, such as itself; none where None.
+        chunk_size: Queries compared at once; bounds the memory, not the result.
+
+    Example:
+        >>> search(torch.eye(2), torch.eye(2), torch.tensor([[0], [0]])).ranks.tolist()
+        [[0], [1]]
+    """
+    tie = tie_width(query_unit.dtype)
+    relevant = relevant.to(query_unit.device)
+    blocks = []
+    for rows in row_blocks(len(query_unit), chunk_size):
+        similarity = query_unit[rows] @ item_unit.T
+        if hidden is not None:
+            similarity.scatter_(1, hidden[rows, None].to(similarity.device), -torch.inf)
+        is_best = similarity >= similarity.amax(dim=1, keepdim=True) - tie
+        first = is_best.to(torch.uint8).argmax(dim=1)  # the first of equals
+        blocks.append((partner_ranks(similarity, relevant[rows], tie=tie), first))
+    return Found(*(torch.cat(parts).cpu() for parts in zip(*blocks, strict=True)))
+
+
+def best_of(ranks: Tensor) -> Tensor:
+    """(Q,) the rank of the best-placed relevant item, from (Q, P) ranks as in `Found`."""
+    return ranks.masked_fill(ranks < 0, torch.iinfo(ranks.dtype).max).amin(dim=1)
+
+
+# --------------------------------------------------------------------------------------------------
+# Within one modality: images by an image of their class, captions by a caption of their image.
+
+
+class Within(NamedTuple):
+    """What every row that has others of its group finds among all other rows."""
+
+    queries: Tensor  # (Q,) int64, those rows
+    average_precision: Tensor  # (Q,) float64, 0–1, higher is better
+    neighbours: Tensor  # (N, k) int64, of all rows, those that have none of their group, too
+
+
+@measured
+def search_within(
+    features: Tensor, groups: Tensor, *, k: int = 10, chunk_size: int = CHUNK_SIZE
+) -> Within:
+    """Every row as a query for the others of its group, the whole set without itself as the index.
+
+    Cosines are compared as multiples of the width below which they tie everywhere else; of equals
+    the lower index stands first.
+
+    Args:
+        features: (N, d), raw or unit, of one modality.
+        groups: (N,) whole numbers, the class of an image or the image of a caption.
+        k: How many neighbours are kept, all where there are fewer.
+        chunk_size: Queries compared at once; bounds the memory, not the result.
+
+    Raises:
+        ValueError: If shapes do not fit, a row is zero or not finite, or no group has two rows.
+
+    Example:
+        Row 2 is nearer to row 0 than row 1 of its group is: precision 1/2 for 0, 1 for 1.
+
+        >>> rows = torch.tensor([[1.0, 0.0], [0.7, 0.7], [1.0, 0.1]])
+        >>> search_within(rows, torch.tensor([0, 0, 1])).average_precision.tolist()
+        [0.5, 0.5]
+    """
+    unit = unit_rows("features", features)
+    if groups.shape != (len(unit),) or groups.is_floating_point():
+        raise ValueError(
+            f"groups must be ({len(unit)},) whole numbers, one a row; "
+            f"got {tuple(groups.shape)} of {groups.dtype}"
+        )
+    groups = groups.to(unit.device).long()
+    sizes = groups.unique(return_inverse=True, return_counts=True)
+    others = sizes[2][sizes[1]] - 1
+    if not others.any():
+        raise ValueError("no two rows are of one group, so there is nothing to find")
+    tie = tie_width(unit.dtype)
+    position = torch.arange(1, len(unit), device=unit.device)
+    precisions, neighbours = [], []
+    for rows in row_blocks(len(unit), chunk_size):
+        similarity = (unit[rows] @ unit.T / tie).round_()
+        similarity.diagonal(offset=rows.start).fill_(-torch.inf)
+        order = similarity.sort(dim=1, descending=True, stable=True).indices[:, :-1]
+        own = groups[order] == groups[rows, None]
+        precision = (own.cumsum(dim=1) / position.double()).masked_fill_(~own, 0).sum(dim=1)
+        precisions.append(precision / others[rows])
+        neighbours.append(order[:, :k].clone())
+    queries = others.nonzero()[:, 0]
+    return Within(queries.cpu(), torch.cat(precisions)[queries].cpu(), torch.cat(neighbours).cpu())
+
+
+def group_hits(found: Within, groups: Tensor, k: int) -> Tensor:
+    """(Q,) bool, whether one of a query's group is among its k nearest; its mean is R@k."""
+    groups = groups.cpu()
+    near = groups[found.neighbours[found.queries, :k]]
+    return (near == groups[found.queries, None]).any(dim=1)
+
+
+def votes(found: Within, groups: Tensor) -> Tensor:
+    """(N,) bool, whether the most frequent group of a row's neighbours is its own: k-NN accuracy.
+
+    Of equally frequent groups the lowest counts, as in scikit-learn's KNeighborsClassifier.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+        >>> groups = torch.tensor([0, 0, 1])
+        >>> votes(search_within(rows, groups, k=1), groups).tolist()
+        [True, True, False]
+    """
+    groups = groups.cpu()
+    return groups[found.neighbours].mode(dim=1).values == groups

@@ -1,9 +1,10 @@
 """A model's features → the numbers that refine and compare show."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from clip_refine.evaluation.classify import (
     can_halve,
     class_vectors,
     confusion_pairs,
-    linear_probe,
     per_class_recall,
+    probe_hits,
     zero_shot_predictions,
     zero_shot_ranks,
     zero_shot_scores,
@@ -48,6 +49,14 @@ KS = (1, 5, 10)
 # What a task of a suite finds with one model, before it becomes a record.
 
 
+class Answers(NamedTuple):
+    """What a model puts at the top for every query of one kind."""
+
+    first: Tensor  # (Q,) int64
+    owners: Tensor | None = None  # (Q,) the image of each; None where query i is image i
+    truth: Tensor | None = None  # (Q,) the right answer, where there is one
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """Numbers of one task with one model."""
@@ -58,6 +67,8 @@ class Outcome:
     numbers: Mapping[str, Resampled]
     # what stands behind the numbers, as plain data
     details: Mapping[str, Any] = field(default_factory=dict)
+    # kind of query → answers, to compare with another model's; "" where there is one kind
+    answers: Mapping[str, Answers] = field(default_factory=dict)
 
 
 def mean_of(outcomes: Mapping[str, Outcome], score: str) -> Outcome:
@@ -159,13 +170,13 @@ def score_tasks(
     }
 
 
-def probe_features(features: ModelFeatures, *, seed: int) -> dict[str, float]:
-    """Task name → accuracy of a linear probe on its images, of tasks that have enough for one."""
+def probe_features(features: ModelFeatures, *, seed: int) -> dict[str, Tensor]:
+    """Task name → which test images a linear probe is right about, of tasks with enough for one."""
     found = {}
     for task in features.tasks:
         if can_halve(task.labels):
             images = task.image_features[:, : features.dim]
-            found[task.name] = linear_probe(images, task.labels, seed=seed)
+            found[task.name] = probe_hits(images, task.labels, seed=seed)
         else:
             remark(f"{task.name}: no linear probe, which needs a class of two images or more.")
     return found
@@ -256,13 +267,25 @@ def resampled_scores(side: Measured, bootstrap: Bootstrap) -> dict[str, Resample
 
 
 def resampled_headline(
-    features: ModelFeatures, *, resamples: int, seed: int
+    features: ModelFeatures, probes: Mapping[str, Tensor], *, resamples: int, seed: int
 ) -> dict[str, list[float]]:
-    """The draws of `gap`, `mean_recall@1` and `zero_shot_top1`, as `Resampled` has them."""
+    """The draws of everything in `OBJECTIVES` that was measured, as `Resampled` has them.
+
+    `probes` is what `probe_features` found; of a probe the test images are drawn, not those that
+    it was fitted on.
+    """
     found = resampled_scores(measure(features), Bootstrap(resamples, seed))
     found["gap"] = found["geometry.centroid_distance"]
-    names = ("gap", "mean_recall@1", "zero_shot_top1")
-    return {name: found[name].draws.tolist() for name in names if name in found}
+    if probes:
+        found["linear_probe"] = mean(
+            [
+                Bootstrap(resamples, seed, f"probe of {task}").numbers(
+                    len(hits), means({"share": hits})
+                )["share"]
+                for task, hits in probes.items()
+            ]
+        )
+    return {name: found[name].draws.tolist() for name in OBJECTIVES if name in found}
 
 
 def paired_differences(
@@ -441,7 +464,8 @@ def _differences(
     def number(of: str, name: str) -> Resampled:
         drawn = [list(run[name]) for run in replicates[of]]
         draws = torch.tensor(drawn, dtype=torch.float64).mean(dim=0)
-        return Resampled(scores[of][name].mean, draws)
+        least = 0.0 if name == "gap" else -math.inf
+        return Resampled(scores[of][name].mean, draws, least)
 
     names = replicates[untouched][0]
     return {name: difference(number(recipe, name), number(untouched, name)) for name in names}

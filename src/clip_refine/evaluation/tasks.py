@@ -1,23 +1,45 @@
 """The tasks of a suite."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from clip_refine.config.suites import (
+    ClusteringTask,
+    CompositionTask,
+    FewShotTask,
+    GeometryTask,
+    ImageNeighboursTask,
+    LinearProbeTask,
+    MixBenchTask,
+    MixedDocumentsTask,
+    MixedSearchTask,
+    PairClusteringTask,
+    RetrievalTask,
+    SeparationTask,
+    StorageTask,
+    Task,
+    TextNeighboursTask,
+    ZeroShotTask,
+)
+from clip_refine.data.benchmarks import Compositions, Documents
 from clip_refine.evaluation.bootstrap import (
     Bootstrap,
     Resampled,
     means,
     median_ranks,
+    norm_of_mean,
     sums_in_groups,
 )
 from clip_refine.evaluation.classify import (
     CALIBRATION_BINS,
     calibration_bins,
     can_halve,
+    class_vectors,
     confusion_pairs,
     few_shot_hits,
     linear_probe_hits,
@@ -26,242 +48,32 @@ from clip_refine.evaluation.classify import (
     zero_shot_predictions,
     zero_shot_ranks,
 )
-from clip_refine.evaluation.geometry import geometry, resampled_pairs
-from clip_refine.evaluation.retrieval import retrieval_ranks
-from clip_refine.evaluation.scores import KS, Outcome
-from clip_refine.evaluation.similarity import (
-    CHUNK_SIZE,
-    COLUMNS_AT_ONCE,
-    Captions,
-    average_precision,
-    checked_owners,
-    measured,
-    median_rank,
-    ndcg,
-    partner_ranks,
-    row_blocks,
-    tie_width,
-    unit_sides,
+from clip_refine.evaluation.clustering import agreement, agreement_numbers, find_clusters
+from clip_refine.evaluation.composition import compositions
+from clip_refine.evaluation.geometry import geometry, hubness_skewness, resampled_pairs
+from clip_refine.evaluation.mixed import (
+    KINDS,
+    document_numbers,
+    draw_documents,
+    joined,
+    mixed_search_queries,
 )
+from clip_refine.evaluation.retrieval import (
+    best_of,
+    group_hits,
+    retrieval_ranks,
+    search,
+    search_within,
+    votes,
+)
+from clip_refine.evaluation.scores import KS, Answers, Outcome
+from clip_refine.evaluation.separation import separation
+from clip_refine.evaluation.similarity import Captions, average_precision, measured, unit_sides
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.support.errors import DataError
 
-# --------------------------------------------------------------------------------------------------
-# Searching images and captions in one index with a text, and whether images stand a chance.
-
-
-class MixedSearch(NamedTuple):
-    """What every caption finds as a query, (M,) each."""
-
-    ndcg: Tensor  # float64, NDCG at the depth asked for
-    text_first: Tensor  # bool, whether the top hit is a caption
-    image_rank: Tensor  # int64, how many items stand before the right image; 0 is the top
-
-
-@measured
-def mixed_search(
-    image_features: Tensor,
-    text_features: Tensor,
-    text_to_image: Tensor | None = None,
-    *,
-    k: int = 10,
-    chunk_size: int = CHUNK_SIZE,
-) -> dict[str, float]:
-    """How well a text finds what belongs to it among images and captions together.
-
-    The protocol: every caption is a query once; the index holds all images and all captions but
-    the query itself; its image and the other captions of that image are relevant. Of equally near
-    items (nearer than rounding) images stand before captions, then the lower index first.
-
-    Args:
-        image_features: (N, d), raw or unit.
-        text_features: (M, d), raw or unit, at least two.
-        text_to_image: (M,), the image that each caption describes; None where caption i describes
-            image i.
-        k: Depth of NDCG.
-        chunk_size: Queries compared at once; bounds the memory, not the result.
-
-    Returns:
-        `ndcg@k`, the ideal over all relevant items, 0–1, higher is better; `text_first_share`, the
-        share of queries whose top hit is a caption, 0–1; `median_image_rank`, 1-based rank of the
-        right image, lower is better.
-
-    Raises:
-        ValueError: If shapes do not fit, a row is zero or not finite, or an image has no caption.
-
-    Example:
-        Captions are alike, images lie elsewhere: each query finds the other caption first, then its
-        image.
-
-        >>> image, text = torch.eye(3)[:2], torch.tensor([[0.1, 0, 1], [0, 0.1, 1]])
-        >>> found = mixed_search(image, text)
-        >>> {name: round(value, 4) for name, value in found.items()}
-        {'ndcg@10': 0.6309, 'text_first_share': 1.0, 'median_image_rank': 2.0}
-    """
-    found = mixed_search_queries(
-        image_features, text_features, text_to_image, k=k, chunk_size=chunk_size
-    )
-    return {
-        f"ndcg@{k}": found.ndcg.mean().item(),
-        "text_first_share": found.text_first.double().mean().item(),
-        "median_image_rank": median_rank(found.image_rank),
-    }
-
-
-@measured
-def mixed_search_queries(
-    image_features: Tensor,
-    text_features: Tensor,
-    text_to_image: Tensor | None = None,
-    *,
-    k: int = 10,
-    chunk_size: int = CHUNK_SIZE,
-) -> MixedSearch:
-    """The same for every query; arguments and errors as in `mixed_search`."""
-    image_unit, text_unit = unit_sides(image_features, text_features)
-    count = len(image_unit)
-    if len(text_unit) < 2:
-        raise ValueError("one caption alone has no mixed index; pass two captions or more")
-    owners = checked_owners(text_to_image, count, len(text_unit)).to(image_unit.device)
-    tie = tie_width(image_unit.dtype)
-    index = torch.cat([image_unit, text_unit])
-    captions = Captions(owners, count)
-    blocks = []
-    for rows in row_blocks(len(text_unit), chunk_size):
-        similarity = text_unit[rows] @ index.T
-        similarity.diagonal(offset=count + rows.start).fill_(-torch.inf)
-        others = captions.beside(rows)
-        relevant = torch.cat([owners[rows, None], others + count * (others >= 0)], dim=1)
-        ranks = partner_ranks(similarity, relevant, tie=tie)
-        nearest_image = similarity[:, :count].amax(dim=1)
-        nearest_text = similarity[:, count:].amax(dim=1)
-        blocks.append(
-            (ndcg(ranks, k=k), nearest_text > nearest_image + tie, ranks[:, 0].contiguous())
-        )
-    return MixedSearch(*(torch.cat(parts).cpu() for parts in zip(*blocks, strict=True)))
-
-
-# --------------------------------------------------------------------------------------------------
-# Score usefulness: can one threshold on the cosine tell true pairs from wrong ones?
-
-
-# cosines are rounded to multiples of 1/GRID, the width below which they tie everywhere else
-GRID = 2**19
-HISTOGRAM_BINS = 256  # of the histograms that are kept, from −1 to 1
-
-
-class CosineDistribution(NamedTuple):
-    """Cosines of one kind of pairs."""
-
-    # (bins,) int64, pairs in each of equally wide bins from −1 to 1, the left edge included
-    histogram: Tensor
-    pairs: int
-    mean: float
-    deviation: float  # of all of them, not of a sample
-
-
-class Separation(NamedTuple):
-    """True pairs against wrong pairs."""
-
-    true_pairs: CosineDistribution  # every caption with its own image
-    wrong_pairs: CosineDistribution  # every caption with every other image
-    # chance that a true pair scores above a wrong one, equals counting half; 0–1, higher is better
-    auc: float
-    # the lowest cosine at and above which at most `false_positive_rate` of wrong pairs are
-    threshold: float
-    false_positive_rate: float  # what was asked for
-    recall: float  # share of true pairs at and above the threshold, 0–1, higher is better
-    pair_auc: Tensor  # (M,) float64, wrong pairs that each caption's own beats; `auc` is its mean
-    pair_found: Tensor  # (M,) bool, whether each caption's own pair is at or above the threshold
-
-
-@measured
-def separation(
-    image_features: Tensor,
-    text_features: Tensor,
-    text_to_image: Tensor | None = None,
-    *,
-    false_positive_rate: float = 0.01,
-    bins: int = HISTOGRAM_BINS,
-    chunk_size: int = CHUNK_SIZE,
-) -> Separation:
-    """Distributions of the cosines of true and of wrong pairs, and what a threshold achieves.
-
-    Cosines are rounded to the nearest multiple of 2⁻¹⁹ = 1.9e-6, so that all of them, 10¹⁰ for
-    100,000 pairs, are kept as counts; everything is exact for the rounded ones. Source of AUC as a
-    chance: Hanley and McNeil, Radiology 1982.
-
-    Args:
-        image_features: (N, d), raw or unit, at least two.
-        text_features: (M, d), raw or unit.
-        text_to_image: (M,), the image that each caption describes; None where caption i describes
-            image i.
-        false_positive_rate: Share of wrong pairs that the threshold may let through.
-        bins: Of the histograms; a power of two up to 2²⁰.
-        chunk_size: Captions compared at once; bounds the memory, not the result.
-
-    Raises:
-        ValueError: If shapes do not fit, a row is zero or not finite, there is one image only, an
-            image has no caption, or an option is out of range.
-
-    Example:
-        True pairs have cosine 1, wrong ones 0.
-
-        >>> found = separation(torch.eye(3), torch.eye(3))
-        >>> found.true_pairs.mean, found.wrong_pairs.mean, found.auc, found.recall
-        (1.0, 0.0, 1.0, 1.0)
-    """
-    if not 0 < false_positive_rate < 1:
-        raise ValueError(f"false_positive_rate must be between 0 and 1, got {false_positive_rate}")
-    if bins < 1 or 2 * GRID % bins:
-        raise ValueError(f"bins must be a power of two up to {2 * GRID}, got {bins}")
-    image_unit, text_unit = unit_sides(image_features, text_features)
-    if len(image_unit) < 2:
-        raise ValueError("one image alone has no wrong pair; pass two images or more")
-    owners = checked_owners(text_to_image, len(image_unit), len(text_unit)).to(image_unit.device)
-    every = torch.zeros(2 * GRID + 1, dtype=torch.int64, device=image_unit.device)
-    true_places = []
-    for rows in row_blocks(len(text_unit), chunk_size):
-        similarity = text_unit[rows] @ image_unit.T
-        true_places.append(_places(similarity.gather(1, owners[rows, None])[:, 0]))
-        for columns in row_blocks(len(image_unit), 8 * COLUMNS_AT_ONCE):
-            places = _places(similarity[:, columns]).flatten()
-            every += places.bincount(minlength=len(every))
-    own = torch.cat(true_places)
-    true = own.bincount(minlength=len(every))
-    wrong = every - true
-    wrong_count = wrong.sum()
-    below = wrong.cumsum(0) - wrong
-    pair_auc = (below[own] + wrong[own].double() / 2) / wrong_count
-    let_through = (wrong_count - below).double() / wrong_count
-    threshold = int((let_through > false_positive_rate).sum())
-    found = own >= threshold
-    return Separation(
-        true_pairs=_distribution(true, bins),
-        wrong_pairs=_distribution(wrong, bins),
-        auc=pair_auc.mean().item(),
-        threshold=threshold / GRID - 1,
-        false_positive_rate=false_positive_rate,
-        recall=found.double().mean().item(),
-        pair_auc=pair_auc.cpu(),
-        pair_found=found.cpu(),
-    )
-
-
-def _places(cosines: Tensor) -> Tensor:
-    """Cosine −1 … 1 → 0 … 2·GRID."""
-    return ((cosines + 1) * GRID).round_().clamp_(0, 2 * GRID).long()
-
-
-def _distribution(counts: Tensor, bins: int) -> CosineDistribution:
-    count = int(counts.sum())
-    cosines = torch.arange(len(counts), dtype=torch.float64, device=counts.device) / GRID - 1
-    mean = (counts * cosines).sum() / count
-    variance = (counts * (cosines - mean).square()).sum() / count
-    histogram = counts[:-1].view(bins, -1).sum(dim=1)
-    histogram[-1] += counts[-1]
-    return CosineDistribution(histogram.cpu(), count, mean.item(), variance.sqrt().item())
-
+NEIGHBOURS = 10
+"""Of a vote, and of how often an item is among the nearest."""
 
 # --------------------------------------------------------------------------------------------------
 # Tasks on images with captions: retrieval, mixed search, score usefulness, geometry.
@@ -284,19 +96,28 @@ def with_protocol(pairs: EmbeddedPairs, protocol: str) -> EmbeddedPairs:
 def retrieval_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
     """Recall at 1, 5 and 10, median rank and mAP in both directions."""
     pairs = with_protocol(pairs, protocol)
-    sides = pairs.image_features, pairs.text_features, pairs.text_to_image
-    statistics = []
-    for direction, ranks in retrieval_ranks(*sides, every=True)._asdict().items():
-        owners = pairs.text_to_image if direction == "text_to_image" else None
-        best = ranks.masked_fill(ranks < 0, torch.iinfo(ranks.dtype).max).amin(dim=1)
+    image_unit, text_unit = unit_sides(pairs.image_features, pairs.text_features)
+    captions = Captions(pairs.text_to_image, len(image_unit)).of_images(slice(len(image_unit)))
+    statistics, answers, hubs = [], {}, {}
+    for direction, queries, items, own, owners in (
+        ("image_to_text", image_unit, text_unit, captions, None),
+        ("text_to_image", text_unit, image_unit, pairs.text_to_image[:, None], pairs.text_to_image),
+    ):
+        found = search(queries, items, own)
+        best = best_of(found.ranks)
         columns = {f"{direction}_recall@{k}": best < k for k in KS}
-        columns[f"{direction}_mAP"] = average_precision(ranks)
+        columns[f"{direction}_mAP"] = average_precision(found.ranks)
         statistics += [
             means(columns, owners),
             median_ranks(f"{direction}_median_rank", best, owners),
         ]
-    numbers = bootstrap.numbers(len(pairs.image_features), *statistics)
-    return Outcome(_sentence(protocol), _counts(pairs), numbers)
+        answers[direction] = Answers(found.first, owners)
+        if len(items) > NEIGHBOURS:
+            hubs[f"{direction}_hubness@{NEIGHBOURS}"] = Resampled(
+                hubness_skewness(queries, items, k=NEIGHBOURS)
+            )
+    numbers = bootstrap.numbers(len(image_unit), *statistics) | hubs
+    return Outcome(_sentence(protocol), _counts(pairs), numbers, answers=answers)
 
 
 def mixed_search_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
@@ -314,6 +135,175 @@ def mixed_search_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstr
             median_ranks("median_image_rank", found.image_rank, owners),
         ),
     )
+
+
+def mixed_documents_task(
+    pairs: EmbeddedPairs, *, mixing: Sequence[float], image_weight: float, bootstrap: Bootstrap
+) -> Outcome:
+    """One document an image, of three kinds; the seed of `bootstrap` is that of which is which."""
+    count, owners = len(pairs.image_features), pairs.text_to_image
+    drawn = draw_documents(owners, count, mixing=mixing, seed=bootstrap.seed)
+    nothing = torch.nan
+    is_text, is_image = drawn.kinds == KINDS.index("text"), drawn.kinds == KINDS.index("image")
+    image_unit, text_unit = unit_sides(pairs.image_features, pairs.text_features)
+    documents, kinds = joined(
+        image_unit.masked_fill(is_text[:, None], nothing),
+        text_unit[pairs.first_caption].masked_fill(is_image[:, None], nothing),
+        image_weight=image_weight,
+    )
+    queries = torch.cat([image_unit[drawn.image_queries], text_unit[drawn.text_queries]])
+    query_kinds = torch.arange(2).repeat_interleave(
+        torch.tensor([len(drawn.image_queries), len(drawn.text_queries)])
+    )
+    of_images = torch.cat([drawn.image_queries, owners[drawn.text_queries]])
+    found = search(queries, documents, of_images[:, None])
+    shares = " : ".join(f"{share:g}" for share in mixing)
+    return Outcome(
+        protocol=f"documents that are an image, a text or both as {shares}, one an image, drawn by "
+        f"the seed; both at {image_weight:g} of the image; every image and caption that is in no "
+        "document searches them for its own",
+        counts=_counts(pairs) | _kind_counts(query_kinds, kinds),
+        numbers=document_numbers(found, query_kinds, kinds, of_images, bootstrap),
+    )
+
+
+def mixbench_task(
+    image_features: Tensor,
+    text_features: Tensor,
+    layout: Documents,
+    *,
+    image_weight: float,
+    bootstrap: Bootstrap,
+) -> Outcome:
+    """Documents and queries of a benchmark with its own judgements; intervals over queries."""
+    nothing = image_features.new_full((1, image_features.shape[1]), torch.nan)
+    # a missing side is −1 there: the last row
+    images, texts = (torch.cat([side, nothing]) for side in (image_features, text_features))
+    (queries, query_kinds), (documents, kinds) = (
+        joined(images[places[:, 0]], texts[places[:, 1]], image_weight=image_weight)
+        for places in (torch.tensor(layout.queries), torch.tensor(layout.documents))
+    )
+    relevant = nn.utils.rnn.pad_sequence([torch.tensor(own) for own in layout.relevant], True, -1)
+    found = search(queries, documents, relevant)
+    return Outcome(
+        protocol="every query searches all documents; relevant is what the benchmark says; both "
+        f"at {image_weight:g} of the image",
+        counts={"images": len(image_features)} | _kind_counts(query_kinds, kinds),
+        numbers=document_numbers(found, query_kinds, kinds, torch.arange(len(queries)), bootstrap),
+    )
+
+
+def _kind_counts(queries: Tensor, documents: Tensor) -> dict[str, int]:
+    return {
+        f"{name}_{what}": int((kinds == number).sum())
+        for what, kinds in (("queries", queries), ("documents", documents))
+        for number, name in enumerate(KINDS)
+    }
+
+
+def text_neighbours_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
+    """Text to text: every caption searches all others for those of its image."""
+    owners = pairs.text_to_image
+    found = search_within(pairs.text_features, owners, k=max(KS))
+    columns = {f"text_to_text_recall@{k}": group_hits(found, owners, k) for k in KS}
+    columns["text_to_text_mAP"] = found.average_precision
+    drawn, own = owners[found.queries].unique(return_inverse=True)
+    return Outcome(
+        protocol="every caption searches all other captions; relevant are those of its image; "
+        "captions that are their image's only one search nothing",
+        counts=_counts(pairs) | {"queries": len(own)},
+        numbers=bootstrap.numbers(len(drawn), means(columns, own)),
+    )
+
+
+def pair_clustering_task(pairs: EmbeddedPairs, *, clusters: int, bootstrap: Bootstrap) -> Outcome:
+    """Whether k-means on images and first captions together follows pairs or modality."""
+    sides = unit_sides(pairs.image_features, pairs.first_caption_features)
+    count = len(sides[0])
+    found = find_clusters(torch.cat(sides), clusters, seed=bootstrap.seed)
+    together = (found[:count] == found[count:]).double()
+    return Outcome(
+        protocol=f"k-means with {clusters} clusters on images and their first captions together",
+        counts=_counts(pairs) | {"clusters": clusters},
+        numbers=_modality(found, count, torch.arange(count).repeat(2), bootstrap)
+        | bootstrap.numbers(count, means({"pairs_together": together})),
+    )
+
+
+def _modality(
+    found: Tensor, images: int, owners: Tensor, bootstrap: Bootstrap
+) -> dict[str, Resampled]:
+    is_text = (torch.arange(len(found)) >= images).long()
+    return agreement_numbers("modality", found, is_text, owners, bootstrap)
+
+
+def storage_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
+    """R@1 and the gap of vectors in the forms in which indexes hold them."""
+    pairs = with_protocol(pairs, protocol)
+    unit = unit_sides(pairs.image_features, pairs.text_features)
+    owners, count, dim = pairs.text_to_image, len(unit[0]), unit[0].shape[1]
+    numbers: dict[str, Resampled] = {}
+    for form in FORMS:
+        kept = EmbeddedPairs(*stored(*unit, form), owners)
+        ranks = retrieval_ranks(kept.image_features, kept.text_features, owners)
+        sides = unit_sides(kept.image_features, kept.first_caption_features)
+        numbers[f"centroid_distance@{form}"] = norm_of_mean(sides[0] - sides[1], bootstrap)
+        numbers |= bootstrap.numbers(
+            count,
+            means({f"image_to_text_recall@1,{form}": ranks.image_to_text < 1}),
+            means({f"text_to_image_recall@1,{form}": ranks.text_to_image < 1}, owners),
+        )
+    return Outcome(
+        protocol="vectors whole, their first half and quarter at norm 1 again, as int8 by each "
+        f"dimension's range, and as signs; {_sentence(protocol)}",
+        counts=_counts(pairs),
+        numbers=numbers,
+        details={"bytes_a_vector": {form: size(dim) for form, size in FORMS.items()}},
+    )
+
+
+FORMS: Mapping[str, Callable[[int], int]] = {
+    "d": lambda dim: 4 * dim,
+    "d/2": lambda dim: 4 * (dim // 2),
+    "d/4": lambda dim: 4 * (dim // 4),
+    "int8": lambda dim: dim,
+    "binary": lambda dim: -(-dim // 8),
+}
+"""How vectors are stored, and the bytes of one: float32 whole, its first half and quarter
+(Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022), eight bits or one a
+dimension."""
+
+
+@measured
+def stored(image_unit: Tensor, text_unit: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """Unit vectors as an index holds them, read back; not scaled to norm 1 again.
+
+    Args:
+        image_unit: (N, d), rows of norm 1.
+        text_unit: (M, d), rows of norm 1.
+        form: One of `FORMS`. int8: 256 even steps between each dimension's least and greatest
+            value in both together. binary: signs, 0 as +1; their cosine is 1 − 2 · Hamming / d.
+
+    Returns:
+        Both, (N, d') and (M, d').
+
+    Example:
+        >>> image, text = torch.tensor([[0.6, -0.8]]), torch.tensor([[0.0, 1.0]])
+        >>> stored(image, text, "binary")[1].tolist(), stored(image, text, "d/2")[0].tolist()
+        ([[1.0, 1.0]], [[0.6]])
+    """
+    dim = image_unit.shape[1]
+    both = torch.cat([image_unit, text_unit])
+    match form:
+        case "d/2" | "d/4":
+            both = both[:, : dim // int(form[2:])]
+        case "int8":
+            low, high = both.amin(dim=0), both.amax(dim=0)
+            step = ((high - low) / 255).clamp(min=torch.finfo(both.dtype).tiny)
+            both = ((both - low) / step).round() * step + low
+        case "binary":
+            both = torch.where(both >= 0, 1.0, -1.0).to(both.dtype)
+    return both[: len(image_unit)], both[len(image_unit) :]
 
 
 def separation_task(
@@ -436,6 +426,83 @@ def zero_shot_task(
             "logit_scale": logit_scale,
             "calibration_bins": CALIBRATION_BINS,
         },
+        answers={"": Answers(found.predicted.cpu(), truth=labels)},
+    )
+
+
+def image_neighbours_task(
+    image_features: Tensor, labels: Tensor, *, bootstrap: Bootstrap
+) -> Outcome:
+    """Image to image: every image searches all others for those of its class."""
+    found = search_within(image_features, labels, k=NEIGHBOURS)
+    columns = {f"image_to_image_recall@{k}": group_hits(found, labels, k) for k in KS}
+    columns["image_to_image_mAP"] = found.average_precision
+    right = votes(found, labels)
+    return Outcome(
+        protocol="every image searches all others; relevant are those of its class; images that "
+        "are their class's only one search nothing; the class that most of the nearest "
+        f"{NEIGHBOURS} have is k-NN's",
+        counts={"images": len(labels), "queries": len(found.queries)},
+        numbers=bootstrap.numbers(len(found.queries), means(columns))
+        | bootstrap.numbers(len(labels), means({f"knn_accuracy@{NEIGHBOURS}": right})),
+    )
+
+
+def clustering_task(
+    image_features: Tensor,
+    prompt_features: Tensor,
+    labels: Tensor,
+    *,
+    class_count: int,
+    bootstrap: Bootstrap,
+) -> Outcome:
+    """k-means on images, prompts and both against classes, and of both against modality.
+
+    `prompt_features` are (C·T, d), class by class. Images are drawn anew, prompts stay; those alone
+    have no interval, and no number where every class has one prompt.
+    """
+    images, prompts = unit_sides(image_features, prompt_features)
+    prompt_labels = torch.arange(len(prompts)) // (len(prompts) // class_count)
+    own, fixed = torch.arange(len(images)), torch.full((len(prompts),), -1)
+    truth, owners = torch.cat([labels, prompt_labels]), torch.cat([own, fixed])
+
+    def found(rows: Tensor) -> Tensor:
+        return find_clusters(rows, class_count, seed=bootstrap.seed)
+
+    numbers = agreement_numbers("image", found(images), labels, own, bootstrap)
+    if len(prompts) > class_count:
+        alone = agreement(found(prompts), prompt_labels)
+        numbers |= {f"text_{name}": Resampled(value) for name, value in alone.items()}
+    together = found(torch.cat([images, prompts]))
+    numbers |= agreement_numbers("both", together, truth, owners, bootstrap)
+    numbers |= _modality(together, len(images), owners, bootstrap)
+    return Outcome(
+        protocol="k-means with as many clusters as classes, on images, on prompts, on both",
+        counts={"images": len(images), "classes": class_count, "texts": len(prompts)},
+        numbers=numbers,
+    )
+
+
+def composition_task(
+    image_features: Tensor, text_features: Tensor, layout: Compositions, *, bootstrap: Bootstrap
+) -> Outcome:
+    """Every comparison of `compositions`, over all and by category; images are drawn anew."""
+    hits = compositions(image_features, text_features, paired=layout.paired)
+    step = 2 if layout.paired else 1
+    categories = list(layout.categories[::step])
+    owners = torch.tensor(layout.places[::step]).unique(return_inverse=True)[1]
+    numbers = bootstrap.numbers(int(owners.max()) + 1, means(hits, owners))
+    for category in dict.fromkeys(categories) if len(set(categories)) > 1 else ():
+        chosen = torch.tensor([other == category for other in categories])
+        drawn, own = owners[chosen].unique(return_inverse=True)
+        columns = {f"{name}@{category}": right[chosen] for name, right in hits.items()}
+        numbers |= bootstrap.numbers(len(drawn), means(columns, own))
+    return Outcome(
+        protocol="two images with two texts each; all of the named comparisons must be right"
+        if layout.paired
+        else "an image must be nearer to its own texts than to the wrong one",
+        counts={"images": len(image_features), "items": len(categories)},
+        numbers=numbers,
     )
 
 
@@ -515,3 +582,95 @@ def _class_counts(train: Split, test: Split) -> dict[str, int]:
         "training_images": len(train[1]),
         "classes": len(train[1].unique()),
     }
+
+
+# --------------------------------------------------------------------------------------------------
+# What a suite asks for → the function that measures it.
+
+
+@dataclass(frozen=True, eq=False)
+class SourceFeatures:
+    """What a model makes of a suite's source, and what is known of that."""
+
+    image_features: Tensor  # (N, d)
+    # (M, d), captions or texts of the layout; of classes the prompts, (C·T, d) class by class, or
+    # none where the task needs none
+    text_features: Tensor
+    owners: Tensor  # (M,) int64, the image of each caption, rising
+    labels: Tensor  # (N,) int64, the class of each image
+    class_names: Sequence[str] = ()
+    training: Split | None = None  # what a probe fits on, where not on half
+    layout: Any = None  # `Compositions` or `Documents`
+    logit_scale: float = 100.0  # the model's
+
+    @property
+    def pairs(self) -> EmbeddedPairs:
+        """Images with captions."""
+        return EmbeddedPairs(self.image_features, self.text_features, self.owners)
+
+
+def measure_task(task: Task, found: SourceFeatures, *, bootstrap: Bootstrap) -> Outcome:
+    """One task of a suite, with its settings, on one source's features."""
+    pairs, images, texts, labels = (
+        found.pairs,
+        found.image_features,
+        found.text_features,
+        found.labels,
+    )
+    match task:
+        case RetrievalTask():
+            return retrieval_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
+        case MixedSearchTask():
+            return mixed_search_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
+        case MixedDocumentsTask():
+            weight = task.image_weight
+            return mixed_documents_task(
+                pairs, mixing=task.mixing, image_weight=weight, bootstrap=bootstrap
+            )
+        case MixBenchTask():
+            weight = task.image_weight
+            return mixbench_task(
+                images, texts, found.layout, image_weight=weight, bootstrap=bootstrap
+            )
+        case SeparationTask():
+            return separation_task(
+                pairs,
+                protocol=task.protocol,
+                false_positive_rate=task.false_positive_rate,
+                bootstrap=bootstrap,
+            )
+        case GeometryTask():
+            return geometry_task(pairs, bootstrap=bootstrap)
+        case TextNeighboursTask():
+            return text_neighbours_task(pairs, bootstrap=bootstrap)
+        case PairClusteringTask():
+            return pair_clustering_task(pairs, clusters=task.clusters, bootstrap=bootstrap)
+        case StorageTask():
+            return storage_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
+        case CompositionTask():
+            return composition_task(images, texts, found.layout, bootstrap=bootstrap)
+        case ImageNeighboursTask():
+            return image_neighbours_task(images, labels, bootstrap=bootstrap)
+        case ClusteringTask():
+            count = len(found.class_names)
+            return clustering_task(images, texts, labels, class_count=count, bootstrap=bootstrap)
+        case ZeroShotTask():
+            return zero_shot_task(
+                images,
+                class_vectors(texts.view(len(found.class_names), -1, texts.shape[1])),
+                labels,
+                class_names=found.class_names,
+                logit_scale=found.logit_scale,
+                bootstrap=bootstrap,
+            )
+        case LinearProbeTask():
+            return linear_probe_task(images, labels, found.training, bootstrap=bootstrap)
+        case FewShotTask():
+            return few_shot_task(
+                images,
+                labels,
+                found.training,
+                shots=task.shots,
+                draws=task.draws,
+                bootstrap=bootstrap,
+            )

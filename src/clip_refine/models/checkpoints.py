@@ -1,7 +1,6 @@
 """Files and folders of weights, and factories: what is in them, and the model made of it."""
 
 import argparse
-import json
 import pickle
 import pickletools
 import re
@@ -12,18 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, NoReturn, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.jit import _pickle as script_lists
 
 from clip_refine.models.encoder import save_weights
 from clip_refine.support.console import remark
-from clip_refine.support.errors import ModelError, first_line
+from clip_refine.support.errors import ModelError, foreign
+from clip_refine.support.limits import is_regular, parse_json, read_text, shown
 
 # --------------------------------------------------------------------------------------------------
 # The weights of a TorchScript archive, read without its code.
@@ -48,36 +49,44 @@ class ScriptModule:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
+    """Whether a file is a TorchScript archive.
+
+    Raises:
+        ModelError: It is an archive that unpacks to more than it is long, or a damaged one.
+    """
+    with foreign(ModelError, f"{path}: {_DAMAGED}"):
+        if not zipfile.is_zipfile(path):
+            return False
+    with foreign(ModelError, f"{path}: {_DAMAGED}"), zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size
+        if sum(entry.file_size for entry in archive.infolist()) > size:  # PyTorch never packs
+            raise ModelError(f"{path}: unpacks to more than its {size:,} bytes. Save it unpacked.")
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """Parameters and buffers by name, as `torch.jit.load(path).state_dict()` gives them."""
-    try:
-        with zipfile.ZipFile(path) as archive, TemporaryFile() as plain:
-            root = archive.namelist()[0].partition("/")[0]
-            _copy_without_code(archive, root, plain)
-            # the script's own classes that the pickle names; nothing is executed
-            operations = pickletools.genops(archive.read(f"{root}/data.pkl"))
-            named = {str(argument) for code, argument, _ in operations if code.name == "GLOBAL"}
-            allowed: list[Any] = [
-                (ScriptModule, name.replace(" ", "."))
-                for name in named
-                if name.startswith(("__torch__.", "__torch__ "))
-            ]
-            allowed += [getattr(script_lists, name) for name in _LISTS]
-            with torch.serialization.safe_globals(allowed):
-                module = torch.load(plain, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file provokes
-        raise ModelError(
-            f"{path}: a TorchScript archive whose weights cannot be read ({first_line(error)}). "
-            "Download it again, or save the model's state_dict() as .safetensors."
-        ) from error
-    return dict(_tensors(module, ""))
+    before = f"{path}: a TorchScript archive whose weights cannot be read"
+    after = " Download it again, or save the model's state_dict() as .safetensors."
+    with (
+        foreign(ModelError, before, after),
+        zipfile.ZipFile(path) as archive,
+        TemporaryFile() as plain,
+    ):
+        root = archive.namelist()[0].partition("/")[0]
+        _copy_without_code(archive, root, plain)
+        # the script's own classes that the pickle names; nothing is executed
+        operations = pickletools.genops(archive.read(f"{root}/data.pkl"))
+        named = {str(argument) for code, argument, _ in operations if code.name == "GLOBAL"}
+        allowed: list[Any] = [
+            (ScriptModule, name.replace(" ", "."))
+            for name in named
+            if name.startswith(("__torch__.", "__torch__ "))
+        ]
+        allowed += [getattr(script_lists, name) for name in _LISTS]
+        with torch.serialization.safe_globals(allowed):
+            module = torch.load(plain, map_location="cpu", weights_only=True)
+        return dict(_tensors(module, ""))
 
 
 def _copy_without_code(archive: zipfile.ZipFile, root: str, plain: IO[bytes]) -> None:
@@ -126,6 +135,8 @@ class CheckpointFile:
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
     """A file of weights, ready for open_clip within the block; what was changed is said."""
+    if path.exists() and not is_regular(path):
+        raise ModelError(f"{path}: is no file but a pipe or a device. Give a file of weights.")
     if path.suffix in (".npz", ".npy"):
         yield CheckpointFile(path, path, {})
         return
@@ -192,12 +203,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
 
 def _read_parts(path: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     """The weights of all files that an index lists."""
-    parts = sorted(set(read_json(path).get("weight_map", {}).values()))
+    listed = read_json(path).get("weight_map")
+    parts = sorted({str(part) for part in listed.values()}) if isinstance(listed, dict) else []
     weights: dict[str, Tensor] = {}
     for part in parts:
         file = path.parent / part
-        if Path(part).name != part or not file.is_file():
-            raise ModelError(f"{path}: its part {part} is not beside it. Copy that file, too.")
+        if Path(part).name != part or len(part) > 250 or not file.is_file():
+            raise ModelError(f"{path}: its part {part:.80} is not beside it. Copy that file, too.")
         weights |= _read(file)[0]
     if not weights:
         raise ModelError(f"{path}: lists no files of weights under 'weight_map'.")
@@ -225,29 +237,31 @@ def _cleaned(path: Path, weights: Mapping[str, _Held]) -> tuple[dict[str, _Held]
     return cleaned, list(left_out)
 
 
+_DAMAGED = "is damaged or no file of weights"
+
+
 def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not re.search("Unsupported (global|class)|unrecognized function", str(error)):
-            raise ModelError(f"{path}: is damaged or no file of weights.") from error
-        raise ModelError(
-            f"{path}: could not be loaded: it holds more than weights, and other objects are not "
-            "unpickled because they can run code. Save it as .safetensors, or save its state_dict "
-            "only."
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(
-            f"{path}: is damaged or no file of weights ({first_line(error)})."
-        ) from error
+    with foreign(ModelError, f"{path}: {_DAMAGED}"):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError as error:
+            raise ModelError(f"{path}: {_DAMAGED}, or too large for the memory.") from error
+        except pickle.UnpicklingError as error:
+            if not re.search("Unsupported (global|class)|unrecognized function", str(error)):
+                raise ModelError(f"{path}: {_DAMAGED}.") from error
+            raise ModelError(
+                f"{path}: could not be loaded: it holds more than weights, and other objects are "
+                "not unpickled because they can run code. Save it as .safetensors, or save its "
+                "state_dict only."
+            ) from error
 
 
 def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: is damaged or no .safetensors file ({error}).") from error
+    with (
+        foreign(ModelError, f"{path}: is damaged or no .safetensors file"),
+        safe_open(path, "pt") as file,
+    ):
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _plain_settings() -> list[Any]:
@@ -349,16 +363,55 @@ def how_to_load(folder: Path) -> str:
             return ", which sentence-transformers loads with SentenceTransformer"
 
 
+@contextmanager
+def no_code_of_models() -> Iterator[None]:
+    """Within the block Transformers runs no Python file of a model and asks nobody whether it may.
+
+    Other libraries call it with what a model's settings say, so `trust_remote_code=False` in our
+    own calls is not enough. Every file of code goes through the two functions that refuse here.
+    """
+    try:
+        from transformers import dynamic_module_utils as code
+    except ImportError:  # then there is nobody to run it
+        yield
+        return
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ValueError(_CODE_NEEDED)
+
+    with (
+        patch.object(code, "TIME_OUT_REMOTE_CODE", 0),  # seconds to wait for an answer: do not ask
+        patch.object(code, "get_cached_module_file", refuse),
+        patch.object(code, "get_class_in_module", refuse),
+    ):
+        yield
+
+
+_CODE_NEEDED = "it is built by code of its own (trust_remote_code)"
+
+
+def needs_code(error: BaseException) -> bool:
+    """Whether a model was refused because Python files of its own would have to run."""
+    return "trust_remote_code" in str(error) or "custom code" in str(error)
+
+
 def is_run(folder: Path) -> bool:
     """Whether `clip-refine refine` wrote this folder."""
     return (folder / "scores.json").is_file() and (folder / "config.yaml").is_file()
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of a model's folder."""
+WEIGHTS_LIST = 1 << 26
+"""Bytes of a JSON file of a model's folder: a list of a large model's weights may have some MB."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path, WEIGHTS_LIST))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: is not readable JSON ({error}). Copy the model again."
         ) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected names and values, got {shown(found)}.")
+    return found

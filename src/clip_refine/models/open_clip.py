@@ -16,10 +16,18 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.factory import parse_model_name
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
-from clip_refine.models.checkpoints import CheckpointFile, open_checkpoint, weights_in
+from clip_refine.models.checkpoints import (
+    CheckpointFile,
+    needs_code,
+    no_code_of_models,
+    open_checkpoint,
+    read_json,
+    weights_in,
+)
 from clip_refine.models.encoder import OPEN_CLIP, save_weights
 from clip_refine.models.text_length import (
     TextCut,
@@ -202,8 +210,13 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
         )
     elif schema == "local-dir" and not (Path(identifier) / CONFIG_FILE).is_file():
         raise ModelError(f"{identifier}: no {CONFIG_FILE} there. Give an open_clip model's folder.")
-    path = weights_in(Path(identifier)) if schema == "local-dir" else Path(pretrained or "")
-    if schema == "hf-hub" or path is None or not path.is_file():
+    if schema == "local-dir":
+        _check_settings(Path(identifier) / CONFIG_FILE)
+    if schema == "hf-hub":
+        path = _hub_weights(name, identifier)
+    else:
+        path = weights_in(Path(identifier)) if schema else Path(pretrained or "")
+    if path is None or not path.is_file():
         return _create(name, pretrained)
     with open_checkpoint(path) as checkpoint:
         return _create(name, None, checkpoint)
@@ -238,12 +251,21 @@ def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
         )
 
 
+def _hub_weights(name: str, identifier: str) -> Path:
+    """The file of weights that open_clip takes of a model of the Hub, downloaded."""
+    try:
+        with quiet_open_clip():
+            return Path(download_pretrained_from_hf(identifier))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ModelError(_why_not_loaded(name, None, None, error)) from error
+
+
 def _create(
     name: str, pretrained: str | None, checkpoint: CheckpointFile | None = None
 ) -> OpenClipEncoder:
     """What open_clip makes, with its errors in our words."""
-    from_folder = name.startswith("local-dir:")
-    shown = str(checkpoint.path) if checkpoint and not from_folder else pretrained
+    brings_weights = name.startswith(("local-dir:", "hf-hub:"))
+    shown = str(checkpoint.path) if checkpoint and not brings_weights else pretrained
     try:
         return _build(name, pretrained, checkpoint)
     except pickle.UnpicklingError as error:
@@ -258,7 +280,9 @@ def _create(
         ) from error
     except StopIteration as error:
         raise ModelError(f"{shown or name}: holds no weights. Give a state dict.") from error
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # settings and weights can make anything of it fail
         raise ModelError(_why_not_loaded(name, shown, checkpoint, error)) from error
 
 
@@ -272,6 +296,9 @@ def _build(name: str, pretrained: str | None, checkpoint: CheckpointFile | None)
     if by_path and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
         quick_gelu = _has_quick_gelu(by_path)
     with quiet_open_clip():
+        if schema == "hf-hub":
+            found = download_pretrained_from_hf(parse_model_name(name)[1], filename=CONFIG_FILE)
+            _check_settings(Path(found))
         clip: Any
         clip, _, preprocess = open_clip.create_model_and_transforms(
             architecture,
@@ -292,6 +319,39 @@ def _build(name: str, pretrained: str | None, checkpoint: CheckpointFile | None)
     if quick_gelu:
         model_config["quick_gelu"] = True
     return OpenClipEncoder(clip, preprocess, tokenizer, model_config)
+
+
+# What a model's own settings may hand on to constructors of open_clip, Transformers and PyTorch.
+_ALLOWED = {
+    "tokenizer_kwargs": {"clean", "strip_sep_token", "language", "reduction_mask"},
+    "act_kwargs": {"approximate"},
+    "norm_kwargs": {"eps"},
+}
+
+
+def _check_settings(path: Path) -> None:
+    """Refuse settings of a model's folder that reach further than they need to."""
+    settings = read_json(path)
+    model = settings.get("model_cfg") if isinstance(settings, dict) else None
+    if not isinstance(model, dict):
+        raise ModelError(f"{path}: has no settings under 'model_cfg'. Copy the model again.")
+    for tower in ("vision_cfg", "text_cfg", "multimodal_cfg"):
+        group = model.get(tower, {})
+        if not isinstance(group, dict) or (tower not in model and tower != "multimodal_cfg"):
+            raise ModelError(f"{path}: has no settings under {tower!r}. Copy the model again.")
+        for name, allowed in _ALLOWED.items():
+            given = group.get(name) or {}
+            if not isinstance(given, dict) or (unknown := sorted(given.keys() - allowed)):
+                what = f"{name}.{unknown[0]}" if isinstance(given, dict) else name
+                raise ModelError(
+                    f"{path}: model_cfg.{tower}.{what} is not handed on to another library. "
+                    f"Allowed: {', '.join(sorted(allowed))}. Take it out if you trust the rest."
+                )
+        if ":" in str(group.get("timm_model_name")):  # timm's hf-hub: and local-dir:
+            raise ModelError(
+                f"{path}: model_cfg.{tower}.timm_model_name {group['timm_model_name']!r} names a "
+                "model elsewhere. Allowed: an architecture of timm."
+            )
 
 
 def _has_quick_gelu(checkpoint: CheckpointFile) -> bool:
@@ -364,13 +424,18 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
 def _why_not_loaded(
     name: str, shown: str | None, checkpoint: CheckpointFile | None, error: Exception
 ) -> str:
+    if needs_code(error):
+        return (
+            f"{name}: needs Python code that comes with a model, which is never run here. Wrap the "
+            "model in a DualEncoder of your own and pass --model.factory."
+        )
     failed = f"{f'{name} ({shown})' if shown else name}: could not be loaded: {_reason(error)}"
     if checkpoint and shown:
         fitting = fitting_architectures(checkpoint.shapes)
         known = fitting and name.replace("/", "-") not in fitting
         belong = f"They are weights of {' or '.join(fitting)}." if known else ""
         return f"{failed} {belong or 'Do they belong to this model?'}"
-    if name.startswith("local-dir:"):
+    if checkpoint or name.startswith("local-dir:"):
         return f"{failed} Do the weights belong to this architecture?"
     return (
         f"{failed} If there is no network here, download the weights elsewhere and give their path "
@@ -527,10 +592,10 @@ def _comparable(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def quiet_open_clip() -> Iterator[None]:
-    """Without what open_clip and the Hub client log: a `ModelError` says it once."""
+    """Without a model's own code, and what open_clip and the Hub log: a `ModelError` says it."""
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_code_of_models():
             warnings.simplefilter("ignore")
             yield
     finally:

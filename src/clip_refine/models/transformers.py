@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clip_refine.models.checkpoints import needs_code, no_code_of_models
 from clip_refine.models.encoder import TRANSFORMERS, save_weights
 from clip_refine.models.text_length import (
     PROBES,
@@ -21,7 +22,7 @@ from clip_refine.models.text_length import (
     hold_any,
     same_features,
 )
-from clip_refine.support.errors import ModelError, first_line
+from clip_refine.support.errors import ModelError, first_line, foreign
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.
@@ -225,14 +226,25 @@ class SentenceFolder:
         listing = _read(name, _LISTING)
         if listing is None:
             return None
-        modules: list[dict[str, Any]] = json.loads(listing)
-        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        try:
+            modules = [(str(module["type"]), str(module["path"])) for module in json.loads(listing)]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ModelError(f"{name}: {_LISTING} is no list of modules with type and path.") from (
+                error
+            )
+        kinds = [kind.rpartition(".")[2] for kind, _ in modules]
+        foreign = [kind for kind, _ in modules if not kind.startswith("sentence_transformers.")]
+        if foreign:
+            raise ModelError(
+                f"{name}: {_LISTING} names {foreign[0]}, and code of elsewhere is never imported "
+                "for a model. Allowed: sentence_transformers.models.CLIPModel and its likes."
+            )
         if not kinds or kinds[0] not in _MODELS or set(kinds[1:]) - set(_HARMLESS):
             raise ModelError(
                 f"{name}: {_LISTING} lists {', '.join(kinds)}. Only CLIP-type models can be "
                 "refined: one CLIPModel or Transformer, and at most a Normalize behind it."
             )
-        paths = [Path(str(module["path"])) for module in modules]
+        paths = [Path(path) for _, path in modules]
         if any(path.is_absolute() or ".." in path.parts for path in paths):
             raise ModelError(f"{name}: {_LISTING} names a path outside the folder. It is refused.")
         module = paths[0].as_posix() if paths[0].parts else ""
@@ -397,14 +409,15 @@ class TransformersEncoder(nn.Module):
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without Transformers' own bars and remarks: what matters is said in one line by us."""
+    """Without a model's own code, and Transformers' bars and remarks: we say what matters."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with no_code_of_models():
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -472,7 +485,9 @@ def load_transformers(name: str) -> TransformersEncoder:
             f"{name}: needs a package that is not installed ({first_line(error)}). Install it with "
             "pip."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # settings and weights can make anything of it fail
         raise ModelError(_why_not_loaded(name, error)) from error
     model, report = loaded
     missing = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
@@ -484,7 +499,8 @@ def load_transformers(name: str) -> TransformersEncoder:
     for parameter in model.parameters():
         # out of the mapped file, where weights lie as they fall and kernels round accordingly
         parameter.data = parameter.data.clone()
-    return TransformersEncoder(model, processor, sentence_folder=sentence_folder)
+    with foreign(ModelError, f"{name}: could not be used"):
+        return TransformersEncoder(model, processor, sentence_folder=sentence_folder)
 
 
 def _check_kind(name: str, config: Any) -> None:
@@ -495,6 +511,12 @@ def _check_kind(name: str, config: Any) -> None:
         raise ModelError(
             f"{name}: a NaFlex SigLIP 2, whose images differ in shape, so that they cannot be "
             "stacked. Use a fixed-resolution one, such as google/siglip2-base-patch16-224."
+        )
+    attention = str(getattr(config, "_attn_implementation", None))
+    if getattr(config, "quantization_config", None) or "/" in attention:
+        raise ModelError(
+            f"{name}: its config.json asks for code of elsewhere (quantization_config, or a kernel "
+            "as attn_implementation). Take that out, and give weights that are not quantised."
         )
     kind = MODEL_MAPPING.get(type(config), None)
     lacking = [
@@ -510,7 +532,7 @@ def _check_kind(name: str, config: Any) -> None:
 
 
 def _why_not_loaded(name: str, error: Exception) -> str:
-    if "trust_remote_code" in str(error):
+    if needs_code(error):
         return (
             f"{name}: is built by code in its own folder, which is never run here. Wrap it in a "
             "DualEncoder of your own and pass --model.factory."

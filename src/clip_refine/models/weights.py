@@ -277,6 +277,34 @@ def _fold(
     )
 
 
+@torch.no_grad()
+def output_projection(
+    model: nn.Module, encode: Callable[[], Tensor], tower: str, *, other: Callable[[], Tensor]
+) -> Tensor:
+    """P (d, d_in) of a tower that ends in features P h + b, with `other` as in `output_layer`.
+
+    Raises:
+        ModelError: The tower does not end in a linear layer of its own.
+    """
+    layer = output_layer(model, encode, tower, other=other)
+    weight = next((parameter for parameter in layer if parameter.ndim == 2), None)
+    expected = encode().clone()
+    expected[:, 0] *= 2
+    # the features' dimensions are a weight's rows (nn.Linear) or its columns (x @ P)
+    for rows in () if weight is None else (weight, weight.T):
+        if len(rows) != expected.shape[1]:
+            continue
+        first = [rows[0], *(parameter[:1] for parameter in layer if parameter.ndim == 1)]
+        for numbers in first:
+            numbers.mul_(2)
+        found = torch.equal(encode(), expected)
+        for numbers in first:
+            numbers.mul_(0.5)
+        if found:
+            return rows.clone()
+    raise ModelError(f"the {tower} tower's last layer is no linear layer, so it has no projection.")
+
+
 def fitted_logit_scale(
     student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], teacher_scale: float
 ) -> float:

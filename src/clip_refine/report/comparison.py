@@ -21,14 +21,12 @@ from clip_refine.results.metrics import metric
 
 
 JUDGED = ("mean_recall@1", "zero_shot_top1", "linear_probe", "gap")
-WITHOUT_INTERVAL = 0.01
-"""A change that counts where there is no interval; the probe's, on some hundred test images."""
 RULE = (
     "A row beats the untouched model where one of gap, mean R@1, zero-shot and linear probe is "
-    "clearly better and none clearly worse: the 95 % interval of the difference excludes zero "
-    f"(without an interval: it is {WITHOUT_INTERVAL} or more), and a gain exceeds twice the "
-    "standard error over seeds. Of several, the one with most of R@1, zero-shot and probe better "
-    "is taken, then one that needs no training, then the higher mean R@1."
+    "clearly better and none clearly worse: the 95 % interval of the difference excludes zero, "
+    "and a gain exceeds twice the standard error over seeds. Of several, the one with most of R@1, "
+    "zero-shot and probe better is taken, then one that needs no training, then the higher mean "
+    "R@1."
 )
 
 
@@ -118,8 +116,6 @@ def changes(line: RecipeSummary, untouched: RecipeSummary) -> list[Change]:
         mark: Mark = "no clear change"
         if interval:
             mark = mark_of(interval, change, up)
-        elif abs(change) >= WITHOUT_INTERVAL:
-            mark = "better" if (change > 0) == up else "worse"
         # a loss counts although seeds differ: it is the safer mistake
         if mark == "better" and abs(change) <= 2 * (spread.deviation or 0.0) / line.runs**0.5:
             mark = "no clear change"
@@ -201,6 +197,8 @@ def _compare(
     save: bool = False,
 ) -> str:
     """`clip-refine compare` with the settings of this one, for some of its trained rows."""
+    if comparison.vectors:
+        return _of_vectors(comparison.vectors, lines, out, beside, seeds, slower, save=save)
     recipes, sweeps, combined, rates = {}, {}, {}, []
     chosen = {choice.recipe: choice for choice in comparison.learning_rates}
     for line in lines:
@@ -231,6 +229,28 @@ def _compare(
     return shlex.join([*words, "--out", f"{out}{beside}"])
 
 
+def _of_vectors(
+    pairs: str,
+    lines: Sequence[RecipeSummary],
+    out: str,
+    beside: str,
+    seeds: int,
+    slower: int,
+    *,
+    save: bool,
+) -> str:
+    """The same for maps of stored vectors, which one training keeps."""
+    trained = [line for line in lines if line.learning_rate is not None]
+    if not trained:
+        return ""
+    rate = f"{(trained[0].learning_rate or 0) / slower:.3g}"
+    names = [line.recipe for line in trained]
+    what = ["refine", pairs, "--recipe", names[0]] if save else ["compare", pairs, "--recipes"]
+    words = ["clip-refine", "vectors", *what, *(() if save else names), "--learning-rate", rate]
+    words += [] if save else ["--seeds", str(seeds or max(line.runs for line in trained))]
+    return shlex.join([*words, "--out", f"{out}{beside or '-more'}"])
+
+
 def _without_peer(name: str) -> tuple[str, str]:
     """Recipe, and what is put behind it."""
     parts = name.split("+")
@@ -246,7 +266,7 @@ COLUMNS = (
     *("gap", "image_to_text_recall@1", "text_to_image_recall@1", "mean_recall@10"),
     *("zero_shot_top1", "linear_probe"),
 )
-DIFFERENCES = ("gap", "mean_recall@1", "zero_shot_top1")
+DIFFERENCES = ("gap", "mean_recall@1", "zero_shot_top1", "linear_probe")
 BEST = "*"
 LEGEND = (
     "Mean ± standard deviation over seeds; one value where nothing is trained. "
@@ -256,7 +276,8 @@ LEGEND = (
 INTERVALS = (
     "Differences from the untouched model with 95 % intervals of a paired bootstrap over the "
     "evaluation images; + is better, − worse, neither where the interval holds 0. They do not "
-    "cover what another training seed would change."
+    "cover what another training seed would change. Of two gaps that may both be none, the "
+    "interval is as wide as those of both together."
 )
 
 

@@ -30,7 +30,7 @@ from clip_refine.report.page import (
     write_page,
 )
 from clip_refine.report.tables import mark_of, number, short_paths
-from clip_refine.results import Comparison, Interval, RecipeSummary, read
+from clip_refine.results import Comparison, Interval, RecipeSummary, of_one_run, read
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
@@ -222,15 +222,25 @@ def capitalised(text: str) -> str:
 # The folder of a comparison → its `report.html`.
 
 
-def write_comparison_report(folder: Path) -> Path:
-    """Write `report.html` from the other files of a comparison."""
+def write_comparison_report(folder: Path, *, shown_as: Path | None = None) -> Path:
+    """Write `report.html` from the other files of a comparison, which will be at `shown_as`.
+
+    Raises:
+        DataError: One is missing or not what a comparison writes, or they do not fit each other.
+    """
+    with of_one_run(folder):
+        return _write(folder, shown_as or folder)
+
+
+def _write(folder: Path, shown_as: Path) -> Path:
     comparison = read(Comparison, folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
     environment_file = folder / "environment.json"
     charts = trade_off_charts(comparison)
     trained = sum(bool(line.learning_rate) for line in comparison.summary)
     free = len(comparison.summary) - 1 - trained
-    model = settings.get("model", {}).get("name")
+    on = f"stored vectors {short_paths(comparison.vectors)}" if comparison.vectors else ""
+    on = on or f"model {settings.get('model', {}).get('name')}"
     (_, *head), rows = scores_cells(comparison)
     return write_page(
         folder,
@@ -239,8 +249,8 @@ def write_comparison_report(folder: Path) -> Path:
         settings=settings,
         environment=read_mapping(environment_file) if environment_file.is_file() else {},
         title="Comparison",
-        about=f"{trained} trained and {free} training-free rows · model {model}",
-        decision=decide(comparison, short_paths(str(folder))),
+        about=f"{trained} trained and {free} training-free rows · {on}",
+        decision=decide(comparison, short_paths(str(shown_as))),
         rule=RULE,
         rankings=rankings(comparison),
         kinds={key: name for key, (name, *_) in KINDS.items()},
@@ -265,9 +275,9 @@ def _facts(comparison: Comparison, settings: Mapping[str, Any]) -> dict[str, str
     pairs = max(row.pairs for row in comparison.rows)
     facts = {
         "Model": settings.get("model", {}).get("name"),
-        "Training images": f"{pairs:,} from {data.get('train')}",
+        "Training images": f"{pairs:,} from {comparison.vectors or data.get('train')}",
         "Held-out data": data.get("val"),
-        "Batch size": train.get("batch_size"),
+        "Batch size": train.get("batch_size", settings.get("batch_size")),
         "Epochs": train.get("epochs"),
         "Seeds": ", ".join(str(seed) for seed in seeds),
         "Bootstrap resamples": settings.get("resamples"),

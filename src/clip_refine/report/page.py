@@ -9,13 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clip_refine import __version__
 from clip_refine.report.tables import all_settings, command, interval_text, number, signed, versions
 from clip_refine.support.errors import DataError
 from clip_refine.support.folder import write_file
+from clip_refine.support.limits import parse_yaml, read_text, shown
 
 # --------------------------------------------------------------------------------------------------
 # A chart as the page needs it: a figure for Plotly, the same in words, and the table behind it.
@@ -93,13 +93,13 @@ def axis(title: str, **settings: Any) -> Figure:
 def read_mapping(path: Path) -> Mapping[str, Any]:
     """A YAML or JSON mapping; JSON is YAML, too."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(read_text(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not valid. {error}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid: {error}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: expected names and values, got {found!r:.60}.")
+        raise DataError(f"{path}: expected names and values, got {shown(found)}.")
     return found
 
 

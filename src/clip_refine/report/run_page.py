@@ -1,6 +1,5 @@
 """A run's folder → its page."""
 
-import json
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -43,13 +42,24 @@ from clip_refine.results import (
     RunScores,
     Spectra,
     TaskChange,
+    of_one_run,
     read,
 )
 from clip_refine.support.errors import DataError
+from clip_refine.support.limits import WHOLE, parse_json, read_text
 
 
 def write_run_report(run: Path) -> Path:
-    """Write `report.html` from the other files of a run."""
+    """Write `report.html` from the other files of a run.
+
+    Raises:
+        DataError: One is missing or not what a run writes, or they do not fit each other.
+    """
+    with of_one_run(run):
+        return _write(run)
+
+
+def _write(run: Path) -> Path:
     scores = read(RunScores, run / "scores.json")
     evidence = read(Evidence, run / "report.json")
     settings = read_mapping(run / "config.yaml")
@@ -98,7 +108,7 @@ def write_run_report(run: Path) -> Path:
 def read_steps(path: Path) -> list[dict[str, float]]:
     """The records of `log.jsonl`."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [parse_json(line) for line in read_text(path, WHOLE).splitlines()]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:

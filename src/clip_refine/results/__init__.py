@@ -1,12 +1,14 @@
 """What comes out, as plain data: scores, comparisons, suites, reports, checks, provenance."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, foreign
+from clip_refine.support.limits import WHOLE, read_text
 
 
 class Record(BaseModel):
@@ -34,13 +36,21 @@ Kind = TypeVar("Kind", bound=Record)
 def read(kind: type[Kind], path: Path) -> Kind:
     """Read what `write` wrote."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_text(path, WHOLE))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).{kind.advice}") from error
     except ValidationError as error:
         raise DataError(
             f"{path}: {kind.is_none} ({error.error_count()} errors).{kind.advice}"
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: {kind.is_none} ({error}).{kind.advice}") from error
+
+
+def of_one_run(folder: Path) -> AbstractContextManager[None]:
+    """Around what is made of a folder's results: where they do not fit each other, say so."""
+    after = " They were changed, or are of several runs; give the folder as it was written."
+    return foreign(DataError, f"{folder}: its results do not fit each other", after)
 
 
 def headline(
@@ -107,8 +117,8 @@ class Interval(Record):
     """A difference from the untouched model and its 95 % bootstrap interval over images."""
 
     mean: float  # mean over seeds less the untouched model's value
-    low: float  # 2.5 % quantile
-    high: float  # 97.5 % quantile
+    low: float  # lower end, as `evaluation.bootstrap.interval` has it
+    high: float  # upper end
 
 
 class RunScores(Record):
@@ -206,7 +216,8 @@ class Comparison(Record):
     Attributes:
         rows: Every run.
         summary: Every recipe over its seeds, in the order of the rows.
-        learning_rates: For every trained recipe.
+        learning_rates: For every trained recipe that had several to choose from.
+        vectors: Which stored pairs linear maps were learnt on, where it was no model.
     """
 
     is_none = "is no comparison.json"
@@ -214,6 +225,7 @@ class Comparison(Record):
     rows: tuple[ComparisonRow, ...]
     summary: tuple[RecipeSummary, ...]
     learning_rates: tuple[LearningRateChoice, ...]
+    vectors: str | None = None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -224,9 +236,8 @@ class Score(Record):
     """A number and how much it would move with other images of the same kind."""
 
     value: float  # on the images that there are
-    # 2.5 % quantile of bootstrap resamples of the images; None where it is not resampled
-    low: float | None
-    high: float | None  # 97.5 % quantile
+    low: float | None  # of its 95 % interval, the lower end; None where it is not resampled
+    high: float | None  # the upper end
     higher_is_better: bool | None  # None where neither is
 
 
@@ -258,9 +269,10 @@ class Difference(Record):
     model: str  # whose score
     against: str  # less whose: the first model's
     mean: float  # the difference
-    # 2.5 % quantile, both models resampled with the same images; None where not resampled
+    # lower end of its 95 % interval, both models resampled with the same images; None where it is
+    # not resampled
     low: float | None
-    high: float | None  # 97.5 % quantile
+    high: float | None  # upper end
     higher_is_better: bool | None  # as in `Score`
 
     @property

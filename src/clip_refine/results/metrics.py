@@ -24,7 +24,7 @@ class Metric:
 
 
 _GAP = Metric(
-    *("centroid_distance", "geometry", "centroid distance (the gap)", "distance, 0–2", False),
+    *("centroid_distance", "geometry", "centroid distance (the gap){at}", "distance, 0–2", False),
     "how far the mean image lies from the mean text on the unit sphere",
     short="gap",
 )
@@ -110,12 +110,107 @@ _ROWS = (
         "where a caption's image stands",
     ),
     Metric(
+        *("image_to_text_hubness", "retrieval", "hubness of captions{at}", "skewness", False),
+        "how unequally often captions are among an image's nearest",
+    ),
+    Metric(
+        *("text_to_image_hubness", "retrieval", "hubness of images{at}", "skewness", False),
+        "how unequally often images are among a caption's nearest",
+    ),
+    *(
+        Metric(
+            *(f"{kind}_churn", "retrieval", f"{kind.replace('_', ' ')} churn"),
+            *("share, 0–1", False),
+            f"share of {queries} whose first hit is another than the first model's",
+        )
+        for kind, queries in (("image_to_text", "images"), ("text_to_image", "captions"))
+    ),
+    Metric(
         *("ndcg", "mixed-search", "NDCG{at}", "share, 0–1", True),
         "how early captions find what belongs to them among images and captions together",
     ),
     Metric(
         *("median_image_rank", "mixed-search", "median rank of the image", "rank, from 1", False),
         "where a caption's image stands among images and captions together",
+    ),
+    *(
+        row
+        for kind, what in (("image", "images"), ("text", "texts"), ("both", "image with text"))
+        for row in (
+            Metric(
+                *(f"{kind}_query_ndcg", "mixed-documents", f"NDCG{{at}}, query: {kind}"),
+                *("share, 0–1", True),
+                f"how early queries that are {what} find their documents of any kind",
+            ),
+            Metric(
+                *(f"{kind}_query_recall", "mixed-documents", f"R{{at}}, query: {kind}"),
+                *("share, 0–1", True),
+                f"share of queries that are {what} with a document of theirs among the first k",
+            ),
+        )
+    ),
+    *(
+        row
+        for kind, group in (("image", "image-neighbours"), ("text", "text-neighbours"))
+        for row in (
+            Metric(
+                *(f"{kind}_to_{kind}_mAP", group, f"{kind} to {kind} mAP", "share, 0–1", True),
+                f"mean over {kind}s of the precision at each other {kind} of their group",
+            ),
+            Metric(
+                *(f"{kind}_to_{kind}_recall", group, f"{kind} to {kind} R{{at}}"),
+                *("share, 0–1", True),
+                f"share of {kind}s with another of their group among the first k",
+            ),
+        )
+    ),
+    Metric(
+        *("knn_accuracy", "image-neighbours", "k-NN accuracy{at}", "share, 0–1", True),
+        "share of images whose class most of their nearest have",
+    ),
+    *(
+        row
+        for kind, what, better in (
+            ("image", "clusters of images and classes", True),
+            ("text", "clusters of prompts and classes", True),
+            ("both", "clusters of images and prompts together and classes", True),
+            ("modality", "clusters of images and texts together and modality", False),
+        )
+        for row in (
+            Metric(
+                *(f"{kind}_v_measure", "clustering", f"V-measure, {kind}", "share, 0–1", better),
+                f"mutual information of {what} over their mean entropy (NMI)",
+            ),
+            Metric(
+                *(f"{kind}_adjusted_rand", "clustering", f"adjusted Rand, {kind}"),
+                *("index, −½–1", better),
+                f"agreement of {what} on pairs of items, 0 for chance",
+            ),
+        )
+    ),
+    Metric(
+        *("pairs_together", "clustering", "pairs in one cluster", "share, 0–1", True),
+        "share of images whose first caption is in their cluster",
+    ),
+    Metric(
+        *("composition_accuracy", "composition", "composition{at}", "share, 0–1", True),
+        "share of images nearer to their own texts than to one of nearly the same words",
+    ),
+    Metric(
+        *("text_only_accuracy", "composition", "text only{at}", "share, 0–1", True),
+        "share of texts nearer to their paraphrase than to one of nearly the same words",
+    ),
+    Metric(
+        *("text_score", "composition", "text score{at}", "share, 0–1", True),
+        "share of items whose two images are both nearer to their own text",
+    ),
+    Metric(
+        *("image_score", "composition", "image score{at}", "share, 0–1", True),
+        "share of items whose two texts are both nearer to their own image",
+    ),
+    Metric(
+        *("group_score", "composition", "group score{at}", "share, 0–1", True),
+        "share of items with both",
     ),
     Metric(
         *("auc", "separation", "AUC", "share, 0–1", True),
@@ -162,6 +257,14 @@ _ROWS = (
         *("expected_calibration_error", "zero-shot", "expected_calibration_error"),
         *("share, 0–1", False),
         "how far confidence is from accuracy",
+    ),
+    Metric(
+        *("churn", "zero-shot", "churn", "share, 0–1", False),
+        "share of images whose class is another than the first model's",
+    ),
+    Metric(
+        *("classes_lost", "zero-shot", "classes lost", "classes", False),
+        "classes that lost recall beyond chance since the first model, all classes considered",
     ),
     Metric(
         *("accuracy", "probe", "accuracy{at}", "share, 0–1", True),

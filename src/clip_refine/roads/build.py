@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ from clip_refine.models import (
 from clip_refine.models.checkpoints import is_run, recognise_folder
 from clip_refine.models.embed import Embedder
 from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip
+from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
@@ -144,6 +145,8 @@ def named_model(name: str) -> ModelConfig:
     >>> named_model("ViT-B-32@openai")
     ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
     """
+    if name.startswith("factory:"):
+        return ModelConfig(factory=name.removeprefix("factory:"))
     architecture, mark, tag = name.rpartition("@")
     if mark and not Path(name).exists():
         return ModelConfig(name=architecture, pretrained=tag)
@@ -164,7 +167,13 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
         _check_written(Path(identifier))
     match kind:
         case "factory":
-            return call_factory(identifier)
+            if not config.factory:  # a file named it
+                raise ModelError(
+                    f"{config.name}: a model made by a function, which is imported only where the "
+                    f"command line names it. If you trust it: --model.factory {identifier} "
+                    f"(explore: --factory {identifier}; evaluate --models factory:{identifier})."
+                )
+            return call_factory(config.factory)
         case "toy":
             return load_open_clip(f"local-dir:{model_directory()}", config.pretrained)
         case "transformers":
@@ -316,6 +325,23 @@ def build_data(
         raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
     train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
     return train_pairs, held_out
+
+
+def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
+    """Say where captions hold marks that the model's tokenizer takes for its own."""
+    tokenizer: Any = model.tokenizer
+    for pairs in sources if isinstance(tokenizer, CountingTokenizer) else ():
+        if isinstance(pairs, Stream):
+            continue  # `data check` reads it through
+        # whatever such marks are called, they have brackets; looking closer takes longer
+        texts = [text for own in pairs.captions for text in own if set("<[&").intersection(text)]
+        if marked := [*compress(texts, tokenizer.are_special(texts))]:
+            remark(
+                f"{pairs.name}: {len(marked)} captions hold a mark of the tokenizer, such as an "
+                f"end of text, behind which nothing is read: {marked[0]!r:.80}. Take it out "
+                "if it is not meant; `clip-refine data check` lists them.",
+                style="yellow",
+            )
 
 
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:

@@ -58,6 +58,8 @@ from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
 
 UNTOUCHED = "pre-trained"
+NUMBERS = 2
+"""Raised where the same run would now have other numbers, so that no table mixes both."""
 
 
 def compare(
@@ -132,15 +134,27 @@ def _compare(
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
     result = Comparison(rows=rows, summary=summary, learning_rates=tuple(choices))
     _say_what_is_left_out(config.out / "comparison.json", result)
-    write_file(config.out / "comparison.json", result.text)
-    write_file(config.out / "comparison.csv", comparison_csv(result))
-    write_file(config.out / "comparison.md", comparison_markdown(result, str(config.out)))
-    device = build.device_name(runs.accelerator.device)
-    write_environment(config.out / "environment.json", device)
-    if config.report:
-        write_comparison_report(config.out)
+    write_comparison(config.out, result, runs.accelerator.device, report=config.report)
     runs.store.complete()
     return result
+
+
+def write_comparison(
+    folder: Path,
+    result: Comparison,
+    device: torch.device,
+    *,
+    report: bool = True,
+    shown_as: Path | None = None,
+) -> None:
+    """Everything to look at, into `folder`, which will be called `shown_as` in the end."""
+    shown = shown_as or folder
+    write_file(folder / "comparison.json", result.text)
+    write_file(folder / "comparison.csv", comparison_csv(result))
+    write_file(folder / "comparison.md", comparison_markdown(result, str(shown)))
+    write_environment(folder / "environment.json", build.device_name(device))
+    if report:
+        write_comparison_report(folder, shown_as=shown)
 
 
 def _say_what_is_left_out(earlier: Path, result: Comparison) -> None:
@@ -198,6 +212,7 @@ def _set_up(
     training, selection = _set_aside(config, train_pairs)
     build.count_steps(config.train, training, 1)
     encoder = build.build_model(config.model, model)
+    build.warn_of_marks(encoder, train_pairs, held_out)
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
@@ -386,24 +401,9 @@ class Runs:
     def score(
         self, name: str, training: Training, features: ModelFeatures, *, selection: float | None
     ) -> tuple[ComparisonRow, dict[str, list[float]]]:
-        """A row of the table, and its headline resampled."""
-        seed = self.config.seed  # of splits in the evaluation and of the bootstrap: one for all
-        scores = score_features(features, seed=seed)
-        row = ComparisonRow(
-            recipe=name,
-            seed=training.seed,
-            learning_rate=training.learning_rate,
-            steps=training.steps,
-            pairs=training.pairs,
-            geometry=scores.geometry,
-            retrieval=scores.retrieval,
-            zero_shot=scores.zero_shot,
-            linear_probe=probe_features(features, seed=seed),
-            selection=selection,
-            seconds=training.seconds,
-            peak_memory=training.peak_memory,
-        )
-        return row, resampled_headline(features, resamples=self.config.resamples, seed=seed)
+        """As `score_row`, with one seed for all."""
+        alike = {"seed": self.config.seed, "resamples": self.config.resamples}
+        return score_row(name, training, features, selection=selection, **alike)
 
     def _variant(self, variant: Variant, seed: int, rate: float) -> list[FinishedRun]:
         names: dict[str, str | None] = {variant.name: None}
@@ -437,8 +437,7 @@ class Runs:
     ) -> list[FinishedRun]:
         """The rows of one training: read where all are there, else made and written."""
         depends_on = {
-            name: digest({"content": self.content, "settings": settings, "peer": peer})
-            for name, peer in names.items()
+            name: digest([NUMBERS, self.content, settings, peer]) for name, peer in names.items()
         }
         read = [self.store.read(f"{name}-{label}", key) for name, key in depends_on.items()]
         found = [stored for stored in read if stored]
@@ -517,6 +516,37 @@ class Runs:
         with complete_folder(folder, overwrite=True) as new:
             save_model(self.encoder, new, made)
             (new / "config.yaml").write_text(settings, encoding="utf-8")
+
+
+def score_row(
+    name: str,
+    training: Training,
+    features: ModelFeatures,
+    *,
+    selection: float | None,
+    seed: int,
+    resamples: int,
+) -> tuple[ComparisonRow, dict[str, list[float]]]:
+    """A row of the table, and its headline resampled.
+
+    `seed` is of splits in the evaluation and of the bootstrap.
+    """
+    scores, probes = score_features(features, seed=seed), probe_features(features, seed=seed)
+    row = ComparisonRow(
+        recipe=name,
+        seed=training.seed,
+        learning_rate=training.learning_rate,
+        steps=training.steps,
+        pairs=training.pairs,
+        geometry=scores.geometry,
+        retrieval=scores.retrieval,
+        zero_shot=scores.zero_shot,
+        linear_probe={task: hits.double().mean().item() for task, hits in probes.items()},
+        selection=selection,
+        seconds=training.seconds,
+        peak_memory=training.peak_memory,
+    )
+    return row, resampled_headline(features, probes, resamples=resamples, seed=seed)
 
 
 def transformed(features: ModelFeatures, peer: Peer) -> ModelFeatures:

@@ -39,6 +39,7 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         raise ConfigError("save_features: there are no pairs to save. Give them: --data.val")
     held_out = [] if tasks_alone else [build.build_held_out(config.data, seed=config.seed)]
     encoder = model or build.build_model(config.model)
+    build.warn_of_marks(encoder, *held_out)
     if isinstance(encoder, nn.Module):
         encoder.float().eval().to(device)
     workers = build.count_workers(config.workers, device)

@@ -103,9 +103,17 @@ class Explorer:
 
 
 def open_explorer(
-    run: Path, images: str | None = None, *, limit: int = 2000, device: str = "auto"
+    run: Path,
+    images: str | None = None,
+    *,
+    factory: str | None = None,
+    limit: int = 2000,
+    device: str = "auto",
 ) -> Explorer:
-    """Load both models of a run and encode what is to be searched."""
+    """Load both models of a run and encode what is to be searched.
+
+    `factory` makes the base model where a function did; the run's own word for it is not taken.
+    """
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
     config = load_config(RefineConfig, run / "config.yaml")
@@ -114,12 +122,13 @@ def open_explorer(
             f"{run}: its base model was passed from Python ({config.model.name}), so it cannot be "
             "loaded by name. Refine with --model.name or --model.factory to explore."
         )
+    base = ModelConfig(factory=factory) if factory else config.model
     pairs = _find_images(config, images)
     pairs = Subset(pairs, range(min(limit, len(pairs))), pairs.name)
     captions = [text for texts in pairs.captions for text in texts]
     accelerator = build.build_accelerator(device)
     indices = []
-    for name, model in (("base", config.model), ("refined", ModelConfig(name=str(run / "model")))):
+    for name, model in (("base", base), ("refined", ModelConfig(name=str(run / "model")))):
         encoder = build.build_model(model)
         if isinstance(encoder, nn.Module):
             encoder.float().eval().to(accelerator.device)

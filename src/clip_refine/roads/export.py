@@ -16,6 +16,7 @@ from clip_refine.config import ModelConfig, RefineConfig, load_config
 from clip_refine.data import ImageCaptions, Subset
 from clip_refine.models.checkpoints import is_run
 from clip_refine.models.encoder import files_of
+from clip_refine.models.open_clip import quiet_open_clip
 from clip_refine.models.transformers import INSTALL, quiet_transformers
 from clip_refine.results import Provenance, RunScores, read
 from clip_refine.roads import build
@@ -157,8 +158,9 @@ def load_back(folder: Path, kind: str, model: Any) -> Encoders:
 
 def _open_clip(folder: Path) -> Encoders:
     name = f"local-dir:{folder}"
-    model, _, preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
-    tokenizer = open_clip.get_tokenizer(name)
+    with quiet_open_clip():
+        model, _, preprocess = open_clip.create_model_and_transforms(name, precision="fp32")
+        tokenizer = open_clip.get_tokenizer(name)
     clip: Any = model.eval()
 
     def images(these: list[Image.Image]) -> Tensor:
@@ -172,8 +174,10 @@ def _transformers(folder: Path) -> Encoders:
     from transformers import AutoModel, AutoProcessor
 
     with quiet_transformers():
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
     def pooled(features: Any) -> Tensor:  # Transformers 5 wraps them, Transformers 4 does not
         return features if isinstance(features, Tensor) else features.pooler_output
@@ -192,7 +196,7 @@ def _sentence_transformers(folder: Path) -> Encoders:
     from sentence_transformers import SentenceTransformer
 
     with quiet_transformers():
-        model = SentenceTransformer(str(folder), device="cpu")
+        model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
 
     def encode(these: list[Any]) -> Tensor:
         return model.encode(these, convert_to_tensor=True, show_progress_bar=False)

@@ -144,6 +144,7 @@ def refine(
             config = override(config, model={"name": name, "pretrained": None, "factory": None})
         steps = build.count_steps(config.train, train_pairs, accelerator.num_processes)
         encoder = build.build_model(config.model, model)
+        build.warn_of_marks(encoder, train_pairs, held_out)
         student = build.build_student(encoder, config, accelerator.device)
         reader = build.build_reader(
             config.data,

@@ -6,25 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from clip_refine.config import DataConfig, EvaluateConfig, ModelConfig, Suite, explain, load_suite
+from clip_refine.config import (
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    Suite,
+    as_recorded,
+    explain,
+    load_suite,
+)
 from clip_refine.config.suites import (
     CaptionsSource,
-    FewShotTask,
-    LinearProbeTask,
+    PromptedTask,
     RowsSource,
     Source,
     SuiteSource,
     Task,
-    ZeroShotTask,
     shipped,
 )
 from clip_refine.data import open_pairs
+from clip_refine.data.benchmarks import read_mixbench, read_sugarcrepe, read_winoground
 from clip_refine.data.images import DECODING
 from clip_refine.data.labelled import (
     OPEN_CLIP,
@@ -37,19 +43,12 @@ from clip_refine.data.labelled import (
 )
 from clip_refine.data.pairs import Images, fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
-from clip_refine.evaluation import Embedder, class_vectors
+from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
+from clip_refine.evaluation.forgetting import against
 from clip_refine.evaluation.scores import Outcome, mean_of
-from clip_refine.evaluation.tasks import (
-    few_shot_task,
-    geometry_task,
-    linear_probe_task,
-    mixed_search_task,
-    retrieval_task,
-    separation_task,
-    zero_shot_task,
-)
-from clip_refine.models.embed import EmbeddedPairs, FeatureStore, image_fingerprints
+from clip_refine.evaluation.tasks import SourceFeatures, measure_task
+from clip_refine.models.embed import FeatureStore, image_fingerprints
 from clip_refine.models.encoder import identity
 from clip_refine.results import Difference, EvaluatedModel, Score, SuiteScores, TaskScores
 from clip_refine.results.metrics import metric
@@ -57,7 +56,8 @@ from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
 from clip_refine.support.errors import ConfigError, DataError, first_line
 from clip_refine.support.folder import check_free, default_cache, describe_environment, write_file
-from clip_refine.toy import toy_tasks, toy_val
+from clip_refine.support.limits import parse_yaml, read_text
+from clip_refine.toy import toy_composition, toy_tasks, toy_val
 
 
 class NotThereError(DataError):
@@ -73,6 +73,7 @@ class OpenedSource:
     note: str | None  # what the suite says about it
     # the texts of each image; None where it has classes
     captions: Sequence[Sequence[str]] | None = None
+    layout: Any = None  # how a benchmark's images and texts belong together
     labels: Sequence[int] = ()  # the class of each image; empty where it has captions
     class_names: Sequence[str] = ()  # for prompts
     names_from: str | None = None  # which list those are
@@ -86,7 +87,7 @@ class OpenedSource:
     @property
     def owners(self) -> Tensor:
         """(M,) the image of each caption."""
-        counts = torch.tensor([len(texts) for texts in self.captions or ()])
+        counts = torch.tensor([len(texts) for texts in self.captions or ()], dtype=torch.int64)
         return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
     def fingerprint(self, *more: str) -> str:
@@ -96,7 +97,8 @@ class OpenedSource:
             "\0".join((name, *texts))
             for name, texts in zip(self.fingerprints, described, strict=True)
         ]
-        return fingerprint(*(part.encode() for part in (*parts, *more)))
+        layout = [repr(self.layout)] if self.layout else []
+        return fingerprint(*(part.encode() for part in (*parts, *layout, *more)))
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,14 @@ def open_suite_source(source: SuiteSource, places: SuitePlaces) -> OpenedSource:
         except NotThereError as absent:
             tried.append(str(absent))
             continue
-        if source.captioned:
-            return OpenedSource(images, where, source.note, captions=images.captions)
+        if source.holds != "classes":
+            layout = None if source.holds == "captions" else images.layout
+            return OpenedSource(images, where, source.note, images.captions, layout)
         asked = source.class_names
         if isinstance(asked, str) and asked != OPEN_CLIP:
             asked = places.file(asked)
         names = choose_names(images.class_names, asked, naming=source.naming)
-        return OpenedSource(images, where, source.note, None, images.labels, *names)
+        return OpenedSource(images, where, source.note, None, None, images.labels, *names)
     advice = f" {source.how_to_get}" if source.how_to_get else ""
     raise NotThereError(f"looked for {', '.join(tried)}.{advice}")
 
@@ -179,6 +182,8 @@ def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
     match place.kind:
         case "toy" if place.task is None:
             return toy_val(), "toy"
+        case "toy" if place.task == "toy_composition":
+            return toy_composition(), f"toy {place.task}"
         case "toy":
             tasks = {task.name: task for task in toy_tasks()}
             if place.task not in tasks:
@@ -213,6 +218,14 @@ def _open(place: Source, places: SuitePlaces) -> tuple[Any, str]:
             except DataError as error:
                 raise NotThereError(f"torchvision's {place.dataset} in {path}") from error
             return found, where
+        case "mixbench":
+            return read_mixbench(path), where
+        case "sugarcrepe":
+            if not (places.data / place.images).is_dir():
+                raise NotThereError(str(places.data / place.images))
+            return read_sugarcrepe(path, places.data / place.images), where
+        case "winoground":
+            return read_winoground(path), where
         case "rows":
             return _read(place, str(path)), where
         case "captions":
@@ -236,7 +249,7 @@ def _read(place: RowsSource | CaptionsSource, where: str) -> Images:
 
 
 def build_templates(
-    task: ZeroShotTask, override: str | None, places: SuitePlaces
+    task: PromptedTask, override: str | None, places: SuitePlaces
 ) -> tuple[str, tuple[str, ...]]:
     """A task's prompt set: its name and its templates."""
     asked = override or task.prompts
@@ -250,7 +263,7 @@ def build_templates(
         case "simple-imagenet":
             return asked, tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES)
         case "short":
-            sets = yaml.safe_load(shipped("prompts.yaml"))
+            sets = parse_yaml(shipped("prompts.yaml"))
             return asked, tuple(sets.get(task.source, sets["any"]))
     if not Path(asked).suffix:
         raise ConfigError(
@@ -276,7 +289,7 @@ def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
             if base not in found.values():
-                found[_label(base)] = base
+                found.setdefault(_label(base), base)
         found[name] = build.named_model(name)
     return found
 
@@ -288,8 +301,9 @@ def _label(model: ModelConfig) -> str:
 def _base_of(path: Path) -> ModelConfig:
     """The model in a run's settings; the others may be of another version."""
     try:
-        return ModelConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))["model"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+        stored = parse_yaml(read_text(path))["model"]
+        return as_recorded(ModelConfig.model_validate(stored))
+    except (OSError, TypeError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path}: its model, from which the run started, cannot be read "
             f"({first_line(error)}). Name both models, base and {path.parent / 'model'}."
@@ -350,7 +364,7 @@ class SuiteBench:
             if source.captions is not None:
                 store.add_texts(embedder, source.texts, f"{title} captions", group)
         for task in self.tasks:
-            if task.kind == "zero-shot":
+            if isinstance(task, PromptedTask):
                 prompts = self._prompts(task)
                 store.add_texts(embedder, prompts, f"{label}: {task.source} prompts", group)
         scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
@@ -364,77 +378,51 @@ class SuiteBench:
             raise DataError(f"task {task.title}: {error}.") from error
 
     def _measure(self, task: Task, model: EncodedModel) -> Outcome:
-        source = self.sources[task.source]
-        # tasks on one source draw the same images
-        bootstrap = Bootstrap(self.suite.resamples, self.config.seed, task.source)
-        images = model.features.images(source.fingerprints)
-        if source.captions is None:
-            labels = torch.tensor(list(source.labels))
-            match task.kind:
-                case "zero-shot":
-                    names = source.class_names
-                    prompts = model.features.texts(self._prompts(task))
-                    return zero_shot_task(
-                        images,
-                        class_vectors(prompts.view(len(names), -1, prompts.shape[1])),
-                        labels,
-                        class_names=names,
-                        logit_scale=model.logit_scale,
-                        bootstrap=bootstrap,
-                    )
-                case "linear-probe":
-                    training = self._training(task, model)
-                    return linear_probe_task(images, labels, training, bootstrap=bootstrap)
-                case "few-shot-probe":
-                    return few_shot_task(
-                        images,
-                        labels,
-                        self._training(task, model),
-                        shots=task.shots,
-                        draws=task.draws,
-                        bootstrap=bootstrap,
-                    )
-            raise ValueError(f"{task.kind} is not measured on classes")
-        pairs = EmbeddedPairs(images, model.features.texts(source.texts), source.owners)
-        match task.kind:
-            case "retrieval":
-                return retrieval_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
-            case "mixed-search":
-                return mixed_search_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
-            case "separation":
-                return separation_task(
-                    pairs,
-                    protocol=task.protocol,
-                    false_positive_rate=task.false_positive_rate,
-                    bootstrap=bootstrap,
-                )
-            case "geometry":
-                return geometry_task(pairs, bootstrap=bootstrap)
-        raise ValueError(f"{task.kind} is not measured on captions")
+        source, features = self.sources[task.source], model.features
+        prompted = self._prompts(task) if isinstance(task, PromptedTask) else []
+        texts = prompted if source.captions is None else source.texts
+        images = features.images(source.fingerprints)
+        return measure_task(
+            task,
+            SourceFeatures(
+                images,
+                features.texts(texts) if texts else images[:0],
+                source.owners,
+                torch.tensor(list(source.labels)),
+                class_names=source.class_names,
+                training=self._training(task, model),
+                layout=source.layout,
+                logit_scale=model.logit_scale,
+            ),
+            bootstrap=self.bootstrap(task),
+        )
 
-    def templates(self, task: ZeroShotTask) -> tuple[str, tuple[str, ...]]:
+    def bootstrap(self, task: Task) -> Bootstrap:
+        """Tasks on one source draw the same images."""
+        return Bootstrap(self.suite.resamples, self.config.seed, task.source)
+
+    def templates(self, task: PromptedTask) -> tuple[str, tuple[str, ...]]:
         """The name of a task's prompt set, and the set."""
         return build_templates(task, self.config.prompts, SuitePlaces.of(self.config))
 
     def data_fingerprint(self, task: Task) -> str:
         """Of images with captions or classes, of class names, prompts and training images."""
         source, more = self.sources[task.source], []
-        if task.kind == "zero-shot":
+        if isinstance(task, PromptedTask):
             more = [*source.class_names, *self.templates(task)[1]]
         train = task.sources().get("train")
         return source.fingerprint(*more, *([self.sources[train].fingerprint()] if train else []))
 
-    def _training(
-        self, task: LinearProbeTask | FewShotTask, model: EncodedModel
-    ) -> tuple[Tensor, Tensor] | None:
-        if task.train is None:
+    def _training(self, task: Task, model: EncodedModel) -> tuple[Tensor, Tensor] | None:
+        train = task.sources().get("train")
+        if train is None:
             return None
-        source = self.sources[task.train]
+        source = self.sources[train]
         if source.class_names != self.sources[task.source].class_names:
-            raise ValueError(f"{task.train} and {task.source} have other classes")
+            raise ValueError(f"{train} and {task.source} have other classes")
         return model.features.images(source.fingerprints), torch.tensor(list(source.labels))
 
-    def _prompts(self, task: ZeroShotTask) -> list[str]:
+    def _prompts(self, task: PromptedTask) -> list[str]:
         """Every class name in every template, class by class."""
         names, templates = self.sources[task.source].class_names, self.templates(task)[1]
         return [template.replace("{}", name) for name in names for template in templates]
@@ -494,6 +482,12 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
                 found[label][MEAN] = mean_of(zero_shot, "top1")
     if not accelerator.is_main_process:
         return None
+    if len(found) > 1:  # what changed since the first model
+        first, *_ = (dict(outcomes) for outcomes in found.values())
+        for outcomes in found.values():
+            for task in bench.tasks:
+                title = task.title
+                outcomes[title] = against(first[title], outcomes[title], bench.bootstrap(task))
     measured = [
         _record(bench, task, model, found[model.label][task.title])
         for task in bench.tasks
@@ -524,7 +518,7 @@ def _record(bench: SuiteBench, task: Task, model: EvaluatedModel, outcome: Outco
     """The numbers with everything that they depend on."""
     source, counts = bench.sources[task.source], dict(outcome.counts)
     prompts, templates, names = None, (), None
-    if task.kind == "zero-shot":
+    if isinstance(task, PromptedTask):
         prompts, templates = bench.templates(task)
         names = source.names_from
         counts["prompts_a_class"] = len(templates)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from clip_refine.config import LossConfig, RefineConfig, override, with_recipe
 from clip_refine.config.runs import recipe_settings, unused_settings
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError
+from clip_refine.support.limits import parse_yaml
 
 SWEPT_GROUPS = ("train", "loss", "prior")
 ONE_FOR_ALL = ("precision", "device", "workers")  # of `train`: all runs share them
@@ -96,8 +96,8 @@ def parse_sweep(text: str) -> Sweep:
         )
     _check_setting(text, group, setting)
     try:
-        values = tuple((value, yaml.safe_load(value)) for value in written)
-    except yaml.YAMLError as error:
+        values = tuple((value, parse_yaml(value)) for value in written)
+    except ValueError as error:
         raise ConfigError(f"sweep {text!r}: a value cannot be read ({error}).") from error
     return Sweep(group, setting, values)
 

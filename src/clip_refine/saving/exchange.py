@@ -68,7 +68,7 @@ def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
         from transformers import AutoTokenizer
     except ImportError:  # then without tokenizer.json, which libraries outside Python read
         return
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from unicodedata import category
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 if TYPE_CHECKING:
     import torch  # seconds to import, which help and reports need not wait for
@@ -81,13 +82,41 @@ class PeakMemory:
 
 Item = TypeVar("Item")
 
-console = Console(stderr=True, highlight=False)
-"""Progress and remarks go to standard error, so that results can be piped."""
+# which way text runs
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def printable(text: str) -> str:
-    """Text from data without what would move a terminal's cursor or change its title."""
-    return "".join("\ufffd" if c != "\n" and category(c) in ("Cc", "Cs") else c for c in text)
+    r"""Text from data without what would move a terminal's cursor, turn text or set a title.
+
+    >>> printable("a\x1b[2Jb"), printable("line\n")
+    ('a\ufffd[2Jb', 'line\n')
+    """
+    return "".join(
+        "\ufffd" if c != "\n" and (category(c) in ("Cc", "Cs") or c in _TURNING) else c
+        for c in text
+    )
+
+
+class PlainConsole(Console):
+    """Writes no control characters but its own: names of folders and classes may hold others."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As rich's."""
+        for segment in super().render(renderable, options):
+            clean = segment.control or segment.text.isprintable()
+            yield segment if clean else segment._replace(text=printable(segment.text))
+
+
+console = PlainConsole(stderr=True, highlight=False)
+"""Progress and remarks go to standard error, so that results can be piped."""
+
+
+def say(*texts: object, end: str = "\n") -> None:
+    """Print results to standard output, names of others' files as they can be shown."""
+    print(*(printable(str(text)) for text in texts), end=end)
 
 
 def remark(line: str, style: str | None = None) -> None:

@@ -4,6 +4,9 @@ A message says what was wrong, what was found, what is allowed and what to do ne
 line prints it without a traceback; from Python every kind is a `ClipRefineError`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its kind where it says nothing."""
@@ -13,6 +16,8 @@ def first_line(error: BaseException) -> str:
 
 class ClipRefineError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    status = 2  # of the command line's exit: usage and input
 
 
 class ConfigError(ClipRefineError):
@@ -30,6 +35,34 @@ class ModelError(ClipRefineError):
 class TrainingError(ClipRefineError):
     """Training cannot go on, for example after a loss that is not finite."""
 
+    status = 1
+
 
 class OutputError(ClipRefineError):
     """The results cannot be written where they were asked for."""
+
+
+@contextmanager
+def foreign(kind: type[ClipRefineError], before: str, after: str = "") -> Iterator[None]:
+    """Around another library's parser: whatever a file makes it raise becomes one of our errors.
+
+    Parsers of damaged and hostile files trip in more ways than a list of exceptions can hold.
+
+    Args:
+        kind: Of error.
+        before: What stands in front of the reason: the file and what is wrong.
+        after: What to do.
+
+    Raises:
+        ClipRefineError: Of `kind`; one that comes from inside passes as it is.
+    """
+    try:
+        yield
+    except (ClipRefineError, MemoryError):
+        raise
+    except Exception as error:
+        raise kind(f"{before} ({first_line(error):.300}).{after}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of parsers in Rust
+            raise
+        raise kind(f"{before} ({first_line(error):.300}).{after}") from error

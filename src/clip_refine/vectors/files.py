@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import DataError, OutputError, foreign
 from clip_refine.support.folder import (
     check_free,
     check_sums,
@@ -109,7 +108,7 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with foreign(DataError, f"{path}: cannot be read"):
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             with safe_open(path, "pt") as file:
@@ -118,10 +117,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 raise ValueError("not what was written there, by its checksum; make it again")
             return tensors
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
     raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
 
 

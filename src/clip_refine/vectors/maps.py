@@ -247,10 +247,21 @@ class VectorStudent(nn.Module):
         return tokens @ self.text_start.T + _apply(self.text_change, tokens)
 
     @torch.no_grad()
-    def maps(self, images: int, texts: int, *, logit_scale: float) -> RefinedMaps:
-        """What was learnt, on so many images and texts, with the factor on cosines that fits."""
+    def maps(
+        self, images: int, texts: int, share: float = 1.0, *, logit_scale: float
+    ) -> RefinedMaps:
+        """What was learnt, on so many images and texts, with the factor on cosines that fits.
+
+        `share` of the change, where that is to be a part of it: the line from the start (WiSE-FT).
+        """
         eye = torch.eye(self.image_start.shape[1], device=self.scale.device)
-        image, text = self.encode_image(eye).T, self.encode_text(eye).T
+        image, text = (
+            start + share * _apply(change, eye).T
+            for start, change in (
+                (self.image_start, self.image_change),
+                (self.text_start, self.text_change),
+            )
+        )
         sides = image.contiguous().cpu(), text.contiguous().cpu()
         return RefinedMaps(sides[0], sides[1], images, texts, logit_scale=logit_scale)
 

@@ -7,15 +7,18 @@
 | `A.npy,B.npy` | images, texts | rows |
 | clip-retrieval's folder | `img_emb/img_emb_0.npy`, `text_emb/…` | rows, or a column of metadata |
 | `.parquet` | two columns of lists | rows, or another column |
+| a saved `datasets` folder, a LanceDB table `DB/NAME.lance` | the same | the same |
 """
 
 import json
 import re
+import secrets
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +30,7 @@ import torch
 from torch import Tensor
 
 from clip_refine.support.console import Bar
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, first_line, foreign
 from clip_refine.support.folder import check_free, complete_file, complete_folder
 from clip_refine.vectors.files import FeatureSet, read_features
 from clip_refine.vectors.transforms import Modality, Peer
@@ -97,18 +100,15 @@ def open_npy(path: Path) -> Matrix:
     Raises:
         DataError: It is no matrix of floating-point rows, or is cut off.
     """
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(file)
-            offset = file.tell()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        offset = file.tell()
     kind = _TYPES.get(dtype.str[1:])
     if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
         raise DataError(
@@ -131,16 +131,14 @@ def _check_complete(path: Path, expected: int) -> None:
 
 def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the data begins, and what is there."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
-    header.pop("__metadata__", None)
-    _check_complete(path, 8 + length + max(one["data_offsets"][1] for one in header.values()))
+    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = max(one["data_offsets"][1] for one in header.values())
+    _check_complete(path, 8 + length + end)
     return 8 + length, header
 
 
@@ -186,20 +184,30 @@ def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
     """
     images, comma, texts = source.partition(",")
     path = Path(source)
-    if owner is not None and path.suffix != ".parquet" and not is_clip_retrieval(path):
+    columns = path.suffix in (".parquet", LANCE) or is_clip_retrieval(path) or is_dataset(path)
+    if owner is not None and not columns:
         raise DataError(
-            f"{source}: owner {owner!r} is a column, which only .parquet and clip-retrieval's "
-            f"folders have. Other files have {_OWNERS}."
+            f"{source}: owner {owner!r} is a column, which only .parquet, saved datasets, LanceDB "
+            f"tables and clip-retrieval's folders have. Other files have {_OWNERS}."
         )
     try:
         if comma:
             found = FeatureSet(open_npy(Path(images)).read(), open_npy(Path(texts)).read())
         elif is_clip_retrieval(path):
             found = _read_clip_retrieval(path, owner)
+        elif path.suffix == ".parquet":
+            with _open_parquet(path) as file:
+                batches = partial(file.iter_batches, _ROWS)
+                found = _read_columns(path, file.schema_arrow.names, batches, owner)
+        elif path.suffix == LANCE:
+            table = open_lance(path)
+            found = _read_columns(path, table.schema.names, partial(_lance_batches, table), owner)
+        elif is_dataset(path):
+            with _open_arrow(_dataset_files(path)[0]) as opened:
+                names = opened.schema.names
+            found = _read_columns(path, names, partial(_dataset_batches, path), owner)
         elif path.is_dir():
             found = _read_folder(path)
-        elif path.suffix == ".parquet":
-            found = _read_parquet(path, owner)
         else:
             found = read_features(path)
         _check_rows(found)
@@ -277,17 +285,75 @@ def _column(path: Path, name: str) -> list[Any]:
         return file.read(columns=[name])[name].to_pylist()
 
 
-def _read_parquet(path: Path, owner: str | None) -> FeatureSet:
-    with _open_parquet(path) as file:
-        names = [_side_column(path, file.schema_arrow.names, side) for side in NAMES]
-        parts: list[list[Tensor]] = [[], []]
-        for number, batch in enumerate(file.iter_batches(_ROWS, columns=names)):
-            for part, name in zip(parts, names, strict=True):
-                part.append(_rows_of(path, batch.column(name), name, number * _ROWS))
+def _read_columns(
+    path: Path,
+    there: Sequence[str],
+    batches: Callable[..., Iterator[pa.RecordBatch]],
+    owner: str | None,
+) -> FeatureSet:
+    """Two columns of lists; `batches` gives those `columns` that it is asked for."""
+    names = [_side_column(path, there, side) for side in NAMES]
+    if owner is not None and owner not in there:
+        raise DataError(f"{path}: there is no column {owner!r}. There are {', '.join(there)}.")
+    parts: list[list[Tensor]] = [[], []]
+    owners: list[Any] = []
+    start = 0
+    for batch in batches(columns=[*names, *([] if owner is None else [owner])]):
+        for part, name in zip(parts, names, strict=True):
+            part.append(_rows_of(path, batch.column(name), name, start))
+        owners += [] if owner is None else batch.column(owner).to_pylist()
+        start += len(batch)
     for part, name in zip(parts, names, strict=True):
         _one_dim(path, part, name)
     sides = torch.cat(parts[0]), torch.cat(parts[1])
-    return FeatureSet(*sides) if owner is None else _grouped(*sides, _column(path, owner))
+    return FeatureSet(*sides) if owner is None else _grouped(*sides, owners)
+
+
+LANCE = ".lance"
+
+
+def open_lance(path: Path) -> Any:
+    """A LanceDB table by its folder, `DB/NAME.lance`."""
+    try:
+        import lancedb  # pyright: ignore[reportMissingImports]: an extra
+    except ImportError as error:
+        raise DataError(
+            f"{path}: LanceDB tables need the extra [lance]: pip install 'clip-refine[lance]'."
+        ) from error
+    try:
+        return lancedb.connect(str(path.parent)).open_table(path.stem)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}).") from error
+
+
+def _lance_batches(table: Any, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    rows = table.search()
+    return rows.select(list(columns)).to_batches(_ROWS) if columns else rows.to_batches(_ROWS)
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether `datasets` saved this folder."""
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def _dataset_files(path: Path) -> list[Path]:
+    """Its Arrow streams in order."""
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return [path / one["filename"] for one in state["_data_files"]]
+
+
+def _open_arrow(path: Path) -> pa.RecordBatchStreamReader:
+    try:
+        return pa.ipc.open_stream(pa.memory_map(str(path)))
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
+
+
+def _dataset_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for file in _dataset_files(path):
+        with _open_arrow(file) as opened:
+            for batch in opened:
+                yield batch.select(list(columns))
 
 
 def _one_dim(path: Path, parts: Sequence[Tensor], name: str) -> None:
@@ -394,24 +460,28 @@ def apply_stored(
             "vectors has. Take another transform."
         )
     move = _Move(peer, side)
+    if source.suffix == LANCE:
+        return _apply_lance(move, source, out, column, overwrite=overwrite)
+    if is_dataset(source):
+        return _apply_dataset(move, source, out, column, overwrite=overwrite)
     if source.is_dir():
         return _apply_folder(move, source, out, overwrite=overwrite)
     check_free(out, overwrite=overwrite, folder=False)
     if source.suffix not in (".npy", ".npz", ".safetensors", ".parquet"):
         raise DataError(
-            f"{source}: not a kind of stored vectors. Give .npy, .npz, .safetensors, .parquet, or "
-            "a folder of clip-retrieval's."
+            f"{source}: not a kind of stored vectors. Give .npy, .npz, .safetensors, .parquet, "
+            f"a saved dataset, a table DB/NAME{LANCE}, or a folder of clip-retrieval's."
         )
-    with complete_file(out) as partial:
+    with complete_file(out) as new:
         match source.suffix:
             case ".npy":
-                return _apply_npy(move, open_npy(source), partial)
+                return _apply_npy(move, open_npy(source), new)
             case ".safetensors":
-                return _apply_safetensors(move, source, partial, column)
+                return _apply_safetensors(move, source, new, column)
             case ".npz":
-                return _apply_npz(move, source, partial, column)
+                return _apply_npz(move, source, new, column)
             case _:
-                return _apply_parquet(move, source, partial, column)
+                return _apply_parquet(move, source, new, column)
 
 
 @dataclass(frozen=True)
@@ -530,21 +600,72 @@ def _apply_npz(move: _Move, source: Path, out: Path, column: str | None) -> int:
     return len(rows)
 
 
+@dataclass
+class _MoveColumn:
+    """Batch after batch with one column mapped, every other column and the order as they are."""
+
+    move: _Move
+    path: Path
+    schema: pa.Schema
+    column: str | None
+    done: int = 0  # rows so far
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        name = _side_column(self.path, self.schema.names, self.move.side, self.column)
+        place = self.schema.get_field_index(name)
+        field = self.schema.field(place)
+        rows = _rows_of(self.path, batch.column(place), name, self.done)
+        _same_dim(self.move, rows.shape[1], self.path)
+        mapped = self.move(self.path, self.done, rows).numpy().ravel()
+        values = pa.array(mapped, field.type.value_type)
+        moved = pa.FixedSizeListArray.from_arrays(values, rows.shape[1]).cast(field.type)
+        self.done += len(rows)
+        return batch.set_column(place, field, moved)
+
+
 def _apply_parquet(move: _Move, source: Path, out: Path, column: str | None) -> int:
-    """Row by row in order, every other column as it is."""
-    done = 0
     with _open_parquet(source) as file:
-        schema = file.schema_arrow
-        name = _side_column(source, schema.names, move.side, column)
-        place, kind = schema.get_field_index(name), schema.field(name).type
-        with pq.ParquetWriter(out, schema) as writer:
+        moved = _MoveColumn(move, source, file.schema_arrow, column)
+        with pq.ParquetWriter(out, moved.schema) as writer:
             for batch in file.iter_batches(_ROWS):
-                rows = _rows_of(source, batch.column(place), name, done)
-                _same_dim(move, rows.shape[1], source)
-                values = pa.array(move(source, done, rows).numpy().ravel(), kind.value_type)
-                moved = pa.FixedSizeListArray.from_arrays(values, rows.shape[1]).cast(kind)
-                writer.write_batch(batch.set_column(place, schema.field(name), moved))
-                done += len(rows)
+                writer.write_batch(moved(batch))
+    return moved.done
+
+
+def _apply_lance(
+    move: _Move, source: Path, out: Path, column: str | None, *, overwrite: bool
+) -> int:
+    table = open_lance(source)
+    import lancedb  # pyright: ignore[reportMissingImports]: an extra
+
+    moved = _MoveColumn(move, source, table.schema, column)
+    with complete_folder(out, overwrite=overwrite) as new:
+        # block by block: LanceDB waits for itself if it is to write what it is reading
+        target = lancedb.connect(str(new)).create_table("t", schema=moved.schema)
+        for batch in _lance_batches(table):
+            target.add(pa.Table.from_batches([moved(batch)]))
+        for path in (new / f"t{LANCE}").iterdir():
+            path.rename(new / path.name)
+        (new / f"t{LANCE}").rmdir()
+    return moved.done
+
+
+def _apply_dataset(
+    move: _Move, source: Path, out: Path, column: str | None, *, overwrite: bool
+) -> int:
+    done = 0
+    with complete_folder(out, overwrite=overwrite) as new:
+        for path in _dataset_files(source):
+            with _open_arrow(path) as opened:
+                moved = _MoveColumn(move, path, opened.schema, column)
+                with pa.ipc.new_stream(str(new / path.name), moved.schema) as writer:
+                    for batch in opened:
+                        writer.write_batch(moved(batch))
+            done += moved.done
+        shutil.copyfile(source / "dataset_info.json", new / "dataset_info.json")
+        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        state["_fingerprint"] = secrets.token_hex(8)  # by which `datasets` finds what it cached
+        (new / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
     return done
 
 
@@ -557,15 +678,15 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
     mapped = {matrix.path for matrix in matrices}
     for matrix in matrices:
         move.dim(matrix.dim, matrix.path)
-    with complete_folder(out, overwrite=overwrite) as partial:
+    with complete_folder(out, overwrite=overwrite) as new:
         for path in sorted(source.rglob("*")):
-            target = partial / path.relative_to(source)
+            target = new / path.relative_to(source)
             if path.is_dir():
                 target.mkdir(parents=True)
             elif path not in mapped:
                 shutil.copyfile(path, target)
         for matrix in matrices:
-            _apply_npy(move, matrix, partial / matrix.path.relative_to(source))
+            _apply_npy(move, matrix, new / matrix.path.relative_to(source))
         note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
-        (partial / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+        (new / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return sum(matrix.rows for matrix in matrices)

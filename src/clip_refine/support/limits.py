@@ -1,0 +1,146 @@
+"""How much is read of files that others wrote, and how: docs/security.md tells the same.
+
+Every limit is one process's. What is refused raises a `ValueError` that says why, so that a reader
+needs one `except (OSError, ValueError)` whatever the parser of a format trips over.
+"""
+
+import json
+import os
+import reprlib
+import stat
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, AnyStr
+
+import yaml
+
+from clip_refine.support.errors import first_line
+
+TEXT = 1 << 20
+"""Bytes of settings, of a text beside an image or in an archive; letters of a line of a table."""
+LINE = 1 << 26
+"""Bytes of a line of JSON lines, which may hold an image."""
+IMAGE = 1 << 28
+"""Bytes of an image file."""
+WHOLE = 1 << 30
+"""Bytes of a JSON file of annotations or results, and of a list of names: they are read whole."""
+FILES = 1_000_000
+"""Files that one pattern may stand for, and values that a YAML file may stand for."""
+PIXELS = 89_478_485
+"""Width times height of an image, above which Pillow itself warns; known before it is decoded."""
+_NAMES = 20
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names for a message, which no file can make longer than a screen.
+
+    >>> listed(range(1000))[-25:]
+    '17, 18, 19 and 980 others'
+    """
+    names = [str(name) for name in names]
+    shown = [name if len(name) <= 60 else f"{name[:57]}..." for name in names[:_NAMES]]
+    return ", ".join(shown) + (f" and {len(names) - _NAMES} others" if names[_NAMES:] else "")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut off, and without writing out what is nested.
+
+    >>> shown([1, [2, [3, [4, [5, [6, [7]]]]]]])
+    '[1, [2, [3, [4, [5, [6, [...]]]]]]]'
+    """
+    return reprlib.repr(value)
+
+
+def read_text(path: Path, most: int = TEXT) -> str:
+    """A file in UTF-8, up to `most` bytes; a pipe from the shell, too.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger, or no UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"has more than the {most:,} bytes that are read of such a file")
+    return content.decode("utf-8-sig")
+
+
+def lines_of(file: IO[AnyStr], most: int) -> Iterator[AnyStr]:
+    """The lines of a file.
+
+    Raises:
+        ValueError: One is longer than `most`.
+    """
+    number = 0
+    while line := file.readline(most + 1):
+        number += 1
+        if len(line) > most:
+            unit = "letters" if isinstance(line, str) else "bytes"
+            raise ValueError(f"line {number} has more than the {most:,} {unit} that are read")
+        yield line
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON text.
+
+    Raises:
+        ValueError: It is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML text of plain values.
+
+    Raises:
+        ValueError: It is none, is nested too deeply, or stands for far more than it is long.
+    """
+    try:
+        loader = yaml.SafeLoader(text)  # the one in Python, which knows how deep it is
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except Exception as error:  # dates, numbers and tags that do not hold what they say
+        raise ValueError(f"holds a value that is none ({first_line(error)})") from error
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """The values that a node stands for, each reference counted as what it refers to."""
+    if id(node) not in known:
+        known[id(node)] = FILES + 1  # what holds itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+        if known[id(node)] > FILES:
+            raise yaml.YAMLError(f"stands for more than the {FILES:,} values that are read")
+    return known[id(node)]
+
+
+def is_regular(path: Path) -> bool:
+    """Whether it is a file, not a pipe, a device or a folder, of which reading may never end."""
+    return stat.S_ISREG(os.stat(path).st_mode)
+
+
+@lru_cache(1024)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether links lead from a path inside a folder to one outside; the folder may be a link."""
+    parent, name = os.path.split(path)
+    real = os.path.join(_real(parent), name)
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+    inside = _real(str(folder))
+    return os.path.commonpath([real, inside]) != inside

@@ -1,0 +1,115 @@
+"""`make fuzz`: read changed files of every kind for some minutes; keep those that go wrong.
+
+    python -m tests.fuzz SECONDS [TARGET ...]
+
+Hypothesis makes the changes. Where atheris is installed it chooses them by the code that they
+reach, else they are random. Each target has a process of its own with 2 GB of memory more than what
+its imports take, so that a file which takes more shows as a MemoryError.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import TARGETS, changed
+from tests.fuzz.trial import CORPUS, judged
+
+EXTRA = 2 * 10**9
+_SHOWN = 1500  # letters of a fault
+MOST = 20  # different faults of a target after which it is left
+
+
+def fuzz(name: str, seconds: float) -> None:
+    """Read changed files of one target, print what goes wrong and keep it."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    target, faults, count = TARGETS[name], set[str](), 0
+    folder = Path(tempfile.mkdtemp()) / "sound"
+    os.chdir(folder.parent)
+    files = target.prepare(folder)
+    for file, content in files.items():  # so that all is imported
+        judged(target, folder, file, content)
+    taken = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmData:")
+    )
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + EXTRA, taken + EXTRA))
+    silent = os.open(os.devnull, os.O_WRONLY)
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(silent, 2)
+
+    @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def trial(data: st.DataObject) -> None:
+        nonlocal count
+        file, content = data.draw(changed(files))
+        count += 1
+        wrong = judged(target, folder, file, content)
+        if wrong is None:
+            return
+        where = [line for line in wrong.splitlines() if "clip_refine" in line][-1:]
+        kind = "".join(where) or wrong.splitlines()[-1][:80]
+        if kind not in faults and len(faults) < MOST:
+            faults.add(kind)
+            number = hashlib.blake2b(content, digest_size=4).hexdigest()
+            kept = CORPUS / name / f"{number}-{file.replace('/', '+')}"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(content)
+            print(f"{name}: {kept}\n{wrong[-_SHOWN:]}", file=told, flush=True)
+
+    one = trial.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
+    end, how = time.monotonic() + seconds, "random"
+    generator = random.Random()
+    try:
+        import atheris  # type: ignore[import-not-found]
+    except ImportError:
+        while time.monotonic() < end:
+            one(generator.randbytes(generator.choice((200, 1000, 4000))))
+    else:
+        how = "by coverage"
+        try:
+            atheris.Setup([sys.argv[0], "-verbosity=0", "-print_final_stats=0"], _until(one, end))
+            atheris.Fuzz()
+        except SystemExit:
+            pass
+    print(f"{name}: {count:,} files, {how}, {len(faults)} faults", file=told, flush=True)
+    os._exit(bool(faults))
+
+
+def _until(one, end: float):
+    def stopping(data: bytes) -> None:
+        if time.monotonic() > end:
+            raise SystemExit
+        one(data)
+
+    return stopping
+
+
+def main() -> None:
+    """Every target for its share of the time."""
+    seconds, *names = sys.argv[1:] or ["600"]
+    names = names or list(TARGETS)
+    failed = []
+    forked = multiprocessing.get_context("fork")
+    for name in names:
+        process = forked.Process(target=fuzz, args=(name, float(seconds) / len(names)))
+        process.start()
+        process.join()
+        if process.exitcode:
+            failed.append(f"{name} ({process.exitcode})")
+    if failed:
+        raise SystemExit(f"went wrong: {', '.join(failed)}. See tests/fuzz/corpus.")
+
+
+if __name__ == "__main__":
+    main()

@@ -113,7 +113,8 @@ class PairStream:
             before = number
             for pair in self._pass(f"{seed} {epoch}", epoch, skip - number):
                 if pair is not None:
-                    yield StreamedPair(*pair, number)
+                    place, caption = pair
+                    yield StreamedPair(place, caption, number)
                 number += 1
             if number == before:
                 raise DataError(f"{self.name}: {self.kind} without pairs.")

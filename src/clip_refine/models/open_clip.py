@@ -341,8 +341,9 @@ def _check_settings(path: Path) -> None:
             raise ModelError(f"{path}: has no settings under {tower!r}. Copy the model again.")
         for name, allowed in _ALLOWED.items():
             given = group.get(name) or {}
-            if not isinstance(given, dict) or (unknown := sorted(given.keys() - allowed)):
-                what = f"{name}.{unknown[0]}" if isinstance(given, dict) else name
+            unknown = sorted(given.keys() - allowed) if isinstance(given, dict) else [""]
+            if unknown:
+                what = f"{name}.{unknown[0]}" if unknown[0] else name
                 raise ModelError(
                     f"{path}: model_cfg.{tower}.{what} is not handed on to another library. "
                     f"Allowed: {', '.join(sorted(allowed))}. Take it out if you trust the rest."

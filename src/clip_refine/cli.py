@@ -622,6 +622,30 @@ def export(
         )
 
 
+def cache(
+    action: Annotated[
+        Positional[Literal["show", "prune"]], arg(help="prune removes what show lists.")
+    ] = "show",
+    folder: Annotated[Path | None, arg(help="Without it: $XDG_CACHE_HOME/clip-refine.")] = None,
+    unused_days: Annotated[float, arg(help="Only what nobody has used for so long.")] = 0.0,
+) -> None:
+    """Show what teachers' features, features of suites and pixels take on the disk, or remove it.
+
+    All of it is made again when it is needed.
+    """
+    from clip_refine.support.cache import KeptRows
+    from clip_refine.support.folder import default_cache, size_text
+
+    folder = folder or default_cache()
+    found = [kept for kept in KeptRows.all_in(folder) if kept.unused_days >= unused_days]
+    for kept in found:
+        gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
+        name = kept.folder.relative_to(folder)
+        used = f"unused for {kept.unused_days:.1f} days"
+        print(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
+    print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
+
+
 def with_flags(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with flags as its signature says."""
     tyro.cli(verb, prog=f"clip-refine {verb.__name__}", args=arguments)
@@ -690,6 +714,9 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       For those who have only the vectors: learns a linear map a modality in seconds, maps a whole
       index, and puts the same maps into the model for new queries.
 
+  clip-refine cache prune --unused-days 30
+      What features and pixels that are kept take on the disk (`cache` alone shows it), and rid of.
+
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
 YAML file, --config run.yaml, and --print-config shows them without running anything.
 """
@@ -700,6 +727,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": partial(with_settings, evaluate),
     "compare": partial(with_settings, compare),
     "report": partial(with_flags, report),
+    "cache": partial(with_flags, cache),
     "explore": partial(with_flags, explore),
     "data": data,
     "interpolate": partial(with_flags, interpolate),

@@ -68,6 +68,7 @@ from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.folder import SUMS, check_sums, default_cache
 from clip_refine.toy import model_directory, toy_tasks, toy_val
 from clip_refine.train import (
     StudentTowers,
@@ -162,6 +163,8 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
             "names its own weights. Leave --model.pretrained out."
         )
+    if kind in ("folder", "local-dir", "transformers"):
+        _check_written(Path(identifier))
     match kind:
         case "factory":
             if not config.factory:  # a file named it
@@ -184,6 +187,13 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             return model
         case _:
             return load_open_clip(config.name, config.pretrained)
+
+
+def _check_written(folder: Path) -> None:
+    """Compare the weights of a model's or a run's folder with what was written there."""
+    for pattern in (SUMS, f"*/{SUMS}", f"model/*/{SUMS}"):
+        for sums in folder.glob(pattern):
+            check_sums(sums.parent)
 
 
 def model_source(name: str) -> tuple[str, str]:
@@ -261,12 +271,6 @@ def build_reader(
         if not isinstance(one, Stream)  # which is read once
     ]
     return with_cached_pixels(reader, images, folder / "pixels", workers=workers, visible=visible)
-
-
-def default_cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "clip-refine"
 
 
 # --------------------------------------------------------------------------------------------------

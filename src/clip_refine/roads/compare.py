@@ -46,7 +46,13 @@ from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Clock, PeakMemory, console, remark
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
-from clip_refine.support.folder import alone, complete_folder, write_environment, write_file
+from clip_refine.support.folder import (
+    alone,
+    complete_folder,
+    default_cache,
+    write_environment,
+    write_file,
+)
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
@@ -226,7 +232,7 @@ def _set_up(
     )
     embedder = replace(build.build_embedder(base, encoder, accelerator, reader), visible=False)
     cache = TeacherCache(
-        config.cache or build.default_cache(),
+        config.cache or default_cache(),
         encoder,
         precision,
         accelerator.device,

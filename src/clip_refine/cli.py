@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.support.console import PlainConsole, printable, say
+from clip_refine.support.console import PlainConsole, printable, say, talk
 from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
 
 if TYPE_CHECKING:
@@ -51,12 +51,13 @@ def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
     --json prints scores.json to standard output instead of tables.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import before_after_table, verdict
+    from clip_refine.report.tables import before_after_table, doubts, verdict
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
     if _wants_tables(scores, as_json):
-        _show(before_after_table(scores), verdict(scores))
+        said = (verdict(scores), doubts(scores))
+        _show(before_after_table(scores), *filter(None, said))
         report = f"Report: {config.out}/report.html. " if config.report else ""
         say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
@@ -718,7 +719,9 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       What features and pixels that are kept take on the disk (`cache` alone shows it), and rid of.
 
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
-YAML file, --config run.yaml, and --print-config shows them without running anything.
+YAML file, --config run.yaml, and --print-config shows them without running anything. --dry-run
+says what refine and compare would do and how long it takes. --quiet prints results and errors
+only, --verbose a line of progress every second.
 """
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -742,15 +745,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; where something is wrong say it in one message, without a traceback.
 
     Exits with 2 for usage and input, 1 for a failure, 130 after Ctrl-C. `--debug` shows the
-    traceback of a failure.
+    traceback of a failure, `--quiet` is silent but for results and errors, `--verbose` prints a
+    line of progress every second.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    talk(quiet="--quiet" in arguments, verbose="--verbose" in arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
         try:
-            _run([argument for argument in arguments if argument != "--debug"])
+            _run([argument for argument in arguments if argument not in _FOR_ALL])
         finally:
             sys.stdout.flush()  # here, since Python's own flush at the end would be too late
     except SystemExit:
@@ -768,6 +773,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
+_FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
 

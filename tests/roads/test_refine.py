@@ -22,6 +22,7 @@ from clip_refine.support.errors import (
     DataError,
     ModelError,
     OutputError,
+    Planned,
     TrainingError,
 )
 from clip_refine.toy import ToyPairs
@@ -86,6 +87,25 @@ def test_everything_promised_is_written(config: RefineConfig):
     assert environment["packages"]["open_clip_torch"] == open_clip.__version__
     assert len((config.out / "log.jsonl").read_text().splitlines()) == 4
     assert not list(config.out.parent.glob(".run*"))
+
+
+def test_a_dry_run_says_what_would_be_done(config: RefineConfig, capsys, tiny: OpenClipEncoder):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    with pytest.raises(Planned) as stop:
+        refine(override(config, dry_run=True), model=tiny)
+    assert stop.value.status == 0
+    assert not config.out.exists()
+    said = " ".join(capsys.readouterr().err.split())
+    for part in (
+        "pairs of",
+        "steps of 16",
+        "a step, from 16 pairs",
+        "Memory: about",
+        "Trained are",
+    ):
+        assert part in said
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    assert all(weight.grad is None for weight in tiny.parameters())
 
 
 def test_a_run_is_kept_where_its_report_fails(

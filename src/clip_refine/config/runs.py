@@ -57,6 +57,9 @@ class RefineConfig(SettingsGroup):
     there is nothing to go on from."""
     overwrite: bool = False
     """Replace `out` where it exists, once the new run is complete."""
+    dry_run: bool = False
+    """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
+    there."""
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +246,9 @@ class CompareConfig(SettingsGroup):
     """First seed; also of the held-out and the selection split and of the bootstrap."""
     overwrite: bool = False
     """Start again where `out` exists."""
+    dry_run: bool = False
+    """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
+    there."""
 
     @property
     def grid(self) -> tuple[float, ...]:
@@ -263,7 +269,7 @@ class CompareConfig(SettingsGroup):
 
 RUNS = frozenset(
     {"recipes", "seeds", "peers", "combine", "sweep", "learning_rates", "out", "cache"}
-    | {"save_models", "report", "overwrite"}
+    | {"save_models", "report", "overwrite", "dry_run"}
 )
 """Settings that say which runs there are or where they go; they do not change a run's numbers."""
 

@@ -1,9 +1,8 @@
 """`compare`: the same road for several recipes and seeds: one table, and nobody favoured."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,10 +40,11 @@ from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
 from clip_refine.roads import build
 from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
+from clip_refine.roads.plan import say_plan
 from clip_refine.roads.refine import choose_precision, train_student
 from clip_refine.roads.sweeps import Variant, list_variants, split_combination
 from clip_refine.saving import refinement, save_model
-from clip_refine.support.console import Clock, PeakMemory, console, remark
+from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
 from clip_refine.support.folder import (
     alone,
@@ -117,22 +117,27 @@ def _compare(
             "streamed. Leave it out."
         )
     tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
-    runs = _set_up(config, model, train_pairs, held_out, tasks, combined)
+    tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
+    trainings = sum(tried) + len(variants) * (config.seeds - 1)
+    runs = _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
 
     # run after run
-    stored, choices = runs.untouched(), []
-    for variant in variants:
-        choice = runs.choose_learning_rate(variant)
-        choices.append(choice)
-        for seed in config.run_seeds:
-            stored += runs.chosen(variant, seed, choice.chosen)
+    with runs.bar.progress:
+        stored, choices = runs.untouched(), []
+        for variant in variants:
+            choice = runs.choose_learning_rate(variant)
+            choices.append(choice)
+            for seed in config.run_seeds:
+                stored += runs.chosen(variant, seed, choice.chosen)
     runs.restore(config.refinement())
 
     # numbers → something to look at
     finished = [(found.row, found.resampled) for found in stored if found.row]
     rows = tuple(row for row, _ in finished)
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
-    result = Comparison(rows=rows, summary=summary, learning_rates=tuple(choices))
+    result = Comparison(
+        rows=rows, summary=summary, learning_rates=tuple(choices), held_out=len(held_out)
+    )
     _say_what_is_left_out(config.out / "comparison.json", result)
     write_comparison(config.out, result, runs.accelerator.device, report=config.report)
     runs.store.complete()
@@ -203,6 +208,7 @@ def _set_up(
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
     combined: Mapping[str, list[str]],
+    trainings: int,
 ) -> "Runs":
     """Everything that the runs share; the folder is cleared once data and model are there."""
     base = config.refinement()
@@ -216,6 +222,8 @@ def _set_up(
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+    scored = [selection, held_out, *tasks]
+    say_plan(config, student, training, scored, accelerator, trainings=trainings)
     store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     def measured() -> str:
@@ -255,6 +263,7 @@ def _set_up(
         precision=precision,
         store=store,
         content=_content(encoder, precision, train_pairs, held_out, tasks),
+        bar=Bar("Runs", trainings + 1),
     )
 
 
@@ -302,6 +311,8 @@ class Runs:
     precision: TowerPrecision  # of every run
     store: FinishedRuns  # where finished runs are
     content: str  # fingerprint of model and data
+    bar: Bar  # a run after the other
+    seen: set[str] = field(default_factory=set)  # those that the bar knows
     trained: str = ""  # what the model's weights are at the moment
 
     def untouched(self) -> list[FinishedRun]:
@@ -367,7 +378,7 @@ class Runs:
         clock, memory = Clock(), PeakMemory(self.accelerator.device)
         config = override(config, train={"precision": self.precision.name})
         pairs = self.part(fraction)
-        with quiet(), clock("train"):
+        with quietly(), clock("train"):
             train_student(
                 config,
                 self.restore(config),
@@ -416,7 +427,7 @@ class Runs:
     def _settings(self, variant: Variant, seed: int, rate: float) -> dict[str, Any]:
         """What the numbers of a run depend on, besides model and data."""
         config = variant.at(seed=seed, learning_rate=rate)
-        left_out = {"out", "log", "report", "overwrite", "resume"}
+        left_out = {"out", "log", "report", "overwrite", "dry_run", "resume"}
         plain = config.model_dump(mode="json", exclude=left_out)
         plain["train"].pop("save_every")
         return plain | {"fraction": variant.fraction}
@@ -441,12 +452,19 @@ class Runs:
         }
         read = [self.store.read(f"{name}-{label}", key) for name, key in depends_on.items()]
         found = [stored for stored in read if stored]
+        first = f"{next(iter(names))}-{label}"
         if len(found) == len(names):
+            if first not in self.seen:  # of an earlier call, so that it takes no time
+                self.seen.add(first)
+                self.bar.expect(-1)
             return found
+        self.seen.add(first)
+        self.bar.remark(first)
         made = self._make(names, depends_on, train)
         for name, stored in made.items():
             self.store.write(f"{name}-{label}", stored)
             _say(_describe(name, label, stored))
+        self.bar.advance()
         return list(made.values())
 
     def _make(
@@ -566,16 +584,6 @@ def transformed(features: ModelFeatures, peer: Peer) -> ModelFeatures:
         for task in features.tasks
     ]
     return ModelFeatures(pairs, tasks, normalize=False, dim=peer.dim)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars and remarks of single runs, of which a comparison has many."""
-    before, console.quiet = console.quiet, True
-    try:
-        yield
-    finally:
-        console.quiet = before
 
 
 def _describe(name: str, label: str, stored: FinishedRun) -> str:

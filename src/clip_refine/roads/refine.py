@@ -52,6 +52,7 @@ from clip_refine.models.weights import (
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
+from clip_refine.roads.plan import say_plan
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
 from clip_refine.support.errors import ConfigError, ModelError, OutputError, first_line
@@ -112,7 +113,8 @@ def refine(
 
     Raises:
         ClipRefineError: Bad settings, data or model, a loss that is not finite, or an output
-            folder that exists. Nothing is left at `config.out` then.
+            folder that exists. Nothing is left at `config.out` then. With `config.dry_run`
+            `Planned`, once the plan is said.
     """
     clock = Clock()
     finished = find_finished(config)
@@ -153,6 +155,7 @@ def refine(
             workers=config.train.workers,
             visible=accelerator.is_main_process,
         )
+        say_plan(config, student, train_pairs, [held_out, held_out, *tasks, *tasks], accelerator)
 
     with (
         _output(config, accelerator, student, saved) as folder,
@@ -223,7 +226,18 @@ def refine(
 
 
 MAY_DIFFER = frozenset(
-    {"out", "log", "report", "overwrite", "resume", "recipe", "evaluation", "interpolate", "model"}
+    {
+        "out",
+        "log",
+        "report",
+        "overwrite",
+        "dry_run",
+        "resume",
+        "recipe",
+        "evaluation",
+        "interpolate",
+        "model",
+    }
     | {
         "train.workers",
         "train.device",
@@ -446,7 +460,7 @@ def fold_student(
         *((side.double() @ at).float() for side, at in zip(features, maps, strict=True))
     )
     device = next(student.parameters()).device
-    pixels, tokens = (sample.to(device) for sample in _sample(student, pairs, 2))
+    pixels, tokens = (sample.to(device) for sample in build.sample_pairs(student, pairs, 2))
     own = float(student.logit_scale.detach())
     fold_towers(student, pixels, tokens, *maps)
     scale = fitted_logit_scale(
@@ -478,7 +492,7 @@ def scale_features(
         loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw or chosen)
     ):
         return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
-    pixels, tokens = _sample(student, pairs, 2)
+    pixels, tokens = build.sample_pairs(student, pairs, 2)
     device = next(student.parameters()).device
     canonical = {"feature_scale": "canonical", "normalize": True, "temperature": None}
     try:
@@ -508,7 +522,7 @@ def choose_precision(
     """The precision asked for, or the faster one of each tower, measured by the first process."""
     if config.precision != "auto":
         return TowerPrecision.from_name(config.precision)
-    measured = measure_precision(model, *_sample(model, pairs, 16), accelerator.device)
+    measured = measure_precision(model, *build.sample_pairs(model, pairs, 16), accelerator.device)
     chosen = [measured.choice]
     broadcast_object_list(chosen)
     if accelerator.is_main_process:
@@ -532,7 +546,9 @@ def choose_micro_batch(
         return min(config.micro_batch, whole)
     if config.normalization_statistics == "updated":
         return whole
-    pixels, tokens = (sample.to(accelerator.device) for sample in _sample(student, pairs, 2))
+    pixels, tokens = (
+        sample.to(accelerator.device) for sample in build.sample_pairs(student, pairs, 2)
+    )
     per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
     size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
     chosen = [size]
@@ -543,17 +559,6 @@ def choose_micro_batch(
             f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
-
-
-def _sample(
-    model: Any, pairs: ImageCaptions | Stream, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels and tokens of the first few pairs."""
-    if isinstance(pairs, Stream):
-        pairs = pairs.prefix(count)
-    sample = range(min(count, len(pairs)))
-    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
-    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -106,7 +106,8 @@ def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
         key=lambda found: found.high - found.low,
         default=None,
     )
-    edge = [choice.recipe for choice in comparison.learning_rates if choice.at_edge]
+    # of more than a grid's three auto has searched already
+    edge = [c.recipe for c in comparison.learning_rates if c.at_edge and len(c.tried) <= 3]
     return Decision(
         taken=untouched.recipe,
         answer=keep,

@@ -500,7 +500,7 @@ def build_trainer(
         )
     optimiser = make_optimiser(
         student.named_parameters(),
-        learning_rate=train.learning_rate,
+        learning_rate=train.rate,
         weight_decay=train.weight_decay,
         decay=train.decay,
         device=accelerator.device,

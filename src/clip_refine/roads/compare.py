@@ -1,5 +1,6 @@
 """`compare`: the same road for several recipes and seeds: one table, and nobody favoured."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from clip_refine.roads import build
 from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
 from clip_refine.roads.plan import say_plan
 from clip_refine.roads.refine import choose_precision, train_student
-from clip_refine.roads.sweeps import Variant, list_variants, split_combination
+from clip_refine.roads.sweeps import Variant, best_rate, list_variants, next_rate, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
@@ -102,24 +103,9 @@ def _compare(
 ) -> Comparison:
     # what is compared
     variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
-    combined = _combined(config)
-    FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
-
-    # images and captions, the untouched model, its features of the training pairs
-    if train_pairs is None or held_out is None:
-        train_pairs = held_out = None  # of two that go together, one is no use
-    train_pairs, held_out = build.build_data(
-        config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
-    )
-    if isinstance(train_pairs, Stream):
-        raise ConfigError(
-            "data.streaming: compare reads the training pairs many times, so they cannot be "
-            "streamed. Leave it out."
-        )
-    tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
     tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
     trainings = sum(tried) + len(variants) * (config.seeds - 1)
-    runs = _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
+    runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
 
     # run after run
     with runs.bar.progress:
@@ -136,12 +122,38 @@ def _compare(
     rows = tuple(row for row, _ in finished)
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
     result = Comparison(
-        rows=rows, summary=summary, learning_rates=tuple(choices), held_out=len(held_out)
+        rows=rows, summary=summary, learning_rates=tuple(choices), held_out=len(runs.held_out)
     )
     _say_what_is_left_out(config.out / "comparison.json", result)
     write_comparison(config.out, result, runs.accelerator.device, report=config.report)
     runs.store.complete()
     return result
+
+
+def open_runs(
+    config: CompareConfig,
+    model: DualEncoder | None,
+    train_pairs: GivenPairs | None,
+    held_out: GivenPairs | None,
+    tasks: Sequence[LabelledImages] | None,
+    *,
+    trainings: float,
+) -> "Runs":
+    """Images and captions, the untouched model, its features of the training pairs; the plan."""
+    combined = _combined(config)
+    FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
+    if train_pairs is None or held_out is None:
+        train_pairs = held_out = None  # of two that go together, one is no use
+    train_pairs, held_out = build.build_data(
+        config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
+    )
+    if isinstance(train_pairs, Stream):
+        raise ConfigError(
+            "data.streaming: compare reads the training pairs many times, so they cannot be "
+            "streamed. Leave it out."
+        )
+    tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
+    return _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
 
 
 def write_comparison(
@@ -208,7 +220,7 @@ def _set_up(
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
     combined: Mapping[str, list[str]],
-    trainings: int,
+    trainings: float,
 ) -> "Runs":
     """Everything that the runs share; the folder is cleared once data and model are there."""
     base = config.refinement()
@@ -263,7 +275,7 @@ def _set_up(
         precision=precision,
         store=store,
         content=_content(encoder, precision, train_pairs, held_out, tasks),
-        bar=Bar("Runs", trainings + 1),
+        bar=Bar("Runs", math.ceil(trainings) + 1),
     )
 
 
@@ -328,28 +340,37 @@ class Runs:
 
     def choose_learning_rate(self, variant: Variant) -> LearningRateChoice:
         """Train with the first seed at every learning rate of the grid, and take the best."""
-        grid = self.config.grid if variant.fixed_rate is None else (variant.fixed_rate,)
-        tried: dict[str, float | None] = {}
-        best: tuple[float, float] | None = None
-        for rate in grid:
-            row = self._variant(variant, self.config.seed, rate)[0].row
-            score = row.selection if row else None
-            tried[f"{rate:g}"] = score
-            if score is not None and (best is None or score > best[1]):
-                best = rate, score
+        grid = list(self.config.grid if variant.fixed_rate is None else (variant.fixed_rate,))
+        search = self.config.learning_rates == "auto" and variant.fixed_rate is None
+        tried: dict[float, float | None] = {}
+        while grid:
+            rate = grid.pop(0)
+            row = self.tried(variant, self.config.seed, rate)
+            tried[rate] = row.selection if row else None
+            if search and not grid and (more := next_rate(tried, self.config.train.rate)):
+                grid.append(more)
+                self.bar.expect(1)
+        best, names = best_rate(tried), ", ".join(f"{rate:g}" for rate in sorted(tried))
         if best is None:
             raise TrainingError(
                 f"{variant.name}: training failed at every learning rate tried "
-                f"({', '.join(tried)}). Pass lower --learning-rates."
+                f"({names}). Pass lower --learning-rates."
             )
-        at_edge = len(grid) > 1 and best[0] in (grid[0], grid[-1])
+        at_edge = len(tried) > 1 and best in (min(tried), max(tried))
         choice = LearningRateChoice(
-            recipe=variant.name, chosen=best[0], tried=tried, at_edge=at_edge
+            recipe=variant.name,
+            chosen=best,
+            tried={f"{rate:g}": tried[rate] for rate in sorted(tried)},
+            at_edge=at_edge,
         )
-        if len(grid) > 1:
+        if len(tried) > 1:
             edge = ", at the edge of the grid" if at_edge else ""
-            _say(f"{variant.name}: learning rate {best[0]:g} of {', '.join(tried)}{edge}")
+            _say(f"{variant.name}: learning rate {best:g} of {names}{edge}")
         return choice
+
+    def tried(self, variant: Variant, seed: int, rate: float) -> ComparisonRow | None:
+        """The row of one run; None where training failed."""
+        return self._variant(variant, seed, rate)[0].row
 
     def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[FinishedRun]:
         """The rows of a recipe with one seed at its learning rate; saves the model if asked to."""
@@ -391,7 +412,7 @@ class Runs:
         self.accelerator.free_memory()
         return Training(
             seed=config.seed,
-            learning_rate=config.train.learning_rate,
+            learning_rate=config.train.rate,
             steps=build.count_steps(config.train, pairs, 1),
             pairs=len(pairs),
             seconds=clock.seconds["train"],

@@ -11,6 +11,7 @@ from clip_refine.config import RefineConfig
 from clip_refine.config.runs import CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Stream
 from clip_refine.roads import build
+from clip_refine.roads.sweeps import MOST_RATES, SHORT
 from clip_refine.support.console import duration, remark
 from clip_refine.support.errors import Planned
 from clip_refine.support.folder import size_text
@@ -28,7 +29,7 @@ def say_plan(
     measured: Sequence[ImageCaptions | LabelledImages],
     accelerator: Accelerator,
     *,
-    trainings: int = 1,
+    trainings: float = 1,
 ) -> None:
     """Say it on the first process, from a step that changes nothing; with `dry_run` stop there.
 
@@ -52,7 +53,7 @@ def _lines(
     pairs: ImageCaptions | Stream,
     measured: Sequence[ImageCaptions | LabelledImages],
     accelerator: Accelerator,
-    trainings: int,
+    trainings: float,
     steps: int,
 ) -> list[str]:
     train, device, processes = config.train, accelerator.device, accelerator.num_processes
@@ -78,16 +79,18 @@ def _lines(
     images = sum(map(len, measured)) / processes
     score = images * (forward + load / free)
     seconds = trainings * (steps * step + score) + score
+    if trainings == 1 and train.learning_rate == "auto":
+        seconds += MOST_RATES * min(SHORT, steps) * step
     weights = sum(weight.numel() for weight in student.state_dict().values())
     size_of = 4 * COPIES * weights + size * kept
-    runs = "" if trainings == 1 else f"{trainings} trainings, each of "
+    runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
     return [
         f"{runs}{build.count_pairs(train, pairs, steps):,} pairs of {pairs.name} in {steps:,} "
         f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {sum(map(len, measured)):,} "
         "images.",
         f"About {duration(seconds)} on {build.device_name(device)}: {step:.2g} s a step, from "
         f"{count} pairs that were tried. Memory: about {size_text(int(size_of))}.",
-        f"{part} Learning rate {train.learning_rate:g}, recipe {config.recipe}."
+        f"{part} Learning rate {train.learning_rate}, recipe {config.recipe}."
         if trainings == 1
         else str(part),
     ]

@@ -144,6 +144,11 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         if not _wants_tables(scores, as_json):
             return
         _show(scores_table(scores))
+        if config.save_threshold:
+            from clip_refine.report.tables import threshold_lines
+            from clip_refine.results import FitProbability, read
+
+            say(threshold_lines(read(FitProbability, config.save_threshold)))
     else:
         from clip_refine.roads.suites import evaluate_suite
 
@@ -151,7 +156,11 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         if scores is None or not _wants_tables(scores, as_json):
             return
         _show(*suite_tables(scores))
-    written = {"Scores": config.out, "Features": config.save_features}
+    written = {
+        "Scores": config.out,
+        "Features": config.save_features,
+        "Threshold": config.save_threshold,
+    }
     if any(written.values()):
         say(*(f"{what}: {path}." for what, path in written.items() if path))
 

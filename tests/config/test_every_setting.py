@@ -20,7 +20,7 @@ from tests.conftest import TINY, write_model
 # tests of each of these are elsewhere.
 PLACES = {
     "out", "overwrite", "report", "log",
-    "resume", "train.save_every", "model.name", "model.pretrained", "model.factory",
+    "resume", "dry_run", "train.save_every", "model.name", "model.pretrained", "model.factory",
     "data.train", "data.val", "data.kind", "data.subset", "data.image_folder",
     "data.allow_outside", "data.skip_bad", "data.streaming", "data.weights", "data.draft",
     "data.cache_images", "train.workers", "train.device", "train.gradient_checkpointing",

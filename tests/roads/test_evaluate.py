@@ -7,6 +7,7 @@ import pytest
 
 from clip_refine.cli import main
 from clip_refine.config import EvaluateConfig, EvaluationConfig
+from clip_refine.results import FitProbability, read
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.support.errors import ConfigError
 from clip_refine.toy import ToyPairs
@@ -65,3 +66,18 @@ def test_every_prompt_has_a_place_for_the_name():
         EvaluationConfig(template=("a {}", "a photo"))
     with pytest.raises(ValueError, match="there is none"):
         EvaluationConfig(template=())
+
+
+def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Path, capsys):
+    drawn = ["evaluate", "--model.name", tiny_name, "--data.val", str(table), "--device", "cpu"]
+    path = tmp_path / "threshold.json"
+    main([*drawn, "--save-threshold", str(path), "--precision", "0.6"])
+    said = capsys.readouterr().out
+    found = read(FitProbability, path)
+    assert f"A pair of cosine c fits with probability 1 / (1 + exp(−({found.slope:.1f} c" in said
+    assert "For precision 0.6: " in said
+    assert "For false positive rate 0.01: cosine" in said
+    assert "of 50 nonsense texts find an image." in said
+    with pytest.raises(SystemExit):
+        main([*drawn, "--save-threshold", str(path)])
+    assert "exists already" in capsys.readouterr().err

@@ -106,10 +106,17 @@ class EvaluateConfig(SettingsGroup):
     """JSON file for the numbers."""
     save_features: Path | None = None
     """.safetensors file for the raw features, which `clip-refine posthoc` reads."""
+    save_threshold: Path | None = None
+    """JSON file, best beside the model, for how a cosine becomes the probability that a pair fits,
+    and the thresholds for `precision` and `false_positive_rate`."""
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """save_threshold: share of true pairs among those let through, true and wrong being as many."""
+    false_positive_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """save_threshold: share of wrong pairs that are let through."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Seed of the held-out split; give the one a run was refined with."""
     overwrite: bool = False
-    """Replace `out` and `save_features` where they exist."""
+    """Replace `out`, `save_features` and `save_threshold` where they exist."""
 
 
 PEER_NAMES = (

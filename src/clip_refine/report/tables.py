@@ -16,6 +16,7 @@ from rich.text import Text
 
 from clip_refine.results import (
     Difference,
+    FitProbability,
     Interval,
     RunScores,
     Score,
@@ -384,6 +385,33 @@ def scores_table(scores: Scores) -> Table:
         for name, value in values.items():
             table.add_row(escape(f"{task} {metric(name).heading}"), number(value))
     return table
+
+
+def threshold_lines(found: FitProbability) -> str:
+    """How far a probability can be trusted, and what each threshold does on other images."""
+    diagram = ", ".join(f"{said:.0%}: {true:.0%}" for said, true, _ in found.reliability)
+    lines = [
+        f"A pair of cosine c fits with probability 1 / (1 + exp(−({found.slope:.1f} c "
+        f"{found.intercept:+.1f}))), fitted on {found.images[0]:,} images. On the other "
+        f"{found.images[1]:,} it is off by {found.calibration_error:.3f} on average (said: true, "
+        f"{diagram})."
+    ]
+    for name, cutoff in found.cutoffs.items():
+        wished = f"{name.replace('_', ' ')} {cutoff.wished:g}"
+        if cutoff.cosine is None:
+            lines.append(f"For {wished}: no threshold reaches that.")
+            continue
+        lines.append(
+            f"For {wished}: cosine {cutoff.cosine:.3f}, which there gives precision "
+            f"{cutoff.precision:.3f}, recall {cutoff.recall:.3f}, false positives "
+            f"{cutoff.false_positive_rate:.4f}"
+            + (
+                f"; {cutoff.nonsense_found:.0%} of {found.nonsense} nonsense texts find an image."
+                if cutoff.nonsense_found is not None
+                else "."
+            )
+        )
+    return "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What comes out, as plain data: scores, comparisons, suites, reports, checks, provenance."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -111,6 +112,39 @@ class Scores(Record):
         """As `headline` the function."""
         top1 = [task["top1"] for task in self.zero_shot.values()]
         return headline(self.geometry, self.retrieval, top1)
+
+
+class Cutoff(Record):
+    """A cosine from which on a pair counts as fitting; all but `wished` are None where none is."""
+
+    wished: float  # precision or rate of false positives
+    cosine: float | None = None  # the threshold
+    precision: float | None = None  # on other images, true and wrong pairs being as many
+    recall: float | None = None  # share of true pairs let through there
+    false_positive_rate: float | None = None  # share of wrong pairs let through there
+    nonsense_found: float | None = None  # share of nonsense texts that find any image at all
+
+
+class FitProbability(Record):
+    """How a cosine becomes the probability that a pair fits: `threshold.json`."""
+
+    slope: float  # per unit of cosine
+    intercept: float
+    calibration_error: float  # expected, 0-1, on images that it was not fitted on
+    # the diagram: mean probability, share that fits, pairs
+    reliability: tuple[tuple[float, float, int], ...]
+    cutoffs: Mapping[str, Cutoff]  # `precision` and `false_positive_rate`
+    images: tuple[int, int]  # fitted on, measured on
+    nonsense: int  # texts
+
+    def probability(self, cosine: float) -> float:
+        """That a pair fits, where true and wrong ones are as many.
+
+        >>> FitProbability(slope=20.0, intercept=-5.0, calibration_error=0.0, reliability=(),
+        ...     cutoffs={}, images=(20, 20), nonsense=0).probability(0.25)
+        0.5
+        """
+        return 1 / (1 + math.exp(-(self.slope * cosine + self.intercept)))
 
 
 class Interval(Record):

@@ -5,11 +5,12 @@ from torch import nn
 from clip_refine.config import EvaluateConfig
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
+from clip_refine.evaluation.threshold import fit_probability, nonsense
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import embed_pairs
 from clip_refine.results import Scores
 from clip_refine.roads import build
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.folder import check_free, write_file
 from clip_refine.vectors.files import FeatureSet, check_features_path, write_features
 
@@ -29,14 +30,17 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     _check_no_suite(config)
     if config.out is not None:
         check_free(config.out, overwrite=config.overwrite, folder=False)
+    if config.save_threshold is not None:
+        check_free(config.save_threshold, overwrite=config.overwrite, folder=False)
     if config.save_features is not None:
         check_features_path(config.save_features, overwrite=config.overwrite)
     accelerator = build.build_accelerator(config.device)
     device = accelerator.device
     tasks = build.build_tasks(config.evaluation)
     tasks_alone = bool(tasks) and config.data.val is None and not config.data.sources
-    if tasks_alone and config.save_features is not None:
-        raise ConfigError("save_features: there are no pairs to save. Give them: --data.val")
+    for name in ("save_features", "save_threshold"):
+        if tasks_alone and getattr(config, name) is not None:
+            raise ConfigError(f"{name}: there are no pairs to save. Give them: --data.val")
     held_out = [] if tasks_alone else [build.build_held_out(config.data, seed=config.seed)]
     encoder = model or build.build_model(config.model)
     build.warn_of_marks(encoder, *held_out)
@@ -60,6 +64,20 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}
         write_features(config.save_features, features, note=note, overwrite=config.overwrite)
+    if config.save_threshold is not None and pairs is not None and accelerator.is_main_process:
+        try:
+            found = fit_probability(
+                pairs.image_features,
+                pairs.text_features,
+                pairs.text_to_image,
+                precision=config.precision,
+                false_positive_rate=config.false_positive_rate,
+                seed=config.seed,
+                nonsense_features=embedder.texts(nonsense(), "Encoding nonsense"),
+            )
+        except ValueError as error:
+            raise DataError(f"{held_out[0].name}: save_threshold: {error}.") from error
+        write_file(config.save_threshold, found.text)
     return scores
 
 

@@ -454,6 +454,8 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
     clock = Clock()
     if config.save_features is not None:
         raise ConfigError("--save-features does not go with --suite, which keeps them in --cache.")
+    if config.save_threshold is not None:
+        raise ConfigError("--save-threshold goes with one model on --data.val, not with --suite.")
     suite = load_suite(config.suite or "")
     if config.out is not None:
         check_free(config.out, overwrite=config.overwrite, folder=False)

@@ -1,0 +1,83 @@
+"""A probability that a pair fits, and thresholds that do on other images what they promise."""
+
+import math
+
+import pytest
+import torch
+
+from clip_refine.evaluation.threshold import fit_probability, nonsense
+
+
+def drawn(count: int, noise: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(count, 64, generator=generator)
+    texts = images + noise * torch.randn(count, 64, generator=generator)
+    return images, texts
+
+
+def test_what_is_promised_holds_on_other_images():
+    images, texts = drawn(2000)
+    found = fit_probability(
+        images, texts, torch.arange(2000), nonsense_features=torch.randn(40, 64)
+    )
+    assert found.images == (1000, 1000)
+    assert found.calibration_error < 0.02
+    precise, rare = found.cutoffs["precision"], found.cutoffs["false_positive_rate"]
+    assert precise.precision == pytest.approx(0.9, abs=0.02)
+    assert rare.false_positive_rate == pytest.approx(0.01, abs=0.003)
+    assert rare.recall is not None
+    assert precise.recall is not None
+    assert 0 < rare.recall < precise.recall < 1
+    # among a thousand images chance alone finds one: the check says so
+    assert rare.nonsense_found is not None
+    assert rare.nonsense_found > 0.5
+    # said and true agree in every bin with many pairs
+    assert all(abs(said - true) < 0.1 for said, true, count in found.reliability if count > 100)
+    assert sum(count for *_, count in found.reliability) == 2000
+    at = precise.cosine
+    assert at is not None
+    by_hand = 1 / (1 + math.exp(-(found.slope * at + found.intercept)))
+    assert found.probability(at) == pytest.approx(by_hand)
+
+
+def test_a_shift_of_all_cosines_moves_the_threshold_with_them():
+    """Raw cosines of 0.25 and 0.30 mean nothing by themselves; the probability does."""
+    images, texts = drawn(1000)
+    plain = fit_probability(images, texts, torch.arange(1000))
+    again = fit_probability(images * 7, texts * 3, torch.arange(1000))
+    assert again.cutoffs["precision"].recall == plain.cutoffs["precision"].recall
+    cone = torch.cat([torch.full((1000, 1), 12.0), images], dim=1)
+    other = torch.cat([torch.full((1000, 1), 12.0), texts], dim=1)
+    narrow = fit_probability(cone, other, torch.arange(1000))
+    low, high = plain.cutoffs["precision"].cosine, narrow.cutoffs["precision"].cosine
+    assert low is not None
+    assert high is not None
+    assert high > low + 0.2
+    assert narrow.calibration_error < 0.05
+
+
+def test_captions_of_an_image_are_on_one_side_and_never_wrong_for_it():
+    images, _ = drawn(60)
+    texts = images.repeat_interleave(2, dim=0)
+    owners = torch.arange(60).repeat_interleave(2)
+    found = fit_probability(images, texts, owners, precision=0.99)
+    cutoff = found.cutoffs["precision"]
+    assert (cutoff.precision, cutoff.recall, cutoff.nonsense_found) == (1.0, 1.0, None)
+
+
+def test_what_cannot_be():
+    images, texts = drawn(39)
+    with pytest.raises(ValueError, match="39 images are too few; pass 40 or more"):
+        fit_probability(images, texts, torch.arange(39))
+    images, texts = drawn(50)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fit_probability(images, texts, torch.arange(50), precision=1.0)
+    # texts that have nothing to do with their images reach no precision of .99 that holds
+    unrelated = fit_probability(images, texts.flip(0), torch.arange(50), precision=0.999)
+    cutoff = unrelated.cutoffs["precision"]
+    assert cutoff.cosine is None or (cutoff.precision or 0) < 0.999
+
+
+def test_nonsense_is_drawn_the_same_twice():
+    assert nonsense(5) == nonsense(5) != nonsense(5, seed=1)
+    assert all(set(text) <= set("abcdefghijklmnopqrstuvwxyz ") for text in nonsense())

@@ -371,6 +371,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "prior.kind": rafa,
         "prior.scale": rafa or ("" if has_scale else f"prior.kind is {prior.kind}"),
         "train.epochs": f"train.steps is {train.steps}" if train.steps else "",
+        "train.image_learning_rate": of_parameters if train.parameters == "text-tower" else "",
+        "train.text_learning_rate": of_parameters if train.parameters == "image-tower" else "",
         "train.blocks": "" if train.parameters == "last-blocks" else of_parameters,
         "train.lora_rank": lora,
         "train.lora_alpha": lora,

@@ -209,6 +209,13 @@ class TrainConfig(SettingsGroup):
     still sees the whole batch. auto: as many as fit into half the device's memory."""
     learning_rate: Positive = 1e-6
     """AdamW's learning rate."""
+    image_learning_rate: Positive | None = None
+    """Of the image tower's weights, where it is another one."""
+    text_learning_rate: Positive | None = None
+    """Of the text tower's weights, where it is another one."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A block of a tower has so many times the learning rate of the one behind it; what follows the
+    last block has all of it."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or cosine down to zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

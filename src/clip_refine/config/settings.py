@@ -303,9 +303,11 @@ class LossConfig(SettingsGroup):
     """HyCD: similarities are divided by it. None: 1 / the model's own logit scale."""
     normalize: bool = False
     """HyCD: compare unit features (with `temperature` None or about 0.01) instead of raw ones."""
+    positives: Literal["own", "same-caption"] = "own"
+    """HyCD, contrastive, m2-mix: what is true in a batch: an image's own pair alone, or every pair
+    with the same caption, which else counts as wrong."""
     rafa_reduction: Literal["mean", "sum"] = "mean"
     """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
-
     rafa_decay: Literal["none", "linear"] = "none"
     """RaFA: its weight stays, or falls linearly to zero over the run."""
     references: Literal["shared", "independent"] = "shared"

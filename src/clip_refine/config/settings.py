@@ -242,7 +242,8 @@ class TrainConfig(SettingsGroup):
     """What a run goes on from after `--resume` is saved every so many minutes, as in 10m, or steps,
     as in 500; or never."""
     precision: Precision = "auto"
-    """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
+    """bf16 autocast over float32 weights, for both towers or one. auto: where the
+    device has units for it and the tower is large enough."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
     device: str = "auto"

@@ -41,7 +41,7 @@ from clip_refine.evaluation.scores import (
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.checkpoints import is_run
-from clip_refine.models.embed import EmbeddedPairs, embed_pairs
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.models.weights import (
     fitted_logit_scale,
     fold_matrix,
@@ -423,8 +423,11 @@ def measure_features(
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
-    embedded = embed_pairs(embedder, Subset(pairs, chosen, "pairs to measure"))
-    return PairFeatures(embedded.image_features, embedded.first_caption_features)
+    first = [pairs.captions[index][0] for index in chosen]  # an image may have a million
+    return PairFeatures(
+        embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
+        embedder.texts(first, "Encoding captions"),
+    )
 
 
 def fold_student(

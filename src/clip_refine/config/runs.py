@@ -360,6 +360,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.alpha": hycd,
         "loss.temperature": teacher,
         "loss.normalize": teacher,
+        "loss.positives": hycd and scales,
         "loss.rafa_reduction": rafa,
         "loss.rafa_decay": rafa,
         "loss.references": rafa,

@@ -249,7 +249,8 @@ class TrainConfig(SettingsGroup):
     """What a run goes on from after `--resume` is saved every so many minutes, as in 10m, or steps,
     as in 500; or never."""
     precision: Precision = "auto"
-    """bf16 autocast over float32 weights, for both towers or one. auto measures each tower."""
+    """bf16 autocast over float32 weights, for both towers or one. auto: where the
+    device has units for it and the tower is large enough."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
     device: str = "auto"
@@ -310,9 +311,11 @@ class LossConfig(SettingsGroup):
     """HyCD: similarities are divided by it. None: 1 / the model's own logit scale."""
     normalize: bool = False
     """HyCD: compare unit features (with `temperature` None or about 0.01) instead of raw ones."""
+    positives: Literal["own", "same-caption"] = "own"
+    """HyCD, contrastive, m2-mix: what is true in a batch: an image's own pair alone, or every pair
+    with the same caption, which else counts as wrong."""
     rafa_reduction: Literal["mean", "sum"] = "mean"
     """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
-
     rafa_decay: Literal["none", "linear"] = "none"
     """RaFA: its weight stays, or falls linearly to zero over the run."""
     references: Literal["shared", "independent"] = "shared"

@@ -317,6 +317,7 @@ class Trainer:
             logit_scale=output.logit_scale,
             logit_bias=output.logit_bias,
             mix=self._mix(student),
+            caption_ids=self._caption_ids(batch),
             centroid_gap=self.centroid_gap,
             teacher_scale=self.teacher_scale,
             rafa_share=1 - (number - 1) / steps if decays else 1.0,
@@ -382,6 +383,13 @@ class Trainer:
             return None
         shares = torch.rand(len(student.image_features), generator=self.generator)
         return shares.to(student.image_features.device)
+
+    def _caption_ids(self, batch: PairBatch) -> Tensor | None:
+        """A number for each caption of all processes, told apart by what the model reads of it."""
+        if not self.objective.needs_caption_ids:
+            return None
+        tokens = self.accelerator.pad_across_processes(batch.tokens, dim=1, pad_index=-1)
+        return self.accelerator.gather(tokens).unique(dim=0, return_inverse=True)[1]
 
     def _clip(self, number: int) -> float:
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm

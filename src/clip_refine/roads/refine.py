@@ -423,7 +423,7 @@ def measure_features(
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
-    first = [pairs.captions[index][0] for index in chosen]  # an image may have a million
+    first = [str(pairs.captions[index][0]) for index in chosen]  # an image may have a million
     return PairFeatures(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
         embedder.texts(first, "Encoding captions"),

@@ -66,6 +66,8 @@ class RefineConfig(SettingsGroup):
             return values
         loss = values.get("loss", {})
         given = loss.model_dump(exclude_unset=True) if isinstance(loss, LossConfig) else loss
+        if not isinstance(given, dict):
+            return values  # so that the check of its own says what it is
         return {
             **values,
             "loss": {**recipe_settings(values.get("recipe", "clip-refine")), **given},

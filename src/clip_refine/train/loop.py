@@ -245,9 +245,10 @@ class Trainer:
         self.generator.set_state(tensors["references"])
         rank, device = self.accelerator.process_index, self.accelerator.device
         if len(tensors["random"]) == self.accelerator.num_processes:
-            torch.set_rng_state(tensors["random"][rank])
+            # copies, since PyTorch takes a view's bytes from where the whole tensor begins
+            torch.set_rng_state(tensors["random"][rank].clone())
             if device.type == "cuda" and "random_cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["random_cuda"][rank], device)
+                torch.cuda.set_rng_state(tensors["random_cuda"][rank].clone(), device)
 
     def agree(self, *numbers: int) -> list[int]:
         """The largest that any process has of each."""

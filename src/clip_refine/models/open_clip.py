@@ -168,10 +168,12 @@ class OpenClipEncoder(nn.Module):
         It is the identity, so that features stay; `timm_proj: linear` holds it in the model's
         folder. Nothing is done to other towers, nor where open_clip would not load the result.
         """
-        vision, visual = self.model_config["vision_cfg"], self.clip.visual
+        vision: dict[str, Any] = self.model_config["vision_cfg"]
+        visual: Any = self.clip.visual
         if not isinstance(visual, TimmModel) or vision.get("timm_proj") != "none":
             return
         dim = self.model_config["embed_dim"]
+        tower: Any
         try:
             tower = TimmModel(
                 vision["timm_model_name"],

@@ -128,7 +128,7 @@ def learning_rates(model: nn.Module, config: TrainConfig) -> dict[int, float]:
         shares = _depth_shares(towers, tower, config.layer_decay)
         for parameter, share in shares.items():
             if (
-                rates.setdefault(parameter, found := share * (rate or config.learning_rate))
+                rates.setdefault(parameter, found := share * (rate or config.rate))
                 != found
             ):
                 raise ModelError(

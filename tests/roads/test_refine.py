@@ -184,6 +184,19 @@ def test_the_written_configuration_repeats_the_run(config: RefineConfig, tmp_pat
     assert all(torch.equal(weight, same[name]) for name, weight in weights.items())
 
 
+def test_a_repeated_run_writes_the_same_bytes_whatever_decodes_and_draws(
+    config: RefineConfig, tmp_path: Path
+):
+    config = override(config, train={"precision": "auto"}, report=False)
+    runs = {"once": {}, "again": {}, "workers": {"workers": 2}, "states": {"save_every": "1"}}
+    written = []
+    for name, train in runs.items():
+        torch.manual_seed(len(written))  # what others drew in this process plays no part
+        refine(override(config, out=tmp_path / name, train=train))
+        written.append((tmp_path / name / "model" / "open_clip_model.safetensors").read_bytes())
+    assert all(other == written[0] for other in written[1:])
+
+
 def test_the_written_configuration_works_from_another_folder(
     config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -281,6 +294,15 @@ def test_nan_weights_are_found_before_training(config: RefineConfig, tiny: OpenC
     with pytest.raises(ModelError, match="not finite"):
         refine(config, model=tiny)
     assert not config.out.exists()
+
+
+def test_weights_that_are_all_zero_are_found_before_training(
+    config: RefineConfig, tiny: OpenClipEncoder
+):
+    for weight in tiny.clip.parameters():
+        weight.detach().mul_(0 if weight.ndim else 1)
+    with pytest.raises(ModelError, match=r"features are all 0, those of .*000.png too"):
+        refine(config, model=tiny)
 
 
 def test_only_one_side_of_the_data_may_be_passed(config: RefineConfig, tiny: OpenClipEncoder):

@@ -69,6 +69,8 @@ class RefineConfig(SettingsGroup):
             return values
         loss = values.get("loss", {})
         given = loss.model_dump(exclude_unset=True) if isinstance(loss, LossConfig) else loss
+        if not isinstance(given, dict):
+            return values  # so that the check of its own says what it is
         return {
             **values,
             "loss": {**recipe_settings(values.get("recipe", "clip-refine")), **given},
@@ -396,6 +398,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.alpha": hycd,
         "loss.temperature": teacher,
         "loss.normalize": teacher,
+        "loss.positives": hycd and scales,
         "loss.rafa_reduction": rafa,
         "loss.rafa_decay": rafa,
         "loss.references": rafa,
@@ -407,6 +410,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "prior.kind": rafa,
         "prior.scale": rafa or ("" if has_scale else f"prior.kind is {prior.kind}"),
         "train.epochs": f"train.steps is {train.steps}" if train.steps else "",
+        "train.image_learning_rate": of_parameters if train.parameters == "text-tower" else "",
+        "train.text_learning_rate": of_parameters if train.parameters == "image-tower" else "",
         "train.blocks": "" if train.parameters == "last-blocks" else of_parameters,
         "train.lora_rank": lora,
         "train.lora_alpha": lora,

@@ -246,7 +246,10 @@ def _fold(
             f"the {tower} tower's features have dimension {features.shape[1]}, but the map is "
             f"{tuple(fold.shape)}. It belongs to another model."
         )
-    what_works = "What works: `vectors apply` on stored vectors, and the same map on each query's."
+    what_works = (
+        "What works: `vectors refine` and `vectors apply` on stored vectors, and the same map on "
+        "each query's; `fold` and `vectors fold` add a layer where an open_clip folder holds one."
+    )
     try:
         layer = output_layer(model, encode, tower, other=other)
     except ModelError as error:
@@ -401,6 +404,11 @@ def interpolate_weights(
     mixed = {}
     for name, after in refined.items():
         before = base[name].to(after.device)
+        if not (after.isfinite().all() and before.isfinite().all()):
+            raise ModelError(
+                f"{name}: weights that are not finite, so there is no line between the two models. "
+                "Load them again, or choose another checkpoint."
+            )
         if not after.is_floating_point() or weight == 1:
             mixed[name] = after.clone()
         elif weight == 0:

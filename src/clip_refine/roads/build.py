@@ -74,6 +74,7 @@ from clip_refine.train import (
     StudentTowers,
     TowerPrecision,
     Trainer,
+    learning_rates,
     make_optimiser,
     make_schedule,
     prepare_student,
@@ -504,6 +505,7 @@ def build_trainer(
         weight_decay=train.weight_decay,
         decay=train.decay,
         device=accelerator.device,
+        rates=learning_rates(student, train),
     )
     schedule = make_schedule(
         optimiser, schedule=train.schedule, warmup_steps=train.warmup_steps, steps=steps

@@ -76,7 +76,7 @@ from clip_refine.support.folder import (
     size_text,
     write_environment,
 )
-from clip_refine.train import StepLog, StudentTowers, TowerPrecision, measure_precision
+from clip_refine.train import StepLog, StudentTowers, TowerPrecision, faster_precision
 from clip_refine.train.log import check_tracker, track_run
 from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
 from clip_refine.train.state import (
@@ -451,8 +451,11 @@ def measure_features(
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
-    embedded = embed_pairs(embedder, Subset(pairs, chosen, "pairs to measure"))
-    return PairFeatures(embedded.image_features, embedded.first_caption_features)
+    first = [str(pairs.captions[index][0]) for index in chosen]  # an image may have a million
+    return PairFeatures(
+        embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
+        embedder.texts(first, "Encoding captions"),
+    )
 
 
 def fold_student(
@@ -533,17 +536,13 @@ def scale_features(
 def choose_precision(
     config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
 ) -> TowerPrecision:
-    """The precision asked for, or the faster one of each tower, measured by the first process."""
+    """The precision asked for, or the one that suits device and towers, of the first process."""
     if config.precision != "auto":
         return TowerPrecision.from_name(config.precision)
-    measured = measure_precision(model, *build.sample_pairs(model, pairs, 16), accelerator.device)
-    chosen = [measured.choice]
+    chosen = [faster_precision(model, *build.sample_pairs(model, pairs, 2), accelerator.device)]
     broadcast_object_list(chosen)
     if accelerator.is_main_process:
-        console.print(
-            f"Precision {chosen[0].name}: bf16 is {measured.image_speedup:.1f} times as fast as "
-            f"fp32 for the image tower, {measured.text_speedup:.1f} times for the text tower."
-        )
+        console.print(f"Precision {chosen[0].name} (--train.precision).")
     return chosen[0]
 
 

@@ -28,7 +28,7 @@ from clip_refine.evaluation.scores import (
     summarise,
 )
 from clip_refine.losses import Objective, PairFeatures
-from clip_refine.models import DualEncoder, FeatureScale, Teacher
+from clip_refine.models import DualEncoder, FeatureScale, OpenClipEncoder, Teacher
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.models.text_length import PROBES
 from clip_refine.models.weights import (
@@ -440,6 +440,8 @@ def fold_vectors(
         )
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()
+    if isinstance(encoder, OpenClipEncoder):
+        encoder.add_projection()
     fold_model(encoder, peer)
     name = config.name if model is None else f"python:{type(model).__name__}"
     provenance = Provenance(

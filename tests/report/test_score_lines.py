@@ -5,6 +5,7 @@ from rich.console import Console
 
 from clip_refine.report.tables import (
     before_after_table,
+    doubts,
     headline_lines,
     interval_text,
     mark_of,
@@ -112,3 +113,30 @@ def test_the_terminal_colours_only_what_is_clear(colour: str):
     assert len(coloured) == 1
     assert ("the gap" if colour == "32" else "image to text") in coloured[0]
     assert "[bold]birds top1" in shown.get()
+
+
+def test_why_nothing_changed_and_what_would_show_more():
+    unclear = run(
+        geometry__centroid_distance=(0.0, -0.001, 0.001), **{"mean_recall@1": (0.01, -0.01, 0.03)}
+    )
+    said = "On 1,000 images a mean R@1 that changes by less than 0.029 passes for noise more than "
+    said += "one time in five; to see +0.01, about 8,200 are needed."
+    assert doubts(unclear) == said
+    recipe = {"steps": 3, "train": {"learning_rate": 1e-6}}
+    found = doubts(unclear.model_copy(update={"recipe": recipe}))
+    assert found.startswith(
+        "3 steps at learning rate 1e-06 move no weight by more than about 3e-06, which can hardly "
+        "change this model: more pairs"
+    )
+    assert found.endswith(said)
+    far = {"steps": 300, "train": {"learning_rate": 1e-3}}
+    found = doubts(unclear.model_copy(update={"recipe": far}))
+    assert "compare would say whether another recipe does more here." in found
+    # where it did change there is nothing to excuse
+    assert doubts(MEASURED.model_copy(update={"recipe": recipe})) == ""
+
+
+def test_a_line_without_a_mark_says_why():
+    why = {line.heading: line.unjudged for line in score_lines(run())}
+    assert why["cosine of true pairs"] == "neither way is better by itself"
+    assert why["image to text R@1"] == "not resampled, so no interval"

@@ -25,6 +25,7 @@ from clip_refine.report.page import (
     write_page,
 )
 from clip_refine.report.tables import (
+    doubts,
     headline_lines,
     making_facts,
     score_lines,
@@ -84,6 +85,7 @@ def _write(run: Path) -> Path:
         about=f"Recipe {settings.get('recipe', 'unknown')} · model {model} · "
         f"{scores.recipe['pairs']:,} training images · {scores.recipe['steps']:,} steps",
         verdict=verdict(scores),
+        doubts=doubts(scores),
         headline=headline_lines(scores),
         lines=score_lines(scores),
         scores=scores,
@@ -394,7 +396,9 @@ def _chart(
         words.append(f"{shown} goes from {values[0]:.3g} to {values[-1]:.3g}")
     # what goes up is in the heading
     up = {"rangemode": "tozero" if name == "losses" else "normal"}
-    both_axes = layout(axis("step"), up, showlegend=len(data) > 1)
+    # plotly would mark half steps where there are few
+    steps_axis = axis("step") | ({"dtick": 1} if len(numbers) <= 12 else {})
+    both_axes = layout(steps_axis, up, showlegend=len(data) > 1)
     return Chart(
         name=name,
         heading=heading,

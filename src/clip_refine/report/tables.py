@@ -157,6 +157,13 @@ class ScoreLine:
         """As `mark_of`."""
         return mark_of(self.difference, self.after - self.before, self.higher_is_better)
 
+    @property
+    def unjudged(self) -> str:
+        """Why there is no mark."""
+        if self.higher_is_better is None:
+            return "neither way is better by itself"
+        return "" if self.difference else "not resampled, so no interval"
+
 
 def mark_of(difference: Interval | None, change: float, higher_is_better: bool | None) -> Mark:
     """Better or worse where the interval as it is shown excludes zero, and the change, too.

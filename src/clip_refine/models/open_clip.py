@@ -174,11 +174,12 @@ class OpenClipEncoder(nn.Module):
             return
         dim = self.model_config["embed_dim"]
         tower: Any
+        size: Any = visual.image_size
         try:
             tower = TimmModel(
                 vision["timm_model_name"],
                 dim,
-                image_size=visual.image_size,
+                image_size=size,
                 pool=vision.get("timm_pool", "avg"),
                 proj="linear",
             )

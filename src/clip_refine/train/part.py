@@ -127,10 +127,7 @@ def learning_rates(model: nn.Module, config: TrainConfig) -> dict[int, float]:
     for tower, rate in own.items():
         shares = _depth_shares(towers, tower, config.layer_decay)
         for parameter, share in shares.items():
-            if (
-                rates.setdefault(parameter, found := share * (rate or config.rate))
-                != found
-            ):
+            if rates.setdefault(parameter, found := share * (rate or config.rate)) != found:
                 raise ModelError(
                     "train.image_learning_rate: both towers share weights, which cannot have two "
                     "learning rates. Give one, and leave --train.layer-decay out."

@@ -231,7 +231,8 @@ class TestEvaluate:
         )
         assert [model.label for model in scores.models] == ["untouched", *map(str, folders)]
         assert {found.kind for found in scores.measured} == {
-            *("geometry", "retrieval", "mixed-search", "separation")
+            *("geometry", "retrieval", "mixed-search", "separation"),
+            *("mixed-documents", "pair-clustering", "storage"),
         }
         assert (tmp_path / "s.json").read_text() == scores.text
 

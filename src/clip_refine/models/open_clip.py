@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -168,15 +168,16 @@ class OpenClipEncoder(nn.Module):
         It is the identity, so that features stay; `timm_proj: linear` holds it in the model's
         folder. Nothing is done to other towers, nor where open_clip would not load the result.
         """
-        vision, visual = self.model_config["vision_cfg"], self.clip.visual
+        vision: dict[str, Any] = self.model_config["vision_cfg"]
+        visual: Any = self.clip.visual
         if not isinstance(visual, TimmModel) or vision.get("timm_proj") != "none":
             return
-        dim = self.model_config["embed_dim"]
+        dim, size = self.model_config["embed_dim"], cast(Any, visual.image_size)
         try:
-            tower = TimmModel(
+            tower: Any = TimmModel(
                 vision["timm_model_name"],
                 dim,
-                image_size=visual.image_size,
+                image_size=size,
                 pool=vision.get("timm_pool", "avg"),
                 proj="linear",
             )

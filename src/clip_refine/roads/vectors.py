@@ -136,7 +136,7 @@ def evaluate_vectors(
     found = unit_pairs(read_pairs(pairs, owner=owner))
     models: dict[str, Peer | None] = {UNTOUCHED: None}
     models |= {str(folder): load_peer(folder) for folder in maps}
-    scores = measure_transforms(models, found, pairs, resamples, seed, clock)
+    scores = measure_transforms(models, found, pairs, resamples, seed, clock, clusters=True)
     if out is not None:
         write_file(out, scores.text)
     return scores
@@ -149,10 +149,17 @@ def measure_transforms(
     resamples: int,
     seed: int,
     clock: Clock,
+    *,
+    clusters: bool = False,
 ) -> SuiteScores:
-    """Every transform on the same pairs, with differences from the first; None leaves them."""
+    """Every transform on the same pairs, with differences from the first; None leaves them.
+
+    `clusters` adds those of pairs, whose bootstrap takes longer than all else.
+    """
+    tasks = _tasks(pairs, clusters=clusters)
     found = {
-        label: _outcomes(peer, pairs, source, resamples, seed) for label, peer in models.items()
+        label: _outcomes(peer, pairs, source, tasks, Bootstrap(resamples, seed))
+        for label, peer in models.items()
     }
     measured = [
         TaskScores(
@@ -191,7 +198,11 @@ def measure_transforms(
 
 
 def _outcomes(
-    peer: Peer | None, pairs: EmbeddedPairs, source: str, resamples: int, seed: int
+    peer: Peer | None,
+    pairs: EmbeddedPairs,
+    source: str,
+    tasks: Sequence[Task],
+    bootstrap: Bootstrap,
 ) -> dict[str, Outcome]:
     if peer is not None:
         if not peer.returns_unit:
@@ -210,11 +221,10 @@ def _outcomes(
     found = SourceFeatures(
         pairs.image_features, pairs.text_features, pairs.text_to_image, torch.zeros(0)
     )
-    bootstrap = Bootstrap(resamples, seed)
-    return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in _tasks(pairs)}
+    return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
 
 
-def _tasks(pairs: EmbeddedPairs) -> list[Task]:
+def _tasks(pairs: EmbeddedPairs, *, clusters: bool) -> list[Task]:
     """What stored pairs are measured by: the last three only where there is enough of them."""
     all_captions = {"protocol": "all-captions"}
     images, dim = pairs.image_features.shape
@@ -222,12 +232,11 @@ def _tasks(pairs: EmbeddedPairs) -> list[Task]:
     settings = {
         "geometry": {},
         **dict.fromkeys(("retrieval", "mixed-search", "separation"), all_captions),
-        **(
-            {"mixed-documents": {}, "pair-clustering": {}, "storage": all_captions}
-            if enough
-            else {}
-        ),
     }
+    if enough:
+        settings |= {"mixed-documents": {}, "storage": all_captions}
+    if enough and clusters:
+        settings["pair-clustering"] = {}
     return TypeAdapter(list[Task]).validate_python(
         [{"kind": kind, "source": "", **more} for kind, more in settings.items()]
     )

@@ -40,6 +40,9 @@ CHANGED: dict[str, Any] = {
     "train.steps": 1,
     "train.batch_size": 16,
     "train.learning_rate": 1e-4,
+    "train.image_learning_rate": 1e-4,
+    "train.text_learning_rate": 1e-4,
+    "train.layer_decay": 0.5,
     "train.schedule": "cosine",
     "train.warmup_steps": 3,
     "train.weight_decay": 0.9,
@@ -53,6 +56,7 @@ CHANGED: dict[str, Any] = {
     "loss.contrastive_form": "sigmoid",
     "loss.contrastive_normalize": False,
     "loss.normalize": True,
+    "loss.positives": "same-caption",
     "loss.rafa_reduction": "sum",
     "loss.rafa_decay": "linear",
     "loss.references": "independent",
@@ -100,7 +104,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, pairs) -> RefineConfig:
     lines = ["file_name,caption"]
     for index in range(32):
         pairs.load_image(index).save(folder / f"{index:02}.png")
-        lines += [f'{index:02}.png,"{caption}"' for caption in pairs.captions[index]]
+        lines += [f'{index:02}.png,"{caption}"' for caption in pairs.captions[index // 2]]
     (folder / "captions.csv").write_text("\n".join(lines) + "\n")
     held_out = ["file_name,caption", *lines[1:37:3]]
     (folder / "held_out.csv").write_text("\n".join(held_out) + "\n")

@@ -10,6 +10,7 @@ from clip_refine.support.errors import ModelError
 
 BASE = {"w": torch.tensor([1.0, -2.0]), "steps": torch.tensor(3)}
 REFINED = {"w": torch.tensor([3.0, 2.0]), "steps": torch.tensor(7)}
+NAN = {**BASE, "w": torch.tensor([1.0, torch.nan])}
 
 
 def test_the_ends_are_exact():
@@ -42,3 +43,9 @@ def test_what_does_not_fit_is_refused():
         interpolate_weights({**BASE, "extra": torch.ones(1)}, REFINED, 0.5)
     with pytest.raises(ValueError, match="from 0 to 1"):
         interpolate_weights(BASE, REFINED, 1.5)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    for sides in ((BASE, NAN), (NAN, REFINED)):
+        with pytest.raises(ModelError, match="w: weights that are not finite"):
+            interpolate_weights(*sides, 0.5)

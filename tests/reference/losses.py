@@ -6,6 +6,7 @@ One function a formula. `Rows` is a matrix as nested lists, row i of image and t
 import math
 
 Rows = list[list[float]]
+Captions = list[int] | None  # equal numbers for equal captions; None where all differ
 
 
 def dot(one: list[float], other: list[float]) -> float:
@@ -42,40 +43,55 @@ def rafa(image: Rows, text: Rows, references: Rows, reduction: str) -> float:
     return total / (batch * dim) if reduction == "mean" else total / (2 * batch)
 
 
+def true_share(captions: Captions, i: int, j: int) -> float:
+    if captions is None:
+        return float(i == j)
+    return (captions[i] == captions[j]) / captions.count(captions[i])
+
+
 def hycd(
-    image: Rows, text: Rows, teacher_image: Rows, teacher_text: Rows, alpha: float, scale: float
+    image: Rows,
+    text: Rows,
+    teacher_image: Rows,
+    teacher_text: Rows,
+    alpha: float,
+    scale: float,
+    captions: Captions = None,
 ) -> float:
     student = similarities(image, text, scale)
     teacher = similarities(teacher_image, teacher_text, scale)
     directions = ((student, teacher), (transposed(student), transposed(teacher)))
-    return sum(mean_divergence(s, t, alpha) for s, t in directions) / 2
+    return sum(mean_divergence(s, t, alpha, captions) for s, t in directions) / 2
 
 
-def mean_divergence(student: Rows, teacher: Rows, alpha: float) -> float:
+def mean_divergence(student: Rows, teacher: Rows, alpha: float, captions: Captions) -> float:
     total = 0.0
     for i, (student_row, teacher_row) in enumerate(zip(student, teacher, strict=True)):
         log_p, log_q = log_softmax(student_row), log_softmax(teacher_row)
         for j in range(len(student_row)):
-            target = alpha * (i == j) + (1 - alpha) * math.exp(log_q[j])
+            target = alpha * true_share(captions, i, j) + (1 - alpha) * math.exp(log_q[j])
             if target > 0:
                 total += target * (math.log(target) - log_p[j])
     return total / len(student)
 
 
-def contrastive(image: Rows, text: Rows, scale: float) -> float:
+def contrastive(image: Rows, text: Rows, scale: float, captions: Captions = None) -> float:
     logits = similarities(image, text, scale)
     total = 0.0
     for rows in (logits, transposed(logits)):
         for i, row in enumerate(rows):
-            total -= log_softmax(row)[i]
+            for j, log_p in enumerate(log_softmax(row)):
+                total -= true_share(captions, i, j) * log_p
     return total / (2 * len(image))
 
 
-def sigmoid_contrastive(image: Rows, text: Rows, scale: float, bias: float) -> float:
+def sigmoid_contrastive(
+    image: Rows, text: Rows, scale: float, bias: float, captions: Captions = None
+) -> float:
     total = 0.0
     for i, row in enumerate(similarities(image, text, scale)):
         for j, similarity in enumerate(row):
-            sign = 1 if i == j else -1
+            sign = 1 if true_share(captions, i, j) else -1
             total += math.log(1 + math.exp(-sign * (similarity + bias)))
     return total / len(image)
 
@@ -108,7 +124,9 @@ def geodesic_mix(image: list[float], text: list[float], share: float) -> list[fl
     return [of_image * a + of_text * b for a, b in zip(image, text, strict=True)]
 
 
-def m2_mix(image: Rows, text: Rows, scale: float, shares: list[float]) -> float:
+def m2_mix(
+    image: Rows, text: Rows, scale: float, shares: list[float], captions: Captions = None
+) -> float:
     image, text = unit(image), unit(text)
     mixed = [geodesic_mix(*parts) for parts in zip(image, text, shares, strict=True)]
     total = 0.0
@@ -116,7 +134,9 @@ def m2_mix(image: Rows, text: Rows, scale: float, shares: list[float]) -> float:
         for i, query in enumerate(queries):
             positive = math.exp(scale * dot(query, partners[i]))
             negatives = sum(
-                math.exp(scale * dot(query, mixed[j])) for j in range(len(mixed)) if j != i
+                math.exp(scale * dot(query, mixed[j]))
+                for j in range(len(mixed))
+                if not true_share(captions, i, j)
             )
             total -= math.log(positive / (positive + negatives))
     return total / (2 * len(image))

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
 from clip_refine.config import ModelConfig, RefineConfig, override
-from clip_refine.losses import LossTerms, hycd_loss, rafa_loss
+from clip_refine.losses import LossTerms, Objective, hycd_loss, rafa_loss
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
@@ -179,3 +179,22 @@ def test_updated_statistics_need_one_process(tiny: OpenClipEncoder):
         build.build_trainer(
             config, tiny, Teacher(tiny), FP32, StandardNormal(), accelerator, steps=1
         )
+
+
+def test_pairs_with_one_caption_are_partners(tiny: OpenClipEncoder, pairs: ToyPairs):
+    loss = {"positives": "same-caption"}
+    trainer = build.build_trainer(
+        override(CONFIG, loss=loss),
+        build.build_student(tiny, CONFIG, torch.device("cpu")),
+        Teacher(tiny),
+        FP32,
+        StandardNormal(),
+        build.build_accelerator("cpu"),
+        steps=1,
+    )
+    batch = next(build.build_batches(CONFIG, pairs, tiny, trainer.accelerator))
+    texts = [pairs.captions[index] for index in batch.indices]
+    tokens = tiny.tokenizer([texts[0][0], texts[1][0], texts[0][0]])
+    ids = trainer._caption_ids(replace(batch, tokens=tokens)).tolist()
+    assert ids[0] == ids[2] != ids[1]
+    assert replace(trainer, objective=Objective(CONFIG.loss))._caption_ids(batch) is None

@@ -1,13 +1,20 @@
 """Which precision, which weights decay, which learning rate."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from clip_refine.models import OpenClipEncoder
-from clip_refine.train import TowerPrecision, make_optimiser, make_schedule, measure_precision
+from clip_refine.train import (
+    TowerPrecision,
+    faster_precision,
+    make_optimiser,
+    make_schedule,
+    precision,
+)
 from clip_refine.train.precision import (
-    PrecisionMeasurement,
     encode_pairs,
     prepare_student,
     training_mode,
@@ -20,21 +27,36 @@ def test_precision_names_round_trip(name):
 
 
 @pytest.mark.parametrize(
-    ("image", "text", "expected"),
-    [(3, 3, "bf16"), (0.4, 3, "bf16-text"), (1.05, 0.9, "fp32"), (2, 1, "bf16-image")],
+    ("has_units", "image", "text", "expected"),
+    [
+        (True, 512, 512, "bf16"),
+        (True, 64, 512, "bf16-text"),
+        (True, 512, 64, "bf16-image"),
+        (True, 64, 64, "fp32"),
+        (False, 512, 512, "fp32"),
+    ],
 )
-def test_each_tower_gets_the_faster_precision(image: float, text: float, expected: str):
-    assert PrecisionMeasurement(image, text).choice.name == expected
+def test_each_tower_gets_the_precision_that_suits_it(
+    has_units: bool, image: int, text: int, expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.text = nn.Linear(image, image), nn.Linear(text, text)
+            self.table = nn.Embedding(2**12, text)  # is looked up, not multiplied
 
+        def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.image(pixels)
 
-def test_measuring_leaves_weights_and_gradients_alone(tiny: OpenClipEncoder):
-    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    tokens = tiny.tokenizer(["a red circle"] * 4)
-    measured = measure_precision(tiny, torch.randn(4, 3, 48, 48), tokens, torch.device("cpu"))
-    assert measured.image_speedup > 0
-    assert measured.text_speedup > 0
-    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.state_dict().items())
-    assert all(parameter.grad is None for parameter in tiny.parameters())
+        def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.text(self.table(tokens))
+
+    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: has_units)
+    model: Any = Towers()
+    tokens = torch.ones(2, dtype=torch.int64)
+    cpu = torch.device("cpu")
+    assert faster_precision(model, torch.randn(2, image), tokens, cpu).name == expected
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_bf16_is_used_where_asked_for_and_features_are_float32(tiny: OpenClipEncoder):

@@ -5,7 +5,6 @@ ICML 2021, arXiv 2103.00020, figure 3 (softmax); Zhai et al., "Sigmoid Loss for 
 Pre-Training", ICCV 2023, arXiv 2303.15343, section 3.2 (sigmoid).
 """
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 from torch.nn.functional import normalize as to_unit
@@ -15,6 +14,8 @@ from clip_refine.losses.tensors import (
     check_pairs,
     check_positive,
     outside_autocast,
+    partner_shares,
+    partners,
     widened,
 )
 
@@ -26,12 +27,15 @@ def contrastive_loss(
     *,
     logit_scale: Scalar,
     normalize: bool = True,
+    caption_ids: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of picking a pair's partner out of the batch, both directions.
 
     With s_ij = logit_scale · image_i · text_j:
 
-    L = −1/(2B) Σ_i (log softmax_j(s_ij)[j=i] + log softmax_j(s_ji)[j=i]).
+    L = −1/(2B) Σ_i (log softmax_j(s_ij)[j=i] + log softmax_j(s_ji)[j=i]);
+
+    where captions are shared, the mean over all j with the caption of i takes the place of j = i.
 
     Args:
         image_features: (B, d), raw.
@@ -39,6 +43,8 @@ def contrastive_loss(
         logit_scale: The multiplier itself, 1/τ, not its logarithm: 100 is τ = 0.01. A number or a
             0-d tensor, which may be learned.
         normalize: Whether features are scaled to norm 1 first, as CLIP does.
+        caption_ids: (B,), equal where captions are, which then all are partners; None: pair i has
+            only partner i.
 
     Returns:
         A scalar ≥ 0 in nats, lower is better; log B for a model that cannot tell pairs apart.
@@ -55,7 +61,7 @@ def contrastive_loss(
     """
     image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
     logits = logit_scale * (image @ text.T)
-    own = torch.arange(len(logits), device=logits.device)
+    own = partner_shares(logits, caption_ids)
     return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
 
 
@@ -67,10 +73,11 @@ def sigmoid_contrastive_loss(
     logit_scale: Scalar,
     logit_bias: Scalar,
     normalize: bool = True,
+    caption_ids: Tensor | None = None,
 ) -> Tensor:
     """Every image-text combination judged on its own: a pair or not (SigLIP).
 
-    With z_ij = 1 on the diagonal and −1 elsewhere:
+    With z_ij = 1 for pairs (on the diagonal, and where captions are equal) and −1 elsewhere:
 
     L = −1/B Σ_ij log σ(z_ij (logit_scale · image_i · text_j + logit_bias)).
 
@@ -80,6 +87,7 @@ def sigmoid_contrastive_loss(
         logit_scale: The multiplier itself, not its logarithm.
         logit_bias: Added to every logit; SigLIP starts at −10.
         normalize: Whether features are scaled to norm 1 first, as SigLIP does.
+        caption_ids: (B,), equal where captions are; None: pair i has only partner i.
 
     Returns:
         A scalar ≥ 0 in nats per pair, lower is better.
@@ -97,7 +105,7 @@ def sigmoid_contrastive_loss(
     """
     image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
     logits = logit_scale * (image @ text.T) + logit_bias
-    signs = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    signs = 2 * partners(logits, caption_ids) - 1
     return -logsigmoid(signs * logits).sum() / len(logits)
 
 

@@ -14,18 +14,23 @@ from clip_refine.losses.tensors import (
     check_positive,
     check_teacher_pairs,
     outside_autocast,
+    partner_shares,
     widened,
 )
 
 
-def hybrid_targets(teacher_logits: Tensor, *, alpha: float) -> Tensor:
-    """The rows that the student is to reproduce: part one-hot, part the teacher's.
+def hybrid_targets(
+    teacher_logits: Tensor, *, alpha: float, caption_ids: Tensor | None = None
+) -> Tensor:
+    """The rows that the student is to reproduce: part the true pairs, part the teacher's.
 
-    q̂_ij = α·1[i = j] + (1 − α)·softmax_j(teacher_logits_ij).
+    q̂_ij = α·t_ij + (1 − α)·softmax_j(teacher_logits_ij), where t_ij = 1[i = j], or 1/n_i for all
+    n_i pairs that have the caption of pair i.
 
     Args:
         teacher_logits: (B, B), row i the query, column j the candidate.
-        alpha: Share of the one-hot part, 0–1.
+        alpha: Share of the true pairs, 0–1.
+        caption_ids: (B,), equal where captions are; None where pair i has only partner i.
 
     Returns:
         (B, B) probabilities, rows sum to 1.
@@ -34,10 +39,8 @@ def hybrid_targets(teacher_logits: Tensor, *, alpha: float) -> Tensor:
         >>> hybrid_targets(torch.zeros(2, 2), alpha=0.5).tolist()
         [[0.75, 0.25], [0.25, 0.75]]
     """
-    one_hot = torch.eye(
-        len(teacher_logits), dtype=teacher_logits.dtype, device=teacher_logits.device
-    )
-    return alpha * one_hot + (1 - alpha) * teacher_logits.softmax(dim=1)
+    own = partner_shares(teacher_logits, caption_ids)
+    return alpha * own + (1 - alpha) * teacher_logits.softmax(dim=1)
 
 
 @outside_autocast
@@ -51,11 +54,12 @@ def hycd_loss(
     temperature: Scalar = 1.0,
     teacher_temperature: Scalar | None = None,
     normalize: bool = False,
+    caption_ids: Tensor | None = None,
 ) -> Tensor:
     """Divergence of the student's matching probabilities from hybrid targets, both directions.
 
     With p the student's row softmax of similarity / temperature, q the teacher's, and
-    q̂_ij = α·1[i = j] + (1 − α)·q_ij:
+    q̂_ij = α·1[i = j] + (1 − α)·q_ij (or as `hybrid_targets` has it for shared captions):
 
     L = ½ (KL(q̂ ‖ p) image→text + KL(q̂ ‖ p) text→image),
 
@@ -77,6 +81,8 @@ def hycd_loss(
             learned one gets gradient through the student only.
         teacher_temperature: Divides the teacher's instead, where its cosines spread otherwise.
         normalize: Whether features are scaled to norm 1 first.
+        caption_ids: (B,), equal where captions are, which then all are partners; None: pair i has
+            only partner i.
 
     Returns:
         A scalar ≥ 0 in nats, lower is better.
@@ -112,8 +118,10 @@ def hycd_loss(
     student_logits = image @ text.T / temperature
     with torch.no_grad():
         teacher_logits = teacher_image @ teacher_text.T / teacher_temperature
-        image_to_text_targets = hybrid_targets(teacher_logits, alpha=alpha)
-        text_to_image_targets = hybrid_targets(teacher_logits.T, alpha=alpha)
+        image_to_text_targets = hybrid_targets(teacher_logits, alpha=alpha, caption_ids=caption_ids)
+        text_to_image_targets = hybrid_targets(
+            teacher_logits.T, alpha=alpha, caption_ids=caption_ids
+        )
     image_to_text = _mean_row_divergence(image_to_text_targets, student_logits)
     text_to_image = _mean_row_divergence(text_to_image_targets, student_logits.T)
     return (image_to_text + text_to_image) / 2

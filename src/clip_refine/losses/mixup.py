@@ -14,6 +14,7 @@ from clip_refine.losses.tensors import (
     check_pairs,
     check_positive,
     outside_autocast,
+    partners,
     widened,
 )
 
@@ -68,6 +69,7 @@ def m2_mix_loss(
     *,
     logit_scale: Scalar,
     mix: Tensor,
+    caption_ids: Tensor | None = None,
 ) -> Tensor:
     """Contrastive loss whose negatives are mixtures of the other pairs' image and text.
 
@@ -88,6 +90,7 @@ def m2_mix_loss(
         logit_scale: The multiplier 1/τ, a number or a 0-d tensor.
         mix: λ, the image's share in 0–1, drawn by the caller: 0-d, or (B,) for one a pair. No
             gradient flows into it.
+        caption_ids: (B,), equal where captions are; mixtures with such pairs are no negatives.
 
     Returns:
         A scalar ≥ 0 in nats, lower is better.
@@ -115,8 +118,10 @@ def m2_mix_loss(
     mixed_unit = geodesic_mix(image_unit, text_unit, mix)
     positives = (image_unit * text_unit).sum(dim=1)
     own = torch.arange(len(positives), device=positives.device)
+    logits = [logit_scale * query @ mixed_unit.T for query in (image_unit, text_unit)]
+    if caption_ids is not None:
+        logits = [side.masked_fill(partners(side, caption_ids) > 0, -torch.inf) for side in logits]
     directions = [
-        cross_entropy(logit_scale * torch.diagonal_scatter(query @ mixed_unit.T, positives), own)
-        for query in (image_unit, text_unit)
+        cross_entropy(torch.diagonal_scatter(side, logit_scale * positives), own) for side in logits
     ]
     return (directions[0] + directions[1]) / 2

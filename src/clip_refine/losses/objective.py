@@ -109,6 +109,11 @@ class Objective:
         return bool(self.loss.rafa_weight)
 
     @property
+    def needs_caption_ids(self) -> bool:
+        """Whether pairs with one caption are partners."""
+        return self.loss.positives == "same-caption"
+
+    @property
     def needs_mix(self) -> bool:
         """Whether shares must be drawn for m²-mix."""
         return bool(self.loss.m2_mix_weight)
@@ -123,6 +128,7 @@ class Objective:
         logit_bias: Tensor | None = None,
         text_references: Tensor | None = None,
         mix: Tensor | None = None,
+        caption_ids: Tensor | None = None,
         centroid_gap: Tensor | None = None,
         rafa_share: float = 1.0,
         teacher_scale: float | None = None,
@@ -138,6 +144,7 @@ class Objective:
                 term has the sigmoid form.
             text_references: (B, d), the texts' own references; None where both sides share one.
             mix: Shares for m²-mix, 0-d or (B,); may be None unless `needs_mix`.
+            caption_ids: (B,), equal where captions are; None where pair i has only partner i.
             centroid_gap: (d,), the teacher's mean text feature less its mean image feature; may be
                 None unless `needs_centroid_gap`.
             teacher_scale: The teacher's own multiplier where the student has another one; then
@@ -150,7 +157,7 @@ class Objective:
         Raises:
             ValueError: If something needed is None or shapes do not fit.
         """
-        terms = self._student_terms(student, logit_scale, logit_bias, mix)
+        terms = self._student_terms(student, logit_scale, logit_bias, mix, caption_ids)
         if self.loss.rafa_weight:
             loss = rafa_loss(
                 *student,
@@ -161,7 +168,9 @@ class Objective:
             terms = {"rafa": rafa_share * self.loss.rafa_weight * loss} | terms
         if self.needs_teacher:
             teacher = _given("teacher", teacher)
-            terms |= self._teacher_terms(student, teacher, logit_scale, centroid_gap, teacher_scale)
+            terms |= self._teacher_terms(
+                student, teacher, logit_scale, centroid_gap, teacher_scale, caption_ids
+            )
         return LossTerms(**terms)
 
     def _student_terms(
@@ -170,6 +179,7 @@ class Objective:
         logit_scale: Tensor,
         logit_bias: Tensor | None,
         mix: Tensor | None,
+        caption_ids: Tensor | None,
     ) -> dict[str, Tensor]:
         scale = logit_scale if self.loss.contrastive_scale is None else self.loss.contrastive_scale
         terms: dict[str, Tensor] = {}
@@ -177,6 +187,7 @@ class Objective:
             form: dict[str, Any] = {
                 "logit_scale": scale,
                 "normalize": self.loss.contrastive_normalize,
+                "caption_ids": caption_ids,
             }
             if self.loss.contrastive_form == "sigmoid":
                 bias = _given("logit_bias", logit_bias)
@@ -188,7 +199,8 @@ class Objective:
             loss = alignment_loss(*student)
             terms["alignment"] = self.loss.alignment_weight * loss
         if self.loss.m2_mix_weight:
-            loss = m2_mix_loss(*student, logit_scale=scale, mix=_given("mix", mix))
+            mix = _given("mix", mix)
+            loss = m2_mix_loss(*student, logit_scale=scale, mix=mix, caption_ids=caption_ids)
             terms["m2_mix"] = self.loss.m2_mix_weight * loss
         return terms
 
@@ -199,6 +211,7 @@ class Objective:
         logit_scale: Tensor,
         centroid_gap: Tensor | None,
         teacher_scale: float | None,
+        caption_ids: Tensor | None,
     ) -> dict[str, Tensor]:
         own_temperature = 1 / logit_scale.detach()
         temperature = own_temperature if self.loss.temperature is None else self.loss.temperature
@@ -211,6 +224,7 @@ class Objective:
                 temperature=temperature,
                 teacher_temperature=None if teacher_scale is None else 1 / teacher_scale,
                 normalize=self.loss.normalize,
+                caption_ids=caption_ids,
             )
             terms["hycd"] = self.loss.hycd_weight * loss
         if self.loss.anchor_weight:

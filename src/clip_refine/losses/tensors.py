@@ -41,6 +41,30 @@ def widened(*features: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in features)
 
 
+def partners(logits: Tensor, caption_ids: Tensor | None) -> Tensor:
+    """Which texts are an image's own: (B, B) of the logits' dtype, 1 or 0.
+
+    Those with its caption's number in `caption_ids`, (B,); without numbers the diagonal.
+
+    >>> partners(torch.zeros(3, 3), torch.tensor([7, 4, 7])).tolist()
+    [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    """
+    if caption_ids is None:
+        return torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
+    if caption_ids.shape != logits.shape[:1]:
+        raise ValueError(
+            f"caption_ids must be one number a pair, ({len(logits)},); "
+            f"got {tuple(caption_ids.shape)}"
+        )
+    return (caption_ids[:, None] == caption_ids).to(logits)
+
+
+def partner_shares(logits: Tensor, caption_ids: Tensor | None) -> Tensor:
+    """`partners` with rows that sum to 1: the same share for every text that is an image's own."""
+    own = partners(logits, caption_ids)
+    return own / own.sum(dim=1, keepdim=True)
+
+
 def check_pairs(image_features: Tensor, text_features: Tensor, *, owner: str = "") -> None:
     """Refuse features that are not two matrices of one shape, at least (1, 1).
 

@@ -100,12 +100,17 @@ class Embedder:
 
 
 def _check_finite(features: Tensor, name: Callable[[int], str]) -> None:
-    """Refuse features with NaN or infinity: every number after them would be one, too."""
+    """Refuse features that nothing can be told from: with NaN or infinity, or all of them 0."""
     bad = (~features.isfinite().all(dim=-1)).nonzero().flatten().tolist()
     if bad:
         raise ModelError(
             f"the model's features of {name(bad[0])} are not finite ({len(bad)} of {len(features)} "
             "such). Look for NaN in its weights, or load them again."
+        )
+    if not features.any():
+        raise ModelError(
+            f"the model's features are all 0, those of {name(0)} too. Its weights may be 0, as in "
+            "a placeholder or a file that was cut off; load them again."
         )
 
 

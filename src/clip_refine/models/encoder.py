@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 import re
 import sys
 import traceback
@@ -227,7 +228,20 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, header: Mapping[str,
     path.touch()
     mode = path.stat().st_mode  # of any new file here; safetensors lets only the owner read its own
     save_file(plain, path, metadata=dict(header))
+    _sort_header(path)
     path.chmod(mode)
+
+
+def _sort_header(path: Path) -> None:
+    """Give what is written beside the tensors an order; safetensors shuffles it each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # else it is written in another way, which is no worse
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -404,6 +404,11 @@ def interpolate_weights(
     mixed = {}
     for name, after in refined.items():
         before = base[name].to(after.device)
+        if not (after.isfinite().all() and before.isfinite().all()):
+            raise ModelError(
+                f"{name}: weights that are not finite, so there is no line between the two models. "
+                "Load them again, or choose another checkpoint."
+            )
         if not after.is_floating_point() or weight == 1:
             mixed[name] = after.clone()
         elif weight == 0:

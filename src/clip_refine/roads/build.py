@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from clip_refine.config import (
     DataConfig,
@@ -74,11 +74,13 @@ from clip_refine.train import (
     StudentTowers,
     TowerPrecision,
     Trainer,
+    learning_rates,
     make_optimiser,
     make_schedule,
     prepare_student,
     trained_part,
 )
+from clip_refine.train.part import TrainedPart
 
 # --------------------------------------------------------------------------------------------------
 # Settings → device, processes and generators.
@@ -452,7 +454,7 @@ def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale
 @contextmanager
 def build_part(
     config: RefineConfig, student: nn.Module, accelerator: Accelerator
-) -> Iterator[None]:
+) -> Iterator[TrainedPart]:
     """Train only what the settings ask for within the block; the student is whole after it.
 
     What is random in a model, such as dropout and new adapters, follows the seed in here.
@@ -462,8 +464,7 @@ def build_part(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         with trained_part(student, config.train) as part:
-            remark(str(part))
-            yield
+            yield part
 
 
 def build_trainer(
@@ -500,10 +501,11 @@ def build_trainer(
         )
     optimiser = make_optimiser(
         student.named_parameters(),
-        learning_rate=train.learning_rate,
+        learning_rate=train.rate,
         weight_decay=train.weight_decay,
         decay=train.decay,
         device=accelerator.device,
+        rates=learning_rates(student, train),
     )
     schedule = make_schedule(
         optimiser, schedule=train.schedule, warmup_steps=train.warmup_steps, steps=steps
@@ -550,6 +552,15 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
             "so the learning rate would never be reached. Use fewer."
         )
     return steps
+
+
+def sample_pairs(model: Any, pairs: ImageCaptions | Stream, count: int) -> tuple[Tensor, Tensor]:
+    """Pixels and tokens of the first few pairs."""
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(count)
+    sample = range(min(count, len(pairs)))
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 
 def epoch_plans(config: RefineConfig, pairs: ImageCaptions) -> Iterator[EpochPlan]:

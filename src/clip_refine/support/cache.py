@@ -91,7 +91,9 @@ class RowCache:
     def _rows(self, number: int) -> tuple[Any, Any]:
         """All rows and their checksums, mapped at least as far as `number`."""
         if self._mapped is None or number >= len(self._mapped[0]):
-            rows = np.memmap(self.folder / "rows", self._row_type(), "r")
+            file, kind = self.folder / "rows", self._row_type()
+            whole = file.stat().st_size // kind.itemsize  # the last may have been cut off
+            rows = np.memmap(file, kind, "r", shape=(whole,))
             self._mapped = rows, np.fromfile(self.folder / "sums", "<u4")
         return self._mapped
 

@@ -40,6 +40,12 @@ class TrainingError(ClipRefineError):
     status = 1
 
 
+class Planned(ClipRefineError):  # noqa: N818, nothing went wrong
+    """What was asked for is said and was all: `dry_run`."""
+
+    status = 0
+
+
 class OutputError(ClipRefineError):
     """The results cannot be written where they were asked for."""
 

@@ -2,11 +2,11 @@
 
 from clip_refine.train.log import StepLog
 from clip_refine.train.loop import Trainer, make_optimiser, make_schedule
-from clip_refine.train.part import trained_part
+from clip_refine.train.part import learning_rates, trained_part
 from clip_refine.train.precision import (
     StudentTowers,
     TowerPrecision,
-    measure_precision,
+    faster_precision,
     prepare_student,
 )
 
@@ -15,9 +15,10 @@ __all__ = [
     "StudentTowers",
     "TowerPrecision",
     "Trainer",
+    "faster_precision",
+    "learning_rates",
     "make_optimiser",
     "make_schedule",
-    "measure_precision",
     "prepare_student",
     "trained_part",
 ]

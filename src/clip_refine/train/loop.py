@@ -67,26 +67,27 @@ def make_optimiser(
     weight_decay: float,
     decay: Literal["all", "matrices"],
     device: torch.device,
+    rates: Mapping[int, float] | None = None,
 ) -> AdamW:
     """AdamW over the parameters that require gradients, fused where PyTorch has a fused kernel.
 
     Args:
         named_parameters: The model's parameters with their names.
-        learning_rate: Of every parameter.
+        learning_rate: Of every parameter that `rates` does not name.
         weight_decay: Decoupled decay.
         decay: `all` decays every parameter; `matrices` spares biases, norm weights and the logit
             scale, which have fewer than two dimensions.
         device: Where the parameters are.
+        rates: Learning rates of parameters by their `id`.
     """
-    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    decayed = [p for p in trained if decay == "all" or p.ndim >= 2]
-    spared = [p for p in trained if decay == "matrices" and p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for _, parameter in named_parameters:
+        if parameter.requires_grad:
+            rate = (rates or {}).get(id(parameter), learning_rate)
+            decayed = weight_decay if decay == "all" or parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decayed), []).append(parameter)
     return AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": g, "lr": r, "weight_decay": d} for (r, d), g in groups.items()],
         lr=learning_rate,
         fused=device.type in ("cuda", "cpu"),
     )
@@ -261,7 +262,7 @@ class Trainer:
         losses, student = self._fitting_gradient(number, batch, steps)
         gradient_norm = self._clip(number)
         optimiser = self.schedule.optimizer
-        learning_rate = optimiser.param_groups[0]["lr"]
+        learning_rate = max(group["lr"] for group in optimiser.param_groups)
         optimiser.step()
         self.schedule.step()
         optimiser.zero_grad(set_to_none=True)
@@ -317,6 +318,7 @@ class Trainer:
             logit_scale=output.logit_scale,
             logit_bias=output.logit_bias,
             mix=self._mix(student),
+            caption_ids=self._caption_ids(batch),
             centroid_gap=self.centroid_gap,
             teacher_scale=self.teacher_scale,
             rafa_share=1 - (number - 1) / steps if decays else 1.0,
@@ -382,6 +384,13 @@ class Trainer:
             return None
         shares = torch.rand(len(student.image_features), generator=self.generator)
         return shares.to(student.image_features.device)
+
+    def _caption_ids(self, batch: PairBatch) -> Tensor | None:
+        """A number for each caption of all processes, told apart by what the model reads of it."""
+        if not self.objective.needs_caption_ids:
+            return None
+        tokens = self.accelerator.pad_across_processes(batch.tokens, dim=1, pad_index=-1)
+        return self.accelerator.gather(tokens).unique(dim=0, return_inverse=True)[1]
 
     def _clip(self, number: int) -> float:
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm

@@ -52,6 +52,7 @@ from clip_refine.models.weights import (
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
+from clip_refine.roads.guard import Guard, build_guard
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Clock, console, remark
 from clip_refine.support.errors import ConfigError, ModelError, OutputError, first_line
@@ -182,6 +183,7 @@ def refine(
                 log=log,
                 selection=selection,
                 states=states,
+                guard=build_guard(config, embedder, selection, tasks),
             )
             config = trained.config
 
@@ -324,6 +326,7 @@ class Trained:
     config: RefineConfig  # with `auto` replaced by what was chosen
     interpolation: Mapping[str, Any] | None  # weight and selection scores; None where not asked for
     logit_scale: float | None  # fitted to the folded towers; None where it is the model's own
+    guard: Mapping[str, Any] | None = None  # at which step it stopped, whose weights were kept
 
 
 def train_student(
@@ -337,15 +340,18 @@ def train_student(
     teacher_features: EmbeddedPairs | None = None,
     selection: ImageCaptions | None = None,
     states: States | None = None,
+    guard: Guard | None = None,
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
     `teacher_features`, those of `pairs` from the untouched model, are looked up instead of running
-    a teacher; with `selection` the weight of the interpolation is chosen. Where `states` has one to
-    go on from, what comes before the first step is made again, and then put in its place.
+    a teacher; with `selection` the weight of the interpolation is chosen; a `guard` may end it.
+    Where `states` has one to go on from, what comes before the first step is made again, and then
+    put in its place.
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
     features = measure_features(config, embedder, pairs)
+    warn_of_one(features, pairs.name)
     teacher, fitted = None, None
     teacher_scale = float(student.logit_scale.detach())
     if config.loss.fold or config.loss.fold_text:
@@ -402,11 +408,14 @@ def train_student(
                 teacher,
                 states.start if states else 0,
             )
-            trainer.train(batches, steps=steps, log=log, states=states)
+            if guard:
+                guard.begin()
+                trainer.keep_best(0, -1.0)  # any probe within the bound is preferred
+            trainer.train(batches, steps=steps, log=log, states=states, guard=guard and guard.after)
         interpolation = interpolate_student(config, student, start, embedder, selection)
     finally:  # also of a model that was handed in, when training fails
         scale.undo()
-    return Trained(config, interpolation, fitted)
+    return Trained(config, interpolation, fitted, guard and guard.stopped)
 
 
 def measure_features(
@@ -428,6 +437,17 @@ def measure_features(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
         embedder.texts(first, "Encoding captions"),
     )
+
+
+def warn_of_one(features: PairFeatures, name: str) -> None:
+    """Say where all images, or all captions, of the sample are one: nothing is learnt from them."""
+    for what, side in zip(("images", "captions"), features, strict=True):
+        if len(side) > 1 and bool((side == side[0]).all()):
+            remark(
+                f"{name}: the model makes the same of all {len(side)} {what} sampled, so nothing "
+                "can be learnt from them. Look at the column that they come from.",
+                "yellow",
+            )
 
 
 def fold_student(
@@ -566,10 +586,15 @@ SELECTION_FRACTION = 0.1
 def set_aside(
     config: RefineConfig, pairs: ImageCaptions | Stream
 ) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
-    """What is trained on, and the pairs that the interpolation weight is chosen on, if it is."""
-    if config.interpolate != "auto":
+    """What is trained on, and the pairs that weights are chosen and training is watched on."""
+    if config.interpolate != "auto" and config.guard.every is None:
         return pairs, None
     if isinstance(pairs, Stream):
+        if config.interpolate != "auto":
+            raise ConfigError(
+                "guard.every holds a part of the training pairs out, which a stream does not "
+                "allow. Leave --data.streaming out, or --guard."
+            )
         raise ConfigError(
             "interpolate auto holds a part of the training pairs out, which a stream does not "
             "allow. Give a number, as in --interpolate 0.8, or leave --data.streaming out."
@@ -591,7 +616,7 @@ def interpolate_student(
     if config.interpolate is None:
         return None
     refined = student.state_dict()
-    if selection is None:
+    if config.interpolate != "auto" or selection is None:
         weight, tried = float(config.interpolate), {}
     else:
         tried = scores_along_line(embedder, student, base, selection)
@@ -694,6 +719,7 @@ def _recipe(
         "provenance": provenance.model_dump(mode="json"),
         "interpolation": trained.interpolation,
         "logit_scale": trained.logit_scale,
+        "guard": trained.guard,
     }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import open_clip
 import torch
 from accelerate import Accelerator
-from torch.nn.functional import log_softmax, mse_loss, softmax
+from torch.nn.functional import cross_entropy, log_softmax, mse_loss, softmax
 
 from clip_refine.config import RefineConfig
 from clip_refine.data import EpochPlan, PairBatch
@@ -53,6 +53,41 @@ def textbook_step(student: OpenClipEncoder) -> Callable[[PairBatch, torch.Tensor
     return step
 
 
+def trainer_step(student: OpenClipEncoder) -> Callable[[PairBatch, torch.Tensor], None]:
+    """A step of open_clip's trainer with `--distill-model` and `--precision amp_bf16`.
+
+    Its contrastive loss plus the cross-entropy to the teacher's softmax, both directions,
+    full-length text, its own AdamW settings.
+    """
+    teacher = copy.deepcopy(student.clip).eval()
+    model = student.clip.train()
+    spared = [p for p in model.parameters() if p.ndim < 2]
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
+    optimiser = torch.optim.AdamW(groups, lr=1e-6, betas=(0.9, 0.98), eps=1e-6)
+
+    def step(batch: PairBatch, tokens: torch.Tensor) -> None:
+        optimiser.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            image, text, scale = model(batch.pixels, tokens)
+            with torch.no_grad():
+                teacher_image, teacher_text, teacher_scale = teacher(batch.pixels, tokens)
+            logits = scale * image @ text.T
+            target = teacher_scale * teacher_image @ teacher_text.T
+            labels = torch.arange(len(image))
+            loss = sum(
+                cross_entropy(mine, labels) / 2
+                - (softmax(theirs, 1) * log_softmax(mine, 1)).sum(1).mean() / 2
+                for mine, theirs in ((logits, target), (logits.T, target.T))
+            )
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6052)
+
+    return step
+
+
 def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Callable[..., object]:
     config = RefineConfig.model_validate({"train": {"batch_size": batch_size}})
     accelerator = Accelerator()
@@ -61,7 +96,7 @@ def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Call
     trainer = build.build_trainer(
         config, model, Teacher(model), precision, StandardNormal(), accelerator, steps=1
     )
-    return lambda batch, number: trainer.step(number, batch)
+    return lambda batch, number: trainer.step(number, batch, steps=1)
 
 
 def main() -> None:

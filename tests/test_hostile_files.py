@@ -191,7 +191,7 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
         ),
         "packed weights": (
             f"load_weights_file(Path({str(folder / 'packed.pt')!r}))",
-            "unpacks to more than",
+            "unpacks to far more than",
         ),
         "columns": (image_csv.format(str(put("c.csv", columns + "\n"))), "and 99980 others"),
         "columns of json": (

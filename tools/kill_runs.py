@@ -45,6 +45,8 @@ def start(folder: Path, out: Path, *more: str) -> int:
     if child:
         return child
     os.setsid()
+    for ignored in (signal.SIGHUP, signal.SIGINT):  # under nohup, and behind a shell's "&"
+        signal.signal(ignored, signal.SIG_DFL)
     log = os.open(out.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.support.console import PlainConsole, printable, say
+from clip_refine.support.console import PlainConsole, printable, say, talk
 from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from clip_refine.config import EvaluateConfig, RefineConfig
-    from clip_refine.config.runs import CompareConfig
+    from clip_refine.config.runs import CompareConfig, TuneConfig
     from clip_refine.results import Comparison
 
 OVERWRITE = arg(help="Replace `out` where it exists.")
@@ -52,12 +52,13 @@ def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool
     where mean R@1 or zero-shot is clearly lower after than before. --guard is --guard.every 10.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import before_after_table, verdict, worse
+    from clip_refine.report.tables import before_after_table, doubts, verdict, worse
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
     if _wants_tables(scores, as_json):
-        _show(before_after_table(scores), verdict(scores))
+        said = (verdict(scores), doubts(scores))
+        _show(before_after_table(scores), *filter(None, said))
         report = f"Report: {config.out}/report.html. " if config.report else ""
         say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
@@ -91,6 +92,26 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
     from clip_refine.roads import compare as road
 
     _show_comparison(road.compare(config), config.out, as_json=as_json, report=config.report)
+
+
+def tune(config: "TuneConfig", *, as_json: bool = False) -> None:
+    """Search recipe, learning rate and weights that fit, by successive halving (extra [tune]).
+
+    Scored on held-out training pairs; what costs more zero-shot than --guard is refused. The same
+    command goes on where it stopped, and more --trials add to it.
+    """
+    from clip_refine.roads import tune as road
+
+    found = road.tune(config)
+    _say(
+        f"{found['recipe']} at learning rate {found['learning_rate']:g}"
+        + "".join(f", {name} {value:g}" for name, value in found["loss"].items())
+        + f": mean recall {found['selection']:.3f} on held-out training pairs, "
+        f"{found['untouched']:.3f} untouched, the best of {found['tried']}. Refine with it:\n\n"
+        f"  clip-refine refine --config {config.out}/tuned.yaml --out {config.out}-refined\n",
+        as_json,
+        **found,
+    )
 
 
 def _show_comparison(
@@ -170,9 +191,14 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
         override,
         with_recipe,
     )
-    from clip_refine.config.runs import CompareConfig
+    from clip_refine.config.runs import CompareConfig, TuneConfig
 
-    kinds = {"refine": RefineConfig, "compare": CompareConfig, "evaluate": EvaluateConfig}
+    kinds = {
+        "refine": RefineConfig,
+        "compare": CompareConfig,
+        "tune": TuneConfig,
+        "evaluate": EvaluateConfig,
+    }
     kind = kinds[verb.__name__]
     # These decide about the other flags' defaults or are no settings, so they are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -633,6 +659,30 @@ def export(
         )
 
 
+def cache(
+    action: Annotated[
+        Positional[Literal["show", "prune"]], arg(help="prune removes what show lists.")
+    ] = "show",
+    folder: Annotated[Path | None, arg(help="Without it: $XDG_CACHE_HOME/clip-refine.")] = None,
+    unused_days: Annotated[float, arg(help="Only what nobody has used for so long.")] = 0.0,
+) -> None:
+    """Show what teachers' features, features of suites and pixels take on the disk, or remove it.
+
+    All of it is made again when it is needed.
+    """
+    from clip_refine.support.cache import KeptRows
+    from clip_refine.support.folder import default_cache, size_text
+
+    folder = folder or default_cache()
+    found = [kept for kept in KeptRows.all_in(folder) if kept.unused_days >= unused_days]
+    for kept in found:
+        gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
+        name = kept.folder.relative_to(folder)
+        used = f"unused for {kept.unused_days:.1f} days"
+        print(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
+    print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
+
+
 def with_flags(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with flags as its signature says."""
     tyro.cli(verb, prog=f"clip-refine {verb.__name__}", args=arguments)
@@ -668,6 +718,10 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       Which recipe is best here? All of them on the same batches, each at its own learning rate,
       beside what needs no training, with intervals. The same command goes on where it stopped.
 
+  clip-refine tune --data.train captions.csv --trials 20 --out runs/tuned
+      The recipe, learning rate and weights that fit this model and these pairs; or only a rate,
+      with refine --train.learning-rate auto.
+
   clip-refine report runs/mine
       Make the page again that refine and compare end with: runs/mine/report.html, one file to look
       at and share.
@@ -701,8 +755,13 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       For those who have only the vectors: learns a linear map a modality in seconds, maps a whole
       index, and puts the same maps into the model for new queries.
 
+  clip-refine cache prune --unused-days 30
+      What features and pixels that are kept take on the disk (`cache` alone shows it), and rid of.
+
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
-YAML file, --config run.yaml, and --print-config shows them without running anything.
+YAML file, --config run.yaml, and --print-config shows them without running anything. --dry-run
+says what refine and compare would do and how long it takes. --quiet prints results and errors
+only, --verbose a line of progress every second.
 """
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -710,7 +769,9 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "refine": partial(with_settings, refine),
     "evaluate": partial(with_settings, evaluate),
     "compare": partial(with_settings, compare),
+    "tune": partial(with_settings, tune),
     "report": partial(with_flags, report),
+    "cache": partial(with_flags, cache),
     "explore": partial(with_flags, explore),
     "data": data,
     "interpolate": partial(with_flags, interpolate),
@@ -725,15 +786,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; where something is wrong say it in one message, without a traceback.
 
     Exits with 2 for usage and input, 1 for a failure, 3 for a worse model, 130 after Ctrl-C.
-    `--debug` shows the traceback of a failure.
+    `--debug` shows the traceback of a failure, `--quiet` is silent but for results and errors,
+    `--verbose` prints a line of progress every second.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
+    talk(quiet="--quiet" in arguments, verbose="--verbose" in arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
         try:
-            _run([argument for argument in arguments if argument != "--debug"])
+            _run([argument for argument in arguments if argument not in _FOR_ALL])
         finally:
             sys.stdout.flush()  # here, since Python's own flush at the end would be too late
     except SystemExit:
@@ -751,6 +814,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
+_FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
 

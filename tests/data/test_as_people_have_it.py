@@ -276,7 +276,7 @@ def shard(path: Path, parts: dict[str, bytes]) -> str:
 
 def in_stream(name: str, **settings) -> list[str]:
     stream = open_stream(name, DataConfig(skip_bad=True, max_bad=1.0, **settings))
-    return [text for row in stream.open_rows(None) for text in row.captions]
+    return [text for rows in stream.open_rows(None) for row in rows() for text in row.captions]
 
 
 def test_parts_of_samples_apart(tmp_path: Path):
@@ -287,7 +287,7 @@ def test_parts_of_samples_apart(tmp_path: Path):
     assert source.captions == (("a dog",), ("a cat",))
     assert source.image_bytes(1) == png
     stream = open_stream(name, DataConfig())
-    problems = [row.problem for row in stream.open_rows(None) if row.problem]
+    problems = [row.problem for rows in stream.open_rows(None) for row in rows() if row.problem]
     assert len(problems) == 2
     assert "side by side" in problems[0]
 

@@ -1,6 +1,7 @@
 """Published benchmarks as they come, from local files."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -151,3 +152,50 @@ def test_what_is_wrong_is_named_with_file_and_row(tmp_path: Path):
     (bad / "swap_att.json").write_text(json.dumps({"0": {"filename": "a.jpg", "caption": "x"}}))
     with pytest.raises(DataError, match=r"swap_att.json, row 1: has no `negative_caption`"):
         read_sugarcrepe(bad, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a\0.png", "link.png"])
+def test_images_elsewhere_are_refused(name: str, tmp_path: Path):
+    folder = mixbench(draw(tmp_path / "up", "../secret.png") / "MSCOCO")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    write_lines(folder / "queries.jsonl", [{"query_id": "q0", "image": name}])
+    with pytest.raises(DataError, match="row 1: .*(leads out|is no file name|is a link out)"):
+        read_mixbench(folder)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "swap_obj.json").write_text(json.dumps([{**ROW, "filename": name}]))
+    with pytest.raises(DataError, match="row 1: .*(leads out|is no file name|is a link out)"):
+        read_sugarcrepe(data, folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 3000, "is nested too deeply"),
+        (b"3", "expected a list of entries"),
+        (b"\xff\xff", "is not valid JSON"),
+        (json.dumps([{**ROW, "caption": [1]}]).encode(), r"`caption` is \[1\], no text"),
+        (json.dumps([{**ROW, "caption2": None}]).encode(), "has no `caption2`"),
+    ],
+)
+def test_content_that_is_none_is_one_clear_error(content: bytes, message: str, tmp_path: Path):
+    (tmp_path / "swap_obj.json").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_sugarcrepe(tmp_path, draw(tmp_path / "images", "a.jpg"))
+
+
+def test_lines_and_judgements_are_within_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = mixbench(tmp_path / "OVEN")
+    judged = folder / "qrels" / "qrels.tsv"
+    judged.write_text(judged.read_text().replace("q1\td0\t1", "q1\td0\tmuch"))
+    with pytest.raises(DataError, match=r"qrels.tsv: cannot be read \(could not convert"):
+        read_mixbench(folder)
+    monkeypatch.setattr("clip_refine.data.benchmarks.LINE", 30)
+    with pytest.raises(DataError, match="queries.jsonl: .*line 1 has more than the 30 letters"):
+        read_mixbench(folder)
+    (folder / "queries.jsonl").unlink()
+    os.mkfifo(folder / "queries.jsonl")
+    with pytest.raises(DataError, match="is no file but a folder, a pipe"):
+        read_mixbench(folder)

@@ -1,5 +1,7 @@
 """The same pairs whatever the number of workers and processes."""
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,3 +130,22 @@ def test_class_folders(tmp_path: Path):
         read_class_folders(tmp_path, templates=("{}",))
     with pytest.raises(DataError, match="no such folder"):
         read_class_folders(tmp_path / "nowhere", templates=("{}",))
+
+
+class Fatal:
+    """A preprocessing that ends its process, or its memory."""
+
+    def __init__(self, killed: bool) -> None:
+        self.killed = killed
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if self.killed and torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise MemoryError
+
+
+@pytest.mark.parametrize(("killed", "what"), [(True, "was killed"), (False, "ran out of memory")])
+def test_a_worker_that_dies_is_one_clear_error(killed: bool, what: str, pairs: ToyPairs):
+    batches = image_batches(pairs, batch_size=8, preprocess=Fatal(killed), workers=1)
+    with pytest.raises(DataError, match=f"process that decodes images {what}.*--train.workers"):
+        list(batches)

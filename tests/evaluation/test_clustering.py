@@ -60,6 +60,9 @@ def test_resamples_are_of_rows_and_what_stays_stays():
         drawn.append(agreement(found[rows], truth[rows])["v_measure"])
     shift = 2 * (sum(drawn) / 5 - plain["v_measure"])
     assert numbers["x_v_measure"].draws.tolist() == pytest.approx([v - shift for v in drawn])
+    # copies of a row lift a resample's, but not the value: its draws lie around it, not below
+    rand = numbers["x_adjusted_rand"]
+    assert rand.draws.mean().item() == pytest.approx(rand.value)
 
 
 def test_images_and_prompts_in_one_cone_cluster_by_class_and_in_two_by_modality():

@@ -15,7 +15,9 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
+from typing import TextIO
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,15 @@ def fuzz(name: str, seconds: float) -> None:
     """Read changed files of one target, print what goes wrong and keep it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    told = os.fdopen(os.dup(1), "w")
+    try:
+        _fuzz(name, seconds, told)
+    except BaseException:  # of the driver itself, whose process has no other way to tell
+        print(f"{name}: {traceback.format_exc()}", file=told, flush=True)
+        os._exit(2)
+
+
+def _fuzz(name: str, seconds: float, told: TextIO) -> None:
     target, faults, count = TARGETS[name], set[str](), 0
     folder = Path(tempfile.mkdtemp()) / "sound"
     os.chdir(folder.parent)
@@ -45,7 +56,6 @@ def fuzz(name: str, seconds: float) -> None:
     )
     resource.setrlimit(resource.RLIMIT_DATA, (taken + EXTRA, taken + EXTRA))
     silent = os.open(os.devnull, os.O_WRONLY)
-    told = os.fdopen(os.dup(1), "w")
     os.dup2(silent, 2)
 
     @settings(database=None, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,8 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
@@ -321,8 +324,37 @@ def _read_vectors(folder: Path, name: str) -> None:
         read_pairs(str(folder / name))
 
 
+def _benchmarks(folder: Path) -> list[str]:
+    from tests.data.test_benchmarks import ROW, draw, mixbench, write_lines
+
+    mixbench(folder / "mixbench")
+    draw(folder / "winoground" / "images", "a.jpg", "b.jpg")
+    item = {"image_0": "a.jpg", "image_1": "b.jpg", "caption_0": "x", "caption_1": "y"}
+    write_lines(folder / "winoground" / "examples.jsonl", [item])
+    (folder / "data").mkdir()
+    (folder / "data" / "swap_obj.json").write_text(json.dumps({"0": ROW, "7": ROW}))
+    names = ("queries.jsonl", "mixed_corpus.jsonl", "qrels/qrels.tsv")
+    mixed = [f"mixbench/{name}" for name in names]
+    return [*mixed, "winoground/examples.jsonl", "data/swap_obj.json"]
+
+
+def _read_benchmark(folder: Path, name: str) -> None:
+    from clip_refine.data.benchmarks import read_mixbench, read_sugarcrepe, read_winoground
+
+    if name.startswith("mixbench"):
+        read_mixbench(folder / "mixbench")
+    elif name.startswith("winoground"):
+        read_winoground(folder / "winoground")
+    else:
+        read_sugarcrepe(folder / "data", folder / "winoground" / "images")
+
+
 def _command_line(folder: Path) -> list[str]:
-    import clip_refine.roads.compare  # noqa: F401 - imports take longer than a file may
+    for name in ("report.tables", "report.comparison", "report.run_page", "report.comparison_page"):
+        import_module(f"clip_refine.{name}")  # imports take longer than a file may
+    for path in files("clip_refine.roads").iterdir():
+        if path.name.endswith(".py"):
+            import_module(f"clip_refine.roads.{path.name.removesuffix('.py')}")
     from clip_refine.cli import VERBS
 
     verbs = [verb for verb in VERBS if verb != "demo"]
@@ -349,6 +381,15 @@ def _command_line(folder: Path) -> list[str]:
     return ["commands.txt"]
 
 
+def no_models() -> Any:
+    """Within it no model is loaded, so that no verb begins to work."""
+    from clip_refine.roads import build
+    from clip_refine.support.errors import ModelError
+
+    stopped = ModelError("no model is loaded here")
+    return patch.object(build, "build_model", side_effect=stopped)
+
+
 def _read_command_line(folder: Path, name: str) -> None:
     from clip_refine.cli import main
 
@@ -357,7 +398,8 @@ def _read_command_line(folder: Path, name: str) -> None:
     words = lines[sum(text.encode(errors="ignore")) % len(lines)].split("\t")
     said, error = io.StringIO(), io.StringIO()
     try:
-        with redirect_stdout(said), redirect_stderr(error):
+        # settings that are sound go as far as the model, and no further
+        with no_models(), redirect_stdout(said), redirect_stderr(error):
             main([word for word in words if word != "--debug"])
     except SystemExit as stopped:
         if stopped.code not in (0, 1, 2):
@@ -378,6 +420,7 @@ TARGETS = {
     "open_clip": Target(_open_clip, _read_open_clip, slow=True),
     "transformers": Target(_transformers, _read_transformers, slow=True),
     "runs": Target(_runs, _read_run),
+    "benchmarks": Target(_benchmarks, _read_benchmark),
     "vectors": Target(_vectors, _read_vectors),
     "command_line": Target(_command_line, _read_command_line, slow=True),
 }

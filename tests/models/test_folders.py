@@ -10,7 +10,10 @@ from clip_refine.models import OpenClipEncoder
 from clip_refine.models.checkpoints import recognise_folder
 from clip_refine.models.transformers import SentenceFolder
 from clip_refine.roads import build
-from clip_refine.support.errors import ModelError
+from clip_refine.roads.build import build_model
+from clip_refine.support.errors import DataError, ModelError
+from clip_refine.support.folder import seal
+from tests.conftest import TINY, write_model
 
 MODELS = "sentence_transformers.models"
 
@@ -77,3 +80,16 @@ def test_sentence_transformers_folders_that_are_refused(tmp_path: Path, modules,
     (tmp_path / "modules.json").write_text(json.dumps(listing), encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         SentenceFolder.find(str(tmp_path))
+
+
+def test_weights_that_rotted_are_not_used(tmp_path: Path):
+    name = write_model(tmp_path / "model", TINY)
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    seal(tmp_path / "model")
+    build_model(ModelConfig(name=name))
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 2
+    weights.write_bytes(content)
+    for given in (name, str(tmp_path / "model")):
+        with pytest.raises(DataError, match="is not what was written there, by its checksum"):
+            build_model(ModelConfig(name=given))

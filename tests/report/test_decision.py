@@ -116,6 +116,23 @@ def test_noise_is_called_so():
     assert lost.price == "Clearly worse in something: hycd."
 
 
+def test_what_it_would_take_to_see_more_is_computed():
+    noise = comparison(line("hycd", rate=1e-5, r1=0.009, width=0.02), line("rafa", rate=1e-5))
+    found = decide(noise.model_copy(update={"held_out": 150}))
+    # the narrowest interval, ± .01: 1.43 · .01 for four cases in five, and (1.43)² · 150 images
+    assert found.doubt.endswith(
+        "On 150 images a mean R@1 that changes by less than 0.014 passes for noise more than one "
+        "time in five; to see +0.01, about 310 are needed."
+    )
+    [choice, _] = noise.learning_rates
+    edge = choice.model_copy(update={"at_edge": True})
+    found = decide(noise.model_copy(update={"learning_rates": (edge,)}), "x")
+    assert found.advice == (
+        "The best learning rate of hycd is the last one tried: --learning-rates auto looks further."
+    )
+    assert found.command.endswith("--learning-rates auto --out x-further")
+
+
 def test_one_seed_is_doubted():
     found = decide(comparison(line("hycd", rate=1e-5, r1=0.02, runs=1)))
     assert found.taken == "hycd"

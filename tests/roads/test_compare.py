@@ -17,6 +17,7 @@ from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison
 from clip_refine.roads.compare import Runs, Training, compare
 from clip_refine.roads.refine import refine
+from clip_refine.roads.sweeps import MOST_RATES
 from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
 from clip_refine.support.folder import alone
 from clip_refine.toy import ToyClasses, ToyPairs
@@ -295,6 +296,18 @@ def test_a_learning_rate_that_fails_is_passed_over(config: CompareConfig):
     assert (choice.chosen, choice.tried["1e+30"]) == (1e-4, None)
     with pytest.raises(TrainingError, match="training failed at every learning rate tried"):
         run(override(config, learning_rates=(1e30,)))
+
+
+def test_auto_goes_on_until_the_best_rate_lies_inside(config: CompareConfig, trainings: list[str]):
+    searched = override(
+        config, recipes=("contrastive",), combine=(), seeds=1, peers=(), learning_rates="auto"
+    )
+    [choice] = run(searched).learning_rates
+    rates = sorted(float(rate) for rate in choice.tried)
+    assert 5 <= len(rates) <= MOST_RATES
+    assert {1e-7, 1e-6, 1e-5} <= set(rates)
+    assert len(trainings) == len(rates)
+    assert choice.tried[f"{choice.chosen:g}"] == max(s for s in choice.tried.values() if s)
 
 
 def test_models_are_kept_on_request(config: CompareConfig, trainings: list[str]):

@@ -13,14 +13,18 @@ from PIL import Image
 from safetensors import safe_open
 
 from clip_refine.cli import main
+from clip_refine.config import ModelConfig
 from clip_refine.config.runs import RefineConfig
 from clip_refine.models import load_transformers
 from clip_refine.models.open_clip import load_open_clip
 from clip_refine.roads import export as road
 from clip_refine.roads.export import FORMATS, Encoders, compare_features, export
 from clip_refine.roads.refine import refine
+from clip_refine.roads.vector_maps import fold_vectors
 from clip_refine.support.errors import ModelError
 from clip_refine.toy import ToyPairs
+from clip_refine.vectors.files import save_peer
+from clip_refine.vectors.maps import LinearMaps
 from tests.models.tiny_transformers import SIZE, write_clip
 
 CAPTIONS = ["a red circle", "Two small blue stars!", "word " * 100]
@@ -129,6 +133,25 @@ def test_an_open_clip_run_for_every_library(run: Path, kind: str, tmp_path: Path
             assert_same(in_transformers(out, images), expected)  # the same folder
         case _:
             assert_same(in_onnxruntime(out, images), expected, 1e-4)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_folded_model_gives_mapped_features_in_every_library(
+    kind: str, tiny_name: str, tmp_path: Path, images
+):
+    before = features(load_open_clip(tiny_name), images)
+    generator = torch.Generator().manual_seed(0)
+    dim = before[0].shape[1]
+    maps = LinearMaps(*(torch.eye(dim) + torch.randn(2, dim, dim, generator=generator) / 4), 1, 1)
+    save_peer(maps, tmp_path / "maps")
+    fold_vectors(tmp_path / "maps", ModelConfig(name=tiny_name), tmp_path / "model")
+    out = tmp_path / "exported"
+    export(str(tmp_path / "model"), to=kind, out=out)
+    libraries = (in_open_clip, in_transformers, in_sentence_transformers, in_onnxruntime)
+    found = dict(zip(FORMATS, libraries, strict=True))[kind](out, images)
+    for theirs, raw, matrix in zip(found, before, (maps.image_map, maps.text_map), strict=True):
+        mapped = raw.double() @ matrix.double().T
+        assert (theirs - mapped).norm() <= 1e-6 * mapped.norm()
 
 
 def test_an_export_may_be_replaced(run: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from clip_refine.config import load_config, override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
+from clip_refine.data import hold_out
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import RunScores, read
@@ -22,12 +23,15 @@ from clip_refine.support.errors import (
     DataError,
     ModelError,
     OutputError,
+    Planned,
     TrainingError,
 )
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog
 from tests.conftest import TINY, write_model
 
+HELD_OUT = ToyPairs("auto-held-out", size=20)
+WEIGHTS = "open_clip_model.safetensors"
 RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
 GEOMETRY = {
     "centroid_distance",
@@ -86,6 +90,41 @@ def test_everything_promised_is_written(config: RefineConfig):
     assert environment["packages"]["open_clip_torch"] == open_clip.__version__
     assert len((config.out / "log.jsonl").read_text().splitlines()) == 4
     assert not list(config.out.parent.glob(".run*"))
+
+
+def test_a_dry_run_says_what_would_be_done(config: RefineConfig, capsys, tiny: OpenClipEncoder):
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    with pytest.raises(Planned) as stop:
+        refine(override(config, dry_run=True), model=tiny)
+    assert stop.value.status == 0
+    assert not config.out.exists()
+    said = " ".join(capsys.readouterr().err.split())
+    for part in (
+        "pairs of",
+        "steps of 16",
+        "a step, from 16 pairs",
+        "Memory: about",
+        "Trained are",
+    ):
+        assert part in said
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    assert all(weight.grad is None for weight in tiny.parameters())
+
+
+def test_a_learning_rate_of_its_own(config: RefineConfig, tiny: OpenClipEncoder, capsys):
+    config = override(config, train={"learning_rate": "auto", "steps": 2})
+    refine(config, model=tiny, train_pairs=ToyPairs("auto", size=220), held_out=HELD_OUT)
+    said = " ".join(capsys.readouterr().err.split())
+    chosen = load_config(RefineConfig, config.out / "config.yaml").train.learning_rate
+    assert f"Learning rate {chosen:g}: 2 steps each, mean recall on 100 held-out" in said
+    logged = json.loads((config.out / "log.jsonl").read_text().splitlines()[0])
+    assert logged["learning_rate"] == chosen
+    # the short runs leave nothing behind: the same as if the rate had been given
+    again = override(config, train={"learning_rate": chosen}, out=config.out.parent / "again")
+    pairs = hold_out(ToyPairs("auto", size=220), fraction=0.1, seed=config.seed)[0]
+    refine(again, model=load_open_clip(config.model.name), train_pairs=pairs, held_out=HELD_OUT)
+    one, two = (load_file(out / "model" / WEIGHTS) for out in (config.out, again.out))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_run_is_kept_where_its_report_fails(

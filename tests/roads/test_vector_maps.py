@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from open_clip.timm_model import TimmModel
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from clip_refine.config import ModelConfig
 from clip_refine.config.runs import VectorsConfig
 from clip_refine.models import OpenClipEncoder, load_open_clip, load_transformers
 from clip_refine.results import Comparison, RunScores, SuiteScores, read
+from clip_refine.roads.export import export
 from clip_refine.roads.vector_maps import (
     compare_vectors,
     fold_model,
@@ -32,6 +35,7 @@ from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_fe
 from clip_refine.vectors.maps import IsoClip, LinearMaps, RefinedMaps
 from clip_refine.vectors.transforms import Fold, MeanCentring
 from tests.conftest import TINY, write_model
+from tests.models.test_families import SIGLIP, write_family
 from tests.models.tiny_transformers import write_clip, write_siglip
 
 QUICK = VectorsConfig(steps=8, batch_size=32, learning_rate=1e-2, resamples=20)
@@ -336,6 +340,22 @@ class TestFold:
         with pytest.raises(ModelError, match="image tower does not end in a linear .* What works"):
             fold_model(model, maps_for(before[0].shape[1]))
         assert all(map(torch.equal, before, features(model)))
+
+    def test_a_residual_head_of_timm_gets_a_layer(self, tmp_path: Path):
+        model = load_open_clip(write_family(tmp_path / "siglip", SIGLIP))
+        before, maps = features(model), maps_for(96)
+        with pytest.raises(ModelError, match="`fold` and `vectors fold` add a layer"):
+            fold_model(model, maps)
+        save_peer(maps, tmp_path / "maps")
+        name = ModelConfig(name=f"local-dir:{tmp_path / 'siglip'}")
+        fold_vectors(tmp_path / "maps", name, tmp_path / "model")
+        assert_folded(before, load_open_clip(f"local-dir:{tmp_path / 'model'}"), maps)
+        clip = open_clip.create_model(f"local-dir:{tmp_path / 'model'}")  # none of our code
+        assert isinstance(clip.visual, TimmModel)
+        assert_close(clip.visual.head.proj.weight, maps.image_map.float())
+        export(str(tmp_path / "model"), to="onnx", out=tmp_path / "onnx")
+        with pytest.raises(ModelError, match="ends in a linear layer, for which SiglipModel"):
+            export(str(tmp_path / "model"), to="transformers", out=tmp_path / "hf")
 
     def test_refusals(self, tiny: OpenClipEncoder, tiny_name: str, tmp_path: Path):
         with pytest.raises(ModelError, match="dimension 16, but the map is"):

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_refine.support.cache import RowCache
+from clip_refine.cli import main
+from clip_refine.support.cache import KeptRows, RowCache
 from clip_refine.support.errors import OutputError
 
 NAMES = [f"{number:032x}" for number in range(5)]
@@ -184,3 +185,21 @@ def test_a_flipped_bit_is_found_and_the_row_made_again(
     again = opened(tmp_path)
     again.check(NAMES)
     assert again.missing(NAMES) == []
+
+
+def test_what_is_kept_is_shown_and_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "pixels" / "of a model"
+    opened(folder).add(NAMES, ROWS)
+    [kept] = KeptRows.all_in(tmp_path)
+    assert (kept.folder, kept.rows) == (folder, 5)
+    assert kept.size > ROWS.nbytes
+    main(["cache", "--folder", str(tmp_path)])
+    assert "5 rows  unused for 0.0 days  pixels/of a model" in capsys.readouterr().out
+    main(["cache", "prune", "--folder", str(tmp_path), "--unused-days", "1"])
+    assert folder.is_dir()
+    with opened(folder).writing():
+        main(["cache", "prune", "--folder", str(tmp_path)])
+    assert "in use" in capsys.readouterr().out
+    assert folder.is_dir()
+    main(["cache", "prune", "--folder", str(tmp_path)])
+    assert not folder.exists()

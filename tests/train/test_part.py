@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import RefineConfig, TrainConfig, override
-from clip_refine.models import OpenClipEncoder, load_open_clip, load_transformers
+from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip, load_transformers
 from clip_refine.models.weights import output_layer
+from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.toy import ToyPairs
-from clip_refine.train.part import trained_part
+from clip_refine.train import TowerPrecision
+from clip_refine.train.part import learning_rates, trained_part
 from clip_refine.train.precision import prepare_student
 from tests.conftest import TINY, write_model
 from tests.models import tiny_transformers
@@ -332,3 +334,52 @@ def test_a_comparison_trains_each_variant_from_the_whole_model(student: OpenClip
         with trained_part(prepared, TrainConfig(parameters=choice)) as part:
             pass
     assert part.trained == part.total - 1  # the logit scale is frozen
+
+
+def test_learning_rates_by_tower_and_depth(student: OpenClipEncoder):
+    """Two blocks a tower: what follows them has all, each block half of the next, the start a half
+    of the first's; the logit scale is no tower's."""
+    config = TrainConfig(learning_rate=1.0, text_learning_rate=0.5, layer_decay=0.5)
+    rates = learning_rates(student, config)
+    found = {name: rates.get(id(parameter)) for name, parameter in student.named_parameters()}
+    assert found["clip.visual.proj"] == 1
+    assert found["clip.visual.ln_post.weight"] == 1
+    assert found["clip.visual.transformer.resblocks.1.mlp.c_fc.weight"] == 0.5
+    assert found["clip.visual.transformer.resblocks.0.ln_1.bias"] == 0.25
+    assert found["clip.visual.conv1.weight"] == 0.125
+    assert found["clip.text_projection"] == 0.5
+    assert found["clip.transformer.resblocks.0.attn.in_proj_weight"] == 0.125
+    assert found["clip.token_embedding.weight"] == 0.0625
+    assert found["clip.logit_scale"] is None
+    assert all(rate for name, rate in found.items() if name != "clip.logit_scale")
+
+
+def test_every_family_has_depths(names: dict[str, str]):
+    for kind in ("resnet", "transformers", "siglip"):
+        student = load(names, kind)
+        rates = learning_rates(student, TrainConfig(learning_rate=1.0, layer_decay=0.5))
+        assert {1.0, 0.5, 0.25} < set(rates.values()), kind
+
+
+def test_the_optimiser_has_each_rate(student: OpenClipEncoder):
+    config = override(RefineConfig(), train={"image_learning_rate": 2e-4, "layer_decay": 0.5})
+    accelerator = build.build_accelerator("cpu")
+    trainer = build.build_trainer(
+        config,
+        student,
+        Teacher(student),
+        TowerPrecision.from_name("fp32"),
+        StandardNormal(),
+        accelerator,
+        steps=1,
+    )
+    rates = learning_rates(student, config.train)
+    groups = trainer.schedule.optimizer.param_groups
+    for group in groups:
+        assert all(
+            group["lr"] == rates.get(id(parameter), config.train.learning_rate)
+            for parameter in group["params"]
+        )
+    assert sum(len(group["params"]) for group in groups) == len(
+        [p for p in student.parameters() if p.requires_grad]
+    )

@@ -1,5 +1,6 @@
 """Two processes give the gradients of one, in parts of a batch, too, whatever the loss uses."""
 
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -51,10 +52,14 @@ def train(
         torch.save([accelerator.num_processes, student.state_dict()], result)
 
 
-def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result: Path) -> None:
-    import os
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
-    torch.set_num_threads(1)
+
+def join_two(rank: int, port: int) -> None:
+    """Be one of two processes, as a launcher would say it."""
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -64,6 +69,11 @@ def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result: Path) -> None:
+    torch.set_num_threads(1)
+    join_two(rank, port)
     train(name, settings, result)
     train(name, settings, result.with_name("parts.pt"), micro_batch=3)  # of 4 pairs each
     torch.distributed.destroy_process_group()
@@ -78,11 +88,8 @@ def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result
 def test_two_processes_train_as_one(settings: dict[str, Any], bias: bool, tmp_path: Path):
     name = write_model(tmp_path / "model", {**TINY, "init_logit_bias": -10.0} if bias else TINY)
     assert any("logit_bias" in one for one in load_open_clip(name).state_dict()) == bias
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     train(name, settings, tmp_path / "one.pt")
-    multiprocessing.spawn(one_of_two, (port, name, settings, tmp_path / "two.pt"), nprocs=2)
+    multiprocessing.spawn(one_of_two, (free_port(), name, settings, tmp_path / "two.pt"), nprocs=2)
     files = ("one.pt", "two.pt", "parts.pt")
     counts, weights = zip(
         *(torch.load(tmp_path / file, weights_only=True) for file in files), strict=True

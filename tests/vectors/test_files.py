@@ -13,7 +13,14 @@ from clip_refine import __version__
 from clip_refine.config import PosthocConfig
 from clip_refine.config.runs import PEER_NAMES
 from clip_refine.support.errors import ConfigError, DataError, OutputError
-from clip_refine.vectors.files import load_peer, save_peer
+from clip_refine.support.folder import SUMS
+from clip_refine.vectors.files import (
+    FeatureSet,
+    load_peer,
+    read_features,
+    save_peer,
+    write_features,
+)
 from clip_refine.vectors.transforms import PEERS, Chain, MeanCentring, fit_peer
 from tests.vectors.cases import FITS, drawn
 
@@ -131,6 +138,7 @@ def test_changed_tensors_are_refused(changes: dict, message: str, tmp_path: Path
     path = tmp_path / "peer/peer.safetensors"
     tensors = load_file(path) | changes
     save_file({name: value for name, value in tensors.items() if value is not None}, path)
+    (tmp_path / "peer" / SUMS).unlink()
     with pytest.raises(DataError, match=message):
         load_peer(tmp_path / "peer")
 
@@ -148,6 +156,7 @@ def test_means_that_are_none_are_refused(mean: torch.Tensor, message: str, tmp_p
     save_peer(FITS["mean-centring"](*drawn(2, 8, 9)), tmp_path / "peer")
     path = tmp_path / "peer/peer.safetensors"
     save_file(load_file(path) | {"0.image_mean": mean}, path)
+    (tmp_path / "peer" / SUMS).unlink()
     with pytest.raises(DataError, match=message):
         load_peer(tmp_path / "peer")
 
@@ -193,3 +202,22 @@ class TestByName:
     def test_no_such_name(self, name: str, message: str):
         with pytest.raises(ConfigError, match=message):
             fit_peer(name, *drawn(2, 8, 9))
+
+
+def test_features_and_maps_that_rotted_are_refused(tmp_path: Path):
+    features = FeatureSet(torch.randn(4, 3), torch.randn(4, 3))
+    write_features(tmp_path / "f.safetensors", features, note={})
+    read_features(tmp_path / "f.safetensors")
+    save_peer(MeanCentring.fit(*features_of(features)), tmp_path / "peer")
+    for file in (tmp_path / "f.safetensors", tmp_path / "peer" / "peer.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-2] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(DataError, match="not what was written there"):
+        read_features(tmp_path / "f.safetensors")
+    with pytest.raises(DataError, match="is not what was written there"):
+        load_peer(tmp_path / "peer")
+
+
+def features_of(features: FeatureSet) -> tuple[torch.Tensor, torch.Tensor]:
+    return features.image_features, features.text_features

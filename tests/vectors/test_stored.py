@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -300,3 +301,18 @@ class TestApply:
             apply_stored(peer, tmp_path / "a.npy", tmp_path / f"{name}.npy", side="image")
         one, other = (np.load(tmp_path / f"{name}.npy") for name in ("fold", "maps"))
         assert np.abs(one - other).max() < 1e-3
+
+
+def test_a_header_that_says_gigabytes_takes_none(tmp_path: Path):
+    header = b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + b"{'descr': '<f4'}"
+    (tmp_path / "image.npy").write_bytes(header)
+    np.save(tmp_path / "text.npy", np.ones((2, 3)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"image.npy: cannot be read \(EOF"):
+        read_pairs(str(tmp_path))
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+    np.save(tmp_path / "image.npy", np.ones((2, 3)))
+    (tmp_path / "text_to_image.npy").write_bytes(header)
+    with pytest.raises(DataError, match=r"text_to_image.npy: cannot be read \(EOF"):
+        read_pairs(str(tmp_path))

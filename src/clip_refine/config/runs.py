@@ -59,6 +59,9 @@ class RefineConfig(SettingsGroup):
     there is nothing to go on from."""
     overwrite: bool = False
     """Replace `out` where it exists, once the new run is complete."""
+    dry_run: bool = False
+    """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
+    there."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +71,8 @@ class RefineConfig(SettingsGroup):
             return values
         loss = values.get("loss", {})
         given = loss.model_dump(exclude_unset=True) if isinstance(loss, LossConfig) else loss
+        if not isinstance(given, dict):
+            return values  # so that the check of its own says what it is
         return {
             **values,
             "loss": {**recipe_settings(values.get("recipe", "clip-refine")), **given},
@@ -218,9 +223,10 @@ class CompareConfig(SettingsGroup):
     sweep: tuple[str, ...] = ()
     """Ablations: every recipe once for each value, as in "loss.alpha=0,0.25,0.5". Any setting of
     train, loss and prior, and data.fraction for a part of the pairs; several one at a time."""
-    learning_rates: tuple[Positive, ...] = ()
+    learning_rates: tuple[Positive, ...] | Literal["auto"] = ()
     """Tried for every recipe with the first seed, the best on held-out training pairs is taken.
-    Without it: 0.3, 1 and 3 times train.learning-rate. One value: no choice."""
+    Without it: 0.3, 1 and 3 times train.learning-rate. One value: no choice. auto: powers of ten
+    around that until the best lies inside, then half a power to both sides."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images (at least 100) that no recipe is trained on: peers are fitted
     and learning rates chosen there."""
@@ -245,12 +251,18 @@ class CompareConfig(SettingsGroup):
     """First seed; also of the held-out and the selection split and of the bootstrap."""
     overwrite: bool = False
     """Start again where `out` exists."""
+    dry_run: bool = False
+    """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
+    there."""
 
     @property
     def grid(self) -> tuple[float, ...]:
         """The learning rates that every recipe tries, rising."""
-        default = tuple(float(f"{factor * self.train.learning_rate:.6g}") for factor in GRID)
-        return tuple(sorted(set(self.learning_rates or default)))
+        auto = self.learning_rates == "auto"
+        factors = (0.1, 1.0, 10.0) if auto else GRID
+        default = tuple(float(f"{factor * self.train.rate:.6g}") for factor in factors)
+        given = () if self.learning_rates == "auto" else self.learning_rates
+        return tuple(sorted(set(given or default)))
 
     @property
     def run_seeds(self) -> range:
@@ -263,9 +275,28 @@ class CompareConfig(SettingsGroup):
         return RefineConfig(**{name: getattr(self, name) for name in groups})
 
 
+class TuneConfig(CompareConfig):
+    """Everything one run of `clip-refine tune` depends on: settings of `compare`, and these."""
+
+    recipes: tuple[str, ...] = ("clip-refine", "balanced", "centred")
+    """Recipes to choose among."""
+    trials: Count = 20
+    """Settings to try; most end after a quarter or a half of the training pairs."""
+    rates: tuple[Positive, Positive] = (1e-7, 1e-3)
+    """The range of learning rates."""
+    weights: tuple[Positive, Positive] = (0.1, 10.0)
+    """The range of factors on the recipe's weight of RaFA and of the anchor."""
+    peers: tuple[str, ...] = ()
+    resamples: Count = 10
+    guard: NonNegative = 0.01
+    """How much zero-shot may fall on `evaluation.zero-shot`, in absolute terms."""
+    out: Path = Path("runs/tune")
+    """Folder for the results; a search that stopped there goes on."""
+
+
 RUNS = frozenset(
     {"recipes", "seeds", "peers", "combine", "sweep", "learning_rates", "out", "cache"}
-    | {"save_models", "report", "overwrite"}
+    | {"save_models", "report", "overwrite", "dry_run", "trials", "rates", "weights", "guard"}
 )
 """Settings that say which runs there are or where they go; they do not change a run's numbers."""
 
@@ -378,6 +409,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "prior.kind": rafa,
         "prior.scale": rafa or ("" if has_scale else f"prior.kind is {prior.kind}"),
         "train.epochs": f"train.steps is {train.steps}" if train.steps else "",
+        "train.image_learning_rate": of_parameters if train.parameters == "text-tower" else "",
+        "train.text_learning_rate": of_parameters if train.parameters == "image-tower" else "",
         "train.blocks": "" if train.parameters == "last-blocks" else of_parameters,
         "train.lora_rank": lora,
         "train.lora_alpha": lora,

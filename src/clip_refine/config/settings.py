@@ -207,8 +207,16 @@ class TrainConfig(SettingsGroup):
     micro_batch: Count | Literal["auto"] = "auto"
     """Pairs that a process encodes with a graph at a time: less memory, a third more time. The loss
     still sees the whole batch. auto: as many as fit into half the device's memory."""
-    learning_rate: Positive = 1e-6
-    """AdamW's learning rate."""
+    learning_rate: Positive | Literal["auto"] = 1e-6
+    """AdamW's learning rate. auto: the best of short runs at powers of ten, then of their halves,
+    on a tenth of the training images, which are held out."""
+    image_learning_rate: Positive | None = None
+    """Of the image tower's weights, where it is another one."""
+    text_learning_rate: Positive | None = None
+    """Of the text tower's weights, where it is another one."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """A block of a tower has so many times the learning rate of the one behind it; what follows the
+    last block has all of it."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate after the warm-up: constant, or cosine down to zero."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -248,6 +256,12 @@ class TrainConfig(SettingsGroup):
     """Processes that decode images. Without it: 0 on a CPU, up to 8 beside a GPU."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number; where it is auto the default, where a search begins."""
+        default: float = type(self).model_fields["learning_rate"].get_default()
+        return default if self.learning_rate == "auto" else self.learning_rate
 
     @field_validator("save_every", mode="before")
     @classmethod

@@ -1,14 +1,26 @@
 """Published benchmarks of composition and of mixed search, from local files as they come."""
 
 import csv
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clip_refine.data.pairs import StoredImages
-from clip_refine.support.errors import DataError
+from clip_refine.data.rows import problem_of_path
+from clip_refine.support.errors import DataError, foreign
+from clip_refine.support.limits import (
+    LINE,
+    TEXT,
+    WHOLE,
+    is_regular,
+    leads_out,
+    lines_of,
+    parse_json,
+    read_text,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +68,13 @@ def read_sugarcrepe(folder: Path, images: Path) -> BenchmarkImages:
         raise DataError(f"{folder}: holds no .json file. Give SugarCrepe's folder `data`.")
     paths, captions, categories = [], [], []
     for file in files:
-        content = _json(file, file.read_bytes())
+        with foreign(DataError, f"{file}: is not valid JSON"):
+            content = parse_json(read_text(file, WHOLE) if is_regular(file) else "")
+        if not isinstance(content, dict | list):
+            raise DataError(f"{file}: expected a list of entries or an object of them.")
         for number, row in enumerate(content.values() if isinstance(content, dict) else content):
             texts = _texts(file, number, row, ("filename", "caption", "negative_caption"))
-            more = (row["caption2"],) if "caption2" in row else ()
+            more = _texts(file, number, row, ("caption2",)) if "caption2" in row else ()
             paths.append(_image(file, number, texts[0], images))
             captions.append((texts[1], *more, texts[2]))
             categories.append(file.stem)
@@ -110,15 +125,18 @@ def read_mixbench(folder: Path) -> BenchmarkImages:
         rows = sides[key] = {}
         for number, row in enumerate(_lines(file)):
             (identity,) = _texts(file, number, row, (key,))
-            image, text = row.get("image") or None, row.get("text") or None
+            image, text = (
+                _texts(file, number, row, (side,))[0] if row.get(side) else None
+                for side in ("image", "text")
+            )
             if image is None and text is None:
                 raise DataError(
                     f"{file}, row {number + 1}: has neither `text` nor `image`. Give it one."
                 )
             if image is not None:
-                paths.append(_image(file, number, str(image), folder, folder.parent))
+                paths.append(_image(file, number, image, folder, folder.parent))
             if text is not None:
-                texts.append(str(text))
+                texts.append(text)
             rows[identity] = (
                 -1 if image is None else len(paths) - 1,
                 -1 if text is None else len(texts) - 1,
@@ -137,42 +155,44 @@ def _judgements(
     """The relevant documents of every query, by number."""
     number_of = {name: number for number, name in enumerate(documents)}
     found: dict[str, list[int]] = {name: [] for name in queries}
-    with _opened(file) as lines:
+    with _opened(file, TEXT) as lines:
         for number, row in enumerate(csv.DictReader(lines, delimiter="\t")):
             query, document = row.get("query_id"), row.get("corpus_id")
             if query not in found or document not in number_of:
                 raise DataError(
                     f"{file}, row {number + 2}: expected a query_id and a corpus_id of the other "
-                    f"files, got {query!r} and {document!r}. Take all three from one subset."
+                    f"files, got {shown(query)} and {shown(document)}. Take all three from one "
+                    "subset."
                 )
             if float(row.get("score") or 1) > 0:
                 found[query].append(number_of[document])
     empty = [name for name, own in found.items() if not own]
     if empty:
         raise DataError(
-            f"{file}: nothing is relevant for query {empty[0]!r} ({len(empty)} such). Take the "
-            "file that belongs to queries.jsonl, or leave those queries out."
+            f"{file}: nothing is relevant for query {shown(empty[0])} ({len(empty)} such). Take "
+            "the file that belongs to queries.jsonl, or leave those queries out."
         )
     return list(found.values())
 
 
-def _opened(file: Path) -> Any:
-    try:
-        return file.open(encoding="utf-8", newline="")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+@contextmanager
+def _opened(file: Path, most: int) -> Iterator[Iterator[str]]:
+    """The lines of a file, none longer than `most` letters."""
+    with foreign(DataError, f"{file}: cannot be read"):
+        if not is_regular(file):
+            raise ValueError("is no file but a folder, a pipe or a device")
+        with file.open(encoding="utf-8", newline="") as opened:
+            yield lines_of(opened, most)
 
 
 def _lines(file: Path) -> list[Any]:
-    with _opened(file) as lines:
-        return [_json(f"{file}, row {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
-
-
-def _json(where: Path | str, text: str | bytes) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: is not valid JSON ({error}).") from error
+    rows = []
+    with _opened(file, LINE) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                with foreign(DataError, f"{file}, row {number}: is not valid JSON"):
+                    rows.append(parse_json(line))
+    return rows
 
 
 def _texts(file: Path, number: int, row: Any, fields: Sequence[str]) -> list[str]:
@@ -182,14 +202,25 @@ def _texts(file: Path, number: int, row: Any, fields: Sequence[str]) -> list[str
         raise DataError(
             f"{file}, row {number + 1}: has no `{missing[0]}`; expected {', '.join(fields)}."
         )
+    for name in fields:
+        if not isinstance(row[name], str | int):
+            raise DataError(f"{file}, row {number + 1}: `{name}` is {shown(row[name])}, no text.")
     return [str(row[name]) for name in fields]
 
 
 def _image(file: Path, number: int, name: str, *folders: Path) -> Path:
-    """The first of the folders' files of this name."""
+    """The first of the folders' files of this name, which must lie inside one of them."""
+    outside = Path(name).is_absolute() or ".." in Path(name).parts
+    problem = f"{shown(name)} leads out of its folder." if outside else None
+    if problem := problem or problem_of_path(name, allow_outside=True):
+        raise DataError(f"{file}, row {number + 1}: {problem}")
     tried = [folder / name for folder in folders]
     for path in tried:
         if path.is_file():
+            if all(leads_out(path, folder) for folder in folders):
+                raise DataError(
+                    f"{file}, row {number + 1}: {path} is a link out of its folder. Copy it there."
+                )
             return path
     raise DataError(
         f"{file}, row {number + 1}: its image is not there, neither as "

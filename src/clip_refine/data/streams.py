@@ -164,7 +164,8 @@ class PairStream:
                 have |= {n: item for n, item in enumerate(again, start) if n in inside}
             return [have.get(item, item) if isinstance(item, int) else item for item in buffer]
 
-        yield from shuffled(items(), self.buffer, generator, skip=skip, found=found)
+        drawn_items: Iterator[Any] = items()  # numbers are found before they are given
+        yield from shuffled(drawn_items, self.buffer, generator, skip=skip, found=found)
 
     def progress(self) -> dict[str, Any]:
         """What `go_on` needs, as plain data."""

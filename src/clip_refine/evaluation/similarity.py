@@ -149,17 +149,20 @@ def best_rank(similarity: Tensor, partners: Tensor, *, tie: float) -> Tensor:
     item_count = similarity.shape[1]
     is_best = (own >= best_score - tie) & (partners >= 0)
     best_item = partners.masked_fill(~is_best, item_count).amin(dim=1)
-    rank = torch.zeros_like(best_item)
-    # a few columns at a time: counting truth values widens each of them to eight bytes
-    for start in range(0, item_count, COLUMNS_AT_ONCE):
-        columns = similarity[:, start : start + COLUMNS_AT_ONCE]
-        is_above = columns > best_score + tie
-        rank += is_above.sum(dim=1)
-        # ties are rare, so positions are compared only where there is one
-        query, column = ((columns >= best_score - tie) & ~is_above).nonzero(as_tuple=True)
-        stands_before = start + column < best_item[query]
-        rank.index_add_(0, query, stands_before.to(rank.dtype))
+    rank = _count(similarity > best_score + tie)
+    # an own item is always among the equals; whoever has others, and few have, compares positions
+    tied = (_count(similarity >= best_score - tie) - rank > 1).nonzero()[:, 0]
+    for start in range(0, item_count if len(tied) else 0, COLUMNS_AT_ONCE):
+        columns, best = similarity[tied, start : start + COLUMNS_AT_ONCE], best_score[tied]
+        equal = (columns >= best - tie) & (columns <= best + tie)
+        position = torch.arange(start, start + columns.shape[1], device=columns.device)
+        rank[tied] += _count(equal & (position < best_item[tied, None]))
     return rank
+
+
+def _count(truth: Tensor) -> Tensor:
+    """True values of each row; a sum of int64 would widen each of them to eight bytes."""
+    return truth.sum(dim=1, dtype=torch.int32).long()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ class FeatureStore:
         encode: Callable[[list[int]], Iterator[Block]],
         accelerator: Accelerator | None,
     ) -> None:
+        rows.check(names)
         missing = rows.missing(names)
         if accelerator is not None:
             # nobody adds before everybody has seen what is missing

@@ -17,6 +17,7 @@ import open_clip
 import torch
 from open_clip.factory import parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf
+from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
@@ -160,6 +161,32 @@ class OpenClipEncoder(nn.Module):
         if self.text_cut is None:
             return self.clip.encode_text(tokens, normalize=False)
         return encode_cut(self.clip, tokens)
+
+    def add_projection(self) -> None:
+        """End an image tower that has no linear layer at its end, such as SigLIP's, in one.
+
+        It is the identity, so that features stay; `timm_proj: linear` holds it in the model's
+        folder. Nothing is done to other towers, nor where open_clip would not load the result.
+        """
+        vision: dict[str, Any] = self.model_config["vision_cfg"]
+        visual: Any = self.clip.visual
+        if not isinstance(visual, TimmModel) or vision.get("timm_proj") != "none":
+            return
+        dim = self.model_config["embed_dim"]
+        tower: Any
+        try:
+            tower = TimmModel(
+                vision["timm_model_name"],
+                dim,
+                image_size=visual.image_size,
+                pool=vision.get("timm_pool", "avg"),
+                proj="linear",
+            )
+            tower.load_state_dict({**visual.state_dict(), "head.proj.weight": torch.eye(dim)})
+        except (RuntimeError, AssertionError, TypeError, ValueError):
+            return
+        visual.head.add_module("proj", tower.head.proj.to(self.clip.logit_scale.device))
+        self.model_config = {**self.model_config, "vision_cfg": {**vision, "timm_proj": "linear"}}
 
     def save(self, folder: Path, *, metadata: Mapping[str, str] | None = None) -> None:
         """Write an open_clip folder that `local-dir:` loads, weights in float32.

@@ -246,7 +246,10 @@ def _fold(
             f"the {tower} tower's features have dimension {features.shape[1]}, but the map is "
             f"{tuple(fold.shape)}. It belongs to another model."
         )
-    what_works = "What works: `vectors apply` on stored vectors, and the same map on each query's."
+    what_works = (
+        "What works: `vectors refine` and `vectors apply` on stored vectors, and the same map on "
+        "each query's; `fold` and `vectors fold` add a layer where an open_clip folder holds one."
+    )
     try:
         layer = output_layer(model, encode, tower, other=other)
     except ModelError as error:

@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from clip_refine.config.runs import PEER_NAMES
-from clip_refine.report.tables import SIGNS, STYLES, Mark, interval_text, mark_of, number, signed
+from clip_refine.report.tables import (
+    SIGNS,
+    STYLES,
+    Mark,
+    interval_text,
+    mark_of,
+    number,
+    power,
+    signed,
+)
 from clip_refine.results import Comparison, Interval, RecipeSummary, Spread, flat
 from clip_refine.results.metrics import metric
 
@@ -92,13 +101,26 @@ def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
             command=_compare(comparison, [line], out, "-milder", slower=3, save=True),
         )
     worse = [line.recipe for line, own in found if _marked(own, "worse")]
+    narrowest = min(
+        (line.difference["mean_recall@1"] for line in others if "mean_recall@1" in line.difference),
+        key=lambda found: found.high - found.low,
+        default=None,
+    )
+    # of more than a grid's three auto has searched already
+    edge = [c.recipe for c in comparison.learning_rates if c.at_edge and len(c.tried) <= 3]
     return Decision(
         taken=untouched.recipe,
         answer=keep,
         price=f"Clearly worse in something: {', '.join(worse)}." if worse else "",
-        doubt="What else differs is within the noise of the evaluation images and seeds.",
-        advice="More seeds, or more held-out images (--data.val), would show smaller differences.",
-        command=_compare(
+        doubt="What else differs is within the noise of the evaluation images and seeds. "
+        f"{power(narrowest, comparison.held_out)}".rstrip(),
+        advice=f"The best learning rate of {', '.join(edge)} is the last one tried: "
+        "--learning-rates auto looks further."
+        if edge
+        else "More seeds, or more held-out images (--data.val), would show smaller differences.",
+        command=_compare(comparison, others, out, "-further", auto=True)
+        if edge
+        else _compare(
             comparison, others, out, seeds=2 * max((line.runs for line in others), default=1)
         ),
     )
@@ -195,6 +217,7 @@ def _compare(
     seeds: int = 0,
     slower: int = 1,
     save: bool = False,
+    auto: bool = False,
 ) -> str:
     """`clip-refine compare` with the settings of this one, for some of its trained rows."""
     if comparison.vectors:
@@ -224,7 +247,12 @@ def _compare(
         words += ["--sweep", f"{setting}={','.join(values)}"]
     words += ["--combine", *combined] if combined else []
     words += ["--seeds", str(seeds or max(line.runs for line in lines))]
-    words += ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)] if rates else []
+    words += (
+        ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)]
+        if rates and not auto
+        else []
+    )
+    words += ["--learning-rates", "auto"] if auto else []
     words += ["--save-models"] if save else []
     return shlex.join([*words, "--out", f"{out}{beside}"])
 

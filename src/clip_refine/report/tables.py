@@ -211,6 +211,54 @@ def verdict(scores: RunScores) -> str:
     return f"{listed[0].upper()}{listed[1:]}, on {pairs}.{plainly}".replace("(-", "(−")
 
 
+def doubts(scores: RunScores) -> str:
+    """Why nothing or little may have changed, and what would show more; empty where R@1 did."""
+    lines = [line for line in headline_lines(scores) if line.heading != _MIXED]
+    parts = []
+    steps, rate = scores.recipe.get("steps"), scores.recipe.get("train", {}).get("learning_rate")
+    if steps and rate and not any(line.mark in ("better", "worse") for line in lines):
+        # AdamW moves a weight by about its learning rate a step at most
+        reach = f"{steps:,} step{'s' * (steps > 1)} at learning rate {rate:g} move no weight by "
+        reach += f"more than about {steps * rate:.0e}"
+        little = steps * rate < ENOUGH
+        parts.append(
+            f"{reach}, which can hardly change this model: more pairs, more steps or a larger "
+            f"--train.learning-rate (auto tries some) would. The paper's runs reach {ENOUGH:g}."
+            if little
+            else f"Nothing clearly changed although {reach}: compare would say whether another "
+            "recipe does more here."
+        )
+    r1 = next((line for line in lines if line.heading == metric("mean_recall@1").heading), None)
+    if r1 and r1.mark == "no clear change":
+        parts.append(power(r1.difference, scores.after.pairs))
+    return " ".join(part for part in parts if part)
+
+
+ENOUGH = 2e-4
+"""Learning rate times steps of the paper's epoch on COCO: 1e-6, 118,000 pairs in batches of 512."""
+_POWER = 1.43  # (1.96 + 0.84) / 1.96: normal quantiles of 97.5 % and of four in five
+
+
+def power(difference: Interval | None, images: int | None, wished: float = 0.01) -> str:
+    """Which change of mean R@1 so many images would show, and how many it takes for `wished`.
+
+    An interval's width falls with the square root of the images. Empty where there is no interval.
+
+    >>> power(Interval(mean=0.0, low=-0.02, high=0.02), 500)
+    'On 500 images a mean R@1 that changes by less than 0.029 passes for noise more than one time in
+    five; to see +0.01, about 4,100 are needed.'
+    """
+    half = (difference.high - difference.low) / 2 if difference else 0.0
+    if not images or _POWER * half <= wished:
+        return ""
+    needed = images * (_POWER * half / wished) ** 2
+    needed = round(needed, 1 - len(str(int(needed))) + 1)
+    return (
+        f"On {images:,} images a mean R@1 that changes by less than {_POWER * half:.3f} passes for "
+        f"noise more than one time in five; to see +{wished:g}, about {needed:,.0f} are needed."
+    )
+
+
 def rounded(value: float) -> float:
     """As a difference is shown: three places, none from 100 on."""
     return round(value, 3 if abs(value) < 100 else 0)

@@ -217,6 +217,7 @@ class Comparison(Record):
         rows: Every run.
         summary: Every recipe over its seeds, in the order of the rows.
         learning_rates: For every trained recipe that had several to choose from.
+        held_out: Images that all was scored on; None in files of before they were counted.
         vectors: Which stored pairs linear maps were learnt on, where it was no model.
     """
 
@@ -225,6 +226,7 @@ class Comparison(Record):
     rows: tuple[ComparisonRow, ...]
     summary: tuple[RecipeSummary, ...]
     learning_rates: tuple[LearningRateChoice, ...]
+    held_out: int | None = None
     vectors: str | None = None
 
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from torch import Tensor, nn
 
 from clip_refine.config import (
     DataConfig,
@@ -68,16 +68,19 @@ from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.folder import SUMS, check_sums, default_cache
 from clip_refine.toy import model_directory, toy_tasks, toy_val
 from clip_refine.train import (
     StudentTowers,
     TowerPrecision,
     Trainer,
+    learning_rates,
     make_optimiser,
     make_schedule,
     prepare_student,
     trained_part,
 )
+from clip_refine.train.part import TrainedPart
 
 # --------------------------------------------------------------------------------------------------
 # Settings → device, processes and generators.
@@ -162,6 +165,8 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
             "names its own weights. Leave --model.pretrained out."
         )
+    if kind in ("folder", "local-dir", "transformers"):
+        _check_written(Path(identifier))
     match kind:
         case "factory":
             if not config.factory:  # a file named it
@@ -184,6 +189,13 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             return model
         case _:
             return load_open_clip(config.name, config.pretrained)
+
+
+def _check_written(folder: Path) -> None:
+    """Compare the weights of a model's or a run's folder with what was written there."""
+    for pattern in (SUMS, f"*/{SUMS}", f"model/*/{SUMS}"):
+        for sums in folder.glob(pattern):
+            check_sums(sums.parent)
 
 
 def model_source(name: str) -> tuple[str, str]:
@@ -261,12 +273,6 @@ def build_reader(
         if not isinstance(one, Stream)  # which is read once
     ]
     return with_cached_pixels(reader, images, folder / "pixels", workers=workers, visible=visible)
-
-
-def default_cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "clip-refine"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -448,7 +454,7 @@ def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale
 @contextmanager
 def build_part(
     config: RefineConfig, student: nn.Module, accelerator: Accelerator
-) -> Iterator[None]:
+) -> Iterator[TrainedPart]:
     """Train only what the settings ask for within the block; the student is whole after it.
 
     What is random in a model, such as dropout and new adapters, follows the seed in here.
@@ -458,8 +464,7 @@ def build_part(
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         with trained_part(student, config.train) as part:
-            remark(str(part))
-            yield
+            yield part
 
 
 def build_trainer(
@@ -496,10 +501,11 @@ def build_trainer(
         )
     optimiser = make_optimiser(
         student.named_parameters(),
-        learning_rate=train.learning_rate,
+        learning_rate=train.rate,
         weight_decay=train.weight_decay,
         decay=train.decay,
         device=accelerator.device,
+        rates=learning_rates(student, train),
     )
     schedule = make_schedule(
         optimiser, schedule=train.schedule, warmup_steps=train.warmup_steps, steps=steps
@@ -546,6 +552,15 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
             "so the learning rate would never be reached. Use fewer."
         )
     return steps
+
+
+def sample_pairs(model: Any, pairs: ImageCaptions | Stream, count: int) -> tuple[Tensor, Tensor]:
+    """Pixels and tokens of the first few pairs."""
+    if isinstance(pairs, Stream):
+        pairs = pairs.prefix(count)
+    sample = range(min(count, len(pairs)))
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 
 def epoch_plans(config: RefineConfig, pairs: ImageCaptions) -> Iterator[EpochPlan]:

@@ -1,9 +1,9 @@
 """`compare`: the same road for several recipes and seeds: one table, and nobody favoured."""
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,19 @@ from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
 from clip_refine.roads import build
 from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
+from clip_refine.roads.plan import say_plan
 from clip_refine.roads.refine import choose_precision, train_student
-from clip_refine.roads.sweeps import Variant, list_variants, split_combination
+from clip_refine.roads.sweeps import Variant, best_rate, list_variants, next_rate, split_combination
 from clip_refine.saving import refinement, save_model
-from clip_refine.support.console import Clock, PeakMemory, console, remark
+from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
-from clip_refine.support.folder import alone, complete_folder, write_environment, write_file
+from clip_refine.support.folder import (
+    alone,
+    complete_folder,
+    default_cache,
+    write_environment,
+    write_file,
+)
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
@@ -96,10 +103,45 @@ def _compare(
 ) -> Comparison:
     # what is compared
     variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
+    tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
+    trainings = sum(tried) + len(variants) * (config.seeds - 1)
+    runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
+
+    # run after run
+    with runs.bar.progress:
+        stored, choices = runs.untouched(), []
+        for variant in variants:
+            choice = runs.choose_learning_rate(variant)
+            choices.append(choice)
+            for seed in config.run_seeds:
+                stored += runs.chosen(variant, seed, choice.chosen)
+    runs.restore(config.refinement())
+
+    # numbers → something to look at
+    finished = [(found.row, found.resampled) for found in stored if found.row]
+    rows = tuple(row for row, _ in finished)
+    summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
+    result = Comparison(
+        rows=rows, summary=summary, learning_rates=tuple(choices), held_out=len(runs.held_out)
+    )
+    _say_what_is_left_out(config.out / "comparison.json", result)
+    write_comparison(config.out, result, runs.accelerator.device, report=config.report)
+    runs.store.complete()
+    return result
+
+
+def open_runs(
+    config: CompareConfig,
+    model: DualEncoder | None,
+    train_pairs: GivenPairs | None,
+    held_out: GivenPairs | None,
+    tasks: Sequence[LabelledImages] | None,
+    *,
+    trainings: float,
+) -> "Runs":
+    """Images and captions, the untouched model, its features of the training pairs; the plan."""
     combined = _combined(config)
     FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
-
-    # images and captions, the untouched model, its features of the training pairs
     if train_pairs is None or held_out is None:
         train_pairs = held_out = None  # of two that go together, one is no use
     train_pairs, held_out = build.build_data(
@@ -111,26 +153,7 @@ def _compare(
             "streamed. Leave it out."
         )
     tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
-    runs = _set_up(config, model, train_pairs, held_out, tasks, combined)
-
-    # run after run
-    stored, choices = runs.untouched(), []
-    for variant in variants:
-        choice = runs.choose_learning_rate(variant)
-        choices.append(choice)
-        for seed in config.run_seeds:
-            stored += runs.chosen(variant, seed, choice.chosen)
-    runs.restore(config.refinement())
-
-    # numbers → something to look at
-    finished = [(found.row, found.resampled) for found in stored if found.row]
-    rows = tuple(row for row, _ in finished)
-    summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
-    result = Comparison(rows=rows, summary=summary, learning_rates=tuple(choices))
-    _say_what_is_left_out(config.out / "comparison.json", result)
-    write_comparison(config.out, result, runs.accelerator.device, report=config.report)
-    runs.store.complete()
-    return result
+    return _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
 
 
 def write_comparison(
@@ -197,6 +220,7 @@ def _set_up(
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
     combined: Mapping[str, list[str]],
+    trainings: float,
 ) -> "Runs":
     """Everything that the runs share; the folder is cleared once data and model are there."""
     base = config.refinement()
@@ -210,6 +234,8 @@ def _set_up(
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+    scored = [selection, held_out, *tasks]
+    say_plan(config, student, training, scored, accelerator, trainings=trainings)
     store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     def measured() -> str:
@@ -226,7 +252,7 @@ def _set_up(
     )
     embedder = replace(build.build_embedder(base, encoder, accelerator, reader), visible=False)
     cache = TeacherCache(
-        config.cache or build.default_cache(),
+        config.cache or default_cache(),
         encoder,
         precision,
         accelerator.device,
@@ -249,6 +275,7 @@ def _set_up(
         precision=precision,
         store=store,
         content=_content(encoder, precision, train_pairs, held_out, tasks),
+        bar=Bar("Runs", math.ceil(trainings) + 1),
     )
 
 
@@ -296,6 +323,8 @@ class Runs:
     precision: TowerPrecision  # of every run
     store: FinishedRuns  # where finished runs are
     content: str  # fingerprint of model and data
+    bar: Bar  # a run after the other
+    seen: set[str] = field(default_factory=set)  # those that the bar knows
     trained: str = ""  # what the model's weights are at the moment
 
     def untouched(self) -> list[FinishedRun]:
@@ -311,28 +340,37 @@ class Runs:
 
     def choose_learning_rate(self, variant: Variant) -> LearningRateChoice:
         """Train with the first seed at every learning rate of the grid, and take the best."""
-        grid = self.config.grid if variant.fixed_rate is None else (variant.fixed_rate,)
-        tried: dict[str, float | None] = {}
-        best: tuple[float, float] | None = None
-        for rate in grid:
-            row = self._variant(variant, self.config.seed, rate)[0].row
-            score = row.selection if row else None
-            tried[f"{rate:g}"] = score
-            if score is not None and (best is None or score > best[1]):
-                best = rate, score
+        grid = list(self.config.grid if variant.fixed_rate is None else (variant.fixed_rate,))
+        search = self.config.learning_rates == "auto" and variant.fixed_rate is None
+        tried: dict[float, float | None] = {}
+        while grid:
+            rate = grid.pop(0)
+            row = self.tried(variant, self.config.seed, rate)
+            tried[rate] = row.selection if row else None
+            if search and not grid and (more := next_rate(tried, self.config.train.rate)):
+                grid.append(more)
+                self.bar.expect(1)
+        best, names = best_rate(tried), ", ".join(f"{rate:g}" for rate in sorted(tried))
         if best is None:
             raise TrainingError(
                 f"{variant.name}: training failed at every learning rate tried "
-                f"({', '.join(tried)}). Pass lower --learning-rates."
+                f"({names}). Pass lower --learning-rates."
             )
-        at_edge = len(grid) > 1 and best[0] in (grid[0], grid[-1])
+        at_edge = len(tried) > 1 and best in (min(tried), max(tried))
         choice = LearningRateChoice(
-            recipe=variant.name, chosen=best[0], tried=tried, at_edge=at_edge
+            recipe=variant.name,
+            chosen=best,
+            tried={f"{rate:g}": tried[rate] for rate in sorted(tried)},
+            at_edge=at_edge,
         )
-        if len(grid) > 1:
+        if len(tried) > 1:
             edge = ", at the edge of the grid" if at_edge else ""
-            _say(f"{variant.name}: learning rate {best[0]:g} of {', '.join(tried)}{edge}")
+            _say(f"{variant.name}: learning rate {best:g} of {names}{edge}")
         return choice
+
+    def tried(self, variant: Variant, seed: int, rate: float) -> ComparisonRow | None:
+        """The row of one run; None where training failed."""
+        return self._variant(variant, seed, rate)[0].row
 
     def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[FinishedRun]:
         """The rows of a recipe with one seed at its learning rate; saves the model if asked to."""
@@ -361,7 +399,7 @@ class Runs:
         clock, memory = Clock(), PeakMemory(self.accelerator.device)
         config = override(config, train={"precision": self.precision.name})
         pairs = self.part(fraction)
-        with quiet(), clock("train"):
+        with quietly(), clock("train"):
             train_student(
                 config,
                 self.restore(config),
@@ -374,7 +412,7 @@ class Runs:
         self.accelerator.free_memory()
         return Training(
             seed=config.seed,
-            learning_rate=config.train.learning_rate,
+            learning_rate=config.train.rate,
             steps=build.count_steps(config.train, pairs, 1),
             pairs=len(pairs),
             seconds=clock.seconds["train"],
@@ -410,7 +448,7 @@ class Runs:
     def _settings(self, variant: Variant, seed: int, rate: float) -> dict[str, Any]:
         """What the numbers of a run depend on, besides model and data."""
         config = variant.at(seed=seed, learning_rate=rate)
-        left_out = {"out", "log", "report", "overwrite", "resume"}
+        left_out = {"out", "log", "report", "overwrite", "dry_run", "resume"}
         plain = config.model_dump(mode="json", exclude=left_out)
         plain["train"].pop("save_every")
         return plain | {"fraction": variant.fraction}
@@ -435,12 +473,19 @@ class Runs:
         }
         read = [self.store.read(f"{name}-{label}", key) for name, key in depends_on.items()]
         found = [stored for stored in read if stored]
+        first = f"{next(iter(names))}-{label}"
         if len(found) == len(names):
+            if first not in self.seen:  # of an earlier call, so that it takes no time
+                self.seen.add(first)
+                self.bar.expect(-1)
             return found
+        self.seen.add(first)
+        self.bar.remark(first)
         made = self._make(names, depends_on, train)
         for name, stored in made.items():
             self.store.write(f"{name}-{label}", stored)
             _say(_describe(name, label, stored))
+        self.bar.advance()
         return list(made.values())
 
     def _make(
@@ -560,16 +605,6 @@ def transformed(features: ModelFeatures, peer: Peer) -> ModelFeatures:
         for task in features.tasks
     ]
     return ModelFeatures(pairs, tasks, normalize=False, dim=peer.dim)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars and remarks of single runs, of which a comparison has many."""
-    before, console.quiet = console.quiet, True
-    try:
-        yield
-    finally:
-        console.quiet = before
 
 
 def _describe(name: str, label: str, stored: FinishedRun) -> str:

@@ -105,7 +105,7 @@ class Guard:
             )
 
 
-def _spread(found: Sequence[Measured]) -> tuple[float, float, float]:
+def _spread(found: Sequence[Measured]) -> tuple[float, ...]:
     pairs = found[0].features.pairs
     norms = [float(side.norm(dim=1).mean()) for side in (pairs.image_features, pairs.text_features)]
     return effective_rank(found[0].image_unit, found[0].text_unit), *norms

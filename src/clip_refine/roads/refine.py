@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ from clip_refine.evaluation.scores import (
     paired_differences,
     score_features,
     scores_along_line,
+    selection_score,
 )
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.checkpoints import is_run
-from clip_refine.models.embed import EmbeddedPairs
+from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.models.weights import (
     fitted_logit_scale,
     fold_matrix,
@@ -53,9 +54,17 @@ from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard
+from clip_refine.roads.plan import say_plan
+from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
-from clip_refine.support.console import Clock, console, remark
-from clip_refine.support.errors import ConfigError, ModelError, OutputError, first_line
+from clip_refine.support.console import Bar, Clock, console, quietly, remark
+from clip_refine.support.errors import (
+    ConfigError,
+    ModelError,
+    OutputError,
+    TrainingError,
+    first_line,
+)
 from clip_refine.support.folder import (
     SPARE,
     WORK,
@@ -113,7 +122,8 @@ def refine(
 
     Raises:
         ClipRefineError: Bad settings, data or model, a loss that is not finite, or an output
-            folder that exists. Nothing is left at `config.out` then.
+            folder that exists. Nothing is left at `config.out` then. With `config.dry_run`
+            `Planned`, once the plan is said.
     """
     clock = Clock()
     finished = find_finished(config)
@@ -122,9 +132,9 @@ def refine(
     check_free(config.out, overwrite=config.overwrite)
     check_tracker(config.log)
     saved = find_state(config)
-    if config.train.learning_rate > HIGH_RATE:
+    if config.train.rate > HIGH_RATE:
         remark(
-            f"train.learning_rate {config.train.learning_rate:g} is far above what such models "
+            f"train.learning_rate {config.train.rate:g} is far above what such models "
             "bear: the paper has 1e-6, small models up to 1e-3.",
             style="yellow",
         )
@@ -154,6 +164,7 @@ def refine(
             workers=config.train.workers,
             visible=accelerator.is_main_process,
         )
+        say_plan(config, student, train_pairs, [held_out, held_out, *tasks, *tasks], accelerator)
 
     with (
         _output(config, accelerator, student, saved) as folder,
@@ -166,6 +177,10 @@ def refine(
             before = score_features(features_before, seed=config.seed)
             tracking.scores(before, step=0)
 
+        with clock("learning_rate"):
+            config = choose_rate(
+                config, student, train_pairs, selection, embedder, accelerator, saved
+            )
         # 3 teacher and references, 4 losses, 5 one epoch
         log = StepLog(
             folder and folder / "log.jsonl",
@@ -225,7 +240,18 @@ def refine(
 
 
 MAY_DIFFER = frozenset(
-    {"out", "log", "report", "overwrite", "resume", "recipe", "evaluation", "interpolate", "model"}
+    {
+        "out",
+        "log",
+        "report",
+        "overwrite",
+        "dry_run",
+        "resume",
+        "recipe",
+        "evaluation",
+        "interpolate",
+        "model",
+    }
     | {
         "train.workers",
         "train.device",
@@ -390,8 +416,10 @@ def train_student(
                 teacher_scale=None if fitted is None else teacher_scale,
             )
             if states:
+                searched = states.about["settings"].get("train.learning_rate") == "auto"
                 begin = tensor_sum([*student.state_dict().values(), *features])
                 decided = {
+                    **({"learning_rate": config.train.rate} if searched else {}),
                     "precision": precision.name,
                     "micro_batch": size,
                     "begin": begin,
@@ -432,7 +460,7 @@ def measure_features(
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
-    first = [pairs.captions[index][0] for index in chosen]  # an image may have a million
+    first = [str(pairs.captions[index][0]) for index in chosen]  # an image may have a million
     return PairFeatures(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
         embedder.texts(first, "Encoding captions"),
@@ -469,7 +497,7 @@ def fold_student(
         *((side.double() @ at).float() for side, at in zip(features, maps, strict=True))
     )
     device = next(student.parameters()).device
-    pixels, tokens = (sample.to(device) for sample in _sample(student, pairs, 2))
+    pixels, tokens = (sample.to(device) for sample in build.sample_pairs(student, pairs, 2))
     own = float(student.logit_scale.detach())
     fold_towers(student, pixels, tokens, *maps)
     scale = fitted_logit_scale(
@@ -501,7 +529,7 @@ def scale_features(
         loss.feature_scale == "auto" and (norms.near_the_papers or not compares_raw or chosen)
     ):
         return override(config, loss={"feature_scale": "as-is"}), FeatureScale()
-    pixels, tokens = _sample(student, pairs, 2)
+    pixels, tokens = build.sample_pairs(student, pairs, 2)
     device = next(student.parameters()).device
     canonical = {"feature_scale": "canonical", "normalize": True, "temperature": None}
     try:
@@ -531,7 +559,7 @@ def choose_precision(
     """The precision asked for, or the one that suits device and towers, of the first process."""
     if config.precision != "auto":
         return TowerPrecision.from_name(config.precision)
-    chosen = [faster_precision(model, *_sample(model, pairs, 2), accelerator.device)]
+    chosen = [faster_precision(model, *build.sample_pairs(model, pairs, 2), accelerator.device)]
     broadcast_object_list(chosen)
     if accelerator.is_main_process:
         console.print(f"Precision {chosen[0].name} (--train.precision).")
@@ -551,7 +579,9 @@ def choose_micro_batch(
         return min(config.micro_batch, whole)
     if config.normalization_statistics == "updated":
         return whole
-    pixels, tokens = (sample.to(accelerator.device) for sample in _sample(student, pairs, 2))
+    pixels, tokens = (
+        sample.to(accelerator.device) for sample in build.sample_pairs(student, pairs, 2)
+    )
     per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
     size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
     chosen = [size]
@@ -562,17 +592,6 @@ def choose_micro_batch(
             f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
-
-
-def _sample(
-    model: Any, pairs: ImageCaptions | Stream, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels and tokens of the first few pairs."""
-    if isinstance(pairs, Stream):
-        pairs = pairs.prefix(count)
-    sample = range(min(count, len(pairs)))
-    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
-    return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -586,20 +605,75 @@ SELECTION_FRACTION = 0.1
 def set_aside(
     config: RefineConfig, pairs: ImageCaptions | Stream
 ) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
-    """What is trained on, and the pairs that weights are chosen and training is watched on."""
-    if config.interpolate != "auto" and config.guard.every is None:
+    """What is trained on, and the pairs that weights and rates are chosen and watched on."""
+    named = {
+        "interpolate auto": config.interpolate == "auto",
+        "train.learning_rate auto": config.train.learning_rate == "auto",
+        "guard.every": config.guard.every is not None,
+    }
+    asked = next((name for name, given in named.items() if given), None)
+    if asked is None:
         return pairs, None
     if isinstance(pairs, Stream):
-        if config.interpolate != "auto":
-            raise ConfigError(
-                "guard.every holds a part of the training pairs out, which a stream does not "
-                "allow. Leave --data.streaming out, or --guard."
-            )
         raise ConfigError(
-            "interpolate auto holds a part of the training pairs out, which a stream does not "
-            "allow. Give a number, as in --interpolate 0.8, or leave --data.streaming out."
+            f"{asked} holds a part of the training pairs out, which a stream does not allow. Give "
+            "a number, or leave it or --data.streaming out."
         )
     return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
+
+
+def choose_rate(
+    config: RefineConfig,
+    student: Any,
+    pairs: ImageCaptions | Stream,
+    selection: ImageCaptions | None,
+    embedder: Embedder,
+    accelerator: Accelerator,
+    saved: SavedState | None,
+) -> RefineConfig:
+    """`learning_rate` auto replaced by the rate whose short run does best on the selection pairs.
+
+    Each begins with the student's weights, which are its own again in the end.
+    """
+    if config.train.learning_rate != "auto" or selection is None:
+        return config
+    if saved:
+        return override(config, train={"learning_rate": saved.plain["decided"]["learning_rate"]})
+    train = config.train
+    steps = min(SHORT, build.count_steps(train, pairs, accelerator.num_processes))
+    short = {"steps": steps, "warmup_steps": min(train.warmup_steps, steps // 2)}
+    base = copy.deepcopy(student.state_dict())
+    silent = replace(embedder, visible=False)
+    before = selection_score(embed_pairs(silent, selection))
+    bar = Bar("Learning rates", MOST_RATES, visible=embedder.visible, transient=True)
+    tried: dict[float, float | None] = {}
+    with bar.progress:
+        while rate := next_rate(tried, train.rate):
+            trial = override(config, interpolate=None, train={**short, "learning_rate": rate})
+            try:
+                with quietly():
+                    train_student(trial, student, pairs, silent, accelerator, log=StepLog(None))
+                tried[rate] = selection_score(embed_pairs(silent, selection))
+            except TrainingError:
+                tried[rate] = None
+            accelerator.free_memory()
+            build.build_student(student, config, accelerator.device).load_state_dict(base)
+            bar.advance()
+    best = best_rate(tried)
+    if best is None:
+        raise TrainingError(
+            f"train.learning_rate auto: training failed at all of {', '.join(map(str, tried))}."
+        )
+    if embedder.visible:
+        found = ", ".join(
+            f"{rate:g}: {'failed' if score is None else f'{score:.3f}'}"
+            for rate, score in sorted(tried.items())
+        )
+        console.print(
+            f"Learning rate {best:g}: {steps} steps each, mean recall on {len(selection):,} "
+            f"held-out training images {found}; {before:.3f} untouched."
+        )
+    return override(config, train={"learning_rate": best})
 
 
 def interpolate_student(
@@ -616,7 +690,7 @@ def interpolate_student(
     if config.interpolate is None:
         return None
     refined = student.state_dict()
-    if config.interpolate != "auto" or selection is None:
+    if selection is None or config.interpolate != "auto":
         weight, tried = float(config.interpolate), {}
     else:
         tried = scores_along_line(embedder, student, base, selection)

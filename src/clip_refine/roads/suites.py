@@ -55,7 +55,7 @@ from clip_refine.results.metrics import metric
 from clip_refine.roads import build
 from clip_refine.support.console import Clock, console
 from clip_refine.support.errors import ConfigError, DataError, first_line
-from clip_refine.support.folder import check_free, describe_environment, write_file
+from clip_refine.support.folder import check_free, default_cache, describe_environment, write_file
 from clip_refine.support.limits import parse_yaml, read_text
 from clip_refine.toy import toy_composition, toy_tasks, toy_val
 
@@ -356,7 +356,7 @@ class SuiteBench:
             encoder.float().eval().to(device)
         pixels = preprocess_fingerprint(encoder.preprocess).encode()
         made_by = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
-        store = FeatureStore((self.config.cache or build.default_cache()) / "features" / made_by)
+        store = FeatureStore((self.config.cache or default_cache()) / "features" / made_by)
         group = self.accelerator
         for name, source in self.sources.items():
             title = f"{label}: {name}"

@@ -1,9 +1,10 @@
 """Recipes × swept values → what is trained, and under which name it stands in the table."""
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -119,6 +120,38 @@ def split_combination(name: str, recipes: Sequence[str]) -> tuple[str, str]:
     return recipe, name.removeprefix(f"{recipe}+")
 
 
+Rate = TypeVar("Rate", int, float)
+SHORT = 50  # steps of the runs that `refine` compares learning rates by
+HARMED = 0.9  # share of the best score below which a rate is too high
+MOST_RATES = 9  # that `auto` tries
+
+
+def next_rate(tried: Mapping[float, float | None], start: float) -> float | None:
+    """The learning rate that `auto` tries next, None where enough are tried; failed ones are None.
+
+    `start`, powers of ten up to where it harms, then half powers beside the best.
+
+    >>> next_rate({0.1: 0.3, 1.0: 0.4}, 1.0), next_rate({0.1: 0.3, 1.0: 0.4, 10.0: None}, 1.0)
+    (10.0, 0.316228)
+    """
+    halves = {round(2 * math.log10(rate / start)): score for rate, score in tried.items()}
+    best = best_rate({step: score for step, score in halves.items() if step % 2 == 0})
+    beside = [min(halves, default=0) - 2] if best is None else [best + at for at in (-2, 2, -1, 1)]
+    top = max(halves, default=0)
+    if best is not None and (halves[top] or 0) >= HARMED * (halves[best] or 0):
+        beside.insert(0, top + 2)  # small scores are noisy, so up to where it harms
+    new = next((step for step in (0, -2, 2, *beside) if step not in halves), None)
+    if new is None or len(tried) >= MOST_RATES:
+        return None
+    return float(f"{start * 10 ** (new / 2):.6g}")
+
+
+def best_rate(tried: Mapping[Rate, float | None]) -> Rate | None:
+    """The rate of the highest score, of equal ones the lowest; None where all failed."""
+    scored = {rate: score for rate, score in tried.items() if score is not None}
+    return max(scored, key=lambda rate: (scored[rate], -rate)) if scored else None
+
+
 def _check_setting(text: str, group: str, setting: str) -> None:
     if group == "data":
         known = ["fraction"]
@@ -160,5 +193,5 @@ def _with_value(plain: Variant, sweep: Sweep, written: str, value: Any) -> Varia
             "that its rows would all be the same. Sweep it with another recipe."
         )
     swept_rate = (sweep.group, sweep.setting) == ("train", "learning_rate")
-    fixed_rate = config.train.learning_rate if swept_rate else None
+    fixed_rate = config.train.rate if swept_rate else None
     return Variant(name, plain.recipe, config, fixed_rate=fixed_rate)

@@ -28,7 +28,7 @@ from clip_refine.evaluation.scores import (
     summarise,
 )
 from clip_refine.losses import Objective, PairFeatures
-from clip_refine.models import DualEncoder, FeatureScale, Teacher
+from clip_refine.models import DualEncoder, FeatureScale, OpenClipEncoder, Teacher
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.models.text_length import PROBES
 from clip_refine.models.weights import (
@@ -42,11 +42,11 @@ from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Comparison, Provenance, RunScores, SuiteScores
 from clip_refine.roads import build
 from clip_refine.roads.compare import UNTOUCHED as PRE_TRAINED
-from clip_refine.roads.compare import Training, quiet, score_row, transformed, write_comparison
+from clip_refine.roads.compare import Training, score_row, transformed, write_comparison
 from clip_refine.roads.refine import SELECTION_FRACTION
 from clip_refine.roads.vectors import UNTOUCHED, measure_transforms, unit_pairs
 from clip_refine.saving import base_model, save_model
-from clip_refine.support.console import Clock, PeakMemory, remark
+from clip_refine.support.console import Clock, PeakMemory, quietly, remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
 from clip_refine.support.folder import check_free, complete_folder, write_environment
 from clip_refine.train import StepLog, StudentTowers, Trainer, make_optimiser, make_schedule
@@ -376,7 +376,7 @@ def compare_vectors(
     for recipe, loss in losses.items():
         for seed in range(config.seed, config.seed + seeds):
             clock, memory = Clock(), PeakMemory(accelerator.device)
-            with quiet(), clock("train"):
+            with quietly(), clock("train"):
                 learnt = learn_maps(train, config, loss, seed, accelerator, StepLog(None))
             training = Training(
                 seed=seed,
@@ -440,6 +440,8 @@ def fold_vectors(
         )
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()
+    if isinstance(encoder, OpenClipEncoder):
+        encoder.add_projection()
     fold_model(encoder, peer)
     name = config.name if model is None else f"python:{type(model).__name__}"
     provenance = Provenance(

@@ -10,6 +10,7 @@ from clip_refine import __version__
 from clip_refine.config import DataConfig, RefineConfig, override, with_recipe
 from clip_refine.data import Stream
 from clip_refine.data.sources import open_training
+from clip_refine.models import OpenClipEncoder
 from clip_refine.models.encoder import OWN, files_of
 from clip_refine.models.text_length import PROBES, same_features
 from clip_refine.models.weights import interpolate_weights, set_logit_scale
@@ -129,6 +130,8 @@ def fold(
     pairs = open_training(data)
     encoder = _load(model)
     encoder.float().eval()
+    if isinstance(encoder, OpenClipEncoder):
+        encoder.add_projection()
     accelerator = build.build_accelerator(config.train.device)
     reader = build.build_reader(data, encoder, [pairs])
     embedder = build.build_embedder(config, encoder.to(accelerator.device), accelerator, reader)

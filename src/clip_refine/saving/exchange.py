@@ -458,6 +458,10 @@ def siglip_to_transformers(model_config: Mapping[str, Any], state: State, trunk:
     """An open_clip SigLIP as `transformers.SiglipModel`."""
     text = open_clip.CLIPTextCfg(**model_config["text_cfg"])
     problems = _why_not(text, trunk)
+    if model_config["vision_cfg"].get("timm_proj") != "none":  # as `vectors fold` adds it
+        problems.append(
+            "its image tower ends in a linear layer, for which SiglipModel has no place"
+        )
     if problems:
         raise ModelError(
             f"this model cannot become a Transformers SiglipModel: {'; '.join(problems)}. Export "

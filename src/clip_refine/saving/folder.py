@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import yaml
 from rich.markup import escape
 
 from clip_refine import __version__
@@ -27,6 +26,7 @@ from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores
 from clip_refine.saving.open_clip import write_open_clip
 from clip_refine.support.console import console
 from clip_refine.support.errors import DataError, ModelError
+from clip_refine.support.limits import parse_yaml
 
 # --------------------------------------------------------------------------------------------------
 # What a saved model's card and header say about it: plain facts without local paths.
@@ -126,8 +126,8 @@ def _folder_facts(folder: Path) -> BaseModelFacts:
             break
     front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
-        values = yaml.safe_load(front_matter[1]) if front_matter else {}
-    except yaml.YAMLError:
+        values = parse_yaml(front_matter[1]) if front_matter else {}
+    except ValueError:
         values = {}
     licence = values.get("license") if isinstance(values, dict) else None
     known = isinstance(licence, str) and licence not in ("unknown", "other")

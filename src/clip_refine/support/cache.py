@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +91,9 @@ class RowCache:
     def _rows(self, number: int) -> tuple[Any, Any]:
         """All rows and their checksums, mapped at least as far as `number`."""
         if self._mapped is None or number >= len(self._mapped[0]):
-            rows = np.memmap(self.folder / "rows", self._row_type(), "r")
+            file, kind = self.folder / "rows", self._row_type()
+            whole = file.stat().st_size // kind.itemsize  # the last may have been cut off
+            rows = np.memmap(file, kind, "r", shape=(whole,))
             self._mapped = rows, np.fromfile(self.folder / "sums", "<u4")
         return self._mapped
 
@@ -172,6 +177,39 @@ class RowCache:
         return OutputError(
             f"{self.folder}: cannot be used ({reason or error}). Choose another {self.flag}."
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# All that is kept in a cache folder: how much it is, and how it goes.
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """A folder of rows."""
+
+    folder: Path
+    rows: int
+    size: int  # bytes on the disk
+    unused_days: float  # since a row was added or read
+
+    @classmethod
+    def all_in(cls, folder: Path) -> "list[KeptRows]":
+        """Those of teachers, features and pixels, the largest first."""
+        found = []
+        for layout in folder.glob("*/**/layout.json"):
+            files = [path.stat() for path in layout.parent.iterdir() if path.is_file()]
+            used = max(max(file.st_mtime, file.st_atime) for file in files)
+            rows = len(RowCache(layout.parent, flag="--cache").known())
+            size = sum(file.st_size for file in files)
+            found.append(cls(layout.parent, rows, size, (time.time() - used) / 86400))
+        return sorted(found, key=lambda kept: -kept.size)
+
+    def remove(self) -> bool:
+        """Unless a run adds to it just now; one that reads it keeps the files that it has open."""
+        with locked(self.folder / "lock") as held:
+            if held:
+                shutil.rmtree(self.folder, ignore_errors=True)
+        return held
 
 
 def _write_behind(path: Path, size: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from unicodedata import category
@@ -106,12 +107,42 @@ class PlainConsole(Console):
     ) -> Iterable[Segment]:
         """As rich's."""
         for segment in super().render(renderable, options):
+            if self.no_color:  # nor bold and dim, which rich keeps
+                segment = segment._replace(style=None)
             clean = segment.control or segment.text.isprintable()
             yield segment if clean else segment._replace(text=printable(segment.text))
 
 
 console = PlainConsole(stderr=True, highlight=False)
 """Progress and remarks go to standard error, so that results can be piped."""
+
+
+@dataclass
+class Talk:
+    """How much of its progress a process tells."""
+
+    pace: float = 30.0  # seconds between lines where standard error is no terminal
+    always: bool = False  # such lines on a terminal, too
+
+
+TALK = Talk()
+
+
+def talk(*, quiet: bool, verbose: bool) -> None:
+    """`--quiet`: nothing on standard error but errors. `--verbose`: a line a second."""
+    console.quiet = quiet
+    if verbose:
+        TALK.pace, TALK.always = 1.0, True
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the bars and remarks of single runs where one verb makes many."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def say(*texts: object, end: str = "\n") -> None:
@@ -128,8 +159,9 @@ def remark(line: str, style: str | None = None) -> None:
 class Bar:
     """A progress bar over something iterable, with a remark that can change.
 
-    Where standard error is no terminal only the finished bar is printed; `transient` bars vanish
-    when done; `visible=False` (other processes of a group) prints nothing.
+    Where standard error is no terminal, as of Slurm, a line every `TALK.pace` seconds stands for
+    it, and the finished bar; `transient` bars vanish when done; `visible=False` (other processes
+    of a group) prints nothing.
     """
 
     def __init__(
@@ -143,17 +175,47 @@ class Bar:
             TextColumn("{task.fields[remark]}", style="dim"),
             console=console,
             transient=transient,
-            disable=not visible or (transient and not console.is_terminal),
+            speed_estimate_period=1e6,  # of steps that take longer than rich's 30 s, too
+            # of two at once the outer one, which stays on the screen, is shown
+            disable=not visible or console.quiet or (transient and not console.is_terminal),
         )
         self.task = self.progress.add_task(title, total=total, remark="")
+        self._lines = visible and (TALK.always or not console.is_terminal)
+        self._said = time.monotonic()
 
     def over(self, items: Iterable[Item], *, step: int = 1) -> Iterator[Item]:
         """Yield the items, moving on by `step` after each."""
         with self.progress:
             for item in items:
                 yield item
-                self.progress.advance(self.task, step)
+                self.advance(step)
+
+    def advance(self, step: int = 1) -> None:
+        """Move on, and say so where it is time to."""
+        self.progress.advance(self.task, step)
+        now, [task] = time.monotonic(), self.progress.tasks
+        if self._lines and now - self._said >= TALK.pace and not task.finished:
+            self._said = now
+            left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
+            of = "" if task.total is None else f" of {task.total:,.0f}"
+            text = task.fields["remark"] and f", {task.fields['remark']}"
+            remark(f"{task.description}: {task.completed:,.0f}{of}{left}{text}")
+
+    def expect(self, more: int) -> None:
+        """So many more than were counted, or fewer."""
+        self.progress.update(self.task, total=(self.progress.tasks[0].total or 0) + more)
 
     def remark(self, text: str) -> None:
         """Show a short text behind the bar."""
         self.progress.update(self.task, remark=text)
+
+
+def duration(seconds: float) -> str:
+    """As people say it.
+
+    >>> duration(8.2), duration(700), duration(9000)
+    ('8 s', '12 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

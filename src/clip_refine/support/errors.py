@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its kind where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the file's name, which our messages begin with
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -36,6 +38,12 @@ class TrainingError(ClipRefineError):
     """Training cannot go on, for example after a loss that is not finite."""
 
     status = 1
+
+
+class Planned(ClipRefineError):  # noqa: N818, nothing went wrong
+    """What was asked for is said and was all: `dry_run`."""
+
+    status = 0
 
 
 class OutputError(ClipRefineError):

@@ -267,6 +267,12 @@ def drop_aside(path: Path) -> None:
         _remove(previous)
 
 
+def default_cache() -> Path:
+    """Where this user's programs keep what they can make again."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "clip-refine"
+
+
 def check_room(folder: Path, needed: int, what: str, advice: str) -> int:
     """Free bytes of the disk that a folder is or will be on, enough for `needed` and some spare."""
     there = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())

@@ -2,7 +2,7 @@
 
 from clip_refine.train.log import StepLog
 from clip_refine.train.loop import Trainer, make_optimiser, make_schedule
-from clip_refine.train.part import trained_part
+from clip_refine.train.part import learning_rates, trained_part
 from clip_refine.train.precision import (
     StudentTowers,
     TowerPrecision,
@@ -16,6 +16,7 @@ __all__ = [
     "TowerPrecision",
     "Trainer",
     "faster_precision",
+    "learning_rates",
     "make_optimiser",
     "make_schedule",
     "prepare_student",

@@ -37,7 +37,7 @@ class StepLog:
         lines = earlier.read_bytes().splitlines(keepends=True)[:steps] if earlier and path else []
         self._file = path.open("w", encoding="utf-8") if path else None
         if self._file:
-            self._file.write(b"".join(lines).decode())
+            self._file.writelines(line.decode() for line in lines)
 
     def __enter__(self) -> "StepLog":
         return self

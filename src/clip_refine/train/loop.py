@@ -71,26 +71,27 @@ def make_optimiser(
     weight_decay: float,
     decay: Literal["all", "matrices"],
     device: torch.device,
+    rates: Mapping[int, float] | None = None,
 ) -> AdamW:
     """AdamW over the parameters that require gradients, fused where PyTorch has a fused kernel.
 
     Args:
         named_parameters: The model's parameters with their names.
-        learning_rate: Of every parameter.
+        learning_rate: Of every parameter that `rates` does not name.
         weight_decay: Decoupled decay.
         decay: `all` decays every parameter; `matrices` spares biases, norm weights and the logit
             scale, which have fewer than two dimensions.
         device: Where the parameters are.
+        rates: Learning rates of parameters by their `id`.
     """
-    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
-    decayed = [p for p in trained if decay == "all" or p.ndim >= 2]
-    spared = [p for p in trained if decay == "matrices" and p.ndim < 2]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for _, parameter in named_parameters:
+        if parameter.requires_grad:
+            rate = (rates or {}).get(id(parameter), learning_rate)
+            decayed = weight_decay if decay == "all" or parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decayed), []).append(parameter)
     return AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": g, "lr": r, "weight_decay": d} for (r, d), g in groups.items()],
         lr=learning_rate,
         fused=device.type in ("cuda", "cpu"),
     )
@@ -299,9 +300,10 @@ class Trainer:
         self.generator.set_state(tensors["references"])
         rank, device = self.accelerator.process_index, self.accelerator.device
         if len(tensors["random"]) == self.accelerator.num_processes:
-            torch.set_rng_state(tensors["random"][rank])
+            # copies, since PyTorch takes a view's bytes from where the whole tensor begins
+            torch.set_rng_state(tensors["random"][rank].clone())
             if device.type == "cuda" and "random_cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["random_cuda"][rank], device)
+                torch.cuda.set_rng_state(tensors["random_cuda"][rank].clone(), device)
 
     def agree(self, *numbers: int) -> list[int]:
         """The largest that any process has of each."""
@@ -315,7 +317,7 @@ class Trainer:
         losses, student = self._fitting_gradient(number, batch, steps)
         gradient_norm = self._clip(number)
         optimiser = self.schedule.optimizer
-        learning_rate = optimiser.param_groups[0]["lr"]
+        learning_rate = max(group["lr"] for group in optimiser.param_groups)
         optimiser.step()
         self.schedule.step()
         optimiser.zero_grad(set_to_none=True)

@@ -110,6 +110,50 @@ def tower_blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from blocks.children()
 
 
+def learning_rates(model: nn.Module, config: TrainConfig) -> dict[int, float]:
+    """The learning rate of each parameter that has one of its own, by `id`.
+
+    A block n blocks before the end of its tower has decay^(n + 1) of the tower's rate, what comes
+    before the first block once more, what follows the last block all of it (BEiT, arXiv
+    2106.08254).
+
+    Raises:
+        ModelError: Both towers have a parameter, or the towers have no blocks, where that matters.
+    """
+    own = {"image": config.image_learning_rate, "text": config.text_learning_rate}
+    if config.layer_decay == 1 and not any(own.values()):
+        return {}
+    towers, rates = Towers(model), dict[int, float]()
+    for tower, rate in own.items():
+        shares = _depth_shares(towers, tower, config.layer_decay)
+        for parameter, share in shares.items():
+            if rates.setdefault(parameter, found := share * (rate or config.rate)) != found:
+                raise ModelError(
+                    "train.image_learning_rate: both towers share weights, which cannot have two "
+                    "learning rates. Give one, and leave --train.layer-decay out."
+                )
+    return rates
+
+
+def _depth_shares(towers: Towers, tower: str, decay: float) -> dict[int, float]:
+    """Of each parameter of a tower by `id`: what its depth leaves of the learning rate."""
+    every = {id(parameter): 1.0 for parameter in towers.used(tower)}
+    if decay == 1:
+        return every
+    known = {id(block) for block in tower_blocks(towers.model)}
+    blocks = [module for module in towers.called(tower) if id(module) in known]
+    if not blocks:
+        raise ModelError(f"train.layer_decay: the {tower} tower has no blocks. Leave it out.")
+    shares = {parameter: decay ** (len(blocks) + 1) for parameter in every}
+    for count in range(len(blocks), 0, -1):  # what the end depends on, from ever later on
+        share = decay**count
+        inside = {id(parameter) for parameter in blocks[-count].parameters()}
+        behind = decay ** (count - 1)
+        for parameter in map(id, _last_blocks(towers, tower, count)):
+            shares[parameter] = share if parameter in inside else behind
+    return shares
+
+
 def _detach(_: nn.Module, arguments: Any, named: Any) -> Any:
     """A hook that cuts a block off from what comes before it."""
 

@@ -132,7 +132,7 @@ class States:
         at_end = step == steps and since > WORTH_SAVING
         due = self.every != "never" and (at_end or self._is_due(step, since))
         asked, due = trainer.agree(stop_asked(), int(due))
-        kept = self._save(step, trainer, flush) if due or asked else None
+        kept = self._save(step, trainer, flush) if due or asked else ""
         if asked:
             raise Stopped(asked, f"step {step} of {steps} is {kept}")
 

@@ -1,5 +1,6 @@
 """Files of features and of fitted transforms."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,12 +10,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clip_refine.support.errors import DataError, OutputError, foreign
-from clip_refine.support.folder import check_free, complete_file, complete_folder, package_version
+from clip_refine.support.folder import (
+    check_free,
+    check_sums,
+    complete_file,
+    complete_folder,
+    package_version,
+)
 from clip_refine.vectors.maps import MAPS
 from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
 
@@ -85,7 +92,8 @@ def write_features(
         tensors["text_to_image"] = features.text_to_image.long()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one key only: safetensors writes several in random order, and one input shall give one file
-    metadata = {"clip_refine": json.dumps(dict(note), sort_keys=True)}
+    noted = {**note, "sha256": _content_sum(tensors)}
+    metadata = {"clip_refine": json.dumps(noted, sort_keys=True)}
     with complete_file(path) as partial:
         save_file(tensors, partial, metadata=metadata)
 
@@ -102,11 +110,23 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     with foreign(DataError, f"{path}: cannot be read"):
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                noted = json.loads((file.metadata() or {}).get("clip_refine", "{}"))
+            if noted.get("sha256", "") not in ("", _content_sum(tensors)):
+                raise ValueError("not what was written there, by its checksum; make it again")
+            return tensors
         if path.suffix == ".npz":
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
+
+
+def _content_sum(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _check_owners(text_to_image: Tensor, image_count: int, text_count: int) -> None:
@@ -184,6 +204,7 @@ def load_peer(folder: Path) -> Peer:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Fit the peer again.") from error
+    check_sums(folder)
     try:
         steps = [_rebuild(number, step, tensors) for number, step in enumerate(record.steps)]
         if tensors:

@@ -10,7 +10,9 @@
 | a saved `datasets` folder, a LanceDB table `DB/NAME.lance` | the same | the same |
 """
 
+import io
 import json
+import math
 import re
 import secrets
 import shutil
@@ -59,6 +61,7 @@ _SAFETENSORS_TYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+_HEADER = 1 << 16  # bytes that the header of a .npy file may have
 _SAME = 0.999  # cosine of two vectors of one image; float16 rounding leaves more
 
 # --------------------------------------------------------------------------------------------------
@@ -100,15 +103,7 @@ def open_npy(path: Path) -> Matrix:
     Raises:
         DataError: It is no matrix of floating-point rows, or is cut off.
     """
-    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(file)
-        offset = file.tell()
+    shape, fortran, dtype, offset = _npy_header(path)
     kind = _TYPES.get(dtype.str[1:])
     if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
         raise DataError(
@@ -118,6 +113,15 @@ def open_npy(path: Path) -> Matrix:
     matrix = Matrix(path, offset, *shape, kind)
     _check_complete(path, offset + matrix.rows * matrix.row_bytes)
     return matrix
+
+
+def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether in column order, type, and where the data begins."""
+    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
+        begin = io.BytesIO(file.read(_HEADER))  # it may say that it has gigabytes
+        if np.lib.format.read_magic(begin) == (1, 0):
+            return *np.lib.format.read_array_header_1_0(begin), begin.tell()
+        return *np.lib.format.read_array_header_2_0(begin), begin.tell()
 
 
 def _check_complete(path: Path, expected: int) -> None:
@@ -238,11 +242,10 @@ def _read_folder(folder: Path) -> FeatureSet:
     owners = folder / f"{_OWNERS}.npy"
     if not owners.is_file():
         return FeatureSet(image, text)
-    try:
-        found = torch.from_numpy(np.load(owners, allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{owners}: cannot be read ({error}).") from error
-    return FeatureSet(image, text, found)
+    shape, _, dtype, offset = _npy_header(owners)
+    _check_complete(owners, offset + math.prod(shape) * dtype.itemsize)
+    with foreign(DataError, f"{owners}: cannot be read"):
+        return FeatureSet(image, text, torch.from_numpy(np.load(owners, allow_pickle=False)))
 
 
 def _named_npy(folder: Path, side: Modality) -> Path:

@@ -71,6 +71,7 @@ def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool
 def demo(
     out: Annotated[Path, arg(help="Folder for the results.")] = Path("runs/demo"),
     seed: Annotated[int, arg(help="Of the order and the references.")] = 0,
+    recipe: Annotated[str, arg(help="As for refine; centred is ours.")] = "clip-refine",
     overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """Refine a small model of a drawn world on 6,000 drawn images, offline.
@@ -79,7 +80,7 @@ def demo(
     """
     from clip_refine.config import demo_config
 
-    refine(demo_config(out=out, seed=seed, overwrite=overwrite))
+    refine(demo_config(out=out, seed=seed, recipe=recipe, overwrite=overwrite))
 
 
 def compare(config: "CompareConfig", *, as_json: bool = False) -> None:

@@ -77,7 +77,7 @@ class TestRefine:
         assert again.logit_scale == maps.logit_scale
         written = read(SuiteScores, tmp_path / "maps/evaluation.json")
         assert written == scores
-        assert len(written.measured) == 12
+        assert len(written.measured) == 6 * 3
         assert written.differences
 
     def test_it_leaves_what_every_refinement_leaves(self, found: FeatureSet, tmp_path: Path):
@@ -231,7 +231,8 @@ class TestEvaluate:
         )
         assert [model.label for model in scores.models] == ["untouched", *map(str, folders)]
         assert {found.kind for found in scores.measured} == {
-            *("geometry", "retrieval", "mixed-search", "separation")
+            *("geometry", "retrieval", "mixed-search", "separation"),
+            *("mixed-documents", "pair-clustering", "storage"),
         }
         assert (tmp_path / "s.json").read_text() == scores.text
 

@@ -183,9 +183,11 @@ def recipe_settings(name: Any) -> dict[str, Any]:
     raise ValueError(f"recipe {name!r}: there is no such recipe.{hint}")
 
 
-def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:
+def demo_config(
+    *, out: Path, seed: int, overwrite: bool, recipe: str = "clip-refine"
+) -> RefineConfig:
     """The toy world's settings: a small model and few pairs need larger steps than the paper's."""
-    return RefineConfig(
+    config = RefineConfig(
         model=ModelConfig(name="toy"),
         data=DataConfig(train="toy"),
         train=TrainConfig(batch_size=128, learning_rate=3e-4),
@@ -194,6 +196,7 @@ def demo_config(*, out: Path, seed: int, overwrite: bool) -> RefineConfig:
         seed=seed,
         overwrite=overwrite,
     )
+    return with_recipe(config, recipe)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -172,13 +172,12 @@ class OpenClipEncoder(nn.Module):
         visual: Any = self.clip.visual
         if not isinstance(visual, TimmModel) or vision.get("timm_proj") != "none":
             return
-        dim = self.model_config["embed_dim"]
-        tower: Any
+        dim, size = self.model_config["embed_dim"], cast(Any, visual.image_size)
         try:
-            tower = TimmModel(
+            tower: Any = TimmModel(
                 vision["timm_model_name"],
                 dim,
-                image_size=visual.image_size,
+                image_size=size,
                 pool=vision.get("timm_pool", "avg"),
                 proj="linear",
             )

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from clip_refine.config import PosthocConfig
+from clip_refine.config.suites import Task
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.scores import Outcome
-from clip_refine.evaluation.tasks import (
-    geometry_task,
-    mixed_search_task,
-    retrieval_task,
-    separation_task,
-)
+from clip_refine.evaluation.tasks import SourceFeatures, measure_task
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import EvaluatedModel, SuiteScores, TaskScores
 from clip_refine.roads.suites import differences, score
@@ -94,10 +91,12 @@ def apply_file(peer_folder: Path, features: Path, out: Path, *, overwrite: bool 
 
 
 # --------------------------------------------------------------------------------------------------
-# `vectors evaluate`: gap, retrieval, mixed search and separation, side by side.
+# `vectors evaluate`: gap, retrieval, mixed search, separation, clusters and storage, side by side.
 
 
 UNTOUCHED = "untouched"
+FEW = 20
+"""Images below which mixed documents, clusters and storage are not measured."""
 
 
 def unit_pairs(found: FeatureSet) -> EmbeddedPairs:
@@ -137,7 +136,7 @@ def evaluate_vectors(
     found = unit_pairs(read_pairs(pairs, owner=owner))
     models: dict[str, Peer | None] = {UNTOUCHED: None}
     models |= {str(folder): load_peer(folder) for folder in maps}
-    scores = measure_transforms(models, found, pairs, resamples, seed, clock)
+    scores = measure_transforms(models, found, pairs, resamples, seed, clock, clusters=True)
     if out is not None:
         write_file(out, scores.text)
     return scores
@@ -150,10 +149,17 @@ def measure_transforms(
     resamples: int,
     seed: int,
     clock: Clock,
+    *,
+    clusters: bool = False,
 ) -> SuiteScores:
-    """Every transform on the same pairs, with differences from the first; None leaves them."""
+    """Every transform on the same pairs, with differences from the first; None leaves them.
+
+    `clusters` adds those of pairs, whose bootstrap takes longer than all else.
+    """
+    tasks = _tasks(pairs, clusters=clusters)
     found = {
-        label: _outcomes(peer, pairs, source, resamples, seed) for label, peer in models.items()
+        label: _outcomes(peer, pairs, source, tasks, Bootstrap(resamples, seed))
+        for label, peer in models.items()
     }
     measured = [
         TaskScores(
@@ -192,7 +198,11 @@ def measure_transforms(
 
 
 def _outcomes(
-    peer: Peer | None, pairs: EmbeddedPairs, source: str, resamples: int, seed: int
+    peer: Peer | None,
+    pairs: EmbeddedPairs,
+    source: str,
+    tasks: Sequence[Task],
+    bootstrap: Bootstrap,
 ) -> dict[str, Outcome]:
     if peer is not None:
         if not peer.returns_unit:
@@ -208,15 +218,28 @@ def _outcomes(
         except ValueError as error:
             raise DataError(f"{source}: {peer.name} cannot be applied. {error}.") from error
         pairs = EmbeddedPairs(*moved, pairs.text_to_image)
-    bootstrap = Bootstrap(resamples, seed)
-    return {
-        "geometry": geometry_task(pairs, bootstrap=bootstrap),
-        "retrieval": retrieval_task(pairs, protocol="all-captions", bootstrap=bootstrap),
-        "mixed-search": mixed_search_task(pairs, protocol="all-captions", bootstrap=bootstrap),
-        "separation": separation_task(
-            pairs, protocol="all-captions", false_positive_rate=0.01, bootstrap=bootstrap
-        ),
+    found = SourceFeatures(
+        pairs.image_features, pairs.text_features, pairs.text_to_image, torch.zeros(0)
+    )
+    return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
+
+
+def _tasks(pairs: EmbeddedPairs, *, clusters: bool) -> list[Task]:
+    """What stored pairs are measured by: the last three only where there is enough of them."""
+    all_captions = {"protocol": "all-captions"}
+    images, dim = pairs.image_features.shape
+    enough = images >= FEW and dim >= 4  # storage looks at a quarter of the dimensions
+    settings = {
+        "geometry": {},
+        **dict.fromkeys(("retrieval", "mixed-search", "separation"), all_captions),
     }
+    if enough:
+        settings |= {"mixed-documents": {}, "storage": all_captions}
+    if enough and clusters:
+        settings["pair-clustering"] = {}
+    return TypeAdapter(list[Task]).validate_python(
+        [{"kind": kind, "source": "", **more} for kind, more in settings.items()]
+    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from typing import IO, Any, AnyStr
 
 import yaml
 
-from clip_refine.support.errors import first_line
-
 TEXT = 1 << 20
 """Bytes of settings, of a text beside an image or in an archive; letters of a line of a table."""
 LINE = 1 << 26
@@ -111,7 +109,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
     except Exception as error:  # dates, numbers and tags that do not hold what they say
-        raise ValueError(f"holds a value that is none ({first_line(error)})") from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"holds a value that is none ({said or type(error).__name__})") from error
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

@@ -45,13 +45,14 @@ MODEL_HELP = "Run or model folder, or a model's name."
 # `refine` with settings of its own.
 
 
-def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
+def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool = False) -> None:
     """Refine a model on captioned images, measure it before and after, save it.
 
-    --json prints scores.json to standard output instead of tables.
+    --json prints scores.json to standard output instead of tables. --fail-if-worse exits with 3
+    where mean R@1 or zero-shot is clearly lower after than before. --guard is --guard.every 10.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import before_after_table, doubts, verdict
+    from clip_refine.report.tables import before_after_table, doubts, verdict, worse
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
@@ -63,6 +64,8 @@ def refine(config: "RefineConfig", *, as_json: bool = False) -> None:
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
             f"Model: {config.out}/model{how_to_load(config.out / 'model')}"
         )
+    if fail_if_worse and worse(scores):
+        raise SystemExit(3)
 
 
 def demo(
@@ -195,6 +198,7 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
         RefineConfig,
         dump_config,
         load_config,
+        override,
         with_recipe,
     )
     from clip_refine.config.runs import CompareConfig, TuneConfig
@@ -213,6 +217,8 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     first.add_argument("--json", action="store_true")
     if kind is RefineConfig:
         first.add_argument("--recipe")
+        first.add_argument("--guard", action="store_true")
+        first.add_argument("--fail-if-worse", action="store_true")
     try:
         chosen, arguments = first.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -221,6 +227,11 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     default = load_config(kind, chosen.config) if chosen.config else kind()
     if isinstance(default, RefineConfig) and chosen.recipe:
         default = with_recipe(default, chosen.recipe)
+    own = {}
+    if isinstance(default, RefineConfig):
+        own = {"fail_if_worse": chosen.fail_if_worse}
+        if chosen.guard and not default.guard.every:
+            default = override(default, guard={"every": 10})
     config = tyro.cli(
         kind,
         prog=f"clip-refine {verb.__name__}",
@@ -232,7 +243,7 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     if chosen.print_config:
         print(dump_config(config), end="")
     else:
-        verb(config, as_json=chosen.json)
+        verb(config, as_json=chosen.json, **own)
 
 
 def split_lists(arguments: list[str]) -> list[str]:
@@ -784,9 +795,9 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; where something is wrong say it in one message, without a traceback.
 
-    Exits with 2 for usage and input, 1 for a failure, 130 after Ctrl-C. `--debug` shows the
-    traceback of a failure, `--quiet` is silent but for results and errors, `--verbose` prints a
-    line of progress every second.
+    Exits with 2 for usage and input, 1 for a failure, 3 for a worse model, 130 after Ctrl-C.
+    `--debug` shows the traceback of a failure, `--quiet` is silent but for results and errors,
+    `--verbose` prints a line of progress every second.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments

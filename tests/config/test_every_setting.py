@@ -62,6 +62,7 @@ CHANGED: dict[str, Any] = {
     "loss.references": "independent",
     "loss.feature_scale": "canonical",
     "prior.kind": "uniform",
+    "guard.then": "stop",
     "data.shuffle_buffer": 5,
     "data.val_fraction": 0.3,
     "data.max_bad": 0.2,

@@ -12,6 +12,7 @@ from clip_refine.config.settings import (
     Count,
     DataConfig,
     EvaluationConfig,
+    GuardConfig,
     LossConfig,
     ModelConfig,
     NonNegative,
@@ -41,6 +42,7 @@ class RefineConfig(SettingsGroup):
     loss: LossConfig = LossConfig()
     prior: PriorConfig = PriorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
     interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
     """Keep weights between the model (0) and its refinement (1): often most of the gain and less of
     the loss. auto: the best of tenths on a tenth of the training images, which are held out."""
@@ -401,7 +403,11 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.alpha": hycd,
         "loss.temperature": teacher,
         "loss.normalize": teacher,
-        "loss.positives": hycd and scales,
+        "loss.positives": ""
+        if loss.m2_mix_weight
+        or (loss.contrastive_weight and loss.contrastive_form == "sigmoid")
+        or train.dropout == "on"
+        else "equal captions have equal features, so a softmax over them has the same gradient",
         "loss.rafa_reduction": rafa,
         "loss.rafa_decay": rafa,
         "loss.references": rafa,
@@ -419,6 +425,10 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "train.lora_rank": lora,
         "train.lora_alpha": lora,
         "train.logit_scale": "" if learns_scale else "no loss here looks at it",
+        **{
+            f"guard.{name}": "" if config.guard.every else "guard.every is not given"
+            for name in ("bound", "then", "bystanders", "images")
+        },
         "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
         "data.val_fraction": "data.val is given" if data.val else "",
         "data.max_bad": "" if data.skip_bad else "data.skip_bad is off",

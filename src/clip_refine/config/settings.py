@@ -391,6 +391,24 @@ class PriorConfig(SettingsGroup):
     """Variance of every dimension (the paper's beta). 0 pulls every feature to the origin."""
 
 
+class GuardConfig(SettingsGroup):
+    """A watch over training: probes every few steps, and a bound that ends it."""
+
+    every: Count | None = None
+    """Steps from one probe to the next: R@1 of a tenth of the training images, which are held out,
+    and the zero-shot tasks. Without it there is no guard; `--guard` alone means 10."""
+    bound: NonNegative = 1.0
+    """Points (hundredths) that any of these may surely lose: training stops where the lower end of
+    the 95 % interval of the difference is further down."""
+    then: Literal["roll-back", "stop"] = "roll-back"
+    """Which weights a stopped run keeps: of the probes within the bound the best on average, or
+    those it stopped at."""
+    bystanders: str | None = None
+    """Other images that the model shall not forget: a folder of classes or captioned images."""
+    images: Annotated[int, Field(ge=11)] = 1000
+    """Captioned images a probe takes at most."""
+
+
 class EvaluationConfig(SettingsGroup):
     """How the before/after numbers are taken; always in float32."""
 

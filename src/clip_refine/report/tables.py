@@ -200,15 +200,23 @@ def headline_lines(scores: RunScores) -> list[ScoreLine]:
     return lines + [line for line in _geometry(scores) if line.heading == _MIXED]
 
 
+def worse(scores: RunScores) -> list[str]:
+    """Which of mean R@1 and zero-shot are clearly lower after than before."""
+    _, *means = headline_lines(scores)
+    return [line.heading for line in means if line.mark == "worse" and line.heading != _MIXED]
+
+
 def verdict(scores: RunScores) -> str:
-    """What the refinement did, in a sentence."""
+    """What the refinement did, in a sentence, and in another one if the model is worse for it."""
     gap, *means = [line for line in headline_lines(scores) if line.heading != _MIXED]
     share = "" if signed(gap.after - gap.before) == "0.000" else _share(gap)
     parts = [_clause("the gap", gap) + share]
     parts += [_clause(line.heading, line) for line in means]
     listed = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and ") + parts[-1]
     pairs = f"{scores.after.pairs:,} held-out images"
-    return f"{listed[0].upper()}{listed[1:]}, on {pairs}.".replace("(-", "(−")
+    lost = " and ".join(worse(scores))
+    plainly = f" The refined model is worse in {lost}." if lost else ""
+    return f"{listed[0].upper()}{listed[1:]}, on {pairs}.{plainly}".replace("(-", "(−")
 
 
 def doubts(scores: RunScores) -> str:

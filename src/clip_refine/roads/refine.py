@@ -53,6 +53,7 @@ from clip_refine.models.weights import (
 from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
+from clip_refine.roads.guard import Guard, build_guard
 from clip_refine.roads.plan import say_plan
 from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
@@ -197,6 +198,7 @@ def refine(
                 log=log,
                 selection=selection,
                 states=states,
+                guard=build_guard(config, embedder, selection, tasks),
             )
             config = trained.config
 
@@ -350,6 +352,7 @@ class Trained:
     config: RefineConfig  # with `auto` replaced by what was chosen
     interpolation: Mapping[str, Any] | None  # weight and selection scores; None where not asked for
     logit_scale: float | None  # fitted to the folded towers; None where it is the model's own
+    guard: Mapping[str, Any] | None = None  # at which step it stopped, whose weights were kept
 
 
 def train_student(
@@ -363,15 +366,18 @@ def train_student(
     teacher_features: EmbeddedPairs | None = None,
     selection: ImageCaptions | None = None,
     states: States | None = None,
+    guard: Guard | None = None,
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
     `teacher_features`, those of `pairs` from the untouched model, are looked up instead of running
-    a teacher; with `selection` the weight of the interpolation is chosen. Where `states` has one to
-    go on from, what comes before the first step is made again, and then put in its place.
+    a teacher; with `selection` the weight of the interpolation is chosen; a `guard` may end it.
+    Where `states` has one to go on from, what comes before the first step is made again, and then
+    put in its place.
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
     features = measure_features(config, embedder, pairs)
+    warn_of_one(features, pairs.name)
     teacher, fitted = None, None
     teacher_scale = float(student.logit_scale.detach())
     if config.loss.fold or config.loss.fold_text:
@@ -430,11 +436,14 @@ def train_student(
                 teacher,
                 states.start if states else 0,
             )
-            trainer.train(batches, steps=steps, log=log, states=states)
+            if guard:
+                guard.begin()
+                trainer.keep_best(0, -1.0)  # any probe within the bound is preferred
+            trainer.train(batches, steps=steps, log=log, states=states, guard=guard and guard.after)
         interpolation = interpolate_student(config, student, start, embedder, selection)
     finally:  # also of a model that was handed in, when training fails
         scale.undo()
-    return Trained(config, interpolation, fitted)
+    return Trained(config, interpolation, fitted, guard and guard.stopped)
 
 
 def measure_features(
@@ -456,6 +465,17 @@ def measure_features(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
         embedder.texts(first, "Encoding captions"),
     )
+
+
+def warn_of_one(features: PairFeatures, name: str) -> None:
+    """Say where all images, or all captions, of the sample are one: nothing is learnt from them."""
+    for what, side in zip(("images", "captions"), features, strict=True):
+        if len(side) > 1 and bool((side == side[0]).all()):
+            remark(
+                f"{name}: the model makes the same of all {len(side)} {what} sampled, so nothing "
+                "can be learnt from them. Look at the column that they come from.",
+                "yellow",
+            )
 
 
 def fold_student(
@@ -585,14 +605,19 @@ SELECTION_FRACTION = 0.1
 def set_aside(
     config: RefineConfig, pairs: ImageCaptions | Stream
 ) -> tuple[ImageCaptions | Stream, ImageCaptions | None]:
-    """What is trained on, and the pairs that interpolation and learning rate are chosen on."""
-    if "auto" not in (config.interpolate, config.train.learning_rate):
+    """What is trained on, and the pairs that weights and rates are chosen and watched on."""
+    named = {
+        "interpolate auto": config.interpolate == "auto",
+        "train.learning_rate auto": config.train.learning_rate == "auto",
+        "guard.every": config.guard.every is not None,
+    }
+    asked = next((name for name, given in named.items() if given), None)
+    if asked is None:
         return pairs, None
     if isinstance(pairs, Stream):
-        what = "interpolate" if config.interpolate == "auto" else "train.learning_rate"
         raise ConfigError(
-            f"{what} auto holds a part of the training pairs out, which a stream does not "
-            "allow. Give a number, or leave --data.streaming out."
+            f"{asked} holds a part of the training pairs out, which a stream does not allow. Give "
+            "a number, or leave it or --data.streaming out."
         )
     return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
 
@@ -768,6 +793,7 @@ def _recipe(
         "provenance": provenance.model_dump(mode="json"),
         "interpolation": trained.interpolation,
         "logit_scale": trained.logit_scale,
+        "guard": trained.guard,
     }
 
 

@@ -1,0 +1,134 @@
+"""A watch over a training: what the model can do, measured on a few images every few steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from clip_refine.config import RefineConfig
+from clip_refine.data import ImageCaptions, LabelledImages, Subset, open_pairs, read_class_folders
+from clip_refine.evaluation.geometry import effective_rank
+from clip_refine.evaluation.scores import Measured, embed_model, measure, paired_differences
+from clip_refine.models.embed import Embedder
+from clip_refine.results import Interval
+from clip_refine.support.console import remark
+
+RESAMPLES = 200
+COLLAPSED = 0.1  # of the rank, and of the norms, that the model had at first
+
+
+@dataclass
+class Guard:
+    """Probes of a model in training, and what they decide.
+
+    Attributes:
+        config: The run's settings.
+        embedder: The model that is trained.
+        pairs: Held-out training pairs.
+        tasks: The zero-shot tasks, and bystanders with classes.
+        bystanders: Bystanders with captions.
+        stopped: The step that was the last one, and that of the weights kept; None if it went on.
+    """
+
+    config: RefineConfig
+    embedder: Embedder
+    pairs: ImageCaptions
+    tasks: Sequence[LabelledImages]
+    bystanders: ImageCaptions | None = None
+    stopped: dict[str, Any] | None = None
+    _start: list[Measured] = field(default_factory=list)
+    _warned: bool = False
+
+    def begin(self) -> None:
+        """Measure the model as it is before the first step."""
+        self._start = self._measure()
+
+    def after(self, step: int, trainer: Any) -> bool:
+        """Whether training is to stop behind this step; the weights are then those to keep."""
+        guard = self.config.guard
+        if guard.every is None or step % guard.every:
+            return False
+        now = self._measure()
+        self._warn_of_collapse(now)
+        found = self._differences(now)
+        lost = {name: d for name, d in found.items() if 100 * d.low < -guard.bound}
+        if not trainer.agree(len(lost))[0]:
+            trainer.keep_best(step, fmean(difference.mean for difference in found.values()))
+            return False
+        listed = "; ".join(
+            f"{name} {100 * d.mean:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
+            for name, d in lost.items()
+        )
+        kept = trainer.go_back() if guard.then == "roll-back" else step
+        self.stopped = {"step": step, "kept": kept}
+        remark(
+            f"The guard stopped training after step {step}: {listed or 'another process'} is "
+            f"beyond the bound of {guard.bound:g}. The weights are those after step {kept} "
+            "(--guard.then).",
+            "yellow",
+        )
+        return True
+
+    def _measure(self) -> list[Measured]:
+        model: Any = self.embedder.model
+        modes = [(part, part.training) for part in model.modules()]
+        model.eval()
+        silent = replace(self.embedder, visible=False)
+        found = [measure(embed_model(silent, self.pairs, self.tasks))]
+        if self.bystanders is not None:
+            found.append(measure(embed_model(silent, self.bystanders, ())))
+        for part, training in modes:
+            part.training = training
+        return found
+
+    def _differences(self, now: Sequence[Measured]) -> dict[str, Interval]:
+        found = {}
+        for was, side, what in zip(self._start, now, ("", "bystanders "), strict=False):
+            every = paired_differences(was, side, seed=self.config.seed, resamples=RESAMPLES)
+            found |= {
+                f"{what}{name.removeprefix('zero_shot.')}": difference
+                for name, difference in every.items()
+                if name == "mean_recall@1" or name.endswith(".top1")
+            }
+        return found
+
+    def _warn_of_collapse(self, now: Sequence[Measured]) -> None:
+        shares = [of / was for of, was in zip(*map(_spread, (now, self._start)), strict=True)]
+        if min(shares) < COLLAPSED and not self._warned:
+            self._warned = True
+            remark(
+                "Features are collapsing: of their effective rank, image and text norms "
+                f"{', '.join(f'{share:.0%}' for share in shares)} are left. Lower the learning "
+                "rate, or --loss.rafa-weight.",
+                "yellow",
+            )
+
+
+def _spread(found: Sequence[Measured]) -> tuple[float, ...]:
+    pairs = found[0].features.pairs
+    norms = [float(side.norm(dim=1).mean()) for side in (pairs.image_features, pairs.text_features)]
+    return effective_rank(found[0].image_unit, found[0].text_unit), *norms
+
+
+def build_guard(
+    config: RefineConfig,
+    embedder: Embedder,
+    selection: ImageCaptions | None,
+    tasks: Sequence[LabelledImages],
+) -> Guard | None:
+    """The guard that the settings ask for, if they do."""
+    if config.guard.every is None or selection is None:
+        return None
+    few = Subset(selection, range(min(len(selection), config.guard.images)), "guarded pairs")
+    guard = Guard(config, embedder, few, tasks)
+    if (name := config.guard.bystanders) is None:
+        return guard
+    place = Path(name)
+    if place.is_dir() and all(inside.is_dir() for inside in place.iterdir()):
+        own = read_class_folders(place, templates=config.evaluation.templates)
+        guard.tasks = [*tasks, own]
+    else:
+        pairs = open_pairs(name, training=False)
+        guard.bystanders = Subset(pairs, range(min(len(pairs), config.guard.images)), name)
+    return guard

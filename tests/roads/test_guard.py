@@ -1,0 +1,127 @@
+"""Training that harms the model stops; what was better is kept; what is worse is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clip_refine import cli
+from clip_refine.config import RefineConfig, override
+from clip_refine.data.streams import StreamMixture
+from clip_refine.losses import PairFeatures
+from clip_refine.report.tables import verdict, worse
+from clip_refine.results import RunScores, read
+from clip_refine.roads import build
+from clip_refine.roads import refine as road
+from clip_refine.roads.guard import build_guard
+from clip_refine.roads.refine import refine, set_aside, warn_of_one
+from clip_refine.support.errors import ConfigError, TrainingError
+from clip_refine.toy import ToyPairs
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RefineConfig:
+    train = {"batch_size": 64, "learning_rate": 3e-3, "steps": 3, "precision": "fp32"}
+    return RefineConfig.model_validate(
+        {
+            "model": {"name": "toy"},
+            "data": {"train": "toy"},
+            "train": {**train, "save_every": "1"},
+            "guard": {"every": 1, "images": 100, "bound": 3},
+            "report": False,
+            "out": tmp_path / "run",
+        }
+    )
+
+
+def untouched() -> dict[str, torch.Tensor]:
+    return build.build_model(build.named_model("toy")).clip.state_dict()  # pyright: ignore
+
+
+def saved(config: RefineConfig) -> dict[str, torch.Tensor]:
+    return load_file(config.out / "model" / "open_clip_model.safetensors")
+
+
+def test_it_goes_back_to_what_was_within_the_bound(config: RefineConfig, capsys):
+    scores = refine(config)
+    assert scores.recipe["guard"] == {"step": 1, "kept": 0}
+    before = untouched()
+    assert all(torch.allclose(w, before[name], atol=1e-6) for name, w in saved(config).items())
+    assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
+    assert not worse(scores)
+
+
+def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):
+    scores = refine(override(config, guard={"then": "stop"}))
+    assert scores.recipe["guard"] == {"step": 1, "kept": 1}
+    assert worse(scores) == ["mean R@1"]
+    assert verdict(scores).endswith("The refined model is worse in mean R@1.")
+
+
+def test_within_the_bound_it_changes_nothing(config: RefineConfig, tmp_path: Path):
+    config = override(config, train={"learning_rate": 1e-6})
+    scores = refine(config)
+    assert scores.recipe["guard"] is None
+    probed = override(config, guard={"every": 100}, out=tmp_path / "unprobed")
+    refine(probed)
+    other = saved(probed)
+    assert all(torch.equal(weight, other[name]) for name, weight in saved(config).items())
+
+
+def test_bystanders_with_captions_are_watched(config: RefineConfig, table: Path, capsys):
+    refine(override(config, guard={"bystanders": str(table), "bound": 0, "then": "stop"}))
+    assert "bystanders mean_recall@1 -" in said(capsys)
+
+
+def test_bystanders_with_classes_are_a_task_more(
+    config: RefineConfig, tmp_path: Path, table: Path, pairs: ToyPairs
+):
+    for name in ("collie", "poodle"):
+        (tmp_path / "dogs" / name).mkdir(parents=True)
+        pairs.load_image(0).save(tmp_path / "dogs" / name / "0.png")
+    embedder: Any = None
+    config = override(config, guard={"bystanders": str(tmp_path / "dogs")})
+    guard = build_guard(config, embedder, pairs, [])
+    assert guard is not None
+    assert [list(task.class_names) for task in guard.tasks] == [["collie", "poodle"]]
+    assert guard.bystanders is None
+
+
+def test_what_explodes_is_not_saved(config: RefineConfig):
+    with pytest.raises(TrainingError, match=r"norm .* training destroys the model"):
+        refine(override(config, guard={"every": None}, train={"learning_rate": 10.0}))
+    assert not config.out.exists()
+
+
+def test_chance_level_is_said(config: RefineConfig, capsys):
+    loss = {"contrastive_weight": 1.0, "contrastive_scale": 1e-3}
+    refine(override(config, guard={"every": None}, loss=loss))
+    assert said(capsys).count("the contrastive loss is ln 64 = 4.16: chance level") == 1
+
+
+def test_nothing_is_held_out_of_a_stream(config: RefineConfig):
+    with pytest.raises(ConfigError, match=r"guard.every holds a part"):
+        set_aside(config, StreamMixture([], []))
+
+
+def test_one_image_or_one_caption_is_said_before_training(capsys):
+    warn_of_one(PairFeatures(torch.randn(5, 3), torch.ones(5, 3)), "mine.csv")
+    found = said(capsys)
+    assert "mine.csv: the model makes the same of all 5 captions" in found
+    assert "images" not in found
+
+
+def test_fail_if_worse_exits_with_3(config: RefineConfig, monkeypatch: pytest.MonkeyPatch):
+    bad = refine(override(config, guard={"then": "stop"}))
+    monkeypatch.setattr(road, "refine", lambda config: bad)
+    with pytest.raises(SystemExit) as status:
+        cli.main(["refine", "--fail-if-worse", "--guard", "--data.train", "toy"])
+    assert status.value.code == 3
+    cli.main(["refine", "--data.train", "toy"])
+    assert read(RunScores, config.out / "scores.json") == bad
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())

@@ -55,6 +55,7 @@ def contrastive_loss(
     Example:
         Two pairs at cosine 1, strangers at 0, scale 1: log(1 + 1/e).
 
+        >>> import torch
         >>> pairs = torch.eye(2)
         >>> round(contrastive_loss(pairs, pairs, logit_scale=1.0).item(), 4)
         0.3133
@@ -98,6 +99,7 @@ def sigmoid_contrastive_loss(
     Example:
         One pair at cosine 1, scale 1, bias 0: log(1 + 1/e).
 
+        >>> import torch
         >>> pair = torch.tensor([[1.0, 0.0]])
         >>> loss = sigmoid_contrastive_loss(pair, pair, logit_scale=1.0, logit_bias=0.0)
         >>> round(loss.item(), 4)

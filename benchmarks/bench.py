@@ -86,7 +86,7 @@ def embed(options: argparse.Namespace) -> Iterator[Row]:
 def metrics(options: argparse.Namespace) -> Iterator[Row]:
     """Retrieval and geometry, against one matrix of all similarities (at fewer pairs, to fit)."""
     del options
-    count = 20_000
+    count = 10_000
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(count, 512, generator=generator)
     text = torch.randn(count, 512, generator=generator) + image

@@ -302,7 +302,7 @@ def test_too_little_room_is_said_at_the_start(
 def test_killed_at_random_moments_and_by_signals(tmp_path: Path):
     """Three kills and three signals; tools/kill_runs.py does more of them."""
     command = [sys.executable, str(TOOL), "--folder", str(tmp_path / "runs")]
-    command += ["--moments", "3", "--images", "256", "--signals"]
+    command += ["--moments", "2", "--images", "256", "--signals"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 of 6 the same" in done.stdout

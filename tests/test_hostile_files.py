@@ -109,8 +109,8 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
     os.mkfifo(folder / "pipe.pt")
     (folder / "zero.png").symlink_to("/dev/zero")
     rows = "image,caption\n"
-    large = png(Image.new("1", (13_000, 13_000)))
-    seen_through = Image.new("P", (9_400, 9_400))
+    large = png(Image.new("1", (13_400, 13_400)))
+    seen_through = Image.new("P", (13_377, 13_377))
     put("allowed.png", png(seen_through, transparency=0))
     put("large.png", large)
     sparse_tar(folder / "sparse.tar")
@@ -156,7 +156,7 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
         "deep json in a tar": (image_csv.format(str(folder / "json.tar")), "nested too deeply"),
         "large image": (
             image_csv.format(str(put("g.csv", rows + "large.png,x\n"))),
-            "more than the 89,478,485",
+            "more than the 178,956,970",
         ),
         "largest image": (f"open_image(Path({str(folder / 'allowed.png')!r}))", "ok"),
         "long line": (

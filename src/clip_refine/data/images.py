@@ -45,6 +45,7 @@ Encoded = Path | bytes
 DECODING = 1
 """Raised when images come out otherwise than before, so that pixels kept on disk are made anew."""
 _BACKGROUND = (255, 255, 255, 255)
+_STRIP = 1 << 22  # pixels that are put on it at a time
 _NOT_FOUND = "is not there"
 
 
@@ -240,8 +241,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _from_16_bit_grey(image).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    pixels = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", pixels.size, _BACKGROUND), pixels).convert("RGB")
+    shown = Image.new("RGB", image.size)
+    rows = max(1, _STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):  # whole, a large image would be there four times
+        part = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", part.size, _BACKGROUND)
+        shown.paste(Image.alpha_composite(white, part).convert("RGB"), (0, top))
+    return shown
 
 
 def _from_16_bit_grey(image: Image.Image) -> Image.Image:

@@ -25,8 +25,9 @@ WHOLE = 1 << 30
 """Bytes of a JSON file of annotations or results, and of a list of names: they are read whole."""
 FILES = 1_000_000
 """Files that one pattern may stand for, and values that a YAML file may stand for."""
-PIXELS = 89_478_485
-"""Width times height of an image, above which Pillow itself warns; known before it is decoded."""
+PIXELS = 178_956_970
+"""Width times height of an image, above which Pillow itself refuses; known before it is decoded.
+Cameras make 100 million."""
 _NAMES = 20
 
 

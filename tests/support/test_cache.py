@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -203,3 +204,29 @@ def test_what_is_kept_is_shown_and_pruned(tmp_path: Path, capsys: pytest.Capture
     assert folder.is_dir()
     main(["cache", "prune", "--folder", str(tmp_path)])
     assert not folder.exists()
+
+
+def test_looking_at_a_cache_is_no_use_of_it_but_reading_is(tmp_path: Path):
+    folder = tmp_path / "pixels" / "of a model"
+    opened(folder).add(NAMES, ROWS)
+    month_ago = time.time() - 30 * 86400
+    for file in folder.iterdir():
+        os.utime(file, (month_ago, month_ago))
+    assert [round(KeptRows.all_in(tmp_path)[0].unused_days) for _ in range(2)] == [30, 30]
+    opened(folder).sound(0)
+    assert (folder / "rows").stat().st_mtime > month_ago + 86400, "where a disk notes no reading"
+    assert round(KeptRows.all_in(tmp_path)[0].unused_days) == 0
+
+
+def test_rows_are_read_that_came_while_another_run_was_writing_them(tmp_path: Path):
+    opened(tmp_path / "whole").add(NAMES, ROWS)
+    opened(tmp_path).add(NAMES[:1], ROWS[:1])
+    rows, ends = opened(tmp_path), {"sums": 4, "fingerprints": 16}
+    for name in ("rows", "sums", "fingerprints"):  # as `add` writes them
+        (tmp_path / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+        if name == "rows":
+            assert rows.sound(rows.known()[NAMES[0]]) is not None
+            assert {name: (tmp_path / name).stat().st_size for name in ends} == ends
+    assert np.array_equal(rows.read(NAMES), ROWS)
+    found = [rows.sound(rows.known()[name]) for name in NAMES]
+    assert all(np.array_equal(row, ROWS[number]) for number, row in enumerate(found))

@@ -164,3 +164,23 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_that_cannot_be_made_is_one_clear_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "a.json", tmp_path / ("n" * 250)):
+        with pytest.raises(OutputError, match=f"{path.name}: cannot be written"):
+            write_file(path, "{}")
+
+
+def test_checksums_of_pipes_are_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  pipe\n")
+    with pytest.raises(DataError, match="pipe: is not what was written"):
+        check_sums(tmp_path)
+    (tmp_path / SUMS).write_bytes(b"\xff")
+    with pytest.raises(DataError, match=f"{SUMS}: cannot be read"):
+        check_sums(tmp_path)
+    (tmp_path / SUMS).unlink()
+    os.mkfifo(tmp_path / SUMS)
+    check_sums(tmp_path)

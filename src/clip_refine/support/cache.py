@@ -6,7 +6,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,9 +92,12 @@ class RowCache:
         """All rows and their checksums, mapped at least as far as `number`."""
         if self._mapped is None or number >= len(self._mapped[0]):
             file, kind = self.folder / "rows", self._row_type()
-            whole = file.stat().st_size // kind.itemsize  # the last may have been cut off
-            rows = np.memmap(file, kind, "r", shape=(whole,))
-            self._mapped = rows, np.fromfile(self.folder / "sums", "<u4")
+            sums = np.fromfile(self.folder / "sums", "<u4")
+            # the last may have been cut off, or a writer has not come to its sum yet
+            whole = min(file.stat().st_size // kind.itemsize, len(sums))
+            self._mapped = np.memmap(file, kind, "r", shape=(whole,)), sums
+            with suppress(OSError):  # others' files; disks that note no reading are many
+                os.utime(file)
         return self._mapped
 
     def read(self, names: Sequence[str]) -> NDArray[Any]:
@@ -197,10 +200,12 @@ class KeptRows:
         """Those of teachers, features and pixels, the largest first."""
         found = []
         for layout in folder.glob("*/**/layout.json"):
-            files = [path.stat() for path in layout.parent.iterdir() if path.is_file()]
-            used = max(max(file.st_mtime, file.st_atime) for file in files)
+            files = {path.name: path.stat() for path in layout.parent.iterdir() if path.is_file()}
+            # looking reads all others; without rows nothing was ever kept
+            file = files.get("rows", files["layout.json"])
+            used = max(file.st_mtime, file.st_atime)
             rows = len(RowCache(layout.parent, flag="--cache").known())
-            size = sum(file.st_size for file in files)
+            size = sum(file.st_size for file in files.values())
             found.append(cls(layout.parent, rows, size, (time.time() - used) / 86400))
         return sorted(found, key=lambda kept: -kept.size)
 

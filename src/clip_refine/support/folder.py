@@ -21,7 +21,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from clip_refine.support.console import remark
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import DataError, OutputError, first_line
+from clip_refine.support.limits import is_regular, read_text
 from clip_refine.support.process import is_alive, process_tag
 
 try:
@@ -329,7 +330,8 @@ def complete_file(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written ({reason or error}). Choose another."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a name too long, or below a file, there is none
+            partial.unlink()
 
 
 def clear_leftovers(folder: Path, beginning: str) -> None:
@@ -375,16 +377,18 @@ def check_sums(folder: Path) -> None:
         DataError: A file is another one than was written, or is missing.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(folder / SUMS).splitlines() if is_regular(folder / SUMS) else ()
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / SUMS}: cannot be read ({first_line(error)}).") from error
     for line in lines:
         expected, _, name = line.partition("  ")
         file = folder / name
         if not name or Path(name).name != name:
             continue
         try:
-            found = _digest(file)
+            found = _digest(file) if is_regular(file) else ""
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
         if found != expected:

@@ -33,6 +33,7 @@ from tests.data.layouts import (
     opened,
     write_hub,
     write_image_folder,
+    write_images,
     write_jsonl,
     write_parquet,
     write_shards,
@@ -150,6 +151,22 @@ def test_bad_rows_of_a_stream_are_skipped_and_recorded(tmp_path: Path):
     assert len(source.skipped) >= 30
     with pytest.raises(DataError, match="rows are bad .*more than the 30.0% that"):
         some(stream(with_bad_rows(tmp_path / "more", 1.0), skip=True), 600)
+
+
+def test_a_stream_goes_on_behind_a_file_that_has_most_of_the_bad_rows(tmp_path: Path):
+    write_images(tmp_path, drawn(1))
+    for file, bad, good in (("a", 0, 600), ("b", 100, 200)):  # a third of b, a ninth of both
+        rows = [{"image": "000.jpg", "caption": f"{file} {number}"} for number in range(good)]
+        rows[good // 2 : good // 2] = [{"image": "gone.jpg", "caption": "x"}] * bad
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, again = (
+        stream(str(tmp_path / "{a,b}.jsonl"), skip=True, shuffle_buffer=50) for _ in range(2)
+    )
+    expected = some(first, 800, seed=0)
+    again.go_on(first.progress())
+    pairs = islice(again.pairs(seed=0, skip=770), 30)
+    assert [pair.caption for pair in pairs] == [caption for _, caption in expected[770:]]
+    assert len(again.skipped) == 100
 
 
 def test_a_stream_without_pairs_ends(tmp_path: Path):

@@ -157,9 +157,11 @@ class PairStream:
             """The pairs that so far are only known by their number in the pass."""
             wanted = sorted(item for item in buffer if isinstance(item, int))
             have: dict[int, _Drawn] = {}
+            # bad ones were settled by all rows; a single file may have more than its share
+            settled = BadRowPolicy(skip=True, limit=1)
             for file, numbers in itertools.groupby(wanted, partial(bisect.bisect_right, ends)):
                 inside, start = set(numbers), ends[file - 1] if file else 0
-                again = drawn(file, BadRows(self.name, self.policy), [])
+                again = drawn(file, BadRows(self.name, settled), [])
                 again = itertools.islice(again, max(inside) - start + 1)
                 have |= {n: item for n, item in enumerate(again, start) if n in inside}
             return [have.get(item, item) if isinstance(item, int) else item for item in buffer]

@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import unicodedata
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -317,6 +318,18 @@ def test_shards_of_other_formats_and_with_clutter(tmp_path: Path):
     parts = {"0.avif": encoded(image, "AVIF"), "0.txt": b"a dog"}
     clutter = {"__MACOSX/0.avif": b"\0\5\x16\7", "._0.avif": b"\0\5\x16\7"}
     assert opened(shard(tmp_path / "s.tar", parts | clutter)).captions == (("a dog",),)
+
+
+def test_parts_that_nobody_asks_for_may_be_large(tmp_path: Path):
+    """Such as masks and vectors in a `.json` beside the caption."""
+    large = json.dumps({"caption": "a cat", "masks": "x" * (1 << 20)}).encode()
+    parts = {"a.png": drawn(1)[0][1], "a.txt": b"a dog", "a.json": large}
+    name = shard(tmp_path / "s.tar", parts)
+    assert opened(name).captions == (("a dog",),)
+    [pair] = islice(open_stream(name).pairs(seed=0), 1)
+    assert pair.caption == "a dog"
+    with pytest.raises(DataError, match=r"its part .json has .* bytes, more than the 1,048,576"):
+        opened(shard(tmp_path / "t.tar", {n: part for n, part in parts.items() if n != "a.txt"}))
 
 
 def test_compressed_shards(tmp_path: Path):

@@ -48,7 +48,8 @@ class Sample:
     shard: str  # the tar file
     key: str  # what the parts are called without their extension
     places: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension → position, size
-    content: dict[str, bytes] = field(default_factory=dict)  # extension → content, where it is kept
+    # extension → content, where it is kept, or as a text why it was not read
+    content: dict[str, bytes | str] = field(default_factory=dict)
     problem: str | None = None  # what is wrong with it as a whole
 
     @property
@@ -98,8 +99,11 @@ def _sample_rows(shard: str, settings: SourceSettings, *, stream: bool = False) 
         image = None
         if extension is not None:
             image = ImageInTar(shard, name, *sample.places[extension])
-            if stream and problem is None:
-                image = ImageInMemory(str(image), sample.content[extension])
+            content = sample.content.get(extension)
+            if isinstance(content, str):
+                problem = problem or f"its part .{extension} {content}"
+            elif content is not None and problem is None:
+                image = ImageInMemory(str(image), content)
         elif problem is None:
             problem = _without_image(sample)
         yield Row(sample.where, image, captions, problem)
@@ -155,9 +159,7 @@ def read_samples(shard: str, settings: SourceSettings, *, stream: bool = False) 
                 seen.add(key)
                 waiting.append(sample)
             sample.places[extension] = start, size
-            if isinstance(content, str):
-                sample.problem = sample.problem or f"its part .{extension} {content}"
-            elif content is not None:
+            if content is not None:
                 sample.content[extension] = content
     except DataError as error:
         broken = error  # what was read before is good all the same
@@ -193,13 +195,17 @@ def _sample_texts(sample: Sample, settings: SourceSettings) -> tuple[tuple[str, 
     if sample.problem:
         return (), sample.problem
     wanted = (settings.caption_column,) if settings.caption_column else TEXTS
-    for extension in wanted:
-        if extension in sample.content:
-            return (sample.content[extension].decode("utf-8-sig", errors="surrogateescape"),), None
-    if "json" not in sample.content:
+    used = next((part for part in (*wanted, "json") if part in sample.content), None)
+    if used is None:
         return (), None
+    content = sample.content[used]
+    if isinstance(content, str):
+        return (), f"its part .{used} {content}"
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    if used in wanted:
+        return (text,), None
     try:
-        record = parse_json(sample.content["json"].decode("utf-8-sig", errors="surrogateescape"))
+        record = parse_json(text)
     except ValueError as error:
         return (), f"its .json is no JSON ({error}). Mend or remove it."
     value: Any = record

@@ -16,13 +16,10 @@ import pytest
 from PIL import Image
 
 CHILD = """
-import json, os, resource, signal, sys, time
-from clip_refine.cli import main
-from clip_refine.config import EvaluateConfig, RefineConfig, load_config, load_suite
-from clip_refine.data import open_pairs, read_class_folders
+import json, resource, signal, sys, time
+from clip_refine.config import DataConfig, RefineConfig, load_config, load_suite
+from clip_refine.data import open_pairs, open_stream, read_class_folders
 from clip_refine.data.images import open_image
-from clip_refine.data.sources import SourceSettings
-from clip_refine.config import DataConfig
 from clip_refine.models import load_open_clip, load_weights_file
 from clip_refine.results import RunScores, read
 from clip_refine.report.run_page import read_steps
@@ -32,8 +29,6 @@ from pathlib import Path
 OUT = DataConfig(allow_outside=True)
 
 def drain(name):
-    from clip_refine.data.sources import open_stream
-    from clip_refine.config import DataConfig
     stream = open_stream(name, DataConfig(streaming=True))
     next(iter(stream.pairs(seed=0)))
 

@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, let it go on, and compare it with an unbroken one.
 
-    python tools/kill_runs.py --moments 25 --folder /tmp/killed
+    python tools/kill_runs.py --moments 25 --folder DIR
 
 Loads, caches pixels in two worker processes, evaluates, trains, saves every few steps and reports,
 on drawn images that lie as files. Each moment is a run of its own: killed once, then resumed until

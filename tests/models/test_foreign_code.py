@@ -5,11 +5,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 
 from clip_refine.cli import main
 from clip_refine.config import EvaluateConfig, ModelConfig, RefineConfig, load_config
 from clip_refine.models import load_open_clip, load_transformers
+from clip_refine.models.open_clip import _check_settings
 from clip_refine.models.transformers import quiet_transformers
 from clip_refine.roads import build
 from clip_refine.support.errors import ConfigError, ModelError
@@ -240,3 +242,16 @@ def test_the_command_line_may_name_it(received: Path):
     path.write_text("models: ['factory:evil_module:build']", encoding="utf-8")
     with pytest.raises(ConfigError, match="--models factory:evil_module:build"):
         load_config(EvaluateConfig, path)
+
+
+def test_settings_of_all_models_that_open_clip_knows_are_let_through(tmp_path: Path):
+    folder = Path(open_clip.__file__).parent / "model_configs"
+    settings = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    # open_clip's own tokenizer takes more tokens, which only make it longer
+    more = {"tokenizer_kwargs": {"additional_special_tokens": ["<box>"]}}
+    settings.append({**settings[0], "text_cfg": {**settings[0]["text_cfg"], **more}})
+    assert len(settings) > 100
+    for number, one in enumerate(settings):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"model_cfg": one}), encoding="utf-8")
+        _check_settings(path)

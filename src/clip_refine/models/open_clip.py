@@ -349,7 +349,9 @@ def _build(name: str, pretrained: str | None, checkpoint: CheckpointFile | None)
 
 # What a model's own settings may hand on to constructors of open_clip, Transformers and PyTorch.
 _ALLOWED = {
-    "tokenizer_kwargs": {"clean", "strip_sep_token", "language", "reduction_mask"},
+    "tokenizer_kwargs": {
+        *("clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
+    },
     "act_kwargs": {"approximate"},
     "norm_kwargs": {"eps"},
 }

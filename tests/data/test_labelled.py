@@ -10,7 +10,7 @@ import datasets
 import pytest
 from PIL import Image
 
-from clip_refine.data.images import decode_image
+from clip_refine.data.images import decode_image, find_images
 from clip_refine.data.labelled import (
     ImageOfRow,
     IndexedImages,
@@ -310,3 +310,29 @@ def test_lists_of_texts(tmp_path: Path):
         read_texts(tmp_path / "bad.yaml")
     with pytest.raises(DataError, match="cannot be read"):
         read_texts(tmp_path / "nowhere.txt")
+
+
+def test_links_of_images_and_folders_are_followed_where_that_is_asked_for(tmp_path: Path):
+    """Parts of ImageNet are made of links; folders with links in circles are as common."""
+    for name in ("a", "b"):
+        (tmp_path / "all" / name / "more").mkdir(parents=True)
+        for image in ("1.png", "more/2.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / "all" / name / image)
+        (tmp_path / "part" / name).mkdir(parents=True)
+        (tmp_path / "part" / name / "1.png").symlink_to(tmp_path / "all" / name / "1.png")
+    templates = ("a {}",)
+    with pytest.raises(DataError, match=r"1.png: is a link out of .*--data.allow-outside"):
+        read_class_folders(tmp_path / "part", templates=templates)
+    found = read_class_folders(tmp_path / "part", templates=templates, links=True)
+    assert [path.name for path in found.paths] == ["1.png", "1.png"]
+    folder = tmp_path / "part" / "a"
+    (folder / "1.png").unlink()
+    (folder / "linked").symlink_to(tmp_path / "all" / "a" / "more")
+    (folder / "circle").symlink_to(folder)
+    with pytest.raises(DataError, match="linked: is a link out"):  # not passed over
+        find_images(folder)
+    assert find_images(folder, links=True)[0] == [folder / "linked" / "2.png"]
+    (folder / "linked").unlink()
+    (tmp_path / "notes.txt").touch()
+    (folder / "notes.txt").symlink_to(tmp_path / "notes.txt")  # which nobody reads
+    assert find_images(folder) == ([], {".txt": 1})

@@ -144,7 +144,7 @@ class DataConfig(SettingsGroup):
     val_caption_column: str | None = None
     """As `caption_column`, of `val`."""
     allow_outside: bool = False
-    """Follow absolute image paths, and those with `..`, in files of captions."""
+    """Follow links out of folders of images, and absolute paths and `..` in files of captions."""
     skip_bad: bool = False
     """Go on without bad rows, listed in `skipped.jsonl`, after decoding every image once."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -424,7 +424,7 @@ def sidecar_rows(name: str, files: Sequence[str], settings: SourceSettings) -> I
             yield Row(str(image), image, ())
             continue
         if not settings.allow_outside and leads_out(text, folder):
-            yield Row(str(text), image, (), f"{text} {LINK}")
+            yield Row(str(text), image, (), LINK)
             continue
         lines = [line for line in whole_text(text, TEXT).splitlines() if line.strip()]
         problem = None if lines else "is empty. Write a caption into it or remove it."

@@ -297,19 +297,27 @@ def find_images(folder: Path, *, links: bool = False) -> tuple[list[Path], Count
     """The images in a folder and below, sorted, and the endings of all else that is no clutter."""
     found: list[Path] = []
     others: Counter[str] = Counter()
-    for path, _, names in os.walk(folder):
-        for file in (Path(path, name) for name in names):
+    seen: set[str] = set()
+    for path, inner, names in os.walk(folder, followlinks=links):
+        if (real := os.path.realpath(path)) in seen:  # links may lead in circles
+            inner.clear()
+            continue
+        seen.add(real)
+        inner.sort()
+        for number, name in enumerate([*names, *inner]):
+            file, is_folder = Path(path, name), number >= len(names)
             if is_clutter(file.relative_to(folder)):
                 continue
-            if not links and leads_out(file, folder):
+            is_image = not is_folder and file.suffix.lower() in SUFFIXES
+            if not links and (is_image or is_folder) and leads_out(file, folder):
                 raise DataError(
-                    f"{file}: is a link out of {folder}. Copy the file there, or where the folder "
-                    "is a source of pairs pass --data.allow-outside."
+                    f"{file}: is a link out of {folder}. Copy it there, or pass "
+                    "--data.allow-outside if meant, which suites do not take."
                 )
-            if (ending := file.suffix.lower()) in SUFFIXES:
+            if is_image:
                 found.append(file)
-            else:
-                others[ending] += 1
+            elif not is_folder:
+                others[file.suffix.lower()] += 1
     return sorted(found), others
 
 

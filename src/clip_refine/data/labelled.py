@@ -156,8 +156,10 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolders:
-    """Read `folder/CLASS/image.jpg`.
+def read_class_folders(
+    folder: Path, *, templates: Sequence[str], links: bool = False
+) -> ClassFolders:
+    """Read `folder/CLASS/image.jpg`; a class may be a link, its images only with `links`.
 
     Raises:
         DataError: The folder is missing, has fewer than two sub-folders, or an empty one.
@@ -173,7 +175,7 @@ def read_class_folders(folder: Path, *, templates: Sequence[str]) -> ClassFolder
     labels: list[int] = []
     others: Counter[str] = Counter()
     for label, directory in enumerate(classes):
-        images, more = find_images(directory)
+        images, more = find_images(directory, links=links)
         others += more
         if not images:
             raise DataError(f"{directory}: class folder without images. Add some or remove it.")

@@ -366,14 +366,14 @@ def _check_enough(held_out: ImageCaptions) -> None:
         )
 
 
-def build_tasks(config: EvaluationConfig) -> list[LabelledImages]:
-    """The zero-shot tasks."""
+def build_tasks(config: EvaluationConfig, *, links: bool = False) -> list[LabelledImages]:
+    """The zero-shot tasks; `links` of images that lead out of their folders are followed."""
     tasks: list[LabelledImages] = []
     for name in config.zero_shot:
         if name == TOY:
             tasks += toy_tasks()
         else:
-            tasks.append(read_class_folders(Path(name), templates=config.templates))
+            tasks.append(read_class_folders(Path(name), templates=config.templates, links=links))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ConfigError(

@@ -152,7 +152,8 @@ def open_runs(
             "data.streaming: compare reads the training pairs many times, so they cannot be "
             "streamed. Leave it out."
         )
-    tasks = build.build_tasks(config.evaluation) if tasks is None else tasks
+    if tasks is None:
+        tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
     return _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
 
 

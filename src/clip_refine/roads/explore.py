@@ -147,7 +147,7 @@ def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
         # the split, the list and the columns are those of the run's own pairs
         others = ("split", "split_file", "image_column", "caption_column")
         return open_pairs(images, override(config.data, **dict.fromkeys(others)), training=False)
-    paths = image_files(folder)
+    paths = image_files(folder, links=config.data.allow_outside)
     if not paths:
         raise DataError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))}).")
     return CaptionedImages(images, "folder", paths, [()] * len(paths))

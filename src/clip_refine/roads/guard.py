@@ -126,7 +126,9 @@ def build_guard(
         return guard
     place = Path(name)
     if place.is_dir() and all(inside.is_dir() for inside in place.iterdir()):
-        own = read_class_folders(place, templates=config.evaluation.templates)
+        own = read_class_folders(
+            place, templates=config.evaluation.templates, links=config.data.allow_outside
+        )
         guard.tasks = [*tasks, own]
     else:
         pairs = open_pairs(name, training=False)

@@ -148,7 +148,7 @@ def refine(
             config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
         )
         train_pairs, selection = set_aside(config, train_pairs)
-        tasks = build.build_tasks(config.evaluation)
+        tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
         # 2 the student
         if model is not None:
             name = f"python:{type(model).__name__}"

@@ -336,3 +336,13 @@ def test_links_of_images_and_folders_are_followed_where_that_is_asked_for(tmp_pa
     (tmp_path / "notes.txt").touch()
     (folder / "notes.txt").symlink_to(tmp_path / "notes.txt")  # which nobody reads
     assert find_images(folder) == ([], {".txt": 1})
+
+
+@pytest.mark.parametrize("name", ["names.txt", "names.json"])
+def test_a_list_of_very_many_names_is_read(name: str, tmp_path: Path):
+    """As of all species: more than settings may have."""
+    names = [f"species number {number}" for number in range(60_000)]
+    text = json.dumps(names) if name.endswith("json") else "\n".join(names)
+    assert len(text) > 1 << 20
+    (tmp_path / name).write_text(text)
+    assert read_texts(tmp_path / name) == names

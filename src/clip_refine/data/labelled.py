@@ -16,7 +16,7 @@ from clip_refine.data.rows import Listed
 from clip_refine.data.tables import image_of
 from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError
-from clip_refine.support.limits import parse_json, parse_yaml, read_text
+from clip_refine.support.limits import TEXT, WHOLE, parse_json, parse_yaml, read_text
 
 # --------------------------------------------------------------------------------------------------
 # The names of classes: how a source has them, made readable, or from a list of the user's.
@@ -89,10 +89,11 @@ def _named(
 def read_texts(path: Path) -> Any:
     """A list of texts, or a mapping, from a .txt (one a line), .yaml or .json file."""
     try:
-        text = read_text(path)
+        is_yaml = path.suffix.lower() not in (".txt", ".json")
+        text = read_text(path, TEXT if is_yaml else WHOLE)
         if path.suffix.lower() == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip()]
-        found = parse_json(text) if path.suffix.lower() == ".json" else parse_yaml(text)
+        found = parse_yaml(text) if is_yaml else parse_json(text)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). Give a .txt file with one text a line, or .yaml "
@@ -319,9 +320,9 @@ def read_cub(folder: Path, *, split: str) -> ClassFolders:
     for name in ("classes", "images", "image_class_labels", "train_test_split"):
         path = folder / f"{name}.txt"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path, WHOLE).splitlines()
             columns[name] = [line.split(maxsplit=1)[1].strip() for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError, IndexError) as error:
+        except (OSError, ValueError, IndexError) as error:
             raise DataError(
                 f"{path}: cannot be read as a list of CUB-200-2011 ({error}). Unpack "
                 "CUB_200_2011.tgz again."
@@ -351,8 +352,8 @@ def read_listed_folders(folder: Path, only: Path | None) -> ClassFolders:
     if only is None:
         return found
     try:
-        lines = only.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(only, WHOLE).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{only}: cannot be read as a list of images ({error}).") from error
     listed = Listed(_without_ending(Path(line.split()[0])) for line in lines if line.strip())
     names = [_without_ending(path.relative_to(folder)) for path in found.paths]

@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from clip_refine.cli import main
 from clip_refine.support.cache import KeptRows, RowCache
 from clip_refine.support.errors import OutputError
+from clip_refine.support.folder import locked
 
 NAMES = [f"{number:032x}" for number in range(5)]
 ROWS = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
@@ -230,3 +233,15 @@ def test_rows_are_read_that_came_while_another_run_was_writing_them(tmp_path: Pa
     assert np.array_equal(rows.read(NAMES), ROWS)
     found = [rows.sound(rows.known()[name]) for name in NAMES]
     assert all(np.array_equal(row, ROWS[number]) for number, row in enumerate(found))
+
+
+def test_a_writer_that_waited_while_the_cache_was_pruned_begins_anew(tmp_path: Path):
+    folder = tmp_path / "pixels" / "of a model"
+    opened(folder).add(NAMES, ROWS)
+    waiting = Thread(target=lambda: opened(folder).add(NAMES, ROWS))
+    with locked(folder / "lock"):
+        waiting.start()
+        time.sleep(0.3)
+        shutil.rmtree(folder)
+    waiting.join()
+    assert opened(folder).missing(NAMES) == []

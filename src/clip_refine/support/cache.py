@@ -121,7 +121,6 @@ class RowCache:
         with ExitStack() as held:
             file = self.folder / "lock"
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 wait = f"Another run is adding to {self.folder}; waiting for it."
                 held.enter_context(locked(file, wait=wait))
             except OSError as error:

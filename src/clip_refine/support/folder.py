@@ -58,6 +58,7 @@ def locked(file: Path, *, wait: str | None = None) -> Iterator[bool]:
     if fcntl is None:
         raise OSError("no locks here")
     while True:
+        file.parent.mkdir(parents=True, exist_ok=True)  # again, where who held it removed all
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if not _take(descriptor, wait):
@@ -104,13 +105,11 @@ def _take(descriptor: int, wait: str | None) -> bool:
 def alone(path: Path) -> Iterator[None]:
     """One writer of a path at a time, since a second would clear what the first has written."""
     file = _hidden(path, "lock")
-    with suppress(OSError):  # what is wrong shows when it is written to
-        path.parent.mkdir(parents=True, exist_ok=True)
     lock = locked(file)
     try:
         held = lock.__enter__()
     except OSError:
-        yield  # a file system without locks
+        yield  # a file system without locks; what else is wrong shows when it is written to
         return
     try:
         if not held:

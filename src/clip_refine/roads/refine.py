@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,7 +19,6 @@ from clip_refine.config import (
     DataConfig,
     LossConfig,
     RefineConfig,
-    TrainConfig,
     dump_config,
     override,
 )
@@ -54,7 +52,7 @@ from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard
-from clip_refine.roads.plan import say_plan
+from clip_refine.roads.plan import choose_micro_batch, choose_precision, say_plan
 from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
@@ -77,9 +75,8 @@ from clip_refine.support.folder import (
     size_text,
     write_environment,
 )
-from clip_refine.train import StepLog, StudentTowers, TowerPrecision, faster_precision
+from clip_refine.train import StepLog
 from clip_refine.train.log import check_tracker, track_run
-from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
 from clip_refine.train.state import (
     KEPT,
     SavedState,
@@ -164,7 +161,7 @@ def refine(
             workers=config.train.workers,
             visible=accelerator.is_main_process,
         )
-        say_plan(config, student, train_pairs, [held_out, held_out, *tasks, *tasks], accelerator)
+        say_plan(config, student, train_pairs, [held_out, *tasks], accelerator)
 
     with (
         _output(config, accelerator, student, saved) as folder,
@@ -551,47 +548,6 @@ def scale_features(
         f"{others if loss.feature_scale == 'auto' else ''}"
     )
     return override(config, loss=canonical), scale
-
-
-def choose_precision(
-    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
-) -> TowerPrecision:
-    """The precision asked for, or the one that suits device and towers, of the first process."""
-    if config.precision != "auto":
-        return TowerPrecision.from_name(config.precision)
-    chosen = [faster_precision(model, *build.sample_pairs(model, pairs, 2), accelerator.device)]
-    broadcast_object_list(chosen)
-    if accelerator.is_main_process:
-        console.print(f"Precision {chosen[0].name} (--train.precision).")
-    return chosen[0]
-
-
-def choose_micro_batch(
-    config: TrainConfig,
-    student: nn.Module,
-    precision: TowerPrecision,
-    pairs: ImageCaptions | Stream,
-    accelerator: Accelerator,
-) -> int:
-    """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
-    whole = config.batch_size // accelerator.num_processes
-    if config.micro_batch != "auto":
-        return min(config.micro_batch, whole)
-    if config.normalization_statistics == "updated":
-        return whole
-    pixels, tokens = (
-        sample.to(accelerator.device) for sample in build.sample_pairs(student, pairs, 2)
-    )
-    per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
-    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
-    chosen = [size]
-    broadcast_object_list(chosen)
-    if chosen[0] < whole and accelerator.is_main_process:
-        console.print(
-            f"Memory: a pair's graph takes {per_pair / 2**20:.0f} MiB, so that {chosen[0]:,} of "
-            f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
-        )
-    return chosen[0]
 
 
 # --------------------------------------------------------------------------------------------------

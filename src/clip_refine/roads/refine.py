@@ -167,7 +167,7 @@ def refine(
         _output(config, accelerator, student, saved) as folder,
         track_run(config, folder) as tracking,
     ):
-        states = states_of(config, folder, saved, student, train_pairs)
+        states = states_of(config, folder, saved, student, train_pairs, steps)
         embedder = build.build_embedder(config, encoder, accelerator, reader)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
@@ -312,6 +312,7 @@ def states_of(
     saved: SavedState | None,
     student: Any,
     pairs: ImageCaptions | Stream,
+    steps: int,
 ) -> States:
     """Where states of this run go, and the one that it goes on from, if that is of the same run."""
     stream = isinstance(pairs, Stream)
@@ -332,6 +333,11 @@ def states_of(
     }
     if saved:
         check_same(saved, about)
+        if saved.step > steps:
+            raise ConfigError(
+                f"{saved.folder}: step {saved.step} is taken, but this run is to end after {steps}."
+                " Give more --train.steps or --train.epochs, or leave --resume out to begin anew."
+            )
         if stream:
             pairs.go_on(saved.plain["progress"])
     progress = pairs.progress if stream else None

@@ -207,7 +207,9 @@ def refine(
             was, now = measure(features_before), measure(features_after)
             difference = paired_differences(was, now, seed=config.seed)
 
-        # 7 results
+        # 7 results; a guard may have kept the weights of an earlier step
+        if trained.guard:
+            steps = trained.guard["kept"]
         provenance = refinement(config, train_pairs, held_out, steps=steps)
         pairs = build.count_pairs(config.train, train_pairs, steps)
         scores = RunScores(
@@ -440,9 +442,12 @@ def train_student(
                 states.start if states else 0,
             )
             if guard:
-                guard.begin()
+                guard.begin(steps)
                 trainer.keep_best(0, -1.0)  # any probe within the bound is preferred
-            trainer.train(batches, steps=steps, log=log, states=states, guard=guard and guard.after)
+            watch = guard and guard.after
+            trainer.train(batches, steps=steps, log=log, states=states, guard=watch)
+            # memory may have been too little for it
+            config = override(config, train={"micro_batch": trainer.micro_batch})
         interpolation = interpolate_student(config, student, start, embedder, selection)
     finally:  # also of a model that was handed in, when training fails
         scale.undo()

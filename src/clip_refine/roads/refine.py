@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -562,7 +563,8 @@ def scale_features(
 
 
 # --------------------------------------------------------------------------------------------------
-# How far the refined weights go from where they came from (WiSE-FT, arXiv 2109.01903).
+# What is chosen on training pairs that are held out: the learning rate, and how far the refined
+# weights go from where they came from (WiSE-FT, arXiv 2109.01903).
 
 
 SELECTION_FRACTION = 0.1
@@ -620,7 +622,9 @@ def choose_rate(
             try:
                 with quietly():
                     train_student(trial, student, pairs, silent, accelerator, log=StepLog(None))
-                tried[rate] = selection_score(embed_pairs(silent, selection))
+                score = [selection_score(embed_pairs(silent, selection))]
+                broadcast_object_list(score)  # or rounding could part what the processes try
+                tried[rate] = score[0]
             except TrainingError:
                 tried[rate] = None
             accelerator.free_memory()

@@ -21,7 +21,7 @@ from clip_refine.data import EpochPlan, PairBatch
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
-from clip_refine.roads.refine import choose_precision
+from clip_refine.roads.plan import choose_precision
 from clip_refine.toy import ToyPairs, model_directory
 
 

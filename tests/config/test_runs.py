@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from clip_refine.config import RefineConfig, demo_config, dump_config, load_config, override
+from clip_refine.config.runs import CompareConfig, TuneConfig
 from clip_refine.support.errors import ConfigError
 
 
@@ -42,6 +43,15 @@ def test_defaults_are_the_papers():
 def test_out_of_range_is_refused(group: str, setting: str, value: object):
     with pytest.raises(ValidationError, match=setting):
         RefineConfig.model_validate({group: {setting: value}})
+
+
+def test_settings_that_a_verb_would_not_use_are_refused():
+    with pytest.raises(ValidationError, match="compare has --learning-rates auto"):
+        CompareConfig.model_validate({"train": {"learning_rate": "auto"}})
+    for name, value in {"seeds": 5, "sweep": ("loss.alpha=0,1",), "save_models": True}.items():
+        CompareConfig.model_validate({name: value})
+        with pytest.raises(ValidationError, match=f"{name} belongs to compare"):
+            TuneConfig.model_validate({name: value})
 
 
 def test_nothing_to_minimise_is_refused():

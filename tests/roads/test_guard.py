@@ -70,6 +70,16 @@ def test_within_the_bound_it_changes_nothing(config: RefineConfig, tmp_path: Pat
     assert all(torch.equal(weight, other[name]) for name, weight in saved(config).items())
 
 
+def test_the_weights_that_are_saved_are_probed_in_any_case(config: RefineConfig):
+    """However few steps there are; and the record has those behind the weights that are kept."""
+    scores = refine(override(config, guard={"every": 100, "then": "stop"}))
+    assert scores.recipe["guard"] == {"step": 3, "kept": 3}
+    scores = refine(override(config, guard={"every": 2}, overwrite=True))
+    assert scores.recipe["guard"] == {"step": 2, "kept": 0}
+    assert scores.recipe["steps"] == 0
+    assert scores.recipe["provenance"]["settings"]["steps"] == 0
+
+
 def test_bystanders_with_captions_are_watched(config: RefineConfig, table: Path, capsys):
     refine(override(config, guard={"bystanders": str(table), "bound": 0, "then": "stop"}))
     assert "bystanders mean_recall@1 -" in said(capsys)

@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import multiprocessing
 
 from clip_refine.config import load_config, override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
@@ -16,6 +17,7 @@ from clip_refine.evaluation import Embedder, score_model
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import RunScores, read
 from clip_refine.roads import build
+from clip_refine.roads import refine as road
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import (
@@ -29,6 +31,7 @@ from clip_refine.support.errors import (
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog
 from tests.conftest import TINY, write_model
+from tests.train.test_processes import free_port, join_two
 
 HELD_OUT = ToyPairs("auto-held-out", size=20)
 WEIGHTS = "open_clip_model.safetensors"
@@ -125,6 +128,30 @@ def test_a_learning_rate_of_its_own(config: RefineConfig, tiny: OpenClipEncoder,
     refine(again, model=load_open_clip(config.model.name), train_pairs=pairs, held_out=HELD_OUT)
     one, two = (load_file(out / "model" / WEIGHTS) for out in (config.out, again.out))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def rates_of_two(rank: int, port: int, settings: str) -> None:
+    """Tries rates, by one of two processes that do not agree on which is the best."""
+    torch.set_num_threads(1)
+    join_two(rank, port)
+    config = RefineConfig.model_validate_json(settings)
+    score = road.selection_score
+    pairs = {"train_pairs": ToyPairs("auto", size=220), "held_out": HELD_OUT}
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr(road, "selection_score", lambda of: (-1) ** rank * score(of))
+        scores = refine(config, **pairs)
+    rate = str(scores.recipe["train"]["learning_rate"])
+    config.out.with_name(f"rate-{rank}").write_text(rate)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_try_and_choose_the_same_rates(config: RefineConfig):
+    """Else they would train at two rates, or one would wait for ever for a run of the other."""
+    config = override(config, train={"learning_rate": "auto", "steps": 1, "warmup_steps": 0})
+    multiprocessing.spawn(rates_of_two, (free_port(), config.model_dump_json()), nprocs=2)
+    one, other = (config.out.with_name(f"rate-{rank}").read_text() for rank in (0, 1))
+    assert one == other
 
 
 def test_a_run_is_kept_where_its_report_fails(

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import multiprocessing
 
-from clip_refine.config import override
-from clip_refine.config.runs import RefineConfig
+from clip_refine.config import RefineConfig, load_config, override
+from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, OutputError
@@ -107,6 +107,29 @@ def test_it_is_the_same_bit_by_bit(
     assert not list(tmp_path.glob(".run*"))
 
 
+def test_parts_that_memory_halved_are_no_other_parts(
+    config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """As if only eight pairs fitted: it is recorded, and a run that goes on begins there."""
+    encode = OpenClipEncoder.encode_image
+
+    def limited(self: OpenClipEncoder, pixels: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(pixels) > 8:
+            raise torch.OutOfMemoryError("a lot")
+        return encode(self, pixels)
+
+    monkeypatch.setattr("clip_refine.roads.refine.say_plan", lambda *_: None)
+    monkeypatch.setattr(OpenClipEncoder, "encode_image", limited)
+    refine(override(config, out=tmp_path / "unbroken"))
+    stopped(config, 5, monkeypatch)
+    capsys.readouterr()
+    refine(override(config, resume="auto"))
+    assert "bit by bit" not in capsys.readouterr().err
+    assert_same(tmp_path / "unbroken", config.out)
+    for out in (tmp_path / "unbroken", config.out):
+        assert load_config(RefineConfig, out / "config.yaml").train.micro_batch == 8
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_stream_goes_on_without_what_was_seen(
     mixed: bool,
@@ -178,6 +201,8 @@ def test_it_says_what_does_not_go_on(
     ):
         with pytest.raises(ConfigError, match=f"was saved with .*{what}"):
             refine(override(on, **change))
+    with pytest.raises(ConfigError, match="step 3 is taken, but this run is to end after 2"):
+        refine(override(on, train={"steps": 2}))
     table = tmp_path / "captions.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([lines[0], *lines[4:], *lines[1:4]]) + "\n")

@@ -69,6 +69,17 @@ def test_sweeps_that_are_refused(sweep: str, message: str):
         list_variants(BASE, recipes=["clip-refine"], sweeps=[sweep])
 
 
+def test_a_rate_is_not_swept_where_it_is_searched_or_nothing_has_it():
+    with pytest.raises(ConfigError, match="pass --learning-rates auto"):
+        list_variants(BASE, recipes=["hycd"], sweeps=["train.learning_rate=1e-4,auto"])
+    own = {"image_learning_rate": 1e-4, "text_learning_rate": 1e-5}
+    sweeps = ["train.learning_rate=1e-4,1e-3"]
+    with pytest.raises(ConfigError, match="what is trained has a rate of its own"):
+        list_variants(override(BASE, train=own), recipes=["hycd"], sweeps=sweeps)
+    scale = {**own, "logit_scale": "trained"}  # which has that rate
+    assert list_variants(override(BASE, train=scale), recipes=["contrastive"], sweeps=sweeps)
+
+
 def test_a_temperature_is_not_swept_where_canonical_scale_sets_it():
     with pytest.raises(ConfigError, match="does not go with feature_scale canonical"):
         list_variants(BASE, recipes=["balanced"], sweeps=["loss.temperature=0.05"])

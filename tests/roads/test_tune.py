@@ -16,6 +16,28 @@ from tests.roads.test_compare import HELD_OUT, TASKS, TRAIN
 pytest.importorskip("optuna")
 
 
+DATA: Any = {"train_pairs": TRAIN, "held_out": HELD_OUT, "tasks": TASKS}
+
+
+def test_the_best_is_one_of_those_that_saw_all_pairs(
+    tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The second trial ends after a quarter, with more than the first has in the end."""
+    values = iter([0.5, 0.5, 0.1, 0.4])
+    monkeypatch.setattr(road, "_value", lambda *_: next(values))
+    config = TuneConfig.model_validate(
+        {
+            "trials": 2,
+            "model": {"name": tiny_name},
+            "train": {"batch_size": 24, "precision": "fp32", "device": "cpu"},
+            "out": tmp_path / "tuned",
+            "cache": tmp_path / "cache",
+        }
+    )
+    found = tune(config, **DATA)
+    assert (found["selection"], found["tried"]) == (0.1, 2)
+
+
 def test_a_search(tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = TuneConfig.model_validate(
         {
@@ -37,8 +59,7 @@ def test_a_search(tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return train(self, config, fraction=fraction)
 
     monkeypatch.setattr(Runs, "train", counted)
-    data: Any = {"train_pairs": TRAIN, "held_out": HELD_OUT, "tasks": TASKS}
-    found = tune(config, **data)
+    found = tune(config, **DATA)
     # the first goes all the way; halving ends one of the others before
     assert parts[:3] == [0.25, 0.5, 1.0]
     assert 3 + 2 <= len(parts) < 3 * 3
@@ -51,12 +72,12 @@ def test_a_search(tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(1e-5 <= rate <= 1e-3 for rate in (found["learning_rate"],))
     # again: all is read; more trials add to it
     done = len(parts)
-    assert tune(config, **data) == found
+    assert tune(config, **DATA) == found
     assert len(parts) == done
-    more = tune(override(config, trials=4), **data)
+    more = tune(override(config, trials=4), **DATA)
     assert (more["tried"], more["selection"] >= found["selection"]) == (4, True)
     assert len(parts) > done
     # a guard that forbids everything
     monkeypatch.setattr(road, "_value", lambda *_: road.REFUSED)
     with pytest.raises(TrainingError, match="none of 3 trials kept zero-shot within 1"):
-        tune(config, **data)
+        tune(config, **DATA)

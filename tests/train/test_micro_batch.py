@@ -20,7 +20,7 @@ from clip_refine.roads import build
 from clip_refine.support.errors import TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StudentTowers, TowerPrecision, Trainer
-from clip_refine.train.micro_batch import bytes_per_pair, fitting_size
+from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
 from clip_refine.train.precision import TowerOutput
 from tests.train.test_loop import CONFIG, FP32, train
 
@@ -173,6 +173,24 @@ def test_too_little_memory_halves_the_parts(
         train(tiny, pairs, CONFIG, tmp_path)
 
 
+def test_parts_are_not_halved_where_statistics_are_updated(
+    tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Parts are encoded twice, so that running statistics would count every pair twice."""
+
+    def never(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("a lot")
+
+    config = override(CONFIG, train={"normalization_statistics": "updated"})
+    teacher = Teacher(tiny)
+    monkeypatch.setattr(OpenClipEncoder, "encode_image", never)
+    trainer = build.build_trainer(
+        config, tiny, teacher, FP32, StandardNormal(), build.build_accelerator("cpu"), steps=1
+    )
+    with pytest.raises(TrainingError, match="too little memory for 12 pairs at a time"):
+        trainer.step(1, random_batch(tiny), steps=1)
+
+
 def test_what_a_graph_keeps_is_counted():
     """A linear layer keeps its input, 10 numbers of 4 bytes a pair; its weights are shared."""
 
@@ -187,6 +205,46 @@ def test_what_a_graph_keeps_is_counted():
     one = One()
     assert bytes_per_pair(one, torch.randn(6, 10), torch.zeros(6, 1)) == 40  # pyright: ignore
     assert fitting_size(one, per_pair=40, memory=2000) == 1
+
+
+def test_what_all_pairs_share_is_no_part_of_a_pair(tiny: OpenClipEncoder):
+    """Autocast's bf16 copies of the weights are in every graph; what they take is none of a pair's.
+
+    Else a pair of ViT-B/32 would seem to take 150 MB more than it does, from two pairs tried.
+    """
+    generator = torch.Generator().manual_seed(0)
+    side = tiny.clip.visual.image_size[0]  # pyright: ignore
+    pixels = torch.randn(8, 3, side, side, generator=generator)
+    tokens = torch.randint(1, 9, (8, 16), generator=generator)
+    for name in ("fp32", "bf16"):
+        towers = StudentTowers(tiny, TowerPrecision.from_name(name))
+        few, many = (bytes_per_pair(towers, pixels[:n], tokens[:n]) for n in (1, 8))
+        assert few == pytest.approx(many, rel=0.01)
+
+
+def test_a_container_has_no_more_than_its_limit(tmp_path: Path):
+    cpu, own = torch.device("cpu"), tmp_path / "proc" / "self" / "cgroup"
+    own.parent.mkdir(parents=True)
+    machine = memory_of(cpu, tmp_path)  # there is no such file but on Linux
+
+    def write(name: str, text: str) -> None:
+        file = tmp_path / "sys" / "fs" / "cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+
+    own.write_text("0::/jobs/mine\n")  # version 2; outer groups hold, too
+    write("jobs/mine/memory.max", "max")
+    assert memory_of(cpu, tmp_path) == machine
+    write("jobs/memory.max", "3000")
+    assert memory_of(cpu, tmp_path) == 3000
+    write("memory.max", "2000")  # all that a container sees
+    assert memory_of(cpu, tmp_path) == 2000
+    own.write_text("5:cpu:/\n4:memory:/host/path/unseen\n")  # version 1
+    assert memory_of(cpu, tmp_path) == machine
+    write("memory/memory.limit_in_bytes", "9223372036854771712")  # its word for no limit
+    assert memory_of(cpu, tmp_path) == machine
+    write("memory/memory.limit_in_bytes", "1000")
+    assert memory_of(cpu, tmp_path) == 1000
 
 
 def test_the_count_grows_with_the_architecture():

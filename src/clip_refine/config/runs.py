@@ -265,6 +265,15 @@ class CompareConfig(SettingsGroup):
     """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
     there."""
 
+    @model_validator(mode="after")
+    def _rates_are_chosen_for_all(self) -> "CompareConfig":
+        if self.train.learning_rate == "auto":
+            raise ValueError(
+                "train.learning_rate auto is for a single run; compare has --learning-rates auto, "
+                "and tune searches --rates"
+            )
+        return self
+
     @property
     def grid(self) -> tuple[float, ...]:
         """The learning rates that every recipe tries, rising."""
@@ -302,6 +311,15 @@ class TuneConfig(CompareConfig):
     """How much zero-shot may fall on `evaluation.zero-shot`, in absolute terms."""
     out: Path = Path("runs/tune")
     """Folder for the results; a search that stopped there goes on."""
+
+    @model_validator(mode="after")
+    def _only_what_a_search_uses(self) -> "TuneConfig":
+        for name in ("seeds", "sweep", "combine", "learning_rates", "save_models", "report"):
+            if getattr(self, name) != type(self).model_fields[name].get_default():
+                raise ValueError(
+                    f"{name} belongs to compare, a search does not use it; leave it out"
+                )
+        return self
 
 
 RUNS = frozenset(
@@ -388,6 +406,9 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
     {'train.blocks': 'train.parameters is all'}
     """
     loss, train, data, prior = config.loss, config.train, config.data, config.prior
+    trained = {"image-tower": ("image",), "text-tower": ("text",)}
+    towers = trained.get(train.parameters, ("image", "text"))
+    own_rates = all(getattr(train, f"{tower}_learning_rate") for tower in towers)
     softmax_only = "loss.contrastive_weight is 0"
     hycd = "" if loss.hycd_weight else "loss.hycd_weight is 0"
     teacher = "" if loss.logit_distillation_weight else hycd
@@ -419,6 +440,9 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "prior.kind": rafa,
         "prior.scale": rafa or ("" if has_scale else f"prior.kind is {prior.kind}"),
         "train.epochs": f"train.steps is {train.steps}" if train.steps else "",
+        "train.learning_rate": "what is trained has a rate of its own"
+        if own_rates and not (learns_scale and train.logit_scale == "trained")
+        else "",
         "train.image_learning_rate": of_parameters if train.parameters == "text-tower" else "",
         "train.text_learning_rate": of_parameters if train.parameters == "image-tower" else "",
         "train.blocks": "" if train.parameters == "last-blocks" else of_parameters,

@@ -486,12 +486,6 @@ def build_trainer(
     teacher's centroids need them.
     """
     train, loss = config.train, config.loss
-    if train.normalization_statistics == "updated" and accelerator.num_processes > 1:
-        raise ConfigError(
-            "train.normalization_statistics updated: each process would count its own share of a "
-            "batch, so the model would depend on how many there are. Train in one process, or "
-            "leave them frozen."
-        )
     scale = scale or FeatureScale()
     sigmoid = loss.contrastive_weight and loss.contrastive_form == "sigmoid"
     if sigmoid and getattr(student, "logit_bias", None) is None:
@@ -528,11 +522,20 @@ def build_trainer(
 
 
 def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
-    """Steps of all epochs, or as many as were asked for; incomplete batches are left out."""
+    """Steps of all epochs, or as many as were asked for; incomplete batches are left out.
+
+    What does not go with these pairs or so many processes is refused.
+    """
     if config.batch_size % processes:
         raise ConfigError(
             f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "
             f"Use a multiple of {processes}."
+        )
+    if config.normalization_statistics == "updated" and processes > 1:
+        raise ConfigError(
+            "train.normalization_statistics updated: each process would count its own share of a "
+            "batch, so the model would depend on how many there are. Train in one process, or "
+            "leave them frozen."
         )
     length = pairs.length if isinstance(pairs, Stream) else len(pairs)
     if length is not None and length < config.batch_size:  # no epoch would have a batch

@@ -41,8 +41,8 @@ from clip_refine.report.comparison_page import write_comparison_report
 from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
 from clip_refine.roads import build
 from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
-from clip_refine.roads.plan import say_plan
-from clip_refine.roads.refine import choose_precision, train_student
+from clip_refine.roads.plan import choose_precision, say_plan
+from clip_refine.roads.refine import train_student
 from clip_refine.roads.sweeps import Variant, best_rate, list_variants, next_rate, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark

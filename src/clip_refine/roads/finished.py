@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clip_refine.results import ComparisonRow
+from clip_refine.results import ComparisonRow, flat
 from clip_refine.support.console import remark
 from clip_refine.support.errors import OutputError
 from clip_refine.support.folder import drop_aside, set_aside, write_file
@@ -150,10 +150,10 @@ def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool)
         return
     if state is None:
         return
-    earlier = _flat(state.settings)
+    earlier = flat(state.settings)
     if overwrite or not finished:
         return
-    now = _flat(settings)
+    now = flat(settings)
     differing = sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
     if differing:
         name = differing[0]
@@ -163,14 +163,3 @@ def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool)
             f"{earlier.get(name)!r}, is {now.get(name)!r}{more}). Pass --overwrite to start "
             "again, or another --out."
         )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"epochs": 1}}` as `{"train.epochs": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

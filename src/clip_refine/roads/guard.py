@@ -38,16 +38,18 @@ class Guard:
     bystanders: ImageCaptions | None = None
     stopped: dict[str, Any] | None = None
     _start: list[Measured] = field(default_factory=list)
+    _steps: int = 0
     _warned: bool = False
 
-    def begin(self) -> None:
-        """Measure the model as it is before the first step."""
-        self._start = self._measure()
+    def begin(self, steps: int) -> None:
+        """Measure the model as it is before the first of so many steps."""
+        self._steps, self._start = steps, self._measure()
 
     def after(self, step: int, trainer: Any) -> bool:
         """Whether training is to stop behind this step; the weights are then those to keep."""
         guard = self.config.guard
-        if guard.every is None or step % guard.every:
+        # the last step's weights are those that are saved, so they are probed in any case
+        if guard.every is None or (step % guard.every and step != self._steps):
             return False
         now = self._measure()
         self._warn_of_collapse(now)

@@ -1,4 +1,7 @@
-"""What a verb is about to do, in three lines and before it begins: pairs, time, memory, weights."""
+"""What a verb is about to do: what is chosen for device and model, and what that will take.
+
+The plan is said before it begins, in three lines: pairs, time, memory, weights.
+"""
 
 import time
 from collections.abc import Sequence
@@ -6,17 +9,69 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
-from clip_refine.config import RefineConfig
+from clip_refine.config import RefineConfig, TrainConfig
 from clip_refine.config.runs import CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Stream
+from clip_refine.losses import Objective
 from clip_refine.roads import build
 from clip_refine.roads.sweeps import MOST_RATES, SHORT
-from clip_refine.support.console import duration, remark
+from clip_refine.support.console import console, duration, quietly, remark
 from clip_refine.support.errors import Planned
 from clip_refine.support.folder import size_text
-from clip_refine.train import StudentTowers, TowerPrecision
+from clip_refine.train import StudentTowers, TowerPrecision, faster_precision
 from clip_refine.train.micro_batch import COPIES, bytes_per_pair, fitting_size, memory_of
+
+# --------------------------------------------------------------------------------------------------
+# What `auto` comes to. Processes have to agree, so every one of them asks.
+
+
+def choose_precision(
+    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
+) -> TowerPrecision:
+    """The precision asked for, or the one that suits device and towers, of the first process."""
+    if config.precision != "auto":
+        return TowerPrecision.from_name(config.precision)
+    chosen = [faster_precision(model, *build.sample_pairs(model, pairs, 2), accelerator.device)]
+    broadcast_object_list(chosen)
+    if accelerator.is_main_process:
+        console.print(f"Precision {chosen[0].name} (--train.precision).")
+    return chosen[0]
+
+
+def choose_micro_batch(
+    config: TrainConfig,
+    student: nn.Module,
+    precision: TowerPrecision,
+    pairs: ImageCaptions | Stream,
+    accelerator: Accelerator,
+) -> int:
+    """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
+    whole = config.batch_size // accelerator.num_processes
+    if config.micro_batch != "auto":
+        return min(config.micro_batch, whole)
+    if config.normalization_statistics == "updated":
+        return whole
+    pixels, tokens = (
+        sample.to(accelerator.device) for sample in build.sample_pairs(student, pairs, 2)
+    )
+    per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
+    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
+    chosen = [size]
+    broadcast_object_list(chosen)
+    if chosen[0] < whole and accelerator.is_main_process:
+        console.print(
+            f"Memory: a pair's graph takes {per_pair / 2**20:.0f} MiB, so that {chosen[0]:,} of "
+            f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
+        )
+    return chosen[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# The plan.
+
 
 SAMPLE = {"cuda": 64}  # pairs that a step is measured on: few do not fill a GPU
 _FEW = 32  # on other devices
@@ -31,18 +86,18 @@ def say_plan(
     *,
     trainings: float = 1,
 ) -> None:
-    """Say it on the first process, from a step that changes nothing; with `dry_run` stop there.
+    """Say it, from a step that changes nothing; with `dry_run` stop there. Every process asks.
 
-    `measured` are the images that are embedded to score a model; `trainings` how many there are.
+    `measured` are the images that are embedded each time that a model is scored, before all
+    trainings and behind each; `trainings` how many there are.
 
     Raises:
         Planned: `dry_run` asks for no more.
     """
     run = config if isinstance(config, RefineConfig) else config.refinement()
     steps = build.count_steps(run.train, pairs, accelerator.num_processes)
-    if accelerator.is_main_process:
-        for line in _lines(run, student, pairs, measured, accelerator, trainings, steps):
-            remark(line)
+    for line in _lines(run, student, pairs, measured, accelerator, trainings, steps):
+        remark(line)
     if config.dry_run:
         raise Planned("--dry-run stops here; nothing was written.")
 
@@ -58,22 +113,21 @@ def _lines(
 ) -> list[str]:
     train, device, processes = config.train, accelerator.device, accelerator.num_processes
     batch = train.batch_size // processes
-    name = {"auto": "bf16" if device.type == "cuda" else "fp32"}.get(train.precision)
-    precision = TowerPrecision.from_name(name or train.precision)  # pyright: ignore
-    with build.build_part(config, student, accelerator) as part:
-        count = min(SAMPLE.get(device.type, _FEW), batch)
+    # quietly, as training says what it chooses
+    with quietly():
+        precision = choose_precision(train, student, pairs, accelerator)
+    with quietly(), build.build_part(config, student, accelerator) as part:
+        size = choose_micro_batch(train, student, precision, pairs, accelerator)
+        count = min(SAMPLE.get(device.type, _FEW), size)  # more might not fit
         begin = time.perf_counter()
         sample = build.sample_pairs(student, pairs, count)
         load = (time.perf_counter() - begin) / count
         sample = tuple(side.to(device) for side in sample)
         towers = StudentTowers(student, precision)
         kept = bytes_per_pair(towers, *(side[:2] for side in sample))
-        size = min(batch, fitting_size(student, kept, memory_of(device)))
-        if isinstance(train.micro_batch, int):
-            size = min(batch, train.micro_batch)
         forward, whole = _seconds(towers, *sample)
     # a teacher's pass, and one more of the student where the batch is encoded in parts
-    more = forward * (bool(config.loss.hycd_weight) + (size < batch))
+    more = forward * (Objective(config.loss).needs_teacher + (size < batch))
     free = 1 + build.count_workers(train.workers, device)
     step = batch * (whole + more + load / free)
     images = sum(map(len, measured)) / processes

@@ -20,7 +20,6 @@ from clip_refine.config import (
     DataConfig,
     LossConfig,
     RefineConfig,
-    TrainConfig,
     dump_config,
     override,
 )
@@ -54,7 +53,7 @@ from clip_refine.report.run_page import write_run_report
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard
-from clip_refine.roads.plan import say_plan
+from clip_refine.roads.plan import choose_micro_batch, choose_precision, say_plan
 from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
@@ -77,9 +76,8 @@ from clip_refine.support.folder import (
     size_text,
     write_environment,
 )
-from clip_refine.train import StepLog, StudentTowers, TowerPrecision, faster_precision
+from clip_refine.train import StepLog
 from clip_refine.train.log import check_tracker, track_run
-from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
 from clip_refine.train.state import (
     KEPT,
     SavedState,
@@ -164,13 +162,13 @@ def refine(
             workers=config.train.workers,
             visible=accelerator.is_main_process,
         )
-        say_plan(config, student, train_pairs, [held_out, held_out, *tasks, *tasks], accelerator)
+        say_plan(config, student, train_pairs, [held_out, *tasks], accelerator)
 
     with (
         _output(config, accelerator, student, saved) as folder,
         track_run(config, folder) as tracking,
     ):
-        states = states_of(config, folder, saved, student, train_pairs)
+        states = states_of(config, folder, saved, student, train_pairs, steps)
         embedder = build.build_embedder(config, encoder, accelerator, reader)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
@@ -210,7 +208,9 @@ def refine(
             was, now = measure(features_before), measure(features_after)
             difference = paired_differences(was, now, seed=config.seed)
 
-        # 7 results
+        # 7 results; a guard may have kept the weights of an earlier step
+        if trained.guard:
+            steps = trained.guard["kept"]
         provenance = refinement(config, train_pairs, held_out, steps=steps)
         pairs = build.count_pairs(config.train, train_pairs, steps)
         scores = RunScores(
@@ -315,6 +315,7 @@ def states_of(
     saved: SavedState | None,
     student: Any,
     pairs: ImageCaptions | Stream,
+    steps: int,
 ) -> States:
     """Where states of this run go, and the one that it goes on from, if that is of the same run."""
     stream = isinstance(pairs, Stream)
@@ -335,6 +336,11 @@ def states_of(
     }
     if saved:
         check_same(saved, about)
+        if saved.step > steps:
+            raise ConfigError(
+                f"{saved.folder}: step {saved.step} is taken, but this run is to end after {steps}."
+                " Give more --train.steps or --train.epochs, or leave --resume out to begin anew."
+            )
         if stream:
             pairs.go_on(saved.plain["progress"])
     progress = pairs.progress if stream else None
@@ -437,9 +443,12 @@ def train_student(
                 states.start if states else 0,
             )
             if guard:
-                guard.begin()
+                guard.begin(steps)
                 trainer.keep_best(0, -1.0)  # any probe within the bound is preferred
-            trainer.train(batches, steps=steps, log=log, states=states, guard=guard and guard.after)
+            watch = guard and guard.after
+            trainer.train(batches, steps=steps, log=log, states=states, guard=watch)
+            # memory may have been too little for it
+            config = override(config, train={"micro_batch": trainer.micro_batch})
         interpolation = interpolate_student(config, student, start, embedder, selection)
     finally:  # also of a model that was handed in, when training fails
         scale.undo()
@@ -553,49 +562,9 @@ def scale_features(
     return override(config, loss=canonical), scale
 
 
-def choose_precision(
-    config: TrainConfig, model: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
-) -> TowerPrecision:
-    """The precision asked for, or the one that suits device and towers, of the first process."""
-    if config.precision != "auto":
-        return TowerPrecision.from_name(config.precision)
-    chosen = [faster_precision(model, *build.sample_pairs(model, pairs, 2), accelerator.device)]
-    broadcast_object_list(chosen)
-    if accelerator.is_main_process:
-        console.print(f"Precision {chosen[0].name} (--train.precision).")
-    return chosen[0]
-
-
-def choose_micro_batch(
-    config: TrainConfig,
-    student: nn.Module,
-    precision: TowerPrecision,
-    pairs: ImageCaptions | Stream,
-    accelerator: Accelerator,
-) -> int:
-    """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
-    whole = config.batch_size // accelerator.num_processes
-    if config.micro_batch != "auto":
-        return min(config.micro_batch, whole)
-    if config.normalization_statistics == "updated":
-        return whole
-    pixels, tokens = (
-        sample.to(accelerator.device) for sample in build.sample_pairs(student, pairs, 2)
-    )
-    per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
-    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
-    chosen = [size]
-    broadcast_object_list(chosen)
-    if chosen[0] < whole and accelerator.is_main_process:
-        console.print(
-            f"Memory: a pair's graph takes {per_pair / 2**20:.0f} MiB, so that {chosen[0]:,} of "
-            f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
-        )
-    return chosen[0]
-
-
 # --------------------------------------------------------------------------------------------------
-# How far the refined weights go from where they came from (WiSE-FT, arXiv 2109.01903).
+# What is chosen on training pairs that are held out: the learning rate, and how far the refined
+# weights go from where they came from (WiSE-FT, arXiv 2109.01903).
 
 
 SELECTION_FRACTION = 0.1
@@ -653,7 +622,9 @@ def choose_rate(
             try:
                 with quietly():
                     train_student(trial, student, pairs, silent, accelerator, log=StepLog(None))
-                tried[rate] = selection_score(embed_pairs(silent, selection))
+                score = [selection_score(embed_pairs(silent, selection))]
+                broadcast_object_list(score)  # or rounding could part what the processes try
+                tried[rate] = score[0]
             except TrainingError:
                 tried[rate] = None
             accelerator.free_memory()

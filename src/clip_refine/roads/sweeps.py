@@ -193,5 +193,7 @@ def _with_value(plain: Variant, sweep: Sweep, written: str, value: Any) -> Varia
             "that its rows would all be the same. Sweep it with another recipe."
         )
     swept_rate = (sweep.group, sweep.setting) == ("train", "learning_rate")
+    if swept_rate and value == "auto":
+        raise ConfigError(f"{name}: name rates, or leave this out and pass --learning-rates auto.")
     fixed_rate = config.train.rate if swept_rate else None
     return Variant(name, plain.recipe, config, fixed_rate=fixed_rate)

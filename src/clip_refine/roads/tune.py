@@ -80,7 +80,9 @@ def tune(
             )
             study.optimize(search, n_trials=config.trials)
         runs.restore(config.refinement())
-        whole = [t for t in study.trials if t.value is not None and t.value > REFUSED]
+        # trials that were ended early have a value, too: that of a part of the pairs
+        complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+        whole = [t for t in complete if t.value is not None and t.value > REFUSED]
         if not whole:
             raise TrainingError(
                 f"{config.out}: none of {config.trials} trials kept zero-shot within "

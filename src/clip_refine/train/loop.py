@@ -338,8 +338,9 @@ class Trainer:
             try:
                 return self._gradient(number, batch, steps)
             except torch.OutOfMemoryError as error:
-                # several processes would have to agree on it
-                if size == 1 or self.accelerator.num_processes > 1:
+                # several processes would have to agree, and statistics would count a pair twice
+                statistics = self.config.normalization_statistics == "updated"
+                if size == 1 or statistics or self.accelerator.num_processes > 1:
                     raise TrainingError(
                         f"{self.accelerator.device} has too little memory for {size:,} pairs at a "
                         "time. Pass a smaller --train.micro-batch or --train.batch-size, or "

@@ -10,8 +10,9 @@ Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory L
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -112,31 +113,64 @@ class _RandomState:
 
 
 def bytes_per_pair(towers: Encode, pixels: Tensor, tokens: Tensor) -> float:
-    """What one pair's graph keeps for the gradient, in bytes; without weights, which are shared.
+    """What one pair's graph keeps for the gradient, in bytes; without what all pairs share.
 
-    Counts the tensors that a forward pass of these few pairs saves.
+    That is what twice as many pairs keep more: beside the weights, whose bf16 copies autocast adds
+    to every graph, once a batch, there are masks and embeddings of positions.
     """
-    model = towers if isinstance(towers, nn.Module) else nn.Module()
-    shared = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    # copies, since a slice would count as all that it is cut from
+    once, twice = (
+        _bytes_kept(towers, torch.cat([pixels] * times), torch.cat([tokens] * times))
+        for times in (1, 2)
+    )
+    return (twice - once) / len(pixels)
+
+
+def _bytes_kept(towers: Encode, pixels: Tensor, tokens: Tensor) -> int:
+    """By the tensors that a forward pass saves, each memory once."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in shared:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         output = towers(pixels, tokens)
         del output
-    return sum(kept.values()) / len(pixels)
+    return sum(kept.values())
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes of the device in all, so that one machine always chooses the same."""
+def memory_of(device: torch.device, system: Path = Path("/")) -> int:
+    """Bytes of the device in all, so that one machine always chooses the same.
+
+    Of a CPU those that the system (at `system`), or the container in it, lets this process have.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_group_limits(system)])
+
+
+def _group_limits(system: Path) -> Iterator[int]:
+    """What the control groups of this process allow, of both versions; none where there are none.
+
+    A group has no more than those that it lies in. A container may see its own as the outermost.
+    """
+    groups = system / "sys" / "fs" / "cgroup"
+    with suppress(OSError):
+        for line in (system / "proc" / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:  # version 2
+                root, name = groups, "memory.max"
+            elif "memory" in controllers.split(","):
+                root, name = groups / "memory", "memory.limit_in_bytes"
+            else:
+                continue
+            own = root / path.lstrip("/")
+            for folder in (own, *own.parents):
+                with suppress(OSError, ValueError):  # no such group; "max" is no limit
+                    yield int((folder / name).read_text())
 
 
 def fitting_size(model: nn.Module, per_pair: float, memory: int) -> int:

@@ -118,7 +118,9 @@ class States:
     def decide(self, decided: Mapping[str, Any]) -> None:
         """Record what was found before the first step; say where it is not what it was."""
         self.decided = dict(decided)
-        was = self.saved.plain["decided"] if self.saved else decided
+        # parts as they were when it was saved: memory may have been too little for those chosen
+        plain = self.saved.plain if self.saved else {"decided": decided}
+        was = {**plain["decided"], "micro_batch": plain.get("micro_batch")}
         for name, value in decided.items():
             if was.get(name) != value:
                 what = "what was measured before" if name == "begin" else f"{name} {was.get(name)}"

@@ -1,0 +1,59 @@
+"""What is about to happen is said truly, and trying it leaves nothing behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clip_refine.config import RefineConfig, override
+from clip_refine.models import OpenClipEncoder
+from clip_refine.roads.refine import refine
+from clip_refine.support.errors import Planned
+from tests.roads.test_compare import HELD_OUT, TRAIN
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RefineConfig:
+    train = {"batch_size": 16, "precision": "fp32", "device": "cpu"}
+    return RefineConfig.model_validate({"train": train, "out": tmp_path / "run", "dry_run": True})
+
+
+def planned(config: RefineConfig, model: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(Planned):
+        refine(config, model=model, train_pairs=TRAIN, held_out=HELD_OUT)
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_no_more_is_tried_than_training_would_encode(
+    config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """As if only four pairs fitted, which the settings know."""
+    encode = OpenClipEncoder.encode_image
+
+    def limited(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(pixels) > 4:
+            raise torch.OutOfMemoryError("a lot")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(OpenClipEncoder, "encode_image", limited)
+    said = planned(override(config, train={"micro_batch": 4}), tiny, capsys)
+    assert "from 4 pairs that were tried" in said
+
+
+def test_images_are_counted_as_they_are_scored(config: RefineConfig, tiny: OpenClipEncoder, capsys):
+    assert f"scored on {len(HELD_OUT)} images" in planned(config, tiny, capsys)
+
+
+@pytest.mark.parametrize("parameters", ["all", "lora", "last-blocks"])
+def test_weights_and_generators_stay_as_they_are(
+    parameters: str, config: RefineConfig, tiny: OpenClipEncoder, capsys
+):
+    weights = {name: value.clone() for name, value in tiny.state_dict().items()}
+    random = torch.get_rng_state()
+    planned(override(config, train={"parameters": parameters, "blocks": 1}), tiny, capsys)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, weights[name]) for name, value in tiny.state_dict().items())
+    assert all(weight.grad is None for weight in tiny.parameters())
+    assert not any(module.training for module in tiny.modules())

@@ -159,3 +159,5 @@ def test_a_benchmarks_documents_and_judgements():
 def test_a_mixing_of_nothing_is_refused():
     with pytest.raises(ValueError, match="mixing must be three shares"):
         draw_documents(OWNERS, 30, mixing=(0, 0, 0), seed=0)
+    with pytest.raises(ValueError, match="nothing is left to search with"):
+        draw_documents(torch.arange(30), 30, mixing=(0, 0, 1), seed=0)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from clip_refine.evaluation.threshold import fit_probability, nonsense
 
@@ -63,6 +64,14 @@ def test_captions_of_an_image_are_on_one_side_and_never_wrong_for_it():
     found = fit_probability(images, texts, owners, precision=0.99)
     cutoff = found.cutoffs["precision"]
     assert (cutoff.precision, cutoff.recall, cutoff.nonsense_found) == (1.0, 1.0, None)
+
+
+def test_wrong_pairs_are_not_all_held_at_once():
+    images, texts = drawn(1000)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        fit_probability(images, texts, torch.arange(1000))
+    largest = max(event.self_cpu_memory_usage for event in seen.events())
+    assert largest < 10 * texts[:500].nbytes  # 50 wrong images of each would be 50 times that
 
 
 def test_what_cannot_be():

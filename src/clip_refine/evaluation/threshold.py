@@ -121,7 +121,8 @@ def _cosines(
     wrong = part[(own[:, None] + shifts) % len(part)]
     of_texts = texts[rows]
     true = (of_texts * images[part[own]]).sum(dim=1)
-    others = torch.einsum("td,tkd->tk", of_texts, images[wrong])
+    # one wrong image of each at a time: all of them would be as large as 50 copies of the texts
+    others = torch.stack([(of_texts * images[at]).sum(dim=1) for at in wrong.T], dim=1)
     return true.double().cpu().numpy(), others.flatten().double().cpu().numpy()
 
 

@@ -172,6 +172,18 @@ def test_maps_of_stored_vectors_are_learnt_again():
         "clip-refine vectors compare P.npz --recipes hycd rafa --learning-rate 0.0003 --seeds 6 "
         "--out x-more"
     )
+    assert "held-out images (--held-out)" in decide(made, "x").advice
+
+
+def test_maps_are_learnt_again_with_what_was_set():
+    settings = {"owner": "url", "batch_size": 8, "learning_rate": 0.1, "seed": 7}
+    vectors = {"vectors": "P.parquet", "vectors_settings": settings}
+    made = comparison(line("centred", rate=3e-4, r1=0.02)).model_copy(update=vectors)
+    assert decide(made, "x").command == (
+        "clip-refine vectors refine P.parquet --recipe centred --learning-rate 0.0003 "
+        "--owner url --batch-size 8 --seed 7 --out x-models"
+    )
+    assert not decide(made.model_copy(update={"vectors": "python"}), "x").command
 
 
 def test_names_from_data_are_quoted_and_stay_text():

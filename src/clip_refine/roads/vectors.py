@@ -221,7 +221,10 @@ def _outcomes(
     found = SourceFeatures(
         pairs.image_features, pairs.text_features, pairs.text_to_image, torch.zeros(0)
     )
-    return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
+    try:
+        return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
+    except ValueError as error:
+        raise DataError(f"{source}: {error}.") from error
 
 
 def _tasks(pairs: EmbeddedPairs, *, clusters: bool) -> list[Task]:

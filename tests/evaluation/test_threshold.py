@@ -66,6 +66,14 @@ def test_captions_of_an_image_are_on_one_side_and_never_wrong_for_it():
     assert (cutoff.precision, cutoff.recall, cutoff.nonsense_found) == (1.0, 1.0, None)
 
 
+def test_a_steep_slope_has_a_probability_everywhere():
+    far = torch.tensor([[1.0, 0.0], [0.999, 0.04471], [-1.0, 0.0], [-0.999, -0.04471]]).repeat(
+        20, 1
+    )
+    found = fit_probability(far, far, torch.arange(80)).model_copy(update={"slope": 3000.0})
+    assert (found.probability(-1.0), found.probability(1.0)) == (0.0, 1.0)
+
+
 def test_wrong_pairs_are_not_all_held_at_once():
     images, texts = drawn(1000)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:

@@ -68,7 +68,7 @@ def fit_probability(
     others = _cosines(image_unit, text_unit, text_to_image.cpu(), second, generator)
     # one wrong pair a true one, so that both kinds weigh the same in the diagram
     few = np.concatenate([others[0], others[1][:: max(1, len(others[1]) // len(others[0]))]])
-    probability = torch.from_numpy(1 / (1 + np.exp(-(slope * few + intercept))))
+    probability = torch.from_numpy(slope * few + intercept).sigmoid()
     fits = torch.arange(len(few)) < len(others[0])
     place = calibration_bins(probability, bins=BINS)
     reliability = [

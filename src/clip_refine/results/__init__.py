@@ -144,7 +144,8 @@ class FitProbability(Record):
         ...     cutoffs={}, images=(20, 20), nonsense=0).probability(0.25)
         0.5
         """
-        return 1 / (1 + math.exp(-(self.slope * cosine + self.intercept)))
+        # 1 / (1 + exp(−z)), but exp overflows where a steep slope meets a far cosine
+        return (1 + math.tanh((self.slope * cosine + self.intercept) / 2)) / 2
 
 
 class Interval(Record):

@@ -484,6 +484,16 @@ def try_inputs(encoder: Any) -> tuple[Tensor, Tensor]:
     return pixels, encoder.tokenizer(PROBES)
 
 
+def output_projections(encoder: Any) -> tuple[Tensor, Tensor]:
+    """The last layers of both towers, (d, d_image) and (d, d_text)."""
+    pixels, tokens = try_inputs(encoder)
+    image, text = (lambda: encoder.encode_image(pixels)), (lambda: encoder.encode_text(tokens))
+    return (
+        output_projection(encoder, image, "image", other=text),
+        output_projection(encoder, text, "text", other=image),
+    )
+
+
 def isoclip_maps(
     config: ModelConfig,
     out: Path,
@@ -510,12 +520,7 @@ def isoclip_maps(
     check_free(out, overwrite=overwrite)
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()
-    pixels, tokens = try_inputs(encoder)
-    image, text = (lambda: encoder.encode_image(pixels)), (lambda: encoder.encode_text(tokens))
-    projections = (
-        output_projection(encoder, image, "image", other=text),
-        output_projection(encoder, text, "text", other=image),
-    )
+    projections = output_projections(encoder)
     try:
         maps = IsoClip.from_projections(*projections, top=top, bottom=bottom)
     except ValueError as error:

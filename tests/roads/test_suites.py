@@ -328,6 +328,18 @@ def test_the_papers_suite_has_the_papers_sets():
             "'a photo' has no {} for the class name",
         ),
         ({"task": []}, "task: there is no such setting"),
+        (
+            {"tasks": [{"kind": "mixed-documents", "source": "pairs", "mixing": [1, -1, 0]}]},
+            "mixing.1: .* greater than or equal to 0",
+        ),
+        (
+            {"tasks": [{"kind": "few-shot-probe", "source": "kinds", "shots": []}]},
+            "shots: .* at least 1 item",
+        ),
+        (
+            {"sources": {"pairs": {"at": {"kind": "toy"}, "class_names": "names.txt"}}},
+            "sources.pairs: .*class_names is for classes, and it holds captions",
+        ),
     ],
 )
 def test_what_a_suite_must_not_be(suite: Path, changes: dict, message: str):

@@ -222,6 +222,8 @@ class TestCompare:
         one = QUICK.model_copy(update={"recipe": "hycd"})
         with pytest.raises(ConfigError, match="recipe hycd: a comparison takes --recipes"):
             compare_vectors(found, one, tmp_path / "c", recipes=("centred",))
+        with pytest.raises(ConfigError, match="0 trainings of each recipe"):
+            compare_vectors(found, QUICK, tmp_path / "c", recipes=("centred",), seeds=0)
         assert not (tmp_path / "c").exists()
 
 

@@ -362,6 +362,8 @@ def compare_vectors(
     defaults, given = VectorsConfig().model_dump(mode="json"), config.model_dump(mode="json")
     if config.recipe != defaults["recipe"]:
         raise ConfigError(f"recipe {config.recipe}: a comparison takes --recipes. Name it there.")
+    if seeds < 1:
+        raise ConfigError(f"seeds: {seeds} trainings of each recipe; give 1 or more.")
     losses = {recipe: recipe_loss(config, recipe) for recipe in recipes}
     for peer in peers:
         check_name(peer)

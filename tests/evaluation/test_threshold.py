@@ -74,6 +74,17 @@ def test_a_steep_slope_has_a_probability_everywhere():
     assert (found.probability(-1.0), found.probability(1.0)) == (0.0, 1.0)
 
 
+def test_it_is_measured_on_images_that_it_was_not_fitted_on():
+    images, texts = drawn(400)
+    _, second = torch.randperm(400, generator=torch.Generator().manual_seed(0)).tensor_split(2)
+    texts[second] = torch.randn(200, 64, generator=torch.Generator().manual_seed(4))
+    found = fit_probability(images, texts, torch.arange(400))
+    precise = found.cutoffs["precision"].precision
+    assert precise is not None
+    assert precise < 0.7  # where nothing fits, a half is right by chance
+    assert found.calibration_error > 0.2
+
+
 def test_wrong_pairs_are_not_all_held_at_once():
     images, texts = drawn(1000)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:

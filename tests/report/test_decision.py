@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from clip_refine.report.comparison import RULE, comparison_markdown, decide
+from clip_refine.report.tables import power
 from clip_refine.results import Comparison, Interval, LearningRateChoice, RecipeSummary, Spread
 
 BASE = {"gap": 0.8, "mean_recall@1": 0.5, "zero_shot_top1": 0.6, "linear_probe": 0.7}
@@ -131,6 +132,12 @@ def test_what_it_would_take_to_see_more_is_computed():
         "The best learning rate of hycd is the last one tried: --learning-rates auto looks further."
     )
     assert found.command.endswith("--learning-rates auto --out x-further")
+
+
+def test_images_that_show_it_already_are_not_asked_for():
+    interval = Interval(mean=0.0, low=-0.006, high=0.006)  # 1.43 · .006 is below .01
+    assert power(interval, 9000) == ""
+    assert power(interval, 9000, wished=0.005)
 
 
 def test_one_seed_is_doubted():

@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 import yaml
-from photo_study import LateTowers, WithTrunkFeatures, early_features
+from photo_study import towers_and_sources
 
 from clip_refine.config import RefineConfig
-from clip_refine.data import read_class_folders, read_table
 from clip_refine.evaluation.mixed import mixed_search
 from clip_refine.evaluation.scores import embed_model, score_features
-from clip_refine.models import load_open_clip
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build
 from clip_refine.roads.compare import transformed
@@ -62,15 +60,7 @@ def main() -> None:
     parser.add_argument("--parameters", default="all")
     options = parser.parse_args()
 
-    data = options.shared / "data"
-    model = load_open_clip(f"local-dir:{options.shared / 'models' / 'photo-clip'}")
-    pairs = [read_table(data / "flickr8k" / part / "captions.csv") for part in ("refine", "dev")]
-    tasks = [
-        read_class_folders(data / name, templates=("a photo of a {}.",))
-        for name in ("cifar10", "caltech101")
-    ]
-    towers = LateTowers(model, options.trained_blocks)
-    sources: list[Any] = [WithTrunkFeatures(s, early_features(towers, s)) for s in (*pairs, *tasks)]
+    towers, sources = towers_and_sources(options.shared, options.trained_blocks)
     train, held_out, *zero_shot = sources
     untouched = copy.deepcopy(towers.state_dict())
     accelerator = build.build_accelerator("cpu")

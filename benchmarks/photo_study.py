@@ -101,6 +101,19 @@ def early_features(towers: LateTowers, source: Any) -> Tensor:
     return torch.cat([towers.early(pixels) for pixels in batches])
 
 
+def towers_and_sources(shared: Path, trained_blocks: int) -> tuple[LateTowers, list[Any]]:
+    """The model; behind its early blocks pairs to train on, held-out ones and two tasks."""
+    data = shared / "data"
+    model = load_open_clip(f"local-dir:{shared / 'models' / 'photo-clip'}")
+    pairs = [read_table(data / "flickr8k" / part / "captions.csv") for part in ("refine", "dev")]
+    tasks = [
+        read_class_folders(data / name, templates=("a photo of a {}.",))
+        for name in ("cifar10", "caltech101")
+    ]
+    towers = LateTowers(model, trained_blocks)
+    return towers, [WithTrunkFeatures(s, early_features(towers, s)) for s in (*pairs, *tasks)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
@@ -111,15 +124,7 @@ def main() -> None:
     parser.add_argument("--learning-rates", nargs="*", type=float, default=[3e-5, 1e-4])
     parser.add_argument("--trained-blocks", type=int, default=0)
     options = parser.parse_args()
-    data = options.shared / "data"
-    model = load_open_clip(f"local-dir:{options.shared / 'models' / 'photo-clip'}")
-    pairs = [read_table(data / "flickr8k" / part / "captions.csv") for part in ("refine", "dev")]
-    tasks = [
-        read_class_folders(data / name, templates=("a photo of a {}.",))
-        for name in ("cifar10", "caltech101")
-    ]
-    towers = LateTowers(model, options.trained_blocks)
-    sources = [WithTrunkFeatures(s, early_features(towers, s)) for s in (*pairs, *tasks)]
+    towers, sources = towers_and_sources(options.shared, options.trained_blocks)
     config = CompareConfig.model_validate(
         {
             "recipes": options.recipes,

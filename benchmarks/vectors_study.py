@@ -9,6 +9,7 @@ import csv
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 
@@ -43,6 +44,7 @@ RUNS: dict[str, dict[str, object]] = {
 PROCRUSTES = "Procrustes, texts onto images"
 CENTRED_AFTER = ("clip-refine", "contrastive")
 COLUMNS = ("gap", "R@1 i→t", "R@1 t→i", "NDCG@10", "other i→t", "other t→i")
+CHANGES = ("gap", "mean R@1", "NDCG@10", "other mean R@1")
 
 
 def measured(peer: Peer | None, held_out: EmbeddedPairs, other: EmbeddedPairs) -> list[float]:
@@ -91,12 +93,26 @@ def main(shared: Path) -> None:
     with Path("docs/results/vectors.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["trained on", "row", "split", *COLUMNS], *lines])
-    print("| trained on | | " + " | ".join(COLUMNS) + " |")
-    print("|---" * (2 + len(COLUMNS)) + "|")
+    show(COLUMNS, lines)
+    print("\nLess the untouched vectors, split by split:\n")
+    untouched = {(line[0], line[2]): line[3:] for line in lines if line[1] == "untouched"}
+    changes = []
+    for name, row, seed, *numbers in lines:
+        less = [a - b for a, b in zip(numbers, untouched[name, seed], strict=True)]
+        if row != "untouched":
+            means = less[0], fmean(less[1:3]), less[3], fmean(less[4:])
+            changes.append([name, row, seed, *means])
+    show(CHANGES, changes, sign="+")
+
+
+def show(heads: tuple[str, ...], lines: list[list[Any]], sign: str = "") -> None:
+    """Mean and deviation over splits."""
+    print(f"| trained on | | {' | '.join(heads)} |\n{'|---' * (2 + len(heads))}|")
     for name, row in dict.fromkeys((line[0], line[1]) for line in lines):
         columns = zip(*(line[3:] for line in lines if line[:2] == [name, row]), strict=True)
-        cells = (f"{fmean(values):.3f} ± {stdev(values):.3f}" for values in columns)
-        print(f"| {name} | {row} | " + " | ".join(cells) + " |")
+        cells = (f"{fmean(values):{sign}.3f} ± {stdev(values):.3f}" for values in columns)
+        shown = (cell.replace("0.", ".").replace("-", "−") for cell in cells)
+        print(f"| {name} | {row} | {' | '.join(shown)} |")
 
 
 def many_splits(shared: Path, splits: int) -> None:

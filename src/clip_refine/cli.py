@@ -14,8 +14,8 @@ import json as json_format
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from errno import ENOSPC
 from functools import partial
@@ -265,11 +265,23 @@ def split_lists(arguments: list[str]) -> list[str]:
 # stand inside, since the settings in their signatures take longer to import than all help else.
 
 
-def data(arguments: list[str]) -> None:
-    """Look a source of captioned images over: `clip-refine data check SOURCE`."""
+@contextmanager
+def _explained() -> Iterator[None]:
+    """A setting out of range in a message of ours."""
     from pydantic import ValidationError
 
-    from clip_refine.config import DataConfig, ModelConfig, explain
+    from clip_refine.config import explain
+
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+
+
+@_explained()
+def data(arguments: list[str]) -> None:
+    """Look a source of captioned images over: `clip-refine data check SOURCE`."""
+    from clip_refine.config import DataConfig, ModelConfig
 
     near_help = "Near duplicates: bits of 64 in which their perceptual hashes may differ, 0 to 16."
 
@@ -318,17 +330,13 @@ def data(arguments: list[str]) -> None:
         rest = ["--help"]
     elif action != "check":
         raise ConfigError(f"data {action!r}: there is no such action. There is check.")
-    try:
-        tyro.cli(check, prog="clip-refine data check", args=rest)
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+    tyro.cli(check, prog="clip-refine data check", args=rest)
 
 
+@_explained()
 def fold(arguments: list[str]) -> None:
     """Close a model's gap by its weights alone: fold the means of its features out, untrained."""
-    from pydantic import ValidationError
-
-    from clip_refine.config import DataConfig, explain
+    from clip_refine.config import DataConfig
 
     share_help = "Of each tower's mean feature that is taken off, 0 to 1."
 
@@ -360,17 +368,13 @@ def fold(arguments: list[str]) -> None:
         text = f"{model}, its means folded out, logit scale {scale:.1f}: {out}"
         _say(text, json, model=model, logit_scale=scale, out=out)
 
-    try:
-        tyro.cli(run, prog="clip-refine fold", args=arguments)
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+    tyro.cli(run, prog="clip-refine fold", args=arguments)
 
 
+@_explained()
 def posthoc(arguments: list[str]) -> None:
     """Fit a training-free feature transform on a file of features, or apply one."""
-    from pydantic import ValidationError
-
-    from clip_refine.config import PosthocConfig, explain
+    from clip_refine.config import PosthocConfig
     from clip_refine.config.runs import PEER_NAMES
 
     named = f"{', '.join(PEER_NAMES[:-1])} or {PEER_NAMES[-1]}"
@@ -409,23 +413,19 @@ def posthoc(arguments: list[str]) -> None:
         text = f"{applied.name}, applied to {features}: {out}"
         _say(text, json, peer=applied.name, score_columns=applied.score_columns, out=out)
 
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"fit": fit, "apply": apply},
-            prog="clip-refine posthoc",
-            description=f"{posthoc.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
-            "peers, and their settings with the defaults.",
-            args=arguments,
-        )
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+    tyro.extras.subcommand_cli_from_dict(
+        {"fit": fit, "apply": apply},
+        prog="clip-refine posthoc",
+        description=f"{posthoc.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
+        "peers, and their settings with the defaults.",
+        args=arguments,
+    )
 
 
+@_explained()
 def vectors(arguments: list[str]) -> None:
     """Refine vectors that are stored already, without images and without encoding again."""
-    from pydantic import ValidationError
-
-    from clip_refine.config import ModelConfig, explain
+    from clip_refine.config import ModelConfig
     from clip_refine.config.runs import VectorsConfig
 
     pairs_help = (
@@ -553,24 +553,21 @@ def vectors(arguments: list[str]) -> None:
         fold_vectors(maps, model, out, overwrite=overwrite)
         say(f"{model.name} with {maps} in its output layers: {out}{how_to_load(out)}")
 
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "refine": refine,
-                "compare": compare,
-                "evaluate": evaluate,
-                "apply": apply,
-                "align": align,
-                "isoclip": isoclip,
-                "fold": fold,
-            },
-            prog="clip-refine vectors",
-            description=f"{vectors.__doc__}\n\n`clip-refine vectors refine --help` lists the "
-            "settings with their defaults. See docs/vectors.md.",
-            args=split_lists(arguments),
-        )
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+    tyro.extras.subcommand_cli_from_dict(
+        {
+            "refine": refine,
+            "compare": compare,
+            "evaluate": evaluate,
+            "apply": apply,
+            "align": align,
+            "isoclip": isoclip,
+            "fold": fold,
+        },
+        prog="clip-refine vectors",
+        description=f"{vectors.__doc__}\n\n`clip-refine vectors refine --help` lists the "
+        "settings with their defaults. See docs/vectors.md.",
+        args=split_lists(arguments),
+    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from torch.nn.functional import normalize
 
 from clip_refine.data.benchmarks import Documents
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.mixed import KINDS, draw_documents, joined
-from clip_refine.evaluation.retrieval import search
+from clip_refine.evaluation.mixed import KINDS, document_numbers, draw_documents, joined
+from clip_refine.evaluation.retrieval import Found, search
 from clip_refine.evaluation.scores import Outcome
 from clip_refine.evaluation.tasks import mixbench_task, mixed_documents_task
 from clip_refine.models.embed import EmbeddedPairs
@@ -159,3 +159,16 @@ def test_a_benchmarks_documents_and_judgements():
 def test_a_mixing_of_nothing_is_refused():
     with pytest.raises(ValueError, match="mixing must be three shares"):
         draw_documents(OWNERS, 30, mixing=(0, 0, 0), seed=0)
+    with pytest.raises(ValueError, match="nothing is left to search with"):
+        draw_documents(torch.arange(30), 30, mixing=(0, 0, 1), seed=0)
+
+
+def test_an_image_is_drawn_with_all_its_queries():
+    """Three texts of image 0 find it, three of image 1 nothing: a resample has 0, half or all."""
+    found = Found(torch.tensor([[0], [0], [0], [90], [90], [90]]), torch.zeros(6).long())
+    owners = torch.tensor([0, 0, 0, 1, 1, 1])
+    numbers = document_numbers(
+        found, torch.ones(6).long(), torch.zeros(1).long(), owners, Bootstrap(50)
+    )
+    for name in ("ndcg@10", "text_query_recall@1"):
+        assert set(numbers[name].draws.tolist()) == {0.0, 0.5, 1.0}

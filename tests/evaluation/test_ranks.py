@@ -5,8 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, ndcg_score
 
+from clip_refine.evaluation import similarity
 from clip_refine.evaluation.retrieval import retrieval_ranks
-from clip_refine.evaluation.similarity import average_precision, median_rank, ndcg, partner_ranks
+from clip_refine.evaluation.similarity import (
+    average_precision,
+    best_rank,
+    median_rank,
+    ndcg,
+    partner_ranks,
+)
 from tests.evaluation.test_retrieval import drawn_owners, whole_numbers
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds
@@ -74,3 +81,11 @@ def test_the_best_of_all_ranks_is_the_best_rank(seed: int, chunk_size: int, norm
     lowest = every.image_to_text.masked_fill(missing, 99).amin(dim=1)
     assert lowest.tolist() == best.image_to_text.tolist()
     assert every.text_to_image[:, 0].tolist() == best.text_to_image.tolist()
+
+
+def test_ties_are_counted_across_blocks_of_columns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(similarity, "COLUMNS_AT_ONCE", 3)
+    scores = torch.full((2, 8), 0.5)
+    scores[1, 2] = 0.9
+    # before item 7: all seven equals; before item 4: the higher one and three equals
+    assert best_rank(scores, torch.tensor([[7], [4]]), tie=0.0).tolist() == [7, 4]

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from clip_refine.evaluation.threshold import fit_probability, nonsense
 
@@ -63,6 +64,33 @@ def test_captions_of_an_image_are_on_one_side_and_never_wrong_for_it():
     found = fit_probability(images, texts, owners, precision=0.99)
     cutoff = found.cutoffs["precision"]
     assert (cutoff.precision, cutoff.recall, cutoff.nonsense_found) == (1.0, 1.0, None)
+
+
+def test_a_steep_slope_has_a_probability_everywhere():
+    far = torch.tensor([[1.0, 0.0], [0.999, 0.04471], [-1.0, 0.0], [-0.999, -0.04471]]).repeat(
+        20, 1
+    )
+    found = fit_probability(far, far, torch.arange(80)).model_copy(update={"slope": 3000.0})
+    assert (found.probability(-1.0), found.probability(1.0)) == (0.0, 1.0)
+
+
+def test_it_is_measured_on_images_that_it_was_not_fitted_on():
+    images, texts = drawn(400)
+    _, second = torch.randperm(400, generator=torch.Generator().manual_seed(0)).tensor_split(2)
+    texts[second] = torch.randn(200, 64, generator=torch.Generator().manual_seed(4))
+    found = fit_probability(images, texts, torch.arange(400))
+    precise = found.cutoffs["precision"].precision
+    assert precise is not None
+    assert precise < 0.7  # where nothing fits, a half is right by chance
+    assert found.calibration_error > 0.2
+
+
+def test_wrong_pairs_are_not_all_held_at_once():
+    images, texts = drawn(1000)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        fit_probability(images, texts, torch.arange(1000))
+    largest = max(event.self_cpu_memory_usage for event in seen.events())
+    assert largest < 10 * texts[:500].nbytes  # 50 wrong images of each would be 50 times that
 
 
 def test_what_cannot_be():

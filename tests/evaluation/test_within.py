@@ -74,10 +74,16 @@ def test_the_tasks_give_one_number_a_measure_and_leave_lonely_rows_out():
     assert numbers["image_to_image_mAP"] == pytest.approx(direct.average_precision.mean().item())
     assert numbers["knn_accuracy@10"] == votes(direct, labels).double().mean().item()
     owners = torch.tensor([0, 1, 1, 2, 2])
-    pairs = EmbeddedPairs(image[:3], normals(5, 5, seed=1), owners)
+    pairs = EmbeddedPairs(image[:3], normals(5, 5, seed=2), owners)
     texts = text_neighbours_task(pairs, bootstrap=Bootstrap(10))
     assert texts.counts == {"images": 3, "captions": 5, "queries": 4}
-    assert texts.numbers["text_to_text_recall@5"].value == 1.0
+    assert texts.numbers["text_to_text_recall@5"].value == 1.0  # of five captions
+    direct = search_within(pairs.text_features, owners)
+    precision = direct.average_precision.mean().item()
+    assert texts.numbers["text_to_text_mAP"].value == pytest.approx(precision)
+    first = group_hits(direct, owners, 1).double().mean().item()
+    assert texts.numbers["text_to_text_recall@1"].value == first
+    assert first < precision < 1
 
 
 def test_what_cannot_be_searched():

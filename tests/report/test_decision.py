@@ -5,6 +5,7 @@ import shlex
 import pytest
 
 from clip_refine.report.comparison import RULE, comparison_markdown, decide
+from clip_refine.report.tables import power
 from clip_refine.results import Comparison, Interval, LearningRateChoice, RecipeSummary, Spread
 
 BASE = {"gap": 0.8, "mean_recall@1": 0.5, "zero_shot_top1": 0.6, "linear_probe": 0.7}
@@ -133,6 +134,12 @@ def test_what_it_would_take_to_see_more_is_computed():
     assert found.command.endswith("--learning-rates auto --out x-further")
 
 
+def test_images_that_show_it_already_are_not_asked_for():
+    interval = Interval(mean=0.0, low=-0.006, high=0.006)  # 1.43 · .006 is below .01
+    assert power(interval, 9000) == ""
+    assert power(interval, 9000, wished=0.005)
+
+
 def test_one_seed_is_doubted():
     found = decide(comparison(line("hycd", rate=1e-5, r1=0.02, runs=1)))
     assert found.taken == "hycd"
@@ -172,6 +179,18 @@ def test_maps_of_stored_vectors_are_learnt_again():
         "clip-refine vectors compare P.npz --recipes hycd rafa --learning-rate 0.0003 --seeds 6 "
         "--out x-more"
     )
+    assert "held-out images (--held-out)" in decide(made, "x").advice
+
+
+def test_maps_are_learnt_again_with_what_was_set():
+    settings = {"owner": "url", "batch_size": 8, "learning_rate": 0.1, "seed": 7}
+    vectors = {"vectors": "P.parquet", "vectors_settings": settings}
+    made = comparison(line("centred", rate=3e-4, r1=0.02)).model_copy(update=vectors)
+    assert decide(made, "x").command == (
+        "clip-refine vectors refine P.parquet --recipe centred --learning-rate 0.0003 "
+        "--owner url --batch-size 8 --seed 7 --out x-models"
+    )
+    assert not decide(made.model_copy(update={"vectors": "python"}), "x").command
 
 
 def test_names_from_data_are_quoted_and_stay_text():

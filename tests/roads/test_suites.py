@@ -9,7 +9,15 @@ import yaml
 from rich.console import Console
 
 from clip_refine.cli import main
-from clip_refine.config import EvaluateConfig, ModelConfig, RefineConfig, dump_config, load_suite
+from clip_refine.config import (
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RefineConfig,
+    dump_config,
+    load_suite,
+)
 from clip_refine.config.suites import SHIPPED, ZeroShotTask
 from clip_refine.report.tables import suite_tables
 from clip_refine.results import SuiteScores, read
@@ -320,6 +328,18 @@ def test_the_papers_suite_has_the_papers_sets():
             "'a photo' has no {} for the class name",
         ),
         ({"task": []}, "task: there is no such setting"),
+        (
+            {"tasks": [{"kind": "mixed-documents", "source": "pairs", "mixing": [1, -1, 0]}]},
+            "mixing.1: .* greater than or equal to 0",
+        ),
+        (
+            {"tasks": [{"kind": "few-shot-probe", "source": "kinds", "shots": []}]},
+            "shots: .* at least 1 item",
+        ),
+        (
+            {"sources": {"pairs": {"at": {"kind": "toy"}, "class_names": "names.txt"}}},
+            "sources.pairs: .*class_names is for classes, and it holds captions",
+        ),
     ],
 )
 def test_what_a_suite_must_not_be(suite: Path, changes: dict, message: str):
@@ -352,6 +372,16 @@ def test_settings_that_belong_together(config: EvaluateConfig):
         evaluate(EvaluateConfig(suite="toy"))
     with pytest.raises(ConfigError, match="--save-features does not go with --suite"):
         run(config, save_features=Path("f.safetensors"))
+    for changes, message in (
+        ({"data": DataConfig(val="toy")}, "--data does not go with --suite"),
+        ({"evaluation": EvaluationConfig(zero_shot=("toy",))}, "--evaluation.zero-shot does not"),
+        ({"model": ModelConfig(name="toy")}, "--model does not go with --models"),
+        ({"precision": 0.95}, "--precision belongs to --save-threshold"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(config, **changes)
+    with pytest.raises(ConfigError, match="--false-positive-rate belongs to --save-threshold"):
+        evaluate(EvaluateConfig(false_positive_rate=0.1))
     assert config.out is not None
     config.out.write_text("mine")
     with pytest.raises(OutputError, match="exists already"):

@@ -158,6 +158,12 @@ class TestRefine:
             refine_vectors(found, VectorsConfig(recipe="balancd"), None)
         with pytest.raises(DataError, match="3 images are too few to hold 0.3 of them out"):
             refine_vectors(FeatureSet(torch.eye(3), torch.eye(3)), QUICK, None)
+        few = FeatureSet(found.image_features[:32], found.image_features[:32])
+        with pytest.raises(DataError, match="32 images .* takes more than 10 to measure on"):
+            refine_vectors(few, QUICK, None)  # ten of them are held out
+        auto = QUICK.model_copy(update={"interpolate": "auto", "held_out": 0.9})
+        with pytest.raises(DataError, match="32 images .* 4 or more to learn from"):
+            refine_vectors(few, auto, None)  # three are learnt from, two of them chosen by
         with pytest.raises(OutputError, match="exists already"):
             refine_vectors(found, QUICK, tmp_path)
 
@@ -204,12 +210,20 @@ class TestCompare:
         assert "centred" in (tmp_path / "c/report.html").read_text(encoding="utf-8")
         words = (tmp_path / "c/comparison.md").read_text()
         assert "compare --config" not in words
+        assert compared.held_out == 36
+        changed = {"steps": 8, "batch_size": 32, "learning_rate": 0.01, "resamples": 20}
+        assert compared.vectors_settings == changed
 
     def test_refusals(self, found: FeatureSet, tmp_path: Path):
         with pytest.raises(ConfigError, match="no such peer. Did you mean fold"):
             compare_vectors(found, QUICK, tmp_path / "c", recipes=("centred",), peers=("fould",))
         with pytest.raises(ConfigError, match="no such recipe. Did you mean centred"):
             compare_vectors(found, QUICK, tmp_path / "c", recipes=("centered",))
+        one = QUICK.model_copy(update={"recipe": "hycd"})
+        with pytest.raises(ConfigError, match="recipe hycd: a comparison takes --recipes"):
+            compare_vectors(found, one, tmp_path / "c", recipes=("centred",))
+        with pytest.raises(ConfigError, match="0 trainings of each recipe"):
+            compare_vectors(found, QUICK, tmp_path / "c", recipes=("centred",), seeds=0)
         assert not (tmp_path / "c").exists()
 
 
@@ -235,6 +249,12 @@ class TestEvaluate:
             *("mixed-documents", "pair-clustering", "storage"),
         }
         assert (tmp_path / "s.json").read_text() == scores.text
+
+    def test_too_few(self, tmp_path: Path):
+        eye = np.eye(8, dtype=np.float32)
+        np.savez(tmp_path / "p.npz", image=eye, text=eye)
+        with pytest.raises(DataError, match="p.npz: .* more than k pairs, got 8"):
+            evaluate_vectors(str(tmp_path / "p.npz"))
 
 
 PHOTO = Image.linear_gradient("L").convert("RGB")

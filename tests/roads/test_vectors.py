@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from clip_refine.cli import main
 from clip_refine.config import PosthocConfig
 from clip_refine.roads.vectors import apply_file, fit_file
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.vectors.files import FeatureSet, load_peer, read_features, write_features
 from tests.vectors.cases import drawn
 
@@ -131,6 +131,12 @@ class TestFromFilesToFiles:
             fit_file("nnn", zero, tmp_path / "zeros")
         assert not (tmp_path / "zeros").exists()
         assert not (tmp_path / "moved.safetensors").exists()
+
+    def test_a_setting_that_a_peer_does_not_look_at(self, features: Path, tmp_path: Path):
+        out = tmp_path / "peer"
+        with pytest.raises(ConfigError, match="neighbours: mean-centring takes no such setting"):
+            fit_file("mean-centring", features, out, SETTINGS)
+        fit_file("mean-centring+nnn", features, out, SETTINGS)
 
     def test_nothing_is_overwritten_unasked(self, features: Path, tmp_path: Path):
         fit_file("nnn", features, tmp_path / "peer")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.vectors import stored
+from clip_refine.vectors.files import FeatureSet, read_features, write_features
 from clip_refine.vectors.maps import LinearMaps, Procrustes
 from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
 from clip_refine.vectors.transforms import Fold, NearestNeighbourNormalisation, Peer
@@ -231,6 +232,14 @@ class TestApply:
         assert out.stat().st_size == source.stat().st_size
         assert b'"a":"b"' in out.read_bytes()
 
+    def test_what_evaluate_saved_can_be_read_again(self, fold: Peer, tmp_path: Path):
+        source, out = tmp_path / "v.safetensors", tmp_path / "new.safetensors"
+        write_features(source, FeatureSet(*map(torch.from_numpy, (IMAGE, TEXT))), note={"a": "b"})
+        apply_stored(fold, source, out, side="image")
+        moved = fold.transform_image(torch.from_numpy(IMAGE)).half()
+        assert torch.equal(read_features(out).image_features, moved)
+        assert out.stat().st_size == source.stat().st_size
+
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
     def test_a_single_file_of_any_precision(self, dtype, fold: Peer, tmp_path: Path):
         np.save(tmp_path / "a.npy", IMAGE.astype(dtype))
@@ -292,6 +301,12 @@ class TestApply:
             apply_stored(fold, source, tmp_path / "b.npz", side="text", column="words")
         with pytest.raises(DataError, match="not a kind of stored vectors"):
             apply_stored(fold, tmp_path / "v.faiss", tmp_path / "b.faiss", side="image")
+        with pytest.raises(OutputError, match="b.npy: the layout stays, .* ends in .npz"):
+            apply_stored(fold, source, tmp_path / "b.npy", side="image")
+        np.save(tmp_path / "a.npy", IMAGE)
+        for unnamed in (tmp_path / "a.npy", write("folder", tmp_path)):
+            with pytest.raises(DataError, match="has no column 'words'"):
+                apply_stored(fold, unnamed, tmp_path / "b.npy", side="image", column="words")
         apply_stored(fold, source, source, side="image", overwrite=True)
         assert not np.array_equal(found_in(source)[0].numpy(), IMAGE)
 

@@ -14,6 +14,7 @@ from clip_refine.config.runs import (
     explain,
     load_config,
     override,
+    refuse_idle,
     with_recipe,
 )
 from clip_refine.config.settings import (
@@ -52,5 +53,6 @@ __all__ = [
     "load_config",
     "load_suite",
     "override",
+    "refuse_idle",
     "with_recipe",
 ]

@@ -1,6 +1,7 @@
 """What each verb is told: groups of settings, recipes over them, files of them."""
 
 import difflib
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -121,6 +122,34 @@ class EvaluateConfig(SettingsGroup):
     """Seed of the held-out split; give the one a run was refined with."""
     overwrite: bool = False
     """Replace `out`, `save_features` and `save_threshold` where they exist."""
+
+
+def refuse_idle(config: EvaluateConfig) -> None:
+    """Refuse settings that this call would not heed: a suite's without one, others beside one.
+
+    Raises:
+        ConfigError: With the first of them.
+    """
+    of_suite = ("data_root", "models", "prompts", "missing", "download", "cache")
+    why = {
+        "save_features": "does not go with --suite, which keeps them in --cache.",
+        "save_threshold": "goes with one model on --data.val, not with --suite.",
+        **dict.fromkeys(
+            ("data", "evaluation.zero_shot", "evaluation.template"),
+            "does not go with --suite, whose file names sources, tasks and prompts.",
+        ),
+        **({"model": "does not go with --models. Name it there."} if config.models else {}),
+    }
+    if config.suite is None:
+        advice = "belongs to a suite. Name one with --suite, or leave it out."
+        why = dict.fromkeys(of_suite, advice)
+    if config.save_threshold is None:
+        advice = "belongs to --save-threshold. Give that, too, or leave it out."
+        why |= dict.fromkeys(("precision", "false_positive_rate"), advice)
+    for name, reason in why.items():
+        given = attrgetter(name)
+        if given(config) != given(EvaluateConfig()):
+            raise ConfigError(f"--{name.replace('_', '-')} {reason}")
 
 
 PEER_NAMES = (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clip_refine.config.runs import explain
-from clip_refine.config.settings import Count, SettingsGroup
+from clip_refine.config.settings import Count, NonNegative, SettingsGroup
 from clip_refine.support.errors import ConfigError, first_line
 from clip_refine.support.limits import parse_yaml, read_text, shown
 
@@ -106,7 +106,7 @@ class MixedDocumentsTask(_CaptionTask):
     """An index of documents that are an image, a text or both, as in MixBench; any query kind."""
 
     kind: Literal["mixed-documents"]
-    mixing: tuple[float, float, float] = (1, 1, 1)
+    mixing: tuple[NonNegative, NonNegative, NonNegative] = (1, 1, 1)
     """How many parts of the documents are an image, a text, both."""
     image_weight: ImageWeight = 0.5
 
@@ -183,7 +183,7 @@ class FewShotTask(_ProbeTask):
     """The same with few images a class."""
 
     kind: Literal["few-shot-probe"]
-    shots: tuple[Count, ...] = (1, 4, 16)
+    shots: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 4, 16)
     """Images a class to fit on."""
     draws: Annotated[int, Field(ge=2)] = 5
     """How often they are drawn anew."""
@@ -367,6 +367,14 @@ class SuiteSource(SettingsGroup):
         if len(held) > 1:
             raise ValueError(f"its places hold {' and '.join(held)}; one source holds one of them")
         return at
+
+    @model_validator(mode="after")
+    def _names_are_of_classes(self) -> "SuiteSource":
+        for name in ("naming", "class_names"):
+            default = type(self).model_fields[name].get_default()
+            if self.holds != "classes" and getattr(self, name) != default:
+                raise ValueError(f"{name} is for classes, and it holds {self.holds}; leave it out")
+        return self
 
 
 def _held(place: Source) -> str:

@@ -218,6 +218,11 @@ def draw_documents(
     is_first[1:] = owners[1:] != owners[:-1]
     is_query = ~is_first | (kinds[owners] == KINDS.index("image"))
     image_queries = (kinds == KINDS.index("text")).nonzero()[:, 0]
+    if not (is_query.any() or len(image_queries)):
+        raise ValueError(
+            "every image and caption is in a document, so nothing is left to search with; let "
+            "mixing have documents of one kind"
+        )
     return MixedDocuments(kinds, is_query.nonzero()[:, 0], image_queries)
 
 

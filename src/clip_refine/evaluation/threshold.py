@@ -68,7 +68,7 @@ def fit_probability(
     others = _cosines(image_unit, text_unit, text_to_image.cpu(), second, generator)
     # one wrong pair a true one, so that both kinds weigh the same in the diagram
     few = np.concatenate([others[0], others[1][:: max(1, len(others[1]) // len(others[0]))]])
-    probability = torch.from_numpy(1 / (1 + np.exp(-(slope * few + intercept))))
+    probability = torch.from_numpy(slope * few + intercept).sigmoid()
     fits = torch.arange(len(few)) < len(others[0])
     place = calibration_bins(probability, bins=BINS)
     reliability = [
@@ -121,7 +121,8 @@ def _cosines(
     wrong = part[(own[:, None] + shifts) % len(part)]
     of_texts = texts[rows]
     true = (of_texts * images[part[own]]).sum(dim=1)
-    others = torch.einsum("td,tkd->tk", of_texts, images[wrong])
+    # one wrong image of each at a time: all of them would be as large as 50 copies of the texts
+    others = torch.stack([(of_texts * images[at]).sum(dim=1) for at in wrong.T], dim=1)
     return true.double().cpu().numpy(), others.flatten().double().cpu().numpy()
 
 

@@ -106,6 +106,7 @@ def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
         key=lambda found: found.high - found.low,
         default=None,
     )
+    more = "--held-out" if comparison.vectors else "--data.val"
     # of more than a grid's three auto has searched already
     edge = [c.recipe for c in comparison.learning_rates if c.at_edge and len(c.tried) <= 3]
     return Decision(
@@ -117,7 +118,7 @@ def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
         advice=f"The best learning rate of {', '.join(edge)} is the last one tried: "
         "--learning-rates auto looks further."
         if edge
-        else "More seeds, or more held-out images (--data.val), would show smaller differences.",
+        else f"More seeds, or more held-out images ({more}), would show smaller differences.",
         command=_compare(comparison, others, out, "-further", auto=True)
         if edge
         else _compare(
@@ -221,7 +222,7 @@ def _compare(
 ) -> str:
     """`clip-refine compare` with the settings of this one, for some of its trained rows."""
     if comparison.vectors:
-        return _of_vectors(comparison.vectors, lines, out, beside, seeds, slower, save=save)
+        return _of_vectors(comparison, lines, out, beside, seeds, slower, save=save)
     recipes, sweeps, combined, rates = {}, {}, {}, []
     chosen = {choice.recipe: choice for choice in comparison.learning_rates}
     for line in lines:
@@ -258,7 +259,7 @@ def _compare(
 
 
 def _of_vectors(
-    pairs: str,
+    comparison: Comparison,
     lines: Sequence[RecipeSummary],
     out: str,
     beside: str,
@@ -269,12 +270,15 @@ def _of_vectors(
 ) -> str:
     """The same for maps of stored vectors, which one training keeps."""
     trained = [line for line in lines if line.learning_rate is not None]
-    if not trained:
+    if not trained or comparison.vectors == "python":  # as arrays they have no name
         return ""
     rate = f"{(trained[0].learning_rate or 0) / slower:.3g}"
     names = [line.recipe for line in trained]
+    pairs = str(comparison.vectors)
     what = ["refine", pairs, "--recipe", names[0]] if save else ["compare", pairs, "--recipes"]
     words = ["clip-refine", "vectors", *what, *(() if save else names), "--learning-rate", rate]
+    for name, value in comparison.vectors_settings.items():
+        words += [] if name == "learning_rate" else [f"--{name.replace('_', '-')}", str(value)]
     words += [] if save else ["--seeds", str(seeds or max(line.runs for line in trained))]
     return shlex.join([*words, "--out", f"{out}{beside or '-more'}"])
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clip_refine.support.errors import DataError, foreign
 from clip_refine.support.limits import WHOLE, read_text
@@ -144,7 +144,8 @@ class FitProbability(Record):
         ...     cutoffs={}, images=(20, 20), nonsense=0).probability(0.25)
         0.5
         """
-        return 1 / (1 + math.exp(-(self.slope * cosine + self.intercept)))
+        # 1 / (1 + exp(−z)), but exp overflows where a steep slope meets a far cosine
+        return (1 + math.tanh((self.slope * cosine + self.intercept) / 2)) / 2
 
 
 class Interval(Record):
@@ -253,6 +254,7 @@ class Comparison(Record):
         learning_rates: For every trained recipe that had several to choose from.
         held_out: Images that all was scored on; None in files of before they were counted.
         vectors: Which stored pairs linear maps were learnt on, where it was no model.
+        vectors_settings: What was set for those maps, name → value, where it is no default.
     """
 
     is_none = "is no comparison.json"
@@ -262,6 +264,7 @@ class Comparison(Record):
     learning_rates: tuple[LearningRateChoice, ...]
     held_out: int | None = None
     vectors: str | None = None
+    vectors_settings: dict[str, Any] = Field(default_factory=dict)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from clip_refine.config import EvaluateConfig
+from clip_refine.config import EvaluateConfig, refuse_idle
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
 from clip_refine.evaluation.threshold import fit_probability, nonsense
@@ -27,7 +27,9 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     Raises:
         ClipRefineError: Bad settings, data or model, or an output file that exists.
     """
-    _check_no_suite(config)
+    if config.suite is not None:
+        raise ConfigError("suite: call evaluate_suite for it.")
+    refuse_idle(config)
     if config.out is not None:
         check_free(config.out, overwrite=config.overwrite, folder=False)
     if config.save_threshold is not None:
@@ -79,16 +81,3 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
             raise DataError(f"{held_out[0].name}: save_threshold: {error}.") from error
         write_file(config.save_threshold, found.text)
     return scores
-
-
-def _check_no_suite(config: EvaluateConfig) -> None:
-    """Refuse settings that only a suite heeds."""
-    fields = EvaluateConfig.model_fields
-    for name in ("suite", "data_root", "models", "prompts", "missing", "download", "cache"):
-        if getattr(config, name) != fields[name].get_default():
-            flag = name.replace("_", "-")
-            raise ConfigError(
-                "suite: call evaluate_suite for it."
-                if name == "suite"
-                else f"--{flag} belongs to a suite. Name one with --suite, or leave it out."
-            )

@@ -19,6 +19,7 @@ from clip_refine.config import (
     as_recorded,
     explain,
     load_suite,
+    refuse_idle,
 )
 from clip_refine.config.suites import (
     CaptionsSource,
@@ -452,10 +453,7 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
             that are not there are listed before anything runs.
     """
     clock = Clock()
-    if config.save_features is not None:
-        raise ConfigError("--save-features does not go with --suite, which keeps them in --cache.")
-    if config.save_threshold is not None:
-        raise ConfigError("--save-threshold goes with one model on --data.val, not with --suite.")
+    refuse_idle(config)
     suite = load_suite(config.suite or "")
     if config.out is not None:
         check_free(config.out, overwrite=config.overwrite, folder=False)

@@ -27,6 +27,7 @@ from clip_refine.evaluation.scores import (
     selection_score,
     summarise,
 )
+from clip_refine.evaluation.tasks import NEIGHBOURS
 from clip_refine.losses import Objective, PairFeatures
 from clip_refine.models import DualEncoder, FeatureScale, OpenClipEncoder, Teacher
 from clip_refine.models.embed import EmbeddedPairs
@@ -134,10 +135,12 @@ def _halves(count: int, config: VectorsConfig) -> tuple[list[int], list[int]]:
     """The images to learn from and those held out."""
     order = torch.randperm(count, generator=build.seeded_generator(config.seed, "held out"))
     held_out = round(config.held_out * count)
-    if held_out < 2 or count - held_out < 2:
+    fewest = 4 if config.interpolate == "auto" else 2  # auto holds two of them out
+    if held_out <= NEIGHBOURS or count - held_out < fewest:
         raise DataError(
-            f"{count} images are too few to hold {config.held_out:g} of them out: at least two "
-            "must be on either side."
+            f"{count} images are too few to hold {config.held_out:g} of them out: it takes more "
+            f"than {NEIGHBOURS} to measure on, since hubs are counted among so many neighbours, "
+            f"and {fewest} or more to learn from."
         )
     return sorted(order[held_out:].tolist()), sorted(order[:held_out].tolist())
 
@@ -356,6 +359,11 @@ def compare_vectors(
         DataError: The vectors are no pairs, or too few.
     """
     check_free(out, overwrite=overwrite)
+    defaults, given = VectorsConfig().model_dump(mode="json"), config.model_dump(mode="json")
+    if config.recipe != defaults["recipe"]:
+        raise ConfigError(f"recipe {config.recipe}: a comparison takes --recipes. Name it there.")
+    if seeds < 1:
+        raise ConfigError(f"seeds: {seeds} trainings of each recipe; give 1 or more.")
     losses = {recipe: recipe_loss(config, recipe) for recipe in recipes}
     for peer in peers:
         check_name(peer)
@@ -392,10 +400,12 @@ def compare_vectors(
         rows=rows,
         summary=summarise(rows, [draws for _, draws in found_rows], untouched=PRE_TRAINED),
         learning_rates=(),
+        held_out=len(held_out.image_features),
         vectors=source,
+        vectors_settings={name: value for name, value in given.items() if value != defaults[name]},
     )
-    settings = {**config.model_dump(mode="json"), "recipes": [*recipes], "peers": [*peers]}
-    settings["seeds"] = seeds
+    del given["recipe"]
+    settings = {**given, "recipes": [*recipes], "peers": [*peers], "seeds": seeds}
     with complete_folder(out, overwrite=overwrite) as folder:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
@@ -476,6 +486,16 @@ def try_inputs(encoder: Any) -> tuple[Tensor, Tensor]:
     return pixels, encoder.tokenizer(PROBES)
 
 
+def output_projections(encoder: Any) -> tuple[Tensor, Tensor]:
+    """The last layers of both towers, (d, d_image) and (d, d_text)."""
+    pixels, tokens = try_inputs(encoder)
+    image, text = (lambda: encoder.encode_image(pixels)), (lambda: encoder.encode_text(tokens))
+    return (
+        output_projection(encoder, image, "image", other=text),
+        output_projection(encoder, text, "text", other=image),
+    )
+
+
 def isoclip_maps(
     config: ModelConfig,
     out: Path,
@@ -502,12 +522,7 @@ def isoclip_maps(
     check_free(out, overwrite=overwrite)
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()
-    pixels, tokens = try_inputs(encoder)
-    image, text = (lambda: encoder.encode_image(pixels)), (lambda: encoder.encode_text(tokens))
-    projections = (
-        output_projection(encoder, image, "image", other=text),
-        output_projection(encoder, text, "text", other=image),
-    )
+    projections = output_projections(encoder)
     try:
         maps = IsoClip.from_projections(*projections, top=top, bottom=bottom)
     except ValueError as error:

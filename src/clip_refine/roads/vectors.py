@@ -19,7 +19,7 @@ from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import EvaluatedModel, SuiteScores, TaskScores
 from clip_refine.roads.suites import differences, score
 from clip_refine.support.console import Clock
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.folder import check_free, describe_environment, write_file
 from clip_refine.vectors.files import (
     FeatureSet,
@@ -37,6 +37,7 @@ from clip_refine.vectors.transforms import (
     Peer,
     check_name,
     fit_peer,
+    settings_of,
     unit_rows,
 )
 
@@ -54,6 +55,13 @@ def fit_file(
 ) -> Peer:
     """Fit a peer on a file of features and save it."""
     check_name(name)
+    idle = [
+        setting
+        for setting, value in settings
+        if value != getattr(DEFAULTS, setting) and setting not in settings_of(name)
+    ]
+    if idle:
+        raise ConfigError(f"{idle[0]}: {name} takes no such setting. Leave it out.")
     check_free(out, overwrite=overwrite)
     found = read_features(features)
     try:
@@ -221,7 +229,10 @@ def _outcomes(
     found = SourceFeatures(
         pairs.image_features, pairs.text_features, pairs.text_to_image, torch.zeros(0)
     )
-    return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
+    try:
+        return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
+    except ValueError as error:
+        raise DataError(f"{source}: {error}.") from error
 
 
 def _tasks(pairs: EmbeddedPairs, *, clusters: bool) -> list[Task]:

@@ -30,8 +30,7 @@ from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
 #
 # A `.safetensors` file, or a `.npz` file to read, with `image_features` (N, d), `text_features`
 # (M, d) and where captions are not one an image in order `text_to_image` (M,). `clip-refine
-# evaluate
-# --features` writes one. The names `image` and `text` are understood, too.
+# evaluate --save-features` writes one. The names `image` and `text` are understood, too.
 
 
 OTHER_NAMES = {"image": "image_features", "text": "text_features"}

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from clip_refine.support.console import Bar
-from clip_refine.support.errors import DataError, first_line, foreign
+from clip_refine.support.errors import DataError, OutputError, first_line, foreign
 from clip_refine.support.folder import check_free, complete_file, complete_folder
 from clip_refine.vectors.files import FeatureSet, read_features
 from clip_refine.vectors.transforms import Modality, Peer
@@ -61,6 +61,7 @@ _SAFETENSORS_TYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
+_CHECKSUM = re.compile(rb'(\\"sha256\\": \\")[0-9a-f]{64}\\"')  # as `write_features` notes it
 _HEADER = 1 << 16  # bytes that the header of a .npy file may have
 _SAME = 0.999  # cosine of two vectors of one image; float16 rounding leaves more
 
@@ -463,6 +464,12 @@ def apply_stored(
             "vectors has. Take another transform."
         )
     move = _Move(peer, side)
+    named = source.suffix == LANCE or is_dataset(source)  # folders whose vectors have names
+    if column is not None and not named and (source.is_dir() or source.suffix == ".npy"):
+        raise DataError(
+            f"{source}: has no column {column!r}, since .npy files hold one array each. Leave "
+            "--column out."
+        )
     if source.suffix == LANCE:
         return _apply_lance(move, source, out, column, overwrite=overwrite)
     if is_dataset(source):
@@ -475,6 +482,8 @@ def apply_stored(
             f"{source}: not a kind of stored vectors. Give .npy, .npz, .safetensors, .parquet, "
             f"a saved dataset, a table DB/NAME{LANCE}, or a folder of clip-retrieval's."
         )
+    if out.suffix != source.suffix:
+        raise OutputError(f"{out}: the layout stays, so give a name that ends in {source.suffix}.")
     with complete_file(out) as new:
         match source.suffix:
             case ".npy":
@@ -547,7 +556,7 @@ def _same_dim(move: _Move, dim: int, path: Path) -> None:
 
 
 def _apply_safetensors(move: _Move, source: Path, out: Path, column: str | None) -> int:
-    """Header and other tensors byte for byte, since shapes and types stay."""
+    """Header and other tensors byte for byte, since shapes and types stay, but for our checksum."""
     begin, header = _safetensors_header(source)
     name = _side_column(source, list(header), move.side, column)
     facts = header[name]
@@ -560,14 +569,11 @@ def _apply_safetensors(move: _Move, source: Path, out: Path, column: str | None)
     first, end = (begin + offset for offset in facts["data_offsets"])
     _same_dim(move, shape[1], source)
     with source.open("rb") as file, out.open("wb") as target:
-        _copy(file, target, first)
-        _stream(
-            move,
-            Matrix(source, first, shape[0], shape[1], dtype),
-            file,
-            target,
-            f"Mapping {source.name}",
-        )
+        # of other content from here on; blanks instead, since the tensors' places shall stay
+        target.write(_CHECKSUM.sub(rb'\1\\"' + b" " * 64, file.read(begin)))
+        _copy(file, target, first - begin)
+        matrix = Matrix(source, first, shape[0], shape[1], dtype)
+        _stream(move, matrix, file, target, f"Mapping {source.name}")
         file.seek(end)
         shutil.copyfileobj(file, target)
     return shape[0]

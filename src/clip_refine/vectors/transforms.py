@@ -659,11 +659,15 @@ def fit_peer(
     check_name(name)
     steps: list[Fit] = []
     for kind in name.split("+"):
-        made_from = {field.name for field in fields(PEERS[kind])}
-        steps.append(partial(PEERS[kind].fit, **settings.model_dump(include=made_from)))
+        steps.append(partial(PEERS[kind].fit, **settings.model_dump(include=settings_of(kind))))
     if len(steps) == 1:
         return steps[0](image_features, text_features)
     return Chain.fit(image_features, text_features, steps=steps)
+
+
+def settings_of(name: str) -> set[str]:
+    """What of `PosthocConfig` a peer or a chain looks at, among other things it is made from."""
+    return {field.name for kind in name.split("+") for field in fields(PEERS[kind])}
 
 
 def check_name(name: str) -> None:

@@ -48,6 +48,8 @@ def test_out_of_range_is_refused(group: str, setting: str, value: object):
 def test_settings_that_a_verb_would_not_use_are_refused():
     with pytest.raises(ValidationError, match="compare has --learning-rates auto"):
         CompareConfig.model_validate({"train": {"learning_rate": "auto"}})
+    with pytest.raises(ValidationError, match="a comparison keeps each training"):
+        CompareConfig.model_validate({"train": {"save_every": "3"}})
     for name, value in {"seeds": 5, "sweep": ("loss.alpha=0,1",), "save_models": True}.items():
         CompareConfig.model_validate({name: value})
         with pytest.raises(ValidationError, match=f"{name} belongs to compare"):

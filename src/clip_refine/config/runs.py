@@ -301,6 +301,11 @@ class CompareConfig(SettingsGroup):
                 "train.learning_rate auto is for a single run; compare has --learning-rates auto, "
                 "and tune searches --rates"
             )
+        if self.train.save_every != TrainConfig.model_fields["save_every"].get_default():
+            raise ValueError(
+                "train.save_every is for a single run; a comparison keeps each training that is "
+                "complete, and begins the one it was in again"
+            )
         return self
 
     @property

@@ -8,6 +8,7 @@ import pytest
 CODE = """
 import os, signal, time
 from clip_refine.support.process import heed_signals, patient, stop_asked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" has it ignored
 heed_signals()
 with patient():
     os.kill(os.getpid(), signal.{first})

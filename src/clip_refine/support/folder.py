@@ -4,6 +4,7 @@ One mechanism for all: written beside under a hidden name, on the disk before it
 a lock; what processes that died have left is recognised and cleared with a word.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,11 +25,6 @@ from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError, OutputError, first_line
 from clip_refine.support.limits import is_regular, read_text
 from clip_refine.support.process import is_alive, process_tag
-
-try:
-    import fcntl
-except ImportError:  # Windows: no locks, as on file systems that have none
-    fcntl = None
 
 # files that tell a folder of this program's results from anything else a user keeps
 OURS = (
@@ -55,8 +51,6 @@ def locked(file: Path, *, wait: str | None = None) -> Iterator[bool]:
     Raises:
         OSError: The file cannot be made, or the file system has no locks.
     """
-    if fcntl is None:
-        raise OSError("no locks here")
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)  # again, where who held it removed all
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -86,7 +80,7 @@ _SILENT_SECONDS = 1.0
 def _take(descriptor: int, wait: str | None) -> bool:
     """Try, or wait for the lock of an open file."""
     since = time.monotonic()
-    while fcntl is not None:
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -98,7 +92,6 @@ def _take(descriptor: int, wait: str | None) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             return True
         time.sleep(0.002)
-    return False
 
 
 @contextmanager

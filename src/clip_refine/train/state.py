@@ -60,7 +60,7 @@ def newest_state(run: Path) -> SavedState | None:
             if plain.pop("sum") != _plain_sum(plain):
                 raise ValueError("its checksum is another")
             return SavedState(folder, plain)
-        except (DataError, OSError, ValueError, KeyError, AttributeError) as error:
+        except (DataError, OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
             remark(f"{folder}: cannot be used ({error}).", "yellow")
     return None
 

@@ -10,7 +10,7 @@ PARITY := .venv-parity
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
-setup: $(READY) ## Create .venv with everything needed (about 2 minutes, 7 GB)
+setup: $(READY) ## Create .venv with everything needed (about 3 minutes, 7 GB)
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or later, or say which with PYTHON=python3.12"; exit 1; }

@@ -143,7 +143,7 @@ def _lines(
         f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {sum(map(len, measured)):,} "
         "images.",
         f"About {duration(seconds)} on {build.device_name(device)}: {step:.2g} s a step, from "
-        f"{count} pairs that were tried. Memory: about {size_text(int(size_of))}.",
+        f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}.",
         f"{part} Learning rate {train.learning_rate}, recipe {config.recipe}."
         if trainings == 1
         else str(part),

@@ -1,5 +1,6 @@
 """What many tests share: a tiny random CLIP, drawn pairs, and the folder of real data."""
 
+import faulthandler
 import json
 import os
 from pathlib import Path
@@ -80,3 +81,8 @@ def table(tmp_path: Path, pairs: ToyPairs) -> Path:
     path = tmp_path / "captions.csv"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def pytest_unconfigure() -> None:
+    """A suite that has passed and does not end is a fault, too: say where it hangs."""
+    faulthandler.dump_traceback_later(60, exit=True)

@@ -1,7 +1,8 @@
-"""Signals: heeded at a good moment, or at once where one comes again."""
+"""Signals: heeded at a good moment, or at once where one comes again. Workers that end."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,3 +35,22 @@ def test_the_same_signal_again_ends_at_once(first: str, second: str, status: int
     )
     assert ended.stdout == said
     assert ended.returncode == status, ended.stderr
+
+
+LEFT = """
+import sys
+from clip_refine.data.pixels import in_parallel
+if __name__ == "__main__":
+    items = in_parallel(list(range(1000)), 1000, "left", workers=2, visible=False)
+    next(items)
+    sys.modules["left"] = items  # as the traceback of an exception may hold them to the end
+"""
+
+
+def test_workers_that_are_left_end_with_their_process(tmp_path: Path):
+    script = tmp_path / "left.py"
+    script.write_text(LEFT)
+    ended = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

@@ -1,6 +1,8 @@
 """Processes: which of them live, which end with their parent, and the signals that stop them."""
 
+import atexit
 import ctypes
+import multiprocessing.util  # first: what it registers for the end comes after ours
 import os
 import platform
 import signal
@@ -45,6 +47,7 @@ def end_with_parent(*_: object) -> None:
     """Called first in a worker process: it is killed when its parent dies, whatever of.
 
     The signals that stop a run go to all its processes; the parent still needs its workers then.
+    It ends by itself those that are left when it ends.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -53,6 +56,15 @@ def end_with_parent(*_: object) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died meanwhile
             os._exit(1)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """`multiprocessing` asks workers to end by SIGTERM, and would wait for ever for these."""
+    if workers := [child for child in multiprocessing.active_children() if child.daemon]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call each a failure
+        for worker in workers:
+            worker.kill()
 
 
 # --------------------------------------------------------------------------------------------------

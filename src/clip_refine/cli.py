@@ -690,6 +690,23 @@ def cache(
     print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
 
 
+def doctor(json: Annotated[bool, JSON] = False) -> None:
+    """Look at libraries, devices, precision, memory, disk and hub; exits with 1 on a fault."""
+    from clip_refine.roads.doctor import examine
+
+    found = examine()
+    if json:
+        print(json_format.dumps([asdict(one) for one in found], indent=2))
+    else:
+        width = max(len(one.about) for one in found)
+        for one in found:
+            say(f"{'!' if one.advice else ' '} {one.about:<{width}}  {one.found}")
+            if one.advice:
+                say(f"  {'':<{width}}  {one.advice}")
+    if any(one.advice for one in found):
+        raise SystemExit(1)
+
+
 def with_flags(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with flags as its signature says."""
     tyro.cli(verb, prog=f"clip-refine {verb.__name__}", args=arguments)
@@ -765,6 +782,9 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
   clip-refine cache prune --unused-days 30
       What features and pixels that are kept take on the disk (`cache` alone shows it), and rid of.
 
+  clip-refine doctor
+      Libraries, devices, precision, memory, disk and hub, before a run trips over one of them.
+
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
 YAML file, --config run.yaml, and --print-config shows them without running anything. --dry-run
 says what refine and compare would do and how long it takes. --quiet prints results and errors
@@ -779,6 +799,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "tune": partial(with_settings, tune),
     "report": partial(with_flags, report),
     "cache": partial(with_flags, cache),
+    "doctor": partial(with_flags, doctor),
     "explore": partial(with_flags, explore),
     "data": data,
     "interpolate": partial(with_flags, interpolate),

@@ -219,6 +219,11 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
         first.add_argument("--recipe")
         first.add_argument("--guard", action="store_true")
         first.add_argument("--fail-if-worse", action="store_true")
+    if kind is CompareConfig and any(word.startswith("--guard") for word in arguments):
+        raise ConfigError(
+            "--guard belongs to refine: compare measures what each recipe does when it is trained "
+            "to its end, and tables show what that costs. Leave it out."
+        )
     try:
         chosen, arguments = first.parse_known_args(arguments)
     except argparse.ArgumentError as error:

@@ -485,7 +485,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "train.logit_scale": "" if learns_scale else "no loss here looks at it",
         **{
             f"guard.{name}": "" if config.guard.every else "guard.every is not given"
-            for name in ("bound", "then", "bystanders", "images")
+            for name in ("bound", "then", "pairs", "bystanders", "images")
         },
         "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
         "data.val_fraction": "data.val is given" if data.val else "",

@@ -403,6 +403,9 @@ class GuardConfig(SettingsGroup):
     then: Literal["roll-back", "stop"] = "roll-back"
     """Which weights a stopped run keeps: of the probes within the bound the best on average, or
     those it stopped at."""
+    pairs: str | None = None
+    """Captioned images to take R@1 of instead, so that no training images are held out for it; a
+    stream needs them."""
     bystanders: str | None = None
     """Other images that the model shall not forget: a folder of classes or captioned images."""
     images: Annotated[int, Field(ge=11)] = 1000

@@ -269,6 +269,9 @@ class CompareConfig(SettingsGroup):
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images (at least 100) that no recipe is trained on: peers are fitted
     and learning rates chosen there."""
+    models: tuple[str, ...] = ()
+    """More models for the same table, untouched and with every recipe and peer, since another base
+    may be worth more than refining this one: as for `model.name`, and ARCH@TAG."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -348,7 +351,8 @@ class TuneConfig(CompareConfig):
 
     @model_validator(mode="after")
     def _only_what_a_search_uses(self) -> "TuneConfig":
-        for name in ("seeds", "sweep", "combine", "learning_rates", "save_models", "report"):
+        unused = ("seeds", "sweep", "combine", "models", "learning_rates", "save_models", "report")
+        for name in unused:
             if getattr(self, name) != type(self).model_fields[name].get_default():
                 raise ValueError(
                     f"{name} belongs to compare, a search does not use it; leave it out"
@@ -357,7 +361,7 @@ class TuneConfig(CompareConfig):
 
 
 RUNS = frozenset(
-    {"recipes", "seeds", "peers", "combine", "sweep", "learning_rates", "out", "cache"}
+    {"recipes", "seeds", "peers", "combine", "sweep", "models", "learning_rates", "out", "cache"}
     | {"save_models", "report", "overwrite", "dry_run", "trials", "rates", "weights", "guard"}
 )
 """Settings that say which runs there are or where they go; they do not change a run's numbers."""

@@ -73,9 +73,10 @@ class ModelConfig(SettingsGroup):
     """The model to start from."""
 
     name: str = "ViT-B-32"
-    """An open_clip architecture; the folder of an open_clip, Transformers or sentence-transformers
-    model or of a run; a file of weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or
-    `transformers:ORG/NAME`; or `toy`."""
+    """An open_clip architecture, or ARCHITECTURE@TAG with the tag or file of `pretrained`; the
+    folder of an open_clip, Transformers or sentence-transformers model or of a run; a file of
+    weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or `transformers:ORG/NAME`; or
+    `toy`."""
     pretrained: str | None = None
     """Weights for an architecture: a tag such as `openai`, or a path to .pt or .safetensors.
     Without it: `openai` where the architecture has that tag."""
@@ -85,10 +86,18 @@ class ModelConfig(SettingsGroup):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_after_the_factory(cls, values: Any) -> Any:
-        """Records show `name`, so it says where the model comes from."""
-        factory = values.get("factory") if isinstance(values, dict) else None
-        return {**values, "name": f"factory:{factory}"} if factory else values
+    def _name_alone(cls, values: Any) -> Any:
+        """`ARCHITECTURE@TAG` is two settings; records show `name`, so it tells of a factory."""
+        if not isinstance(values, dict):
+            return values
+        if factory := values.get("factory"):
+            return {**values, "name": f"factory:{factory}"}
+        name = values.get("name")
+        if isinstance(name, str) and not values.get("pretrained") and not Path(name).exists():
+            architecture, mark, tag = name.partition("@")
+            if mark and tag and not set(architecture) & set(":/\\"):
+                return {**values, "name": architecture, "pretrained": tag}
+        return values
 
     @model_validator(mode="after")
     def _named_once(self) -> "ModelConfig":
@@ -98,6 +107,11 @@ class ModelConfig(SettingsGroup):
                 "function loads its own weights; leave pretrained out"
             )
         return self
+
+    @property
+    def title(self) -> str:
+        """The model in a word, as `ViT-B-32@openai`."""
+        return f"{self.name}@{self.pretrained}" if self.pretrained else self.name
 
 
 _OF_ONE = ("split", "split_file", "image_column", "caption_column")

@@ -176,12 +176,15 @@ def _take(comparison: Comparison, line: RecipeSummary, own: Sequence[Change], ou
     if not _marked(own, "better", gap=False):
         price += " Only the gap is better, which helps where images and texts share one index."
     doubt, advice, command = "", "", ""
-    if line.learning_rate is None:
+    label, recipe = _of_model(comparison, line.recipe)
+    if label and recipe == comparison.summary[0].recipe:
+        advice = f"Start from {comparison.models[label]} instead."
+    elif line.learning_rate is None:
         advice = (
             "Fit it on features of your own pairs, which `clip-refine evaluate --save-features` "
             "writes:"
         )
-        peer = shlex.quote(line.recipe)
+        peer = shlex.quote(recipe)
         command = f"clip-refine posthoc fit {peer} FEATURES.safetensors --out {peer}"
     elif line.runs < 2:
         doubt = "That is one training seed, and intervals do not cover what another would change."
@@ -223,13 +226,15 @@ def _compare(
     """`clip-refine compare` with the settings of this one, for some of its trained rows."""
     if comparison.vectors:
         return _of_vectors(comparison, lines, out, beside, seeds, slower, save=save)
-    recipes, sweeps, combined, rates = {}, {}, {}, []
+    recipes, sweeps, combined, models, rates = {}, {}, {}, {}, []
     chosen = {choice.recipe: choice for choice in comparison.learning_rates}
     for line in lines:
         if line.learning_rate is None:
             continue
         bare, peer = _without_peer(line.recipe)
         choice = chosen.get(bare)
+        label, bare = _of_model(comparison, bare)
+        models[label] = None
         if swept := re.fullmatch(r"(.*)\[([\w.]+)=(.*)\]", bare, re.DOTALL):
             bare = swept[1]
             sweeps.setdefault(swept[2], {})[swept[3]] = None
@@ -247,6 +252,9 @@ def _compare(
     for setting, values in sweeps.items():
         words += ["--sweep", f"{setting}={','.join(values)}"]
     words += ["--combine", *combined] if combined else []
+    further = [comparison.models[label] for label in models if label]
+    if further:
+        words += ["--model.name" if len(models) == 1 else "--models", *further]
     words += ["--seeds", str(seeds or max(line.runs for line in lines))]
     words += (
         ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)]
@@ -281,6 +289,12 @@ def _of_vectors(
         words += [] if name == "learning_rate" else [f"--{name.replace('_', '-')}", str(value)]
     words += [] if save else ["--seeds", str(seeds or max(line.runs for line in trained))]
     return shlex.join([*words, "--out", f"{out}{beside or '-more'}"])
+
+
+def _of_model(comparison: Comparison, name: str) -> tuple[str, str]:
+    """The label of a further model, none for the first one, and what a row of it is of."""
+    label = next((label for label in comparison.models if name.startswith(f"{label}: ")), "")
+    return label, name.removeprefix(f"{label}: ")
 
 
 def _without_peer(name: str) -> tuple[str, str]:

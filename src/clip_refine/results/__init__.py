@@ -253,6 +253,7 @@ class Comparison(Record):
         summary: Every recipe over its seeds, in the order of the rows.
         learning_rates: For every trained recipe that had several to choose from.
         held_out: Images that all was scored on; None in files of before they were counted.
+        models: Label of each further model → its name; its rows are called `LABEL: RECIPE`.
         vectors: Which stored pairs linear maps were learnt on, where it was no model.
         vectors_settings: What was set for those maps, name → value, where it is no default.
     """
@@ -263,6 +264,7 @@ class Comparison(Record):
     summary: tuple[RecipeSummary, ...]
     learning_rates: tuple[LearningRateChoice, ...]
     held_out: int | None = None
+    models: dict[str, str] = Field(default_factory=dict)
     vectors: str | None = None
     vectors_settings: dict[str, Any] = Field(default_factory=dict)
 

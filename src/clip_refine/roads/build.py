@@ -142,17 +142,27 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def named_model(name: str) -> ModelConfig:
-    """What one word says about a model: a name, or `ARCHITECTURE@TAG`.
+    """What one word says about a model: a name, `ARCHITECTURE@TAG` or `factory:MODULE:FUNCTION`.
 
     >>> named_model("ViT-B-32@openai")
     ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
     """
     if name.startswith("factory:"):
         return ModelConfig(factory=name.removeprefix("factory:"))
-    architecture, mark, tag = name.rpartition("@")
-    if mark and not Path(name).exists():
-        return ModelConfig(name=architecture, pretrained=tag)
     return ModelConfig(name=name)
+
+
+def label_models(names: Sequence[str]) -> dict[str, ModelConfig]:
+    """A short word for each → the model; of folders the last part of the path, where these differ.
+
+    >>> list(label_models(["local-dir:runs/cats", "ViT-B-32@openai"]))
+    ['cats', 'ViT-B-32@openai']
+    """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"models: {twice[0]} comes twice. Name each once.")
+    short = [Path(name).name if "/" in name else name for name in names]
+    labels = short if len(set(short)) == len(short) else names
+    return {label: named_model(name) for label, name in zip(labels, names, strict=True)}
 
 
 def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEncoder:

@@ -454,7 +454,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
     contrastive = "" if loss.contrastive_weight else softmax_only
     scales = "" if loss.m2_mix_weight else contrastive
     has_scale = prior.kind in ("standard_normal", "uniform")
-    learns_scale = (loss.contrastive_weight or loss.m2_mix_weight) and not loss.contrastive_scale
+    of_ours = (loss.contrastive_weight or loss.m2_mix_weight) and not loss.contrastive_scale
+    learns_scale = of_ours or loss.own_weight
     of_parameters = f"train.parameters is {train.parameters}"
     lora = "" if train.parameters == "lora" else of_parameters
     canonical = loss.feature_scale == "canonical"

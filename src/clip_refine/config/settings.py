@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
+    "own": {**_NOTHING_YET, "own_weight": 1.0},
 }
 """Settings of `loss` that differ from its defaults in `config.py`."""
 
@@ -326,6 +327,8 @@ class LossConfig(SettingsGroup):
     """Weight of the contrastive loss with mixed features as hard negatives."""
     logit_distillation_weight: NonNegative = 0.0
     """Weight of the mean squared distance to the teacher's similarities."""
+    own_weight: NonNegative = 0.0
+    """Weight of a function of features of your own: `refine(..., objective=...)` in Python."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """HyCD: share of the true pairs in the target; the rest is the teacher's softmax."""
     temperature: Positive | None = 1.0

@@ -1,5 +1,6 @@
 """Which losses are added, with which weights: one weighted sum for every recipe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ from clip_refine.losses.distillation import feature_distillation_loss, logit_dis
 from clip_refine.losses.hycd import hycd_loss
 from clip_refine.losses.mixup import m2_mix_loss
 from clip_refine.losses.rafa import rafa_loss
+from clip_refine.support.errors import ConfigError, TrainingError
 
 Given = TypeVar("Given")
 
@@ -22,6 +24,10 @@ class PairFeatures(NamedTuple):
 
     image_features: Tensor
     text_features: Tensor
+
+
+OwnLoss = Callable[[PairFeatures, PairFeatures, Tensor], Tensor]
+"""Raw features of the student and of its teacher, the logit scale (0-d) → a loss (0-d)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,7 @@ class LossTerms:
     anchor: Tensor | None = None
     m2_mix: Tensor | None = None
     logit_distillation: Tensor | None = None
+    own: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -76,15 +83,21 @@ class Objective:
             A `temperature` of None is 1 / the model's logit scale, as a constant: as it divides the
             teacher's similarities too, lowering it would shrink the loss without learning
             anything.
+        own: The function that `own_weight` weighs.
     """
 
     loss: LossConfig
+    own: OwnLoss | None = None
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher's features."""
+        loss = self.loss
         return bool(
-            self.loss.hycd_weight or self.loss.anchor_weight or self.loss.logit_distillation_weight
+            loss.hycd_weight
+            or loss.anchor_weight
+            or loss.logit_distillation_weight
+            or loss.own_weight
         )
 
     @property
@@ -95,8 +108,9 @@ class Objective:
     @property
     def uses_logit_scale(self) -> bool:
         """Whether any term has a gradient with respect to the model's logit scale."""
-        own = self.loss.contrastive_scale is None
-        return own and bool(self.loss.contrastive_weight or self.loss.m2_mix_weight)
+        models = self.loss.contrastive_scale is None
+        of_ours = models and (self.loss.contrastive_weight or self.loss.m2_mix_weight)
+        return bool(of_ours or self.loss.own_weight)
 
     @property
     def uses_logit_bias(self) -> bool:
@@ -238,7 +252,37 @@ class Objective:
                 *student, *teacher, temperature=temperature, normalize=self.loss.normalize
             )
             terms["logit_distillation"] = self.loss.logit_distillation_weight * loss
+        if self.loss.own_weight:
+            loss = _given("own", self.own)(student, teacher, logit_scale)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                raise TrainingError(
+                    "objective: expected a 0-d tensor that has a gradient with respect to the "
+                    f"student's features, got {_kind(loss)}. Return a mean or a sum, undetached."
+                )
+            terms["own"] = self.loss.own_weight * loss
         return terms
+
+
+def check_objective(loss: LossConfig, objective: OwnLoss | None) -> None:
+    """Refuse a weight without its function, and a function without its weight."""
+    if loss.own_weight and objective is None:
+        raise ConfigError(
+            "recipe own, loss.own_weight: the function that it weighs is given in Python: "
+            "refine(..., objective=...). The command line takes another --recipe."
+        )
+    if objective is not None and not loss.own_weight:
+        raise ConfigError(
+            "objective: its weight is 0. Take RefineConfig(recipe='own', ...) for it alone, or set "
+            "loss.own_weight to add it to a recipe."
+        )
+
+
+def _kind(value: Any) -> str:
+    """What a function returned, in words."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    gradient = "" if value.requires_grad else " without a gradient"
+    return f"a tensor of shape {tuple(value.shape)}{gradient}"
 
 
 def _given(name: str, value: Given | None) -> Given:

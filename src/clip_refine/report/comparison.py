@@ -22,7 +22,7 @@ from clip_refine.report.tables import (
     power,
     signed,
 )
-from clip_refine.results import Comparison, Interval, RecipeSummary, Spread, flat
+from clip_refine.results import Comparison, Interval, RecipeSummary, Spread
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def comparison_markdown(comparison: Comparison, out: str = "runs/compare") -> st
 
 def comparison_csv(comparison: Comparison) -> str:
     """One line a run with every number; empty where a run has none."""
-    rows = [flat(row.model_dump()) for row in comparison.rows]
+    rows = comparison.rows_of_table()
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

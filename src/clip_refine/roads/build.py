@@ -51,6 +51,7 @@ from clip_refine.data.pixels import side_to_keep
 from clip_refine.data.sources import TOY, open_training
 from clip_refine.data.streams import WatchedStream
 from clip_refine.losses import Objective, PairFeatures
+from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import (
     DualEncoder,
     FeatureScale,
@@ -489,6 +490,7 @@ def build_trainer(
     features: PairFeatures | None = None,
     scale: FeatureScale | None = None,
     teacher_scale: float | None = None,
+    objective: OwnLoss | None = None,
 ) -> Trainer:
     """Everything that takes the steps.
 
@@ -497,6 +499,7 @@ def build_trainer(
     """
     train, loss = config.train, config.loss
     scale = scale or FeatureScale()
+    check_objective(loss, objective)
     sigmoid = loss.contrastive_weight and loss.contrastive_form == "sigmoid"
     if sigmoid and getattr(student, "logit_bias", None) is None:
         raise ConfigError(
@@ -518,7 +521,7 @@ def build_trainer(
         accelerator=accelerator,
         towers=accelerator.prepare_model(StudentTowers(student, precision)),
         teacher=teacher,
-        objective=Objective(loss),
+        objective=Objective(loss, objective),
         precision=precision,
         prior=prior,
         generator=seeded_generator(config.seed, "references"),

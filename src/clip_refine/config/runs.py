@@ -154,7 +154,7 @@ def refuse_idle(config: EvaluateConfig) -> None:
 
 PEER_NAMES = (
     *("mean-centring", "distribution-normalisation", "nnn", "modality-shift"),
-    *("fold", "standardise"),
+    *("fold", "standardise", "realign"),
 )
 """What `posthoc fit` can fit; the formulas stand in `vectors/transforms.py`, under these names."""
 

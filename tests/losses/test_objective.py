@@ -38,6 +38,8 @@ EXPECTED = {
     "hycd": lambda: losses.hycd_loss(*X[:4], alpha=0.4, temperature=0.8),
     "contrastive": lambda: losses.contrastive_loss(X.image, X.text, logit_scale=20.0),
     "alignment": lambda: losses.alignment_loss(X.image, X.text),
+    "centroid_uniformity": lambda: losses.centroid_uniformity_loss(X.image, X.text),
+    "covariance": lambda: losses.covariance_loss(X.image, X.text),
     "anchor": lambda: losses.feature_distillation_loss(*X[:4]),
     "m2_mix": lambda: losses.m2_mix_loss(X.image, X.text, logit_scale=20.0, mix=MIX),
     "logit_distillation": lambda: losses.logit_distillation_loss(*X[:4], temperature=0.8),
@@ -82,6 +84,9 @@ def test_unit_features_and_the_models_own_scale():
     torch.testing.assert_close(unit.total, expected)
     aligned = terms_of(alignment_weight=1.0, normalize=True)  # raw all the same
     torch.testing.assert_close(aligned.total, losses.alignment_loss(X.image, X.text))
+    aligned = terms_of(alignment_weight=1.0, alignment_normalize=True)
+    expected = losses.alignment_loss(X.image, X.text, normalize=True)
+    torch.testing.assert_close(aligned.total, expected)
 
 
 def test_raw_contrastive_at_a_scale_of_its_own():

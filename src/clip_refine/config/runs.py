@@ -469,6 +469,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.contrastive_form": contrastive,
         "loss.contrastive_normalize": contrastive,
         "loss.contrastive_scale": scales,
+        "loss.alignment_normalize": "" if loss.alignment_weight else "loss.alignment_weight is 0",
         "loss.fold_text": "" if loss.fold_text != loss.fold else "loss.fold is the same",
         "loss.anchor_shift": "" if loss.anchor_weight else "loss.anchor_weight is 0",
         "prior.kind": rafa,

@@ -33,6 +33,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "contrastive": _CONTRASTIVE_ONLY,
     "contrastive-raw": {**_CONTRASTIVE_ONLY, "contrastive_normalize": False},
     "contrastive+anchor": {**_CONTRASTIVE_ONLY, "anchor_weight": 1.0},
+    "modgap": {
+        **_CONTRASTIVE_ONLY,
+        "alignment_weight": 1.0,
+        "alignment_normalize": True,
+        "centroid_uniformity_weight": 1.0,
+    },
+    "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 10.0},
+    "centred-contrastive": {
+        "fold": 1.0,
+        "feature_scale": "canonical",
+        "hycd_weight": 0.0,
+        "contrastive_weight": 1.0,
+    },
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
@@ -303,6 +316,12 @@ class LossConfig(SettingsGroup):
     """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
     alignment_weight: NonNegative = 0.0
     """Weight of the mean squared distance between image and text."""
+    alignment_normalize: bool = False
+    """Alignment: on unit features instead of raw ones."""
+    centroid_uniformity_weight: NonNegative = 0.0
+    """Weight of the uniformity of the pairs' middles (ModGap)."""
+    covariance_weight: NonNegative = 0.0
+    """Weight of the squared difference of the two modalities' covariances."""
     anchor_weight: NonNegative = 0.0
     """Weight of the mean squared distance to the teacher's features."""
     anchor_shift: Annotated[float, Field(ge=0, le=1)] = 0.0

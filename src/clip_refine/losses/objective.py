@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import LossConfig
-from clip_refine.losses.alignment import alignment_loss
+from clip_refine.losses.alignment import (
+    alignment_loss,
+    centroid_uniformity_loss,
+    covariance_loss,
+)
 from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
 from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
 from clip_refine.losses.hycd import hycd_loss
@@ -40,6 +44,8 @@ class LossTerms:
     hycd: Tensor | None = None
     contrastive: Tensor | None = None
     alignment: Tensor | None = None
+    centroid_uniformity: Tensor | None = None
+    covariance: Tensor | None = None
     anchor: Tensor | None = None
     m2_mix: Tensor | None = None
     logit_distillation: Tensor | None = None
@@ -196,8 +202,13 @@ class Objective:
                 loss = contrastive_loss(*student, **form)
             terms["contrastive"] = self.loss.contrastive_weight * loss
         if self.loss.alignment_weight:
-            loss = alignment_loss(*student)
+            loss = alignment_loss(*student, normalize=self.loss.alignment_normalize)
             terms["alignment"] = self.loss.alignment_weight * loss
+        if self.loss.centroid_uniformity_weight:
+            loss = centroid_uniformity_loss(*student)
+            terms["centroid_uniformity"] = self.loss.centroid_uniformity_weight * loss
+        if self.loss.covariance_weight:
+            terms["covariance"] = self.loss.covariance_weight * covariance_loss(*student)
         if self.loss.m2_mix_weight:
             mix = _given("mix", mix)
             loss = m2_mix_loss(*student, logit_scale=scale, mix=mix, caption_ids=caption_ids)

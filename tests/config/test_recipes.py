@@ -27,6 +27,7 @@ TERMS = {
     "rafa": {"rafa"},
     "contrastive": {"contrastive"},
     "contrastive-raw": {"contrastive"},
+    "rising-temperature": {"contrastive"},
     "contrastive+anchor": {"contrastive", "anchor"},
     "modgap": {"contrastive", "alignment", "centroid_uniformity"},
     "contrastive+covariance": {"contrastive", "covariance"},

@@ -95,6 +95,28 @@ def test_raw_contrastive_at_a_scale_of_its_own():
     torch.testing.assert_close(raw.total, expected)
 
 
+@pytest.mark.parametrize(("progress", "temperature"), [(0.0, 0.05), (0.25, 0.0875), (1.0, 0.2)])
+def test_the_temperature_walks_evenly_from_the_models_own(progress: float, temperature: float):
+    objective = Objective(
+        LossConfig(**NOTHING | {"contrastive_weight": 1.0, "contrastive_scale_end": 5.0})
+    )
+    scale = SCALE.clone().requires_grad_()
+    pairs = PairFeatures(X.image, X.text)
+    found = objective(pairs, None, None, logit_scale=scale, progress=progress).total
+    expected = losses.contrastive_loss(X.image, X.text, logit_scale=1 / temperature)
+    torch.testing.assert_close(found, expected)
+    assert not objective.uses_logit_scale
+
+
+def test_the_temperature_may_begin_elsewhere_and_fall():
+    settings = {"contrastive_scale": 5.0, "contrastive_scale_end": 50.0}
+    objective = Objective(LossConfig(**NOTHING | {"m2_mix_weight": 1.0} | settings))
+    pairs = PairFeatures(X.image, X.text)
+    found = objective(pairs, None, None, logit_scale=SCALE, mix=MIX, progress=0.5).total
+    expected = losses.m2_mix_loss(X.image, X.text, logit_scale=1 / 0.11, mix=MIX)
+    torch.testing.assert_close(found, expected)
+
+
 def learned_scale_gradient(**settings: Any) -> float | None:
     scale = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
     pairs = PairFeatures(X.image.clone().requires_grad_(), X.text)

@@ -450,7 +450,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
     contrastive = "" if loss.contrastive_weight else softmax_only
     scales = "" if loss.m2_mix_weight else contrastive
     has_scale = prior.kind in ("standard_normal", "uniform")
-    learns_scale = (loss.contrastive_weight or loss.m2_mix_weight) and not loss.contrastive_scale
+    fixed_scale = loss.contrastive_scale or loss.contrastive_scale_end
+    learns_scale = (loss.contrastive_weight or loss.m2_mix_weight) and not fixed_scale
     of_parameters = f"train.parameters is {train.parameters}"
     lora = "" if train.parameters == "lora" else of_parameters
     canonical = loss.feature_scale == "canonical"
@@ -469,6 +470,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.contrastive_form": contrastive,
         "loss.contrastive_normalize": contrastive,
         "loss.contrastive_scale": scales,
+        "loss.contrastive_scale_end": scales,
         "loss.alignment_normalize": "" if loss.alignment_weight else "loss.alignment_weight is 0",
         "loss.fold_text": "" if loss.fold_text != loss.fold else "loss.fold is the same",
         "loss.anchor_shift": "" if loss.anchor_weight else "loss.anchor_weight is 0",

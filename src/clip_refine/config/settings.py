@@ -32,6 +32,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rafa": {"hycd_weight": 0.0},
     "contrastive": _CONTRASTIVE_ONLY,
     "contrastive-raw": {**_CONTRASTIVE_ONLY, "contrastive_normalize": False},
+    "rising-temperature": {**_CONTRASTIVE_ONLY, "contrastive_scale_end": 20.0},
     "contrastive+anchor": {**_CONTRASTIVE_ONLY, "anchor_weight": 1.0},
     "modgap": {
         **_CONTRASTIVE_ONLY,
@@ -314,6 +315,9 @@ class LossConfig(SettingsGroup):
     """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
     contrastive_scale: Positive | None = None
     """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
+    contrastive_scale_end: Positive | None = None
+    """Contrastive and m2-mix: the factor toward which the run goes; the temperature, 1 / factor,
+    changes evenly. Without it: the factor stays."""
     alignment_weight: NonNegative = 0.0
     """Weight of the mean squared distance between image and text."""
     alignment_normalize: bool = False

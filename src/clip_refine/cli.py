@@ -52,13 +52,13 @@ def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool
     where mean R@1 or zero-shot is clearly lower after than before. --guard is --guard.every 10.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import before_after_table, doubts, verdict, worse
+    from clip_refine.report.tables import answer, before_after_table, doubts, verdict, worse
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
     if _wants_tables(scores, as_json):
-        said = (verdict(scores), doubts(scores))
-        _show(before_after_table(scores), *filter(None, said))
+        said = " ".join((answer(scores), verdict(scores)))
+        _show(before_after_table(scores), *filter(None, (said, doubts(scores))))
         report = f"Report: {config.out}/report.html. " if config.report else ""
         say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "

@@ -55,6 +55,7 @@ CHANGED: dict[str, Any] = {
     "train.lora_alpha": 4.0,
     "loss.contrastive_form": "sigmoid",
     "loss.contrastive_normalize": False,
+    "loss.alignment_normalize": True,
     "loss.normalize": True,
     "loss.positives": "same-caption",
     "loss.rafa_reduction": "sum",

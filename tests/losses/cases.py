@@ -106,6 +106,16 @@ CASES = [
         lambda i, t, ti, tt, r: loops.alignment(loops.unit(i), loops.unit(t)),
     ),
     Case(
+        "centroid-uniformity",
+        lambda x: losses.centroid_uniformity_loss(x.image, x.text),
+        lambda i, t, ti, tt, r: loops.centroid_uniformity(i, t),
+    ),
+    Case(
+        "covariance",
+        lambda x: losses.covariance_loss(x.image, x.text),
+        lambda i, t, ti, tt, r: loops.covariance_matching(i, t),
+    ),
+    Case(
         "m2-mix",
         lambda x: losses.m2_mix_loss(x.image, x.text, logit_scale=3.0, mix=MIX),
         lambda i, t, ti, tt, r: loops.m2_mix(i, t, 3, [0.3] * len(i)),

@@ -38,6 +38,8 @@ EXPECTED = {
     "hycd": lambda: losses.hycd_loss(*X[:4], alpha=0.4, temperature=0.8),
     "contrastive": lambda: losses.contrastive_loss(X.image, X.text, logit_scale=20.0),
     "alignment": lambda: losses.alignment_loss(X.image, X.text),
+    "centroid_uniformity": lambda: losses.centroid_uniformity_loss(X.image, X.text),
+    "covariance": lambda: losses.covariance_loss(X.image, X.text),
     "anchor": lambda: losses.feature_distillation_loss(*X[:4]),
     "m2_mix": lambda: losses.m2_mix_loss(X.image, X.text, logit_scale=20.0, mix=MIX),
     "logit_distillation": lambda: losses.logit_distillation_loss(*X[:4], temperature=0.8),
@@ -82,12 +84,37 @@ def test_unit_features_and_the_models_own_scale():
     torch.testing.assert_close(unit.total, expected)
     aligned = terms_of(alignment_weight=1.0, normalize=True)  # raw all the same
     torch.testing.assert_close(aligned.total, losses.alignment_loss(X.image, X.text))
+    aligned = terms_of(alignment_weight=1.0, alignment_normalize=True)
+    expected = losses.alignment_loss(X.image, X.text, normalize=True)
+    torch.testing.assert_close(aligned.total, expected)
 
 
 def test_raw_contrastive_at_a_scale_of_its_own():
     raw = terms_of(contrastive_weight=1.0, contrastive_normalize=False, contrastive_scale=0.5)
     expected = losses.contrastive_loss(X.image, X.text, logit_scale=0.5, normalize=False)
     torch.testing.assert_close(raw.total, expected)
+
+
+@pytest.mark.parametrize(("progress", "temperature"), [(0.0, 0.05), (0.25, 0.0875), (1.0, 0.2)])
+def test_the_temperature_walks_evenly_from_the_models_own(progress: float, temperature: float):
+    objective = Objective(
+        LossConfig(**NOTHING | {"contrastive_weight": 1.0, "contrastive_scale_end": 5.0})
+    )
+    scale = SCALE.clone().requires_grad_()
+    pairs = PairFeatures(X.image, X.text)
+    found = objective(pairs, None, None, logit_scale=scale, progress=progress).total
+    expected = losses.contrastive_loss(X.image, X.text, logit_scale=1 / temperature)
+    torch.testing.assert_close(found, expected)
+    assert not objective.uses_logit_scale
+
+
+def test_the_temperature_may_begin_elsewhere_and_fall():
+    settings = {"contrastive_scale": 5.0, "contrastive_scale_end": 50.0}
+    objective = Objective(LossConfig(**NOTHING | {"m2_mix_weight": 1.0} | settings))
+    pairs = PairFeatures(X.image, X.text)
+    found = objective(pairs, None, None, logit_scale=SCALE, mix=MIX, progress=0.5).total
+    expected = losses.m2_mix_loss(X.image, X.text, logit_scale=1 / 0.11, mix=MIX)
+    torch.testing.assert_close(found, expected)
 
 
 def learned_scale_gradient(**settings: Any) -> float | None:

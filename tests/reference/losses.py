@@ -117,6 +117,31 @@ def alignment(image: Rows, text: Rows) -> float:
     return sum(squared_distance(i, t) for i, t in zip(image, text, strict=True)) / len(image)
 
 
+def centroid_uniformity(image: Rows, text: Rows) -> float:
+    both = zip(unit(image), unit(text), strict=True)
+    middles = unit([[a + b for a, b in zip(i, t, strict=True)] for i, t in both])
+    potentials = [
+        math.exp(-2 * squared_distance(middles[i], middles[j]))
+        for i in range(len(middles))
+        for j in range(i)
+    ]
+    return math.log(math.fsum(potentials) / len(potentials))
+
+
+def covariance(rows: Rows, i: int, j: int) -> float:
+    columns = transposed(rows)
+    means = [math.fsum(column) / len(rows) for column in columns]
+    return math.fsum((row[i] - means[i]) * (row[j] - means[j]) for row in rows) / len(rows)
+
+
+def covariance_matching(image: Rows, text: Rows) -> float:
+    image, text, total = unit(image), unit(text), 0.0
+    for i in range(len(image[0])):
+        for j in range(len(image[0])):
+            total += (covariance(image, i, j) - covariance(text, i, j)) ** 2
+    return total
+
+
 def geodesic_mix(image: list[float], text: list[float], share: float) -> list[float]:
     angle = math.acos(dot(image, text))
     of_image = math.sin(share * angle) / math.sin(angle)

@@ -154,7 +154,7 @@ def refuse_idle(config: EvaluateConfig) -> None:
 
 PEER_NAMES = (
     *("mean-centring", "distribution-normalisation", "nnn", "modality-shift"),
-    *("fold", "standardise"),
+    *("fold", "standardise", "realign"),
 )
 """What `posthoc fit` can fit; the formulas stand in `vectors/transforms.py`, under these names."""
 
@@ -454,7 +454,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
     contrastive = "" if loss.contrastive_weight else softmax_only
     scales = "" if loss.m2_mix_weight else contrastive
     has_scale = prior.kind in ("standard_normal", "uniform")
-    of_ours = (loss.contrastive_weight or loss.m2_mix_weight) and not loss.contrastive_scale
+    fixed_scale = loss.contrastive_scale or loss.contrastive_scale_end
+    of_ours = (loss.contrastive_weight or loss.m2_mix_weight) and not fixed_scale
     learns_scale = of_ours or loss.own_weight
     of_parameters = f"train.parameters is {train.parameters}"
     lora = "" if train.parameters == "lora" else of_parameters
@@ -474,6 +475,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.contrastive_form": contrastive,
         "loss.contrastive_normalize": contrastive,
         "loss.contrastive_scale": scales,
+        "loss.contrastive_scale_end": scales,
+        "loss.alignment_normalize": "" if loss.alignment_weight else "loss.alignment_weight is 0",
         "loss.fold_text": "" if loss.fold_text != loss.fold else "loss.fold is the same",
         "loss.anchor_shift": "" if loss.anchor_weight else "loss.anchor_weight is 0",
         "prior.kind": rafa,
@@ -490,7 +493,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "train.logit_scale": "" if learns_scale else "no loss here looks at it",
         **{
             f"guard.{name}": "" if config.guard.every else "guard.every is not given"
-            for name in ("bound", "then", "bystanders", "images")
+            for name in ("bound", "then", "pairs", "bystanders", "images")
         },
         "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
         "data.val_fraction": "data.val is given" if data.val else "",

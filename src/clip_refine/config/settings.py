@@ -32,7 +32,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rafa": {"hycd_weight": 0.0},
     "contrastive": _CONTRASTIVE_ONLY,
     "contrastive-raw": {**_CONTRASTIVE_ONLY, "contrastive_normalize": False},
+    "rising-temperature": {**_CONTRASTIVE_ONLY, "contrastive_scale_end": 20.0},
     "contrastive+anchor": {**_CONTRASTIVE_ONLY, "anchor_weight": 1.0},
+    "modgap": {
+        **_CONTRASTIVE_ONLY,
+        "alignment_weight": 1.0,
+        "alignment_normalize": True,
+        "centroid_uniformity_weight": 1.0,
+    },
+    "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 10.0},
+    "centred-contrastive": {
+        "fold": 1.0,
+        "feature_scale": "canonical",
+        "hycd_weight": 0.0,
+        "contrastive_weight": 1.0,
+    },
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
@@ -316,8 +330,17 @@ class LossConfig(SettingsGroup):
     """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
     contrastive_scale: Positive | None = None
     """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
+    contrastive_scale_end: Positive | None = None
+    """Contrastive and m2-mix: the factor toward which the run goes; the temperature, 1 / factor,
+    changes evenly. Without it: the factor stays."""
     alignment_weight: NonNegative = 0.0
     """Weight of the mean squared distance between image and text."""
+    alignment_normalize: bool = False
+    """Alignment: on unit features instead of raw ones."""
+    centroid_uniformity_weight: NonNegative = 0.0
+    """Weight of the uniformity of the pairs' middles (ModGap)."""
+    covariance_weight: NonNegative = 0.0
+    """Weight of the squared difference of the two modalities' covariances."""
     anchor_weight: NonNegative = 0.0
     """Weight of the mean squared distance to the teacher's features."""
     anchor_shift: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -420,6 +443,9 @@ class GuardConfig(SettingsGroup):
     then: Literal["roll-back", "stop"] = "roll-back"
     """Which weights a stopped run keeps: of the probes within the bound the best on average, or
     those it stopped at."""
+    pairs: str | None = None
+    """Captioned images to take R@1 of instead, so that no training images are held out for it; a
+    stream needs them."""
     bystanders: str | None = None
     """Other images that the model shall not forget: a folder of classes or captioned images."""
     images: Annotated[int, Field(ge=11)] = 1000

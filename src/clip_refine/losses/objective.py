@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import LossConfig
-from clip_refine.losses.alignment import alignment_loss
+from clip_refine.losses.alignment import (
+    alignment_loss,
+    centroid_uniformity_loss,
+    covariance_loss,
+)
 from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
 from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
 from clip_refine.losses.hycd import hycd_loss
 from clip_refine.losses.mixup import m2_mix_loss
 from clip_refine.losses.rafa import rafa_loss
+from clip_refine.losses.tensors import Scalar
 from clip_refine.support.errors import ConfigError, TrainingError
 
 Given = TypeVar("Given")
@@ -46,6 +51,8 @@ class LossTerms:
     hycd: Tensor | None = None
     contrastive: Tensor | None = None
     alignment: Tensor | None = None
+    centroid_uniformity: Tensor | None = None
+    covariance: Tensor | None = None
     anchor: Tensor | None = None
     m2_mix: Tensor | None = None
     logit_distillation: Tensor | None = None
@@ -108,7 +115,7 @@ class Objective:
     @property
     def uses_logit_scale(self) -> bool:
         """Whether any term has a gradient with respect to the model's logit scale."""
-        models = self.loss.contrastive_scale is None
+        models = self.loss.contrastive_scale is None and self.loss.contrastive_scale_end is None
         of_ours = models and (self.loss.contrastive_weight or self.loss.m2_mix_weight)
         return bool(of_ours or self.loss.own_weight)
 
@@ -144,7 +151,7 @@ class Objective:
         mix: Tensor | None = None,
         caption_ids: Tensor | None = None,
         centroid_gap: Tensor | None = None,
-        rafa_share: float = 1.0,
+        progress: float = 0.0,
         teacher_scale: float | None = None,
     ) -> LossTerms:
         """The weighted terms of one batch.
@@ -163,7 +170,8 @@ class Objective:
                 None unless `needs_centroid_gap`.
             teacher_scale: The teacher's own multiplier where the student has another one; then
                 HyCD's softmax has it on the teacher's side.
-            rafa_share: What is left of RaFA's weight where it falls over the run.
+            progress: Share of the run that is over, for what changes over it: RaFA's weight and the
+                contrastive scale, where they are told to.
 
         Returns:
             One entry for every weight that is not 0.
@@ -171,7 +179,8 @@ class Objective:
         Raises:
             ValueError: If something needed is None or shapes do not fit.
         """
-        terms = self._student_terms(student, logit_scale, logit_bias, mix, caption_ids)
+        scale = self._contrastive_scale(logit_scale, progress)
+        terms = self._student_terms(student, scale, logit_bias, mix, caption_ids)
         if self.loss.rafa_weight:
             loss = rafa_loss(
                 *student,
@@ -179,7 +188,8 @@ class Objective:
                 text_references=text_references,
                 reduction=self.loss.rafa_reduction,
             )
-            terms = {"rafa": rafa_share * self.loss.rafa_weight * loss} | terms
+            left = 1 - progress if self.loss.rafa_decay == "linear" else 1.0
+            terms = {"rafa": left * self.loss.rafa_weight * loss} | terms
         if self.needs_teacher:
             teacher = _given("teacher", teacher)
             terms |= self._teacher_terms(
@@ -187,15 +197,23 @@ class Objective:
             )
         return LossTerms(**terms)
 
+    def _contrastive_scale(self, logit_scale: Tensor, progress: float) -> Scalar:
+        """1/τ, where asked for with τ on the line from the first to the last one.
+
+        Source: Yaras et al., "Explaining and Mitigating the Modality Gap in Contrastive Multimodal
+        Learning", CPAL 2025, arXiv 2412.07909, who let the temperature rise over training.
+        """
+        begin, end = self.loss.contrastive_scale or logit_scale, self.loss.contrastive_scale_end
+        return begin if end is None else 1 / ((1 - progress) / begin + progress / end)
+
     def _student_terms(
         self,
         student: PairFeatures,
-        logit_scale: Tensor,
+        scale: Scalar,
         logit_bias: Tensor | None,
         mix: Tensor | None,
         caption_ids: Tensor | None,
     ) -> dict[str, Tensor]:
-        scale = logit_scale if self.loss.contrastive_scale is None else self.loss.contrastive_scale
         terms: dict[str, Tensor] = {}
         if self.loss.contrastive_weight:
             form: dict[str, Any] = {
@@ -210,8 +228,13 @@ class Objective:
                 loss = contrastive_loss(*student, **form)
             terms["contrastive"] = self.loss.contrastive_weight * loss
         if self.loss.alignment_weight:
-            loss = alignment_loss(*student)
+            loss = alignment_loss(*student, normalize=self.loss.alignment_normalize)
             terms["alignment"] = self.loss.alignment_weight * loss
+        if self.loss.centroid_uniformity_weight:
+            loss = centroid_uniformity_loss(*student)
+            terms["centroid_uniformity"] = self.loss.centroid_uniformity_weight * loss
+        if self.loss.covariance_weight:
+            terms["covariance"] = self.loss.covariance_weight * covariance_loss(*student)
         if self.loss.m2_mix_weight:
             mix = _given("mix", mix)
             loss = m2_mix_loss(*student, logit_scale=scale, mix=mix, caption_ids=caption_ids)

@@ -134,7 +134,8 @@ def changes(line: RecipeSummary, untouched: RecipeSummary) -> list[Change]:
         if name not in line.scores or name not in untouched.scores:
             continue
         spread, base = line.scores[name], untouched.scores[name].mean
-        change, interval = spread.mean - base, line.difference.get(name)
+        interval = line.difference.get(name)
+        change = interval.mean if interval else spread.mean - base
         up = bool(metric(name).higher_is_better)
         mark: Mark = "no clear change"
         if interval:
@@ -144,6 +145,11 @@ def changes(line: RecipeSummary, untouched: RecipeSummary) -> list[Change]:
             mark = "no clear change"
         found.append(Change(name, change, spread.mean, base, interval, mark))
     return found
+
+
+def marks(line: RecipeSummary, untouched: RecipeSummary) -> dict[str, Mark]:
+    """What `RULE` says of each number that is judged, so that rows say what the head does."""
+    return {change.name: change.mark for change in changes(line, untouched)}
 
 
 def _marked(own: Sequence[Change], mark: Mark, *, gap: bool = True) -> list[Change]:
@@ -321,9 +327,9 @@ LEGEND = (
 )
 INTERVALS = (
     "Differences from the untouched model with 95 % intervals of a paired bootstrap over the "
-    "evaluation images; + is better, − worse, neither where the interval holds 0. They do not "
-    "cover what another training seed would change. Of two gaps that may both be none, the "
-    "interval is as wide as those of both together."
+    "evaluation images; + is better, − worse, neither where the interval holds 0 or a gain is "
+    "within twice the standard error over seeds, which intervals do not cover. Of two gaps that "
+    "may both be none, the interval is as wide as those of both together."
 )
 
 
@@ -432,14 +438,16 @@ def differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]
     lines = [line for line in comparison.summary if line.difference]
     present = [name for name in DIFFERENCES if lines and name in lines[0].difference]
     heads = ["", *(metric(name).short for name in present)]
-    return heads, [
-        [line.recipe, *(_difference(name, line.difference[name]) for name in present)]
-        for line in lines
-    ]
+    found = []
+    for line in lines:
+        said = marks(line, comparison.summary[0])
+        found.append(
+            [line.recipe, *(_difference(line.difference[name], said[name]) for name in present)]
+        )
+    return heads, found
 
 
-def _difference(name: str, found: Interval) -> str:
-    mark = mark_of(found, found.mean, metric(name).higher_is_better)
+def _difference(found: Interval, mark: Mark) -> str:
     return f"{signed(found.mean)} {interval_text(found)}{SIGNS.get(mark, '')}"
 
 

@@ -585,6 +585,8 @@ class ClassChange(Record):
     images: int  # of this class
     before: float  # share of them that is found, 0-1
     after: float  # the same of the refined model
+    low: float  # lower end of an interval of after less before, for all classes of the task at once
+    high: float  # upper end
 
 
 class ConfusionChange(Record):

@@ -587,15 +587,16 @@ def set_aside(
     named = {
         "interpolate auto": config.interpolate == "auto",
         "train.learning_rate auto": config.train.learning_rate == "auto",
-        "guard.every": config.guard.every is not None,
+        "guard.every": config.guard.every is not None and config.guard.pairs is None,
     }
     asked = next((name for name, given in named.items() if given), None)
     if asked is None:
         return pairs, None
     if isinstance(pairs, Stream):
         raise ConfigError(
-            f"{asked} holds a part of the training pairs out, which a stream does not allow. Give "
-            "a number, or leave it or --data.streaming out."
+            f"{asked} holds a part of the training pairs out, which a stream does not allow. "
+            f"Give {'--guard.pairs' if asked == 'guard.every' else 'a number'}, or leave it or "
+            "--data.streaming out."
         )
     return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
 

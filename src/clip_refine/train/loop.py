@@ -365,7 +365,6 @@ class Trainer:
         student = gather_features(output.features, self.accelerator)
         teacher = self._teacher_features(batch)
         references, text_references = self._references(student)
-        decays = self.objective.loss.rafa_decay == "linear"
         terms = self.objective(
             student,
             teacher,
@@ -377,7 +376,7 @@ class Trainer:
             caption_ids=self._caption_ids(batch),
             centroid_gap=self.centroid_gap,
             teacher_scale=self.teacher_scale,
-            rafa_share=1 - (number - 1) / steps if decays else 1.0,
+            progress=(number - 1) / steps,
         )
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)

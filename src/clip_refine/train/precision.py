@@ -73,7 +73,7 @@ def faster_precision(
     }
     return TowerPrecision(
         *(
-            _multiplies_bf16(device)
+            multiplies_bf16(device)
             and any(
                 weight.ndim >= 2 and weight.numel() >= _WORTH_BF16 and id(weight) not in looked_up
                 for weight in used_parameters(module, encode)
@@ -83,7 +83,7 @@ def faster_precision(
     )
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
     """Whether it has matrix units for bf16, as GPUs since Ampere and CPUs with AMX have."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

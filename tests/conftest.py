@@ -15,8 +15,9 @@ import torch
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.toy import ToyPairs
 
-# Two cores are what there is; more threads only fight over them.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# More threads than cores fight over them; where tests run side by side, each has one core.
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if SIDE_BY_SIDE else min(2, os.cpu_count() or 1))
 
 TINY = {
     "embed_dim": 16,

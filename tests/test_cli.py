@@ -248,3 +248,41 @@ def test_names_from_data_move_no_cursor(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["refine", "\x1b[2J"])
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["re"], {"refine", "report"}),
+        (["refine", "--train.learning-r"], {"--train.learning-rate"}),
+        (["vectors", "iso"], {"isoclip"}),
+        (["data", "check", "captions.csv", "--sh"], {"--sheet"}),
+    ],
+)
+def test_bash_completes_verbs_and_settings(words: list[str], completed: set[str], completion: Path):
+    typed = " ".join(f"'{word}'" for word in ("clip-refine", *words))
+    script = (
+        f"source {completion}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}\n"
+        "read -r _ _ function _ <<< $(complete -p clip-refine)\n"
+        '$function; echo "${COMPREPLY[@]}"'
+    )
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert set(ran.stdout.split()) == completed, ran.stderr
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory) -> Path:
+    ran = subprocess.run(
+        [sys.executable, "-m", "clip_refine", "--print-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path = tmp_path_factory.mktemp("shell") / "clip-refine.bash"
+    path.write_text(ran.stdout)
+    return path
+
+
+def test_zsh_finds_its_function(capsys: pytest.CaptureFixture[str]):
+    main(["--print-completion", "zsh"])
+    assert capsys.readouterr().out.startswith("#compdef clip-refine\n")

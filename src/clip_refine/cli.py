@@ -7,6 +7,7 @@ each call, gives `--config` no say in the other flags' defaults, and asks no "Di
 """
 
 import argparse
+import ast
 import difflib
 import inspect
 import io
@@ -15,7 +16,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from errno import ENOSPC
 from functools import partial
@@ -52,13 +53,13 @@ def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool
     where mean R@1 or zero-shot is clearly lower after than before. --guard is --guard.every 10.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import before_after_table, doubts, verdict, worse
+    from clip_refine.report.tables import answer, before_after_table, doubts, verdict, worse
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
     if _wants_tables(scores, as_json):
-        said = (verdict(scores), doubts(scores))
-        _show(before_after_table(scores), *filter(None, said))
+        said = " ".join((answer(scores), verdict(scores)))
+        _show(before_after_table(scores), *filter(None, (said, doubts(scores))))
         report = f"Report: {config.out}/report.html. " if config.report else ""
         say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
@@ -793,7 +794,8 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
 YAML file, --config run.yaml, and --print-config shows them without running anything. --dry-run
 says what refine and compare would do and how long it takes. --quiet prints results and errors
-only, --verbose a line of progress every second.
+only, --verbose a line of progress every second. eval "$(clip-refine --print-completion bash)"
+completes verbs and settings; for zsh write it to a file _clip-refine on its fpath.
 """
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -895,6 +897,24 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def _completion(shell: str = "bash") -> str:
+    """A script that completes all verbs: tyro makes one for each, and the last loaded would win."""
+    if shell not in ("bash", "zsh"):
+        raise ConfigError(f"--print-completion {shell}: there is none. Allowed: bash, zsh.")
+    specs, script, marker = {}, "", "COMPLETION_SPEC = "
+    for verb, run in VERBS.items():
+        with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+            run([*(["check"] * (verb == "data")), "--tyro-print-completion", shell])
+        script = printed.getvalue()
+        line = next(line for line in script.splitlines() if line.startswith(marker))
+        spec = ast.literal_eval(line.removeprefix(marker)) | {"description": verb}
+        nested = {"options": [], "subcommands": {"check": spec}} if verb == "data" else {}
+        specs[verb] = spec | nested
+    whole = {**specs[verb], "prog": "clip-refine", "options": [], "subcommands": specs}
+    script = script.replace(line, f"{marker}{whole}").replace(f"clip_refine_{verb}", "clip_refine")
+    return script.replace(f"clip-refine {verb}", "clip-refine")
+
+
 def _run(arguments: list[str]) -> None:
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -910,6 +930,9 @@ def _run(arguments: list[str]) -> None:
         from clip_refine import __version__
 
         print(__version__)
+        return
+    if verb == "--print-completion":
+        print(_completion(*rest[:1]))
         return
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -154,10 +155,12 @@ def test_a_folded_model_gives_mapped_features_in_every_library(
         assert (theirs - mapped).norm() <= 1e-6 * mapped.norm()
 
 
-def test_an_export_may_be_replaced(run: Path, tmp_path: Path):
+def test_an_export_may_be_replaced_and_its_numbers_are_json(run: Path, tmp_path: Path, capsys):
     out = tmp_path / "exported"
-    export(str(run), to="transformers", out=out)
-    export(str(run / "model"), to="transformers", out=out, overwrite=True)
+    check = asdict(export(str(run), to="transformers", out=out))
+    again = ["--to", "transformers", "--out", str(out), "--overwrite", "--json"]
+    main(["export", str(run / "model"), *again])
+    assert json.loads(capsys.readouterr().out) == {**check, "out": str(out)}
 
 
 def in_onnxruntime(folder: Path, images: list[Image.Image]):

@@ -13,7 +13,7 @@ from clip_refine import cli
 from clip_refine.config import RefineConfig, override
 from clip_refine.data.streams import StreamMixture
 from clip_refine.losses import PairFeatures
-from clip_refine.report.tables import verdict, worse
+from clip_refine.report.tables import answer, worse
 from clip_refine.results import RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
@@ -59,7 +59,7 @@ def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):
     scores = refine(override(config, guard={"then": "stop"}))
     assert scores.recipe["guard"] == {"step": 1, "kept": 1}
     assert worse(scores) == ["mean R@1"]
-    assert verdict(scores).endswith("The refined model is worse in mean R@1.")
+    assert answer(scores).endswith("orse in mean R@1.")
 
 
 def test_within_the_bound_it_changes_nothing(config: RefineConfig, tmp_path: Path):

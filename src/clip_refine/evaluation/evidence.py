@@ -11,8 +11,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from clip_refine.data import ImageCaptions, LabelledImages
+from clip_refine.evaluation.forgetting import task_changes
 from clip_refine.evaluation.geometry import variances
-from clip_refine.evaluation.scores import Measured, task_changes
+from clip_refine.evaluation.scores import Measured
 from clip_refine.evaluation.separation import Separation, separation
 from clip_refine.evaluation.similarity import measured, tie_width, unit_rows
 from clip_refine.models.embed import EmbeddedPairs

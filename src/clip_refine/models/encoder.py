@@ -298,7 +298,11 @@ class Teacher:
     runs = True
 
     def __init__(self, model: nn.Module) -> None:
-        self._encoder: Any = copy.deepcopy(model).requires_grad_(False).eval()
+        tokenizer = getattr(
+            model, "tokenizer", None
+        )  # many small parts, none of which ever changes
+        copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
+        self._encoder: Any = copied.requires_grad_(False).eval()
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """A comparison's folder → its page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ from clip_refine.report.comparison import (
     RULE,
     decide,
     differences_cells,
+    marks,
     rates_cells,
     scores_cells,
 )
 from clip_refine.report.page import (
-    ACCENT,
-    INK,
     MUTED,
-    TEXT,
+    SURFACE,
     Chart,
+    Figure,
     Panel,
     axis,
     layout,
@@ -29,8 +30,8 @@ from clip_refine.report.page import (
     trace,
     write_page,
 )
-from clip_refine.report.tables import mark_of, number, short_paths
-from clip_refine.results import Comparison, Interval, RecipeSummary, of_one_run, read
+from clip_refine.report.tables import number, short_path
+from clip_refine.results import Comparison, RecipeSummary, of_one_run, read
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
@@ -39,26 +40,32 @@ from clip_refine.results.metrics import metric
 
 RANKED = ("mean_recall@1", "gap", "zero_shot_top1", "linear_probe")
 KINDS = {
-    # kind: (what to call it, colour, symbol)
-    "untouched": ("untouched model", MUTED, "square"),
-    "trained": ("trained", ACCENT, "circle"),
-    "free": ("training-free", TEXT, "diamond"),
+    # kind: (what to call it, symbol)
+    "untouched": ("untouched model", "square"),
+    "trained": ("trained", "circle"),
+    "free": ("training-free", "diamond"),
 }
+# of recipes, one after the other; all to be seen on light and on dark
+COLOURS = (
+    *("#2f7de1", "#d9731a", "#179a6b", "#c94f8c", "#8b67d6", "#a8871a", "#1797ad", "#d0493f"),
+    *("#6f8f2f", "#7d7f8c"),
+)
+NAMED = 30  # letters of a name beside its mark at most; pointing at the mark shows all
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A recipe's line in a ranking."""
+    """A recipe's line in a ranking; places are on the scale, in percent."""
 
-    place: int  # 1 is best
     recipe: str  # its name
     kind: str  # of `KINDS`
+    colour: str  # the same in every chart
     value: float  # mean over seeds
     deviation: float | None  # over seeds, None for a single run
-    dots: Sequence[float]  # where each seed's value lies on the scale, in percent
+    dots: Sequence[float]  # where each seed's value lies
     mean: float  # where the mean lies
-    difference: Interval | None  # from the untouched model, with its interval
-    mark: str  # of the difference, as for `ScoreLine`
+    noise: tuple[float, float] | None  # where the interval of the mean's difference ends
+    mark: str  # as `marks` in `report.comparison`
     pareto_best: bool  # as in the summary
 
 
@@ -80,6 +87,12 @@ def kind(line: RecipeSummary) -> str:
     if not line.difference:
         return "untouched"
     return "free" if line.learning_rate is None else "trained"
+
+
+def colours(comparison: Comparison) -> dict[str, str]:
+    """One a recipe; the untouched model has that of what is not emphasised."""
+    untouched, *others = comparison.summary
+    return {untouched.recipe: MUTED, **{o.recipe: c for o, c in zip(others, cycle(COLOURS))}}
 
 
 def rankings(comparison: Comparison) -> list[Ranking]:
@@ -109,84 +122,101 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def _ranking(comparison: Comparison, name: str) -> Ranking:
-    heading, up = capitalised(metric(name).heading), bool(metric(name).higher_is_better)
+def _seeds(comparison: Comparison, name: str) -> dict[str, list[float]]:
     seeds: dict[str, list[float]] = {}
     for row in comparison.rows:
         seeds.setdefault(row.recipe, []).append(row.headline[name])
-    every = [value for values in seeds.values() for value in values]
-    low, high = min(every), max(every)
-    width = (high - low) or 1.0
+    return seeds
+
+
+def _scale(comparison: Comparison, name: str) -> tuple[float, float]:
+    """Both ends: the gap from zero, shares over a tenth at least, as a narrow one dramatises."""
+    base = comparison.summary[0].scores[name].mean
+    values = [value for seeds in _seeds(comparison, name).values() for value in seeds]
+    found = [line.difference[name] for line in comparison.summary if name in line.difference]
+    values += [base + end for interval in found for end in (interval.low, interval.high)]
+    low, high = min(values), max(values)
+    if name == "gap":
+        return 0.0, 1.04 * high
+    beside = max(0.1 - (high - low), 0.04 * (high - low)) / 2
+    return max(low - beside, 0.0), min(high + beside, 1.0)
+
+
+def _ranking(comparison: Comparison, name: str) -> Ranking:
+    row, untouched = metric(name), comparison.summary[0]
+    base, up = untouched.scores[name].mean, bool(row.higher_is_better)
+    seeds, hues, (low, high) = (
+        _seeds(comparison, name),
+        colours(comparison),
+        _scale(comparison, name),
+    )
 
     def place(value: float) -> float:
-        return round(100 * (value - low) / width, 2)
+        return round(min(max(100 * (value - low) / (high - low), 0.0), 100.0), 2)
+
+    def noise(line: RecipeSummary) -> tuple[float, float] | None:
+        found = line.difference.get(name)
+        return (place(base + found.low), place(base + found.high)) if found else None
 
     ordered = sorted(comparison.summary, key=lambda line: line.scores[name].mean, reverse=up)
     lines = [
         Ranked(
-            place=position,
             recipe=line.recipe,
             kind=kind(line),
+            colour=hues[line.recipe],
             value=line.scores[name].mean,
             deviation=line.scores[name].deviation,
             dots=[place(value) for value in seeds[line.recipe]],
             mean=place(line.scores[name].mean),
-            difference=line.difference.get(name),
-            mark=_mark(line, name),
+            noise=noise(line),
+            mark=marks(line, untouched)[name] if line.difference else "",
             pareto_best=line.pareto_best,
         )
-        for position, line in enumerate(ordered, start=1)
+        for line in ordered
     ]
-    untouched = comparison.summary[0].scores[name].mean
-    return Ranking(name, heading, up, place(untouched), low, high, lines)
-
-
-def _mark(line: RecipeSummary, name: str) -> str:
-    difference = line.difference.get(name)
-    change = difference.mean if difference else 0.0
-    return mark_of(difference, change, metric(name).higher_is_better)
+    return Ranking(name, capitalised(row.heading), up, place(base), low, high, lines)
 
 
 def _trade_off(comparison: Comparison, name: str) -> Chart:
-    shown = metric(name).heading
-    summary = comparison.summary
+    shown, summary, hues = metric(name).heading, comparison.summary, colours(comparison)
     points = [(line.scores["gap"].mean, line.scores[name].mean) for line in summary]
-    best = front(points)
-    dotted = {"color": INK, "width": 1.5, "dash": "dot"}
-    on_front = [points[index] for index in best]
-    data = [trace("Pareto front", "lines", on_front, line=dotted, hoverinfo="skip")]
-    for key, (called, colour, symbol) in KINDS.items():
-        chosen = [index for index, line in enumerate(summary) if kind(line) == key]
-        bars = {
-            bar: {
-                "type": "data",
-                "array": [summary[index].scores[score].deviation or 0 for index in chosen],
-                "color": colour,
-                "thickness": 1,
-                "width": 0,
-            }
-            for bar, score in (("error_x", "gap"), ("error_y", name))
-        }
-        marks = trace(
-            called,
-            "markers+text",
-            [points[index] for index in chosen],
-            **bars,
-            # names beside every mark would lie on one another
-            text=[str(index + 1) if index in (0, *best) else "" for index in chosen],
-            cliponaxis=False,
-            textposition="top right",
-            textfont={"size": 11, "color": INK},
-            # Plotly reads some HTML in labels; names are to be shown as they are
-            customdata=[escape(summary[index].recipe, quote=False) for index in chosen],
-            marker={"color": colour, "symbol": symbol, "size": 10},
-            hovertemplate="%{customdata}<br>gap %{x:.3f}<br>%{y:.3f}<extra></extra>",
-        )
-        data += [marks] if chosen else []
+    seeds = {axis_name: _seeds(comparison, axis_name) for axis_name in ("gap", name)}
+    best, (_, widest) = front(points), _scale(comparison, "gap")
+    dotted = {"color": MUTED, "width": 1.5, "dash": "dot"}
+    data = [trace("front", "lines", [points[i] for i in best], line=dotted, hoverinfo="skip")]
+    notes = []
+    for line, point in zip(summary, points, strict=True):
+        colour = hues[line.recipe]
+        # Plotly reads some HTML in texts; names are to be shown as they are
+        full = escape(line.recipe, quote=False)
+        if line.difference:
+            notes.append(_arrow(points[0], point, colour))
+        short = line.recipe if len(line.recipe) <= NAMED else f"{line.recipe[: NAMED - 1]}…"
+        notes.append(_name(point, escape(short, quote=False), colour))
+        dots = zip(seeds["gap"][line.recipe], seeds[name][line.recipe], strict=True)
+        symbol = KINDS[kind(line)][1]
+        data += [
+            trace(
+                full,
+                "markers",
+                dots if line.runs > 1 else [],
+                marker={"color": colour, "size": 6, "symbol": symbol, "opacity": 0.55},
+                hoverinfo="skip",
+            ),
+            trace(
+                full,
+                "markers",
+                [point],
+                marker={"color": colour, "size": 11, "symbol": symbol},
+                hovertemplate="%{fullData.name}<br>gap %{x:.3f}<br>%{y:.3f}<extra></extra>",
+            ),
+        ]
     both_axes = layout(
-        axis("gap (smaller to the left)"),
-        axis(shown),
+        axis("gap (smaller to the left)", range=[-0.02 * widest, widest]),
+        axis(shown, range=list(_scale(comparison, name))),
         hovermode="closest",
+        showlegend=False,
+        annotations=notes,
     )
     names = ", ".join(summary[index].recipe for index in best)
     return Chart(
@@ -197,20 +227,45 @@ def _trade_off(comparison: Comparison, name: str) -> Chart:
             f"{names}."
         ),
         caption=(
-            "Means over seeds; bars show the standard deviation. Further up and further left is "
-            "better; no row beats one on the dotted front in both. Numbers are those of the table "
-            "below; point at a mark, or tap it, for its name. A smaller gap is not a better model "
-            "by itself."
+            "An arrow goes from the untouched model to each mean over seeds; small dots are the "
+            "seeds. Further up and further left is better; no row beats one on the dotted front in "
+            "both. A smaller gap is not a better model by itself."
         ),
         panels=[Panel(f"trade-off-{name}", "", {"data": data, "layout": both_axes})],
-        head=("", "recipe", "gap", capitalised(shown)),
+        head=("recipe", "gap", capitalised(shown)),
         rows=[
-            (str(position), line.recipe, number(gap), number(score))
-            for position, (line, (gap, score)) in enumerate(
-                zip(summary, points, strict=True), start=1
-            )
+            (line.recipe, number(gap), number(score))
+            for line, (gap, score) in zip(summary, points, strict=True)
         ],
     )
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float], colour: str) -> Figure:
+    return {
+        **dict(zip(("ax", "ay", "x", "y"), (*start, *end), strict=True)),
+        "axref": "x",
+        "ayref": "y",
+        "showarrow": True,
+        "text": "",
+        "arrowcolor": colour,
+        "arrowhead": 2,
+        "arrowwidth": 1,
+        "opacity": 0.5,
+        "standoff": 7,
+        "startstandoff": 7,
+    }
+
+
+def _name(point: tuple[float, float], text: str, colour: str) -> Figure:
+    """Beside its mark; the page's script moves it to where it hides least."""
+    at = {"x": point[0], "y": point[1], "xanchor": "left", "xshift": 9}
+    return {
+        **at,
+        "text": text,
+        "showarrow": False,
+        "font": {"size": 12, "color": colour},
+        "bgcolor": SURFACE,
+    }
 
 
 def capitalised(text: str) -> str:
@@ -235,13 +290,17 @@ def write_comparison_report(folder: Path, *, shown_as: Path | None = None) -> Pa
 def _write(folder: Path, shown_as: Path) -> Path:
     comparison = read(Comparison, folder / "comparison.json")
     settings = read_mapping(folder / "config.yaml")
+    if comparison.vectors:
+        comparison = comparison.model_copy(update={"vectors": short_path(comparison.vectors)})
     environment_file = folder / "environment.json"
     charts = trade_off_charts(comparison)
     trained = sum(bool(line.learning_rate) for line in comparison.summary)
     free = len(comparison.summary) - 1 - trained
-    on = f"stored vectors {short_paths(comparison.vectors)}" if comparison.vectors else ""
-    on = on or f"model {settings.get('model', {}).get('name')}"
-    (_, *head), rows = scores_cells(comparison)
+    on = f"stored vectors {comparison.vectors}" if comparison.vectors else ""
+    on = on or f"model {short_path(str(settings.get('model', {}).get('name')))}"
+    images = f" · {comparison.held_out:,} held-out images" if comparison.held_out else ""
+    # where the folder lies is nobody's business where the page is shared
+    name = shown_as.resolve().name
     return write_page(
         folder,
         "comparison.html.j2",
@@ -249,37 +308,41 @@ def _write(folder: Path, shown_as: Path) -> Path:
         settings=settings,
         environment=read_mapping(environment_file) if environment_file.is_file() else {},
         title="Comparison",
-        about=f"{trained} trained and {free} training-free rows · {on}",
-        decision=decide(comparison, short_paths(str(shown_as))),
+        about=f"{trained} trained and {free} training-free rows · {on}{images}",
+        decision=decide(comparison, name),
         rule=RULE,
+        beside=name,
         rankings=rankings(comparison),
-        kinds={key: name for key, (name, *_) in KINDS.items()},
+        kinds={key: name for key, (name, _) in KINDS.items()},
         trade_offs=[chart.name for chart in charts],
-        # numbered, since the marks of the trade-offs are
-        scores=(
-            ("recipe", *head),
-            [(f"{position} {name}", *cells) for position, (name, *cells) in enumerate(rows, 1)],
-        ),
-        differences=differences_cells(comparison),
-        rates=rates_cells(comparison) if comparison.learning_rates else None,
-        legend=LEGEND,
-        intervals=INTERVALS,
-        rates_legend=RATES_LEGEND,
+        tables={
+            "Scores": (*scores_cells(comparison), LEGEND),
+            "Less the untouched model": (*differences_cells(comparison), f"{INTERVALS} {RULE}"),
+            "Learning rates": (*rates_cells(comparison), RATES_LEGEND),
+        },
         facts=_facts(comparison, settings),
     )
 
 
 def _facts(comparison: Comparison, settings: Mapping[str, Any]) -> dict[str, str]:
     data, train = settings.get("data", {}), settings.get("train", {})
-    seeds = sorted({row.seed for row in comparison.rows})
+    trained = [row for row in comparison.rows if row.learning_rate is not None]
     pairs = max(row.pairs for row in comparison.rows)
+    size = train.get("batch_size", settings.get("batch_size"))
+    rates = {row.recipe: f"{row.recipe} {row.learning_rate:g}" for row in trained}
+    held_out = [f"{comparison.held_out:,}"] if comparison.held_out else []
+    held_out += [f"from {data['val']}"] if data.get("val") else []
     facts = {
         "Model": settings.get("model", {}).get("name"),
         "Training images": f"{pairs:,} from {comparison.vectors or data.get('train')}",
-        "Held-out data": data.get("val"),
-        "Batch size": train.get("batch_size", settings.get("batch_size")),
-        "Epochs": train.get("epochs"),
-        "Seeds": ", ".join(str(seed) for seed in seeds),
+        "Held-out images": " ".join(held_out) or None,
+        "Steps": f"{_listed(row.steps for row in trained)} of {size} pairs",
+        "Learning rates": ", ".join(rates.values()),
+        "Seeds": _listed(row.seed for row in comparison.rows),
         "Bootstrap resamples": settings.get("resamples"),
     }
-    return {name: short_paths(str(value)) for name, value in facts.items() if value is not None}
+    return {name: short_path(str(value)) for name, value in facts.items() if value}
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(f"{number:,}" for number in sorted(set(numbers)))

@@ -24,7 +24,7 @@ Figure = dict[str, Any]  # as Plotly has it, or a part of that
 
 # the names of the page's own colours, so that a chart follows the page from light to dark
 IMAGE, TEXT, AFTER = "var(--image)", "var(--text)", "var(--after)"
-MUTED, INK, ACCENT = "var(--muted)", "var(--ink)", "var(--accent)"
+MUTED, INK, ACCENT, SURFACE = "var(--muted)", "var(--ink)", "var(--accent)", "var(--surface)"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from clip_refine.evaluation.scores import (
     selection_score,
 )
 from clip_refine.losses import PairFeatures
+from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.checkpoints import is_run
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
@@ -102,6 +103,7 @@ def refine(
     model: DualEncoder | None = None,
     train_pairs: GivenPairs | Stream | None = None,
     held_out: GivenPairs | None = None,
+    objective: OwnLoss | None = None,
 ) -> RunScores:
     """Refine a model, measure it before and after, and save it.
 
@@ -114,6 +116,9 @@ def refine(
         model: Refined in place instead of loading `config.model`.
         train_pairs: Used instead of opening `config.data.train`.
         held_out: Used instead of opening `config.data.val` or holding a part out.
+        objective: A loss of your own, which `config.loss.own_weight` weighs; recipe `own` has it
+            alone. Called with the raw features of student and teacher, each a `PairFeatures` of
+            (B, d), over all processes and at the scale of training, and with the logit scale.
 
     Returns:
         The scores before and after, as in `scores.json`.
@@ -129,6 +134,7 @@ def refine(
         return finished
     check_free(config.out, overwrite=config.overwrite)
     check_tracker(config.log)
+    check_objective(config.loss, objective)
     saved = find_state(config)
     if config.train.rate > HIGH_RATE:
         remark(
@@ -177,7 +183,7 @@ def refine(
 
         with clock("learning_rate"):
             config = choose_rate(
-                config, student, train_pairs, selection, embedder, accelerator, saved
+                config, student, train_pairs, selection, embedder, accelerator, saved, objective
             )
         # 3 teacher and references, 4 losses, 5 one epoch
         log = StepLog(
@@ -197,6 +203,7 @@ def refine(
                 selection=selection,
                 states=states,
                 guard=build_guard(config, embedder, selection, tasks),
+                objective=objective,
             )
             config = trained.config
 
@@ -373,6 +380,7 @@ def train_student(
     selection: ImageCaptions | None = None,
     states: States | None = None,
     guard: Guard | None = None,
+    objective: OwnLoss | None = None,
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
@@ -420,6 +428,7 @@ def train_student(
                 features=features,
                 scale=scale,
                 teacher_scale=None if fitted is None else teacher_scale,
+                objective=objective,
             )
             if states:
                 searched = states.about["settings"].get("train.learning_rate") == "auto"
@@ -600,6 +609,7 @@ def choose_rate(
     embedder: Embedder,
     accelerator: Accelerator,
     saved: SavedState | None,
+    objective: OwnLoss | None,
 ) -> RefineConfig:
     """`learning_rate` auto replaced by the rate whose short run does best on the selection pairs.
 
@@ -622,7 +632,10 @@ def choose_rate(
             trial = override(config, interpolate=None, train={**short, "learning_rate": rate})
             try:
                 with quietly():
-                    train_student(trial, student, pairs, silent, accelerator, log=StepLog(None))
+                    log = StepLog(None)
+                    train_student(
+                        *(trial, student, pairs, silent, accelerator), log=log, objective=objective
+                    )
                 score = [selection_score(embed_pairs(silent, selection))]
                 broadcast_object_list(score)  # or rounding could part what the processes try
                 tried[rate] = score[0]

@@ -283,20 +283,16 @@ def build_templates(
 def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
     """Label → model; a run's folder gives its base and its model."""
     if not config.models:
-        return {_label(config.model): config.model}
+        return {config.model.title: config.model}
     found: dict[str, ModelConfig] = {}
     for name in config.models:
         folder = Path(name)
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
             if base not in found.values():
-                found.setdefault(_label(base), base)
+                found.setdefault(base.title, base)
         found[name] = build.named_model(name)
     return found
-
-
-def _label(model: ModelConfig) -> str:
-    return f"{model.name}@{model.pretrained}" if model.pretrained else model.name
 
 
 def _base_of(path: Path) -> ModelConfig:

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PARITY := .venv-parity
 # a core each, but no more at once than memory has room for; a file's tests share what they set up
-TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-oldest test-newest check format bench fuzz parity clean
@@ -25,24 +25,23 @@ demo: $(READY) ## Refine a small model of a drawn world and print before and aft
 	$(BIN)/clip-refine demo --overwrite
 
 test: $(READY) ## Run all tests
-	$(TESTS)
+	$(BIN)/$(TESTS)
 
 # uv, since pip chooses no lowest versions; constraints.txt has no say in either
-TESTS ?=
 VERSIONS_oldest := lowest-direct
 VERSIONS_newest := highest
 test-oldest test-newest: test-%: ## All tests with the oldest libraries that pyproject.toml allows; test-newest: the newest (7 GB each)
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(VERSIONS_$*) --editable '.[dev]'
-	.venv-$*/bin/python -m pytest $(TESTS)
+	.venv-$*/bin/$(TESTS) $(ONLY)
 
 check: $(READY) ## Format, lint, types, import contract, tests, in chromium too where there is one
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(TESTS)
+	$(BIN)/$(TESTS)
 
 format: $(READY) ## Format and fix what can be fixed
 	$(BIN)/ruff format .

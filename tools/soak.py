@@ -59,7 +59,7 @@ def watch(process: int, folder: Path) -> tuple[float, ...]:
 
 def soak(folder: Path, *, minutes: float, seconds: float) -> None:
     (folder / "tmp").mkdir(parents=True)
-    write_shards(folder, images=2000)
+    write_shards(folder, images=600)
     command = [
         *(sys.executable, "-m", "clip_refine", "refine", "--model.name", "toy", "--quiet"),
         *("--data.train", str(folder / "train-{0..1}.tar"), "--data.streaming"),

@@ -69,7 +69,7 @@ def held_out() -> ToyPairs:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("the shared research data (../shared) is not on this machine")
+        pytest.skip("../shared is not on this machine: data of this project that is not published")
     return SHARED
 
 

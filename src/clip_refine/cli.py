@@ -621,14 +621,14 @@ def report(
 
 IMAGES_HELP = (
     "A folder of images, or captioned images as for refine --data.train. Without it: "
-    "the run's held-out images."
+    "the run's held-out images. Of stored vectors: the pairs they were made of, to be shown."
 )
 
 FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:FUNCTION."
 
 
 def explore(
-    run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
+    run: Annotated[Positional[Path], arg(help="Folder that refine or vectors refine wrote.")],
     images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
     factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,

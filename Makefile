@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.ready
 PARITY := .venv-parity
+# a core each, but no more at once than memory has room for; a file's tests share what they set up
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench fuzz parity clean
@@ -23,14 +25,14 @@ demo: $(READY) ## Refine a small model of a drawn world and print before and aft
 	$(BIN)/clip-refine demo --overwrite
 
 test: $(READY) ## Run all tests
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 check: $(READY) ## Format, lint, types, import contract, tests, in chromium too where there is one
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 format: $(READY) ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -58,6 +58,8 @@ CHANGED: dict[str, Any] = {
     "loss.alignment_normalize": True,
     "loss.normalize": True,
     "loss.positives": "same-caption",
+    "loss.negatives": "swapped-words",
+    "loss.false_negatives": "masked",
     "loss.rafa_reduction": "sum",
     "loss.rafa_decay": "linear",
     "loss.references": "independent",

@@ -7,6 +7,7 @@ import torch
 from clip_refine import losses
 from clip_refine.config import LossConfig
 from clip_refine.losses import LossTerms, Objective, PairFeatures, sigmoid_contrastive_loss
+from clip_refine.losses.tensors import cosines
 from tests.losses.cases import Inputs, made_inputs
 
 NOTHING: dict[str, Any] = {
@@ -178,6 +179,30 @@ def test_the_contrastive_term_may_be_siglips():
     torch.testing.assert_close(terms.total, 2 * expected)
     with pytest.raises(ValueError, match="this objective needs logit_bias, got None"):
         objective(pairs, None, None, logit_scale=SCALE)
+
+
+def test_the_teacher_masks_false_negatives_of_every_contrastive_term():
+    weights = {"contrastive_weight": 1.0, "m2_mix_weight": 1.0, "false_negatives": "masked"}
+    terms = terms_of(**weights)
+    own = {"logit_scale": 20.0, "teacher_similarity": cosines(*X[2:4])}
+    assert terms.contrastive == losses.contrastive_loss(*X[:2], **own)
+    assert terms.m2_mix == losses.m2_mix_loss(*X[:2], mix=MIX, **own)
+    assert Objective(LossConfig(**NOTHING | weights)).needs_teacher
+    idle = {"rafa_weight": 1.0, "false_negatives": "masked"}
+    assert not Objective(LossConfig(**NOTHING | idle)).needs_teacher
+
+
+def test_wrong_captions_go_to_the_contrastive_term():
+    settings = {"contrastive_weight": 2.0, "negatives": "swapped-words"}
+    objective, pairs = Objective(LossConfig(**NOTHING | settings)), PairFeatures(X.image, X.text)
+    wrong = {"wrong_text_features": X.references}
+    found = objective(pairs, None, None, logit_scale=SCALE, **wrong).total
+    expected = losses.contrastive_loss(*X[:2], logit_scale=20.0, **wrong)
+    torch.testing.assert_close(found, 2 * expected)
+    with pytest.raises(ValueError, match="this objective needs wrong_text_features, got None"):
+        objective(pairs, None, None, logit_scale=SCALE)
+    with pytest.raises(ValueError, match="does not go with contrastive_form sigmoid; use softmax"):
+        LossConfig(**settings, contrastive_form="sigmoid")
 
 
 def test_what_is_not_needed_may_be_missing():

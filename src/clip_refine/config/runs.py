@@ -469,6 +469,8 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         or (loss.contrastive_weight and loss.contrastive_form == "sigmoid")
         or train.dropout == "on"
         else "equal captions have equal features, so a softmax over them has the same gradient",
+        "loss.negatives": contrastive,
+        "loss.false_negatives": scales,
         "loss.rafa_reduction": rafa,
         "loss.rafa_decay": rafa,
         "loss.references": rafa,

@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "alignment_normalize": True,
         "centroid_uniformity_weight": 1.0,
     },
-    "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 10.0},
+    "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 100.0},
     "centred-contrastive": {
         "fold": 1.0,
         "feature_scale": "canonical",
@@ -361,6 +361,13 @@ class LossConfig(SettingsGroup):
     positives: Literal["own", "same-caption"] = "own"
     """HyCD, contrastive, m2-mix: what is true in a batch: an image's own pair alone, or every pair
     with the same caption, which else counts as wrong."""
+    negatives: Literal["in-batch", "swapped-words"] = "in-batch"
+    """Contrastive, softmax: what an image's caption is told from: the others of the batch, or also
+    every caption of it with two words exchanged. English; where no words can be, the caption has no
+    wrong twin."""
+    false_negatives: Literal["kept", "masked"] = "kept"
+    """Contrastive and m2-mix: negatives that the teacher holds nearer to an image or a caption than
+    its own partner count, or are left out."""
     rafa_reduction: Literal["mean", "sum"] = "mean"
     """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
     rafa_decay: Literal["none", "linear"] = "none"
@@ -401,6 +408,14 @@ class LossConfig(SettingsGroup):
             raise ValueError(
                 f"fold does not go with {pulling[0]}, which would pull the teacher's means back "
                 "in; set one of them to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _wrong_captions_need_a_softmax(self) -> "LossConfig":
+        if self.negatives != "in-batch" and self.contrastive_form == "sigmoid":
+            raise ValueError(
+                f"negatives {self.negatives} does not go with contrastive_form sigmoid; use softmax"
             )
         return self
 

@@ -18,7 +18,7 @@ from clip_refine.losses.distillation import feature_distillation_loss, logit_dis
 from clip_refine.losses.hycd import hycd_loss
 from clip_refine.losses.mixup import m2_mix_loss
 from clip_refine.losses.rafa import rafa_loss
-from clip_refine.losses.tensors import Scalar
+from clip_refine.losses.tensors import Scalar, cosines
 from clip_refine.support.errors import ConfigError, TrainingError
 
 Given = TypeVar("Given")
@@ -99,13 +99,14 @@ class Objective:
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher's features."""
-        loss = self.loss
-        return bool(
-            loss.hycd_weight
-            or loss.anchor_weight
-            or loss.logit_distillation_weight
-            or loss.own_weight
-        )
+        names = ("hycd_weight", "anchor_weight", "logit_distillation_weight", "own_weight")
+        return any(getattr(self.loss, name) for name in names) or self._masks
+
+    @property
+    def _masks(self) -> bool:
+        """Whether the teacher says which negatives are left out."""
+        contrastive = self.loss.contrastive_weight or self.loss.m2_mix_weight
+        return self.loss.false_negatives == "masked" and bool(contrastive)
 
     @property
     def needs_centroid_gap(self) -> bool:
@@ -135,6 +136,11 @@ class Objective:
         return self.loss.positives == "same-caption"
 
     @property
+    def needs_wrong_texts(self) -> bool:
+        """Whether every pair brings a wrong caption along."""
+        return self.loss.negatives == "swapped-words" and bool(self.loss.contrastive_weight)
+
+    @property
     def needs_mix(self) -> bool:
         """Whether shares must be drawn for m²-mix."""
         return bool(self.loss.m2_mix_weight)
@@ -150,6 +156,7 @@ class Objective:
         text_references: Tensor | None = None,
         mix: Tensor | None = None,
         caption_ids: Tensor | None = None,
+        wrong_text_features: Tensor | None = None,
         centroid_gap: Tensor | None = None,
         progress: float = 0.0,
         teacher_scale: float | None = None,
@@ -166,11 +173,13 @@ class Objective:
             text_references: (B, d), the texts' own references; None where both sides share one.
             mix: Shares for m²-mix, 0-d or (B,); may be None unless `needs_mix`.
             caption_ids: (B,), equal where captions are; None where pair i has only partner i.
+            wrong_text_features: (N, d), raw, of captions that no image of the batch has; may be
+                None unless `needs_wrong_texts`.
             centroid_gap: (d,), the teacher's mean text feature less its mean image feature; may be
                 None unless `needs_centroid_gap`.
             teacher_scale: The teacher's own multiplier where the student has another one; then
                 HyCD's softmax has it on the teacher's side.
-            progress: Share of the run that is over, for what changes over it: RaFA's weight and the
+            progress: Share of the run that is over, for what changes with it: RaFA's weight and the
                 contrastive scale, where they are told to.
 
         Returns:
@@ -180,7 +189,11 @@ class Objective:
             ValueError: If something needed is None or shapes do not fit.
         """
         scale = self._contrastive_scale(logit_scale, progress)
-        terms = self._student_terms(student, scale, logit_bias, mix, caption_ids)
+        teacher = _given("teacher", teacher) if self.needs_teacher else None
+        shared: dict[str, Any] = {"logit_scale": scale, "caption_ids": caption_ids}
+        if teacher is not None and self._masks:
+            shared["teacher_similarity"] = cosines(*teacher)
+        terms = self._student_terms(student, shared, logit_bias, mix, wrong_text_features)
         if self.loss.rafa_weight:
             loss = rafa_loss(
                 *student,
@@ -190,8 +203,7 @@ class Objective:
             )
             left = 1 - progress if self.loss.rafa_decay == "linear" else 1.0
             terms = {"rafa": left * self.loss.rafa_weight * loss} | terms
-        if self.needs_teacher:
-            teacher = _given("teacher", teacher)
+        if teacher is not None:
             terms |= self._teacher_terms(
                 student, teacher, logit_scale, centroid_gap, teacher_scale, caption_ids
             )
@@ -209,22 +221,21 @@ class Objective:
     def _student_terms(
         self,
         student: PairFeatures,
-        scale: Scalar,
+        shared: dict[str, Any],
         logit_bias: Tensor | None,
         mix: Tensor | None,
-        caption_ids: Tensor | None,
+        wrong_text_features: Tensor | None,
     ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         if self.loss.contrastive_weight:
-            form: dict[str, Any] = {
-                "logit_scale": scale,
-                "normalize": self.loss.contrastive_normalize,
-                "caption_ids": caption_ids,
-            }
+            form = {"normalize": self.loss.contrastive_normalize, **shared}
             if self.loss.contrastive_form == "sigmoid":
                 bias = _given("logit_bias", logit_bias)
                 loss = sigmoid_contrastive_loss(*student, logit_bias=bias, **form)
             else:
+                if self.needs_wrong_texts:
+                    wrong = _given("wrong_text_features", wrong_text_features)
+                    form["wrong_text_features"] = wrong
                 loss = contrastive_loss(*student, **form)
             terms["contrastive"] = self.loss.contrastive_weight * loss
         if self.loss.alignment_weight:
@@ -236,8 +247,7 @@ class Objective:
         if self.loss.covariance_weight:
             terms["covariance"] = self.loss.covariance_weight * covariance_loss(*student)
         if self.loss.m2_mix_weight:
-            mix = _given("mix", mix)
-            loss = m2_mix_loss(*student, logit_scale=scale, mix=mix, caption_ids=caption_ids)
+            loss = m2_mix_loss(*student, mix=_given("mix", mix), **shared)
             terms["m2_mix"] = self.loss.m2_mix_weight * loss
         return terms
 

@@ -29,7 +29,7 @@ from clip_refine.models.checkpoints import (
     read_json,
     weights_in,
 )
-from clip_refine.models.encoder import OPEN_CLIP, save_weights
+from clip_refine.models.encoder import OPEN_CLIP, check_weights, save_weights
 from clip_refine.models.text_length import (
     TextCut,
     count_tokens,
@@ -245,6 +245,8 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
     if path is None or not path.is_file():
         return _create(name, pretrained)
     with open_checkpoint(path) as checkpoint:
+        if schema != "local-dir":  # whose folder has checksums
+            check_weights(path)
         return _create(name, None, checkpoint)
 
 
@@ -262,6 +264,7 @@ def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
         ModelError: The file is damaged, or its architecture cannot be told.
     """
     with open_checkpoint(path) as checkpoint:
+        check_weights(path)
         config = openai_config(checkpoint.shapes) if checkpoint.is_openai else None
         if config is None:
             architecture, recognised = infer_architecture(checkpoint)

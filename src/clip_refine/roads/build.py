@@ -39,6 +39,7 @@ from clip_refine.data import (
     stream_batches,
     with_cached_pixels,
 )
+from clip_refine.data.loader import swap_words
 from clip_refine.data.pairs import (
     GivenPairs,
     Images,
@@ -357,6 +358,24 @@ def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
             )
 
 
+def check_swaps(pairs: ImageCaptions, seed: int) -> None:
+    """Say how many captions have no wrong twin; refuse where none has, among the first thousand."""
+    texts = [own[0] for own in islice(pairs.captions, 1000)]
+    stay = [text for text in texts if swap_words(text, seed) is None]
+    if len(stay) == len(texts):
+        raise ConfigError(
+            f"loss.negatives swapped-words: {pairs.name} has no captions in which two words can "
+            f"change places, such as {stay[0]!r:.80}. It takes English captions of two phrases or "
+            "more. Use in-batch."
+        )
+    if stay:
+        remark(
+            f"{pairs.name}: in {len(stay):,} of {len(texts):,} captions no two words can change "
+            f"places, such as {stay[0]!r:.80}, so that these bring no wrong caption along.",
+            style="yellow",
+        )
+
+
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
@@ -614,7 +633,10 @@ def build_batches(
         "pin_memory": accelerator.device.type == "cuda",
         "rank": accelerator.process_index,
         "processes": accelerator.num_processes,
+        "swap_seed": config.seed if Objective(config.loss).needs_wrong_texts else None,
     }
+    if settings["swap_seed"] is not None and not isinstance(pairs, Stream):
+        check_swaps(pairs, config.seed)
     if isinstance(pairs, Stream):
         return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)
     loader = PairLoader(pairs, **settings)

@@ -4,13 +4,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 PARITY := .venv-parity
 # a core each, but no more at once than memory has room for; a file's tests share what they set up
-TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench fuzz parity clean
+.PHONY: help setup demo test test-oldest test-newest check format bench fuzz parity clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+).*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(READY) ## Create .venv with everything needed (about 3 minutes, 7 GB)
 
@@ -25,14 +25,23 @@ demo: $(READY) ## Refine a small model of a drawn world and print before and aft
 	$(BIN)/clip-refine demo --overwrite
 
 test: $(READY) ## Run all tests
-	$(TESTS)
+	$(BIN)/$(TESTS)
+
+# uv, since pip chooses no lowest versions; constraints.txt has no say in either
+VERSIONS_oldest := lowest-direct
+VERSIONS_newest := highest
+test-oldest test-newest: test-%: ## All tests with the oldest libraries that pyproject.toml allows; test-newest: the newest (7 GB each)
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(VERSIONS_$*) --editable '.[dev]'
+	.venv-$*/bin/$(TESTS) $(ONLY)
 
 check: $(READY) ## Format, lint, types, import contract, tests, in chromium too where there is one
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(TESTS)
+	$(BIN)/$(TESTS)
 
 format: $(READY) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -56,4 +65,4 @@ $(PARITY)/.ready: | $(READY)
 	@touch $(PARITY)/.ready
 
 clean: ## Remove the environment and the runs
-	rm -rf .venv .venv-parity runs
+	rm -rf .venv .venv-* runs

@@ -30,7 +30,9 @@ def test_it_stays_short():
     assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) < 80
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.skipif(
+    find_spec("ray") is None, reason="ray is not installed: pip install 'ray[data]'"
+)
 def test_ray_data(tmp_path: Path):
     rows = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     (tmp_path / "in").mkdir()

@@ -280,7 +280,7 @@ def test_features_that_are_no_numbers_do_not_pass(tiny, pairs: ToyPairs):
 def test_a_timm_tower_goes_to_onnx_only(shared: Path, tmp_path: Path):
     folder = shared / "models" / "photo-clip"
     if not folder.is_dir():
-        pytest.skip("the shared model photo-clip is not on this machine")
+        pytest.skip("../shared/models/photo-clip is not on this machine: it is not published")
     with pytest.raises(ModelError, match=r"image tower is timm's tf_efficientnet_lite0.*--to onnx"):
         export(str(folder), to="transformers", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from clip_refine.evaluation import Embedder
 from clip_refine.models import OpenClipEncoder
 from clip_refine.report.tables import short_path
 from clip_refine.roads.explore import (
+    Explorer,
     Hit,
     SearchIndex,
     _examples,
+    _page,
     launch,
     open_explorer,
     renderer,
@@ -63,6 +66,7 @@ def test_hits_are_the_nearest(tiny: OpenClipEncoder, pairs: ToyPairs):
 
 def test_both_models_of_a_run_on_its_own_pairs(run: Path):
     explorer = open_explorer(run, limit=20)
+    assert explorer.images is not None
     assert (len(explorer.images), len(explorer.captions)) == (20, 60)
     assert explorer.base.image_unit.shape == explorer.refined.image_unit.shape
     assert not torch.allclose(explorer.base.image_unit, explorer.refined.image_unit, atol=1e-3)
@@ -90,6 +94,22 @@ def test_what_changed_for_a_query_is_said_in_a_line(run: Path):
     moved = refined.count("(was ")
     assert (moved > 0) == ("at another rank" in said)
     assert base.count("(then ") == moved  # each has its place on the other side
+
+
+def test_no_mixed_index_without_captions_and_no_image_query_without_a_model(run: Path, maps: Path):
+    def visible(explorer: Explorer) -> dict[str, bool]:
+        gradio = MagicMock()  # the true one leaves event loops behind
+        _page(gradio, explorer)
+        [image] = [
+            call.kwargs["visible"] for call in gradio.Column.mock_calls if "visible" in call.kwargs
+        ]
+        return {"mixed": gradio.Checkbox.call_args.kwargs["visible"], "image": image}
+
+    explorer = open_explorer(run, limit=12)
+    assert visible(explorer) == {"mixed": True, "image": True}
+    explorer.captions.clear()
+    assert visible(explorer) == {"mixed": False, "image": True}
+    assert visible(open_explorer(maps)) == {"mixed": True, "image": False}
 
 
 def test_what_changed_by_hand():

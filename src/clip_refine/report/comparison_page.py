@@ -608,7 +608,8 @@ def _write_suite(scores: SuiteScores, path: Path) -> Path:
 
 def _model_names(scores: SuiteScores) -> dict[str, str]:
     """Label → name, of a path its end; with a letter where two would be alike."""
-    short = [Path(m.label).name if m.label.startswith("/") else m.label for m in scores.models]
+    labels = [model.label for model in scores.models]
+    short = [label if short_path(label) == label else Path(label).name for label in labels]
     alike = len(set(short)) < len(short)
     return {
         model.label: f"{letter} {name}" if alike else name

@@ -241,7 +241,7 @@ _CSS = """
   overflow-wrap: anywhere; padding: 4px; border-radius: 6px;
   background: var(--background-fill-secondary); }
 .hits .score { font-size: .75rem; opacity: .75; margin-top: 4px; }
-.model { font-weight: 600; overflow-wrap: anywhere; min-height: 3em; }
+.model { font-weight: 600; overflow-wrap: anywhere; }
 """
 
 
@@ -327,10 +327,14 @@ def _page(gradio: Any, explorer: Explorer) -> Any:
             ]
         changed = gradio.HTML(elem_id="changed")
         shown = [changed]
+        half = {"min_width": 100}  # side by side on a phone, too
         with gradio.Row():
-            for name, index in (("base", base), ("refined", refined)):
-                with gradio.Column(min_width=100):  # side by side on a phone, too
+            for index in (base, refined):
+                with gradio.Column(**half):
                     gradio.HTML(f'<p class="model">{escape(index.name)}</p>')
+        with gradio.Row():
+            for name in ("base", "refined"):
+                with gradio.Column(**half):
                     shown.append(gradio.HTML(elem_id=name))
         inputs = [text, image, mixed]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}

@@ -7,7 +7,7 @@ PARITY := .venv-parity
 TESTS := python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-newest check format bench fuzz parity clean
+.PHONY: help setup demo test test-oldest test-newest check format bench fuzz parity docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+).*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,15 +54,30 @@ SECONDS ?= 600
 fuzz: $(READY) ## Read changed files of every kind for 10 minutes, or SECONDS=60
 	PYTHONPATH=src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
 
-# clip_benchmark fails on numpy 2.4, which is what we run on; all but numpy it shares with .venv.
-parity: $(READY) $(PARITY)/.ready ## Compare our metrics with clip_benchmark's and nnn-retrieval's
-	PYTHONPATH=src $(PARITY)/bin/python -m pytest -q tests/parity tests/posthoc/test_nnn_parity.py
+# What other people run on our models, without what would replace .venv's packages: clip_benchmark
+# fails on numpy 2.4, and clip-retrieval asks for a numpy before 2. The rest is shared with .venv.
+TOOLS := clip_benchmark==1.6.2 webdataset braceexpand pycocoevalcap \
+	mteb==2.26.24 pytrec-eval-terrier polars polars-runtime-32 requests urllib3 charset-normalizer \
+	clip_retrieval==2.45.0 all_clip==1.3.0 clip-anytorch fire termcolor faiss-cpu h5py wandb platformdirs \
+	flask flask_restful 'flask_cors<5' itsdangerous blinker prometheus_client \
+	lightning torchmetrics lightning-utilities pytorch-lightning
+parity: $(READY) $(PARITY)/.ready ## Ours in other people's tools, and against their numbers
+	PYTHONPATH=$(CURDIR)/src $(PARITY)/bin/python -m pytest -q tests/parity tests/vectors/test_nnn_parity.py tests/test_examples.py
 
-$(PARITY)/.ready: | $(READY)
-	$(PYTHON) -m venv $(PARITY)
-	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'clip_benchmark==1.6.2' 'nnn-retrieval' 'numpy>=2.3,<2.4'
+$(PARITY)/.ready: Makefile | $(READY)
+	$(PYTHON) -m venv --clear $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TOOLS) nnn-retrieval 'numpy>=2.3,<2.4'
 	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; $(BIN)/python -c "$$site" > $$($(PARITY)/bin/python -c "$$site")/shared.pth
 	@touch $(PARITY)/.ready
 
-clean: ## Remove the environment and the runs
-	rm -rf .venv .venv-* runs
+docs: .venv-docs/.ready ## Build the documentation site in site/; a warning is an error
+	.venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-docs
+	$(PYTHON) -c "import tomllib as t; print(*t.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+		| .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+	@touch .venv-docs/.ready
+
+clean: ## Remove the environments, the runs and the site
+	rm -rf .venv .venv-* runs site

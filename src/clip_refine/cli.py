@@ -140,6 +140,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
     To the terminal, and with --out to a JSON file. --json prints the numbers as JSON instead of
     tables. Suites: docs/evaluation.md.
     """
+    from clip_refine.report.comparison_page import suite_page
     from clip_refine.report.tables import scores_table, suite_tables
 
     if config.suite is None:
@@ -163,6 +164,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         _show(*suite_tables(scores))
     written = {
         "Scores": config.out,
+        "Page": suite_page(config.out) if config.suite and config.out else None,
         "Features": config.save_features,
         "Threshold": config.save_threshold,
     }
@@ -582,38 +584,51 @@ def vectors(arguments: list[str]) -> None:
 
 def report(
     runs: Annotated[
-        Positional[tuple[Path, ...]], arg(help="Folders that refine or compare wrote.")
+        Positional[tuple[Path, ...]],
+        arg(help="Folders that refine or compare wrote, JSON files of evaluate --suite."),
     ],
 ) -> None:
-    """Make report.html again from the folders of refinements and comparisons.
+    """Make the page of a refinement, comparison or suite again; of several runs one side by side.
 
-    By default those verbs have made it already.
+    A page is report.html in its folder, the suite's name with .html, or side-by-side.html beside
+    the first of several refinements. The verbs make all but the last by default.
     """
-    from clip_refine.report.comparison_page import write_comparison_report
+    from clip_refine.report.comparison_page import (
+        write_comparison_report,
+        write_runs_report,
+        write_suite_report,
+    )
     from clip_refine.report.run_page import write_run_report
 
     if not runs:
         raise ConfigError("which run? Give folders that refine or compare wrote.")
-    for folder in runs:
-        compared = (folder / "comparison.json").is_file()
-        if not compared and not (folder / "scores.json").is_file():
+    makers = []
+    for path in runs:
+        compared = (path / "comparison.json").is_file()
+        if not (compared or path.is_file() or (path / "scores.json").is_file()):
             raise ConfigError(
-                f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
+                f"{path}: neither scores.json nor comparison.json is there. Give a folder "
                 "that refine or compare wrote."
             )
-        say(write_comparison_report(folder) if compared else write_run_report(folder))
+        one = write_suite_report if path.is_file() else write_run_report
+        makers.append(write_comparison_report if compared else one)
+    if len(runs) > 1 and set(makers) == {write_run_report}:
+        say(write_runs_report(runs))
+        return
+    for path, make in zip(runs, makers, strict=True):
+        say(make(path))
 
 
 IMAGES_HELP = (
     "A folder of images, or captioned images as for refine --data.train. Without it: "
-    "the run's held-out images."
+    "the run's held-out images. Of stored vectors: the pairs they were made of, to be shown."
 )
 
 FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:FUNCTION."
 
 
 def explore(
-    run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
+    run: Annotated[Positional[Path], arg(help="Folder that refine or vectors refine wrote.")],
     images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
     factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,
@@ -648,22 +663,36 @@ def interpolate(
 def export(
     source: Annotated[Positional[str], arg(metavar="RUN", help=MODEL_HELP)],
     to: Annotated[
-        Literal["open_clip", "transformers", "sentence-transformers", "onnx"],
+        Literal["open_clip", "transformers", "sentence-transformers", "onnx", "immich"],
         arg(help="The library that is to load it."),
     ],
     out: Annotated[Path, MODEL_OUT],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], arg(help="Of the weights in ONNX files.")
+    ] = "fp32",
+    push_to_hub: Annotated[str | None, arg(help="Upload it there, too: YOU/NAME.")] = None,
+    private: Annotated[bool, arg(help="Whether a new repository there is.")] = True,
     overwrite: Annotated[bool, OVERWRITE] = False,
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a model in another library's format, checked by loading it back.
 
     The features of 16 images and captions must be the same as before, up to 1e-5 of their norm
-    (1e-4 for ONNX); else nothing is written.
+    (ONNX: 1e-4, with fp16 5e-3, with int8 5e-2); else nothing is written.
     """
     from clip_refine.roads import export as road
 
-    check = road.export(source, to=to, out=out, overwrite=overwrite)
-    _say(f"{source} for {to}: {out}. Loaded back, {check}.", json, **asdict(check), out=out)
+    check = road.export(
+        source,
+        to=to,
+        out=out,
+        precision=precision,
+        overwrite=overwrite,
+        push_to_hub=push_to_hub,
+        private=private,
+    )
+    where = f"{out} and {push_to_hub} on the Hub" if push_to_hub else out
+    _say(f"{source} for {to}: {where}. Loaded back, {check}.", json, **asdict(check), out=out)
     if not json and min(check.image_cosine, check.text_cosine) < 0.999:
         say(
             f"Left to itself, {to} resizes images and cleans captions a little differently: "
@@ -754,7 +783,7 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
 
   clip-refine report runs/mine
       Make the page again that refine and compare end with: runs/mine/report.html, one file to look
-      at and share.
+      at and share. Of several runs (report runs/a runs/b) one page, side by side.
 
   clip-refine explore runs/mine --images photos
       Search your own images with the base model and the refined one side by side.
@@ -901,7 +930,7 @@ def _completion(shell: str = "bash") -> str:
     """A script that completes all verbs: tyro makes one for each, and the last loaded would win."""
     if shell not in ("bash", "zsh"):
         raise ConfigError(f"--print-completion {shell}: there is none. Allowed: bash, zsh.")
-    specs, script, marker = {}, "", "COMPLETION_SPEC = "
+    specs, script, line, verb, marker = {}, "", "", "", "COMPLETION_SPEC = "
     for verb, run in VERBS.items():
         with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
             run([*(["check"] * (verb == "data")), "--tyro-print-completion", shell])

@@ -14,9 +14,24 @@ from clip_refine.report.comparison_page import (
     rankings,
     trade_off_charts,
     write_comparison_report,
+    write_runs_report,
+    write_suite_report,
 )
-from clip_refine.results import Comparison, ComparisonRow, Interval, RecipeSummary, Spread
+from clip_refine.results import (
+    Comparison,
+    ComparisonRow,
+    Difference,
+    EvaluatedModel,
+    Interval,
+    RecipeSummary,
+    Score,
+    Spread,
+    SuiteScores,
+    TaskScores,
+)
+from clip_refine.support.errors import DataError
 from tests.report.test_page import in_black
+from tests.report.test_score_lines import MEASURED, side
 
 HARM = "hycd[<script>alert(1)</script>]"
 
@@ -207,3 +222,116 @@ def test_the_page_is_written_and_names_stay_names(
     with pytest.raises(SystemExit):
         main(["report", str(tmp_path)])
     assert "is no comparison.json" in capsys.readouterr().err
+
+
+def write_scores(folder: Path, recipe: str, **changes: object) -> Path:
+    """A run's scores, of which the page of several runs is made."""
+    folder.mkdir(parents=True)
+    about = {"name": recipe, "model": "toy", "pairs": 500, "steps": 7, "seed": 3}
+    about["train"] = {"learning_rate": 2e-5}
+    MEASURED.model_copy(update={"recipe": about, **changes}).write(folder / "scores.json")
+    return folder
+
+
+def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    runs = [write_scores(tmp_path / "some one" / name, "rafa") for name in ("a", HARM[5:13])]
+    main(["report", *map(str, runs)])
+    page = Path(capsys.readouterr().out.strip())
+    assert page == tmp_path / "some one" / "side-by-side.html"
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>Take a: it is better in mean R@1 0.250 against 0.200" in text
+    assert "some one" not in text
+    assert "<script>" not in text.replace("<script>\n", "", 1)
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert facts["a"] == "rafa, 500 training images, 7 steps, learning rate 2e-05, seed 3"
+    assert facts.keys() == {"a", "&lt;script&gt;"}
+
+
+def test_runs_of_other_models_are_not_put_side_by_side(tmp_path: Path):
+    runs = [write_scores(tmp_path / "a", "rafa")]
+    runs += [write_scores(tmp_path / "b", "rafa", before=side(0.9, 0.2, 0.75))]
+    with pytest.raises(DataError, match=r"b: before its refinement it scored otherwise than a"):
+        write_runs_report(runs)
+    with pytest.raises(DataError, match="two runs of one name"):
+        write_runs_report([runs[0], runs[0]])
+
+
+def suite_scores() -> SuiteScores:
+    def task(model: str, name: str, value: float) -> TaskScores:
+        score = Score(value=value, low=value - 0.05, high=value + 0.05, higher_is_better=True)
+        return TaskScores(
+            task=name,
+            kind="zero-shot",
+            model=model,
+            protocol="",
+            source="/home/some one/x/birds",
+            note=None,
+            counts={"images": 1234},
+            prompts="paper",
+            templates=(),
+            class_names=None,
+            model_fingerprint="",
+            data_fingerprint="",
+            scores={"top1": score},
+            details={},
+        )
+
+    values = {"toy": (0.5, 0.6), "/home/some one/runs/<b>mine": (0.7, 0.605)}
+    models = tuple(
+        EvaluatedModel(label=label, name=label, pretrained=None, fingerprint="") for label in values
+    )
+    changes = (("birds", 0.2, 0.1, 0.3), ("cars, old", 0.005, -0.04, 0.05))
+    return SuiteScores(
+        suite="mine",
+        models=models,
+        measured=tuple(
+            task(label, name, own[at])
+            for label, own in values.items()
+            for at, name in enumerate(("birds", "cars, old"))
+        ),
+        differences=tuple(
+            Difference(
+                task=name,
+                score="top1",
+                model=models[1].label,
+                against="toy",
+                mean=mean,
+                low=low,
+                high=high,
+                higher_is_better=True,
+            )
+            for name, mean, low, high in changes
+        ),
+        missing={"planes": "looked for /home/some one/x/planes"},
+        resamples=1000,
+        seed=1,
+        seconds=2.0,
+        environment={},
+    )
+
+
+def test_suites_have_the_same_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    suite_scores().write(tmp_path / "scores.json")
+    main(["report", str(tmp_path / "scores.json")])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "scores.html")
+    text = (tmp_path / "scores.html").read_text(encoding="utf-8")
+    head = re.findall("<h1>(.*?)</h1>", text)
+    assert head == ["&lt;b&gt;mine against toy: better in 1 (birds) and worse in none of 2 tasks."]
+    assert text.count('aria-label="better than') == 1
+    assert text.count('aria-label="no clear change"') == 1
+    assert "0.700 (+0.200 [+0.100, +0.300]) +" in text
+    assert "Left out: planes: looked for …/x/planes." in text
+    assert "some one" not in text
+    assert 'id="trade"' not in text  # one number a task has none
+
+
+def test_a_suite_of_one_model_has_its_own_intervals(tmp_path: Path):
+    both = suite_scores()
+    alone = both.model_copy(
+        update={"models": both.models[:1], "measured": both.measured[:2], "differences": ()}
+    )
+    alone.write(tmp_path / "one")
+    text = write_suite_report(tmp_path / "one").read_text(encoding="utf-8")
+    assert "<h1>toy on the suite mine.</h1>" in text
+    assert "0.500 [0.450, 0.550]" in text
+    assert text.count('class="noise"') == 2

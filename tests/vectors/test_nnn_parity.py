@@ -2,7 +2,7 @@
 
 Run it without installing anything here:
 `pip install --no-deps --target nnn nnn-retrieval`, then
-`PYTHONPATH=nnn python -m pytest tests/posthoc/test_nnn_parity.py`.
+`PYTHONPATH=nnn python -m pytest tests/vectors/test_nnn_parity.py`.
 """
 
 import numpy as np

@@ -157,7 +157,7 @@ def _task_change(
         name=before.features.tasks[number].name,
         classes=tuple(
             ClassChange(name=names[label], images=count, before=was, after=now, low=low, high=high)
-            for label, count, was, now, low, high in class_losses(*hits, labels)
+            for label, count, was, now, low, high in class_losses(hits[0], hits[1], labels)
         ),
         confusions=tuple(
             ConfusionChange(

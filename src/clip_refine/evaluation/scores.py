@@ -33,7 +33,7 @@ from clip_refine.results import (
     headline,
     mean,
 )
-from clip_refine.results.metrics import metric
+from clip_refine.results.metrics import OBJECTIVES, pareto_best
 from clip_refine.support.console import Bar, remark
 
 KS = (1, 5, 10)
@@ -305,9 +305,6 @@ def difference(number: Resampled, base: Resampled) -> Interval:
 # Rows of single runs → one line a recipe: spread over seeds, intervals, who is beaten by whom.
 
 
-OBJECTIVES = ("gap", "mean_recall@1", "zero_shot_top1", "linear_probe")
-"""What Pareto-best is judged by."""
-
 Draws = Mapping[str, Sequence[float]]
 """Headline name → its value in each resample."""
 
@@ -353,31 +350,6 @@ def spread(values: Sequence[float]) -> Spread:
     Spread(mean=2.0, deviation=1.4142135623730951)
     """
     return Spread(mean=fmean(values), deviation=stdev(values) if len(values) > 1 else None)
-
-
-def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
-    """Those that no other one dominates: as good in every objective and better in one.
-
-    Example:
-        >>> sorted(pareto_best({"a": {"gap": 1}, "b": {"gap": 0.5}, "c": {"gap": 0.5}}))
-        ['b', 'c']
-    """
-    signed = {
-        name: [
-            found[key] * (1 if metric(key).higher_is_better else -1)
-            for key in OBJECTIVES
-            if key in found
-        ]
-        for name, found in scores.items()
-    }
-    return {
-        name
-        for name, own in signed.items()
-        if not any(
-            other != own and all(o >= mine for o, mine in zip(other, own, strict=True))
-            for other in signed.values()
-        )
-    }
 
 
 def _numbers(row: ComparisonRow) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""A comparison's folder → its page."""
+"""What stands side by side → its page: a comparison, several runs, the models of a suite."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from itertools import cycle
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from clip_refine.report.comparison import (
     LEGEND,
     RATES_LEGEND,
     RULE,
+    Decision,
     decide,
     differences_cells,
     marks,
@@ -30,9 +31,31 @@ from clip_refine.report.page import (
     trace,
     write_page,
 )
-from clip_refine.report.tables import number, short_path
-from clip_refine.results import Comparison, RecipeSummary, of_one_run, read
-from clip_refine.results.metrics import metric
+from clip_refine.report.tables import (
+    SIGNS,
+    interval_text,
+    letters,
+    mark_of,
+    number,
+    short_path,
+    signed,
+)
+from clip_refine.results import (
+    Comparison,
+    ComparisonRow,
+    Difference,
+    RecipeSummary,
+    RunScores,
+    Score,
+    Scores,
+    Spread,
+    SuiteScores,
+    TaskScores,
+    of_one_run,
+    read,
+)
+from clip_refine.results.metrics import metric, pareto_best
+from clip_refine.support.errors import DataError
 
 # --------------------------------------------------------------------------------------------------
 # Rankings with seeds as dots, trade-offs.
@@ -130,16 +153,29 @@ def _seeds(comparison: Comparison, name: str) -> dict[str, list[float]]:
 
 
 def _scale(comparison: Comparison, name: str) -> tuple[float, float]:
-    """Both ends: the gap from zero, shares over a tenth at least, as a narrow one dramatises."""
     base = comparison.summary[0].scores[name].mean
     values = [value for seeds in _seeds(comparison, name).values() for value in seeds]
     found = [line.difference[name] for line in comparison.summary if name in line.difference]
     values += [base + end for interval in found for end in (interval.low, interval.high)]
+    return ends(name, values)
+
+
+def ends(name: str, values: Sequence[float]) -> tuple[float, float]:
+    """Of a scale: shares over a tenth at least, others from zero, as a narrow one dramatises.
+
+    >>> ends("top1", [0.5, 0.52])
+    (0.46, 0.56)
+    """
     low, high = min(values), max(values)
-    if name == "gap":
-        return 0.0, 1.04 * high
+    if not metric(name).unit.startswith("share"):
+        return min(0.0, 1.04 * low), max(0.0, 1.04 * high) or 1.0
     beside = max(0.1 - (high - low), 0.04 * (high - low)) / 2
-    return max(low - beside, 0.0), min(high + beside, 1.0)
+    return round(max(low - beside, 0.0), 4), round(min(high + beside, 1.0), 4)
+
+
+def _place(value: float, low: float, high: float) -> float:
+    """Where it lies on a scale, in percent."""
+    return round(min(max(100 * (value - low) / (high - low), 0.0), 100.0), 2)
 
 
 def _ranking(comparison: Comparison, name: str) -> Ranking:
@@ -152,7 +188,7 @@ def _ranking(comparison: Comparison, name: str) -> Ranking:
     )
 
     def place(value: float) -> float:
-        return round(min(max(100 * (value - low) / (high - low), 0.0), 100.0), 2)
+        return _place(value, low, high)
 
     def noise(line: RecipeSummary) -> tuple[float, float] | None:
         found = line.difference.get(name)
@@ -293,7 +329,6 @@ def _write(folder: Path, shown_as: Path) -> Path:
     if comparison.vectors:
         comparison = comparison.model_copy(update={"vectors": short_path(comparison.vectors)})
     environment_file = folder / "environment.json"
-    charts = trade_off_charts(comparison)
     trained = sum(bool(line.learning_rate) for line in comparison.summary)
     free = len(comparison.summary) - 1 - trained
     on = f"stored vectors {comparison.vectors}" if comparison.vectors else ""
@@ -301,26 +336,52 @@ def _write(folder: Path, shown_as: Path) -> Path:
     images = f" · {comparison.held_out:,} held-out images" if comparison.held_out else ""
     # where the folder lies is nobody's business where the page is shared
     name = shown_as.resolve().name
-    return write_page(
-        folder,
-        "comparison.html.j2",
-        charts=charts,
+    return _side_by_side(
+        folder / "report.html",
+        comparison,
+        decision=decide(comparison, name),
+        beside=name,
         settings=settings,
         environment=read_mapping(environment_file) if environment_file.is_file() else {},
         title="Comparison",
         about=f"{trained} trained and {free} training-free rows · {on}{images}",
-        decision=decide(comparison, name),
-        rule=RULE,
-        beside=name,
+        facts=_facts(comparison, settings),
+    )
+
+
+_DOTS = "Every dot is a seed, the bar their mean"
+_BAND = (
+    "the pale band the 95 % bootstrap interval of the difference from {0}, which is the vertical "
+    "line"
+)
+_STAR = (
+    "★ Pareto-best: no other row is as good in gap, mean R@1, zero-shot and linear probe and "
+    "better in one."
+)
+
+
+def _side_by_side(path: Path, comparison: Comparison, **more: Any) -> Path:
+    """The page of rows beside the untouched model; `more` is the rest of what the page needs."""
+    charts = trade_off_charts(comparison)
+    tables = {
+        "Scores": (*scores_cells(comparison), LEGEND),
+        "Less the untouched model": (*differences_cells(comparison), f"{INTERVALS} {RULE}"),
+        "Learning rates": (*rates_cells(comparison), RATES_LEGEND),
+    }
+    return write_page(
+        path,
+        "comparison.html.j2",
+        charts=charts,
         rankings=rankings(comparison),
+        how=f"{_DOTS}, {_BAND.format('the untouched model')}. {RULE} {_STAR}",
         kinds={key: name for key, (name, _) in KINDS.items()},
         trade_offs=[chart.name for chart in charts],
         tables={
-            "Scores": (*scores_cells(comparison), LEGEND),
-            "Less the untouched model": (*differences_cells(comparison), f"{INTERVALS} {RULE}"),
-            "Learning rates": (*rates_cells(comparison), RATES_LEGEND),
+            name: (("recipe", *head[1:]), rows, legend)
+            for name, (head, rows, legend) in tables.items()
+            if rows
         },
-        facts=_facts(comparison, settings),
+        **more,
     )
 
 
@@ -346,3 +407,275 @@ def _facts(comparison: Comparison, settings: Mapping[str, Any]) -> dict[str, str
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(f"{number:,}" for number in sorted(set(numbers)))
+
+
+# --------------------------------------------------------------------------------------------------
+# Several runs of one model → the comparison that they amount to → a page.
+
+
+def write_runs_report(runs: Sequence[Path]) -> Path:
+    """Write `side-by-side.html` beside the first of several runs' folders.
+
+    Raises:
+        DataError: A run's scores are missing or are none, or the untouched models scored
+            otherwise, so that nothing can be told of the refinements.
+    """
+    found = {name: read(RunScores, run / "scores.json") for name, run in _names(runs).items()}
+    first, *others = found
+    base = found[first].before
+    for name in others:
+        own = found[name].before.headline
+        if own.keys() != base.headline.keys() or any(
+            abs(own[key] - value) > 5e-4 for key, value in base.headline.items()
+        ):
+            raise DataError(
+                f"{name}: before its refinement it scored otherwise than {first} ({_said(own)}; "
+                f"{_said(base.headline)}), so these are different models or held-out images. Give "
+                "runs of one model, scored on the same pairs and tasks."
+            )
+    rows = [_run_row("pre-trained", base, {}, 0.0)]
+    rows += [
+        _run_row(name, one.after, one.recipe, one.seconds.get("train", 0.0))
+        for name, one in found.items()
+    ]
+    best = pareto_best({row.recipe: row.headline for row in rows})
+    paths = {"gap": "geometry.centroid_distance"} | {
+        name: name for name in ("mean_recall@1", "zero_shot_top1")
+    }
+    summary = [
+        RecipeSummary(
+            recipe=row.recipe,
+            runs=1,
+            learning_rate=row.learning_rate,
+            scores={key: Spread(mean=value, deviation=None) for key, value in row.headline.items()},
+            seconds=Spread(mean=row.seconds, deviation=None),
+            peak_memory=Spread(mean=0.0, deviation=None),
+            difference={
+                key: found[row.recipe].difference[path]
+                for key, path in paths.items()
+                if row.recipe in found and path in found[row.recipe].difference
+            },
+            pareto_best=row.recipe in best,
+        )
+        for row in rows
+    ]
+    made = Comparison(
+        rows=tuple(rows), summary=tuple(summary), learning_rates=(), held_out=base.pairs
+    )
+    return _side_by_side(
+        runs[0].resolve().parent / "side-by-side.html",
+        made,
+        # what to run next would need the settings that all share, and these share none
+        decision=replace(decide(made), advice="", command=""),
+        beside="",
+        settings={},
+        environment={},
+        title="Runs side by side",
+        about=f"{len(runs)} runs · model {short_path(str(found[first].recipe.get('model')))} · "
+        f"{base.pairs:,} held-out images",
+        facts={
+            name: f"{one.recipe.get('name')}, {one.recipe['pairs']:,} training images, "
+            f"{one.recipe['steps']:,} steps, learning rate {_rate(one.recipe)}, "
+            f"seed {one.recipe.get('seed')}"
+            for name, one in found.items()
+        },
+    )
+
+
+def _names(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by what to call them: their folders' names, with the one above where two are alike."""
+    short = [run.resolve().name for run in runs]
+    if len(set(short)) < len(short):
+        short = ["/".join(run.resolve().parts[-2:]) for run in runs]
+    if len(set(short)) < len(short):
+        raise DataError(f"{', '.join(short)}: two runs of one name. Give each once, or rename one.")
+    return dict(zip(short, runs, strict=True))
+
+
+def _said(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{metric(name).short} {number(value)}" for name, value in numbers.items())
+
+
+def _rate(recipe: Mapping[str, Any]) -> float:
+    return recipe.get("train", {}).get("learning_rate") or 0.0
+
+
+def _run_row(name: str, scores: Scores, recipe: Mapping[str, Any], seconds: float) -> ComparisonRow:
+    return ComparisonRow(
+        recipe=name,
+        seed=recipe.get("seed") or 0,
+        learning_rate=_rate(recipe) if recipe else None,
+        steps=recipe.get("steps", 0),
+        pairs=recipe.get("pairs", 0),
+        geometry=scores.geometry,
+        retrieval=scores.retrieval,
+        zero_shot=scores.zero_shot,
+        linear_probe={},
+        selection=None,
+        seconds=seconds,
+        peak_memory=0.0,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# The models of a suite → a page of the same kind.
+
+
+def write_suite_report(file: Path) -> Path:
+    """Write the page of a suite's scores beside their JSON file, by the same name.
+
+    Raises:
+        DataError: The file is missing or not what `evaluate --suite` writes.
+    """
+    scores = read(SuiteScores, file)
+    with of_one_run(file):
+        return _write_suite(scores, suite_page(file))
+
+
+def suite_page(file: Path) -> Path:
+    """Where the page of a suite's scores goes."""
+    return file.with_name(f"{file.name.removesuffix('.json')}.html")
+
+
+def _write_suite(scores: SuiteScores, path: Path) -> Path:
+    names = _model_names(scores)
+    first, *others = names.values()
+    tasks: dict[str, dict[str, TaskScores]] = {}
+    for one in scores.measured:
+        tasks.setdefault(one.task, {})[one.model] = one
+    changes = {(d.task, d.score, d.model): d for d in scores.differences}
+    ranked = {task: _task_ranking(found, changes, names) for task, found in tasks.items()}
+    tables: dict[str, tuple[Sequence[str], list[list[str]], str]] = {}
+    how, how_rows = ("task", "images", "from", "prompts", "protocol"), []
+    for task, found in tasks.items():
+        one = found[scores.models[0].label]
+        _, rows, _ = tables.setdefault(one.kind, (("task", "score", *names.values()), [], ""))
+        for name in one.scores:
+            # geometry has more numbers than a table should; the JSON has them all
+            if metric(name).shown:
+                cells = (
+                    _suite_cell(found[model].scores[name], changes.get((task, name, model)))
+                    for model in names
+                )
+                rows.append([task, metric(name).heading, *cells])
+        images = f"{one.counts.get('images', 0):,}"
+        how_rows.append([task, images, short_path(one.source), one.prompts or "", one.protocol])
+    tables["How each was taken"] = (
+        *(how, how_rows),
+        f"Brackets hold 95 % bootstrap intervals over images ({scores.resamples:,} resamples), of "
+        f"a number or of its difference from {first}, both resampled alike; + is better, − worse.",
+    )
+    said = [
+        f"{name} against {first}: better in {_some(ranked, name, 'better')} and worse in "
+        f"{_some(ranked, name, 'worse')} of {len(ranked)} tasks."
+        for name in others
+    ]
+    left_out = " ".join(f"Left out: {n}: {short_path(why)}." for n, why in scores.missing.items())
+    of_number = "the pale band its 95 % bootstrap interval"
+    return write_page(
+        path,
+        "comparison.html.j2",
+        charts=[],
+        settings={},
+        environment=scores.environment,
+        title=f"Suite {scores.suite}",
+        about=f"Suite {scores.suite} · {len(ranked)} tasks · {', '.join(names.values())}",
+        decision=Decision(
+            taken="",
+            answer=" ".join(said) or f"{first} on the suite {scores.suite}.",
+            price="Of each task its first score is judged here; the tables have all.",
+            doubt=left_out,
+            advice="",
+            command="",
+        ),
+        beside="",
+        rankings=list(ranked.values()),
+        how=f"The bar is the model's number, {_BAND.format(first) if others else of_number}. "
+        "Better or worse is said where it excludes zero and three places show the difference.",
+        kinds={"untouched": first, "trained": ", ".join(others)} if others else {},
+        trade_offs=[],
+        tables=tables,
+        facts={
+            "Suite": scores.suite,
+            "Models": ", ".join(names.values()),
+            "Bootstrap resamples": f"{scores.resamples:,}",
+            "Seed": str(scores.seed),
+            "Seconds": f"{scores.seconds:.0f}",
+            "Device": str(scores.environment.get("device", "")),
+        },
+    )
+
+
+def _model_names(scores: SuiteScores) -> dict[str, str]:
+    """Label → name, of a path its end; with a letter where two would be alike."""
+    labels = [model.label for model in scores.models]
+    short = [label if short_path(label) == label else Path(label).name for label in labels]
+    alike = len(set(short)) < len(short)
+    return {
+        model.label: f"{letter} {name}" if alike else name
+        for model, name, letter in zip(scores.models, short, letters(scores), strict=True)
+    }
+
+
+def _some(ranked: Mapping[str, Ranking], name: str, mark: str) -> str:
+    """The tasks in which a model bears a mark, a few by name."""
+    found = [
+        task
+        for task, ranking in ranked.items()
+        if any((line.recipe, line.mark) == (name, mark) for line in ranking.lines)
+    ]
+    more = "; ..." if len(found) > 4 else ""
+    return f"{len(found)} ({'; '.join(found[:4])}{more})" if found else "none"
+
+
+def _task_ranking(
+    found: Mapping[str, TaskScores],
+    changes: Mapping[tuple[str, str, str], Difference],
+    names: Mapping[str, str],
+) -> Ranking:
+    """The models by a task's first score."""
+    base = next(iter(found.values()))
+    name, first = next(iter(base.scores.items()))
+    up, lines = bool(first.higher_is_better), []
+    intervals: dict[str, tuple[float, float]] = {}
+    for model, one in found.items():
+        score, change = one.scores[name], changes.get((base.task, name, model))
+        own, at = (change, first.value) if change else (score, 0.0)
+        if own.low is not None and own.high is not None:
+            intervals[model] = (at + own.low, at + own.high)
+    low, high = ends(
+        name,
+        [*(one.scores[name].value for one in found.values()), *chain(*intervals.values())],
+    )
+    hues = dict(zip(found, (MUTED, *islice(cycle(COLOURS), len(found) - 1)), strict=True))
+    for model, one in found.items():
+        value, change = one.scores[name].value, changes.get((base.task, name, model))
+        lines.append(
+            Ranked(
+                recipe=names[model],
+                kind="trained" if change else "untouched",
+                colour=hues[model],
+                value=value,
+                deviation=None,
+                dots=[],
+                mean=_place(value, low, high),
+                noise=tuple(_place(end, low, high) for end in intervals[model])  # pyright: ignore
+                if model in intervals
+                else None,
+                mark=mark_of(change.interval, change.mean, up) if change else "",
+                pareto_best=False,
+            )
+        )
+    lines.sort(key=lambda line: line.value, reverse=up)
+    heading = f"{base.task}: {metric(name).heading}"
+    return Ranking(name, heading, up, _place(first.value, low, high), low, high, lines)
+
+
+def _suite_cell(score: Score, change: Difference | None) -> str:
+    if change is not None and change.interval is not None:
+        sign = SIGNS.get(mark_of(change.interval, change.mean, change.higher_is_better), "")
+        moved = f"{signed(change.mean)} {interval_text(change.interval)}"
+        return f"{number(score.value)} ({moved}){sign}"
+    if score.low is None or score.high is None:
+        return number(score.value)
+    return f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"

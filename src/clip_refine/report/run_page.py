@@ -77,7 +77,7 @@ def _write(run: Path) -> Path:
     tabs |= {"classes": "Zero-shot"} if evidence.tasks else {}
     tabs |= {"training": "Training"} if training else {}
     return write_page(
-        run,
+        run / "report.html",
         "run.html.j2",
         charts=[*features, *training],
         settings=settings,

@@ -455,13 +455,13 @@ def threshold_lines(found: FitProbability) -> str:
 def suite_tables(scores: SuiteScores) -> list[RenderableType]:
     """Which model is which, one table a kind of task, what was left out, and how to read it."""
     several = len(scores.models) > 1
-    letters = dict(zip((m.label for m in scores.models), _letters(scores), strict=True))
+    names = dict(zip((m.label for m in scores.models), letters(scores), strict=True))
     parts: list[RenderableType] = [
-        Text(f"{letters[model.label]}  {model.label}" if several else model.label)
+        Text(f"{names[model.label]}  {model.label}" if several else model.label)
         for model in scores.models
     ]
     kinds = dict.fromkeys(found.kind for found in scores.measured)
-    parts += [_suite_table(scores, kind, letters) for kind in kinds]
+    parts += [_suite_table(scores, kind, names) for kind in kinds]
     parts += [
         Text(f"Left out: {name}: {why}", style="yellow") for name, why in scores.missing.items()
     ]
@@ -475,8 +475,8 @@ def suite_tables(scores: SuiteScores) -> list[RenderableType]:
     return parts
 
 
-def _letters(scores: SuiteScores) -> list[str]:
-    """A, B, C for the columns, since paths are too long for them."""
+def letters(scores: SuiteScores) -> list[str]:
+    """A, B, C for the columns of a suite's models, since paths are too long for them."""
     names = (ascii_uppercase[i] if i < 26 else str(i + 1) for i in range(len(scores.models)))
     return list(names) if len(scores.models) > 1 else [""]
 

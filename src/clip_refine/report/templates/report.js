@@ -52,9 +52,14 @@
     brush.font = getComputedStyle(document.body).font.replace(/[\d.]+px/, "12px");
     const names = annotations.map((note, index) => ({ index, note, x: xaxis.d2p(note.x), y: yaxis.d2p(note.y) }))
       .filter(({ note }) => note.text);
+    const around = (x, y, size, weight) => [x - size / 2, y - size / 2, x + size / 2, y + size / 2, weight];
     const taken = element.data.filter(({ mode }) => mode === "markers").flatMap(({ x, y, marker }) =>
-      x.map((across, index) => [xaxis.d2p(across), yaxis.d2p(y[index])])
-        .map(([left, top]) => [left - marker.size / 2, top - marker.size / 2, left + marker.size / 2, top + marker.size / 2]));
+      x.map((across, index) => around(xaxis.d2p(across), yaxis.d2p(y[index]), marker.size, 4)));
+    annotations.filter(({ showarrow }) => showarrow).forEach(({ x, y, ax, ay }) => {
+      for (let part = 0; part < 1; part += 0.04) {
+        taken.push(around(xaxis.d2p(x + part * (ax - x)), yaxis.d2p(y + part * (ay - y)), 5, 1));
+      }
+    });
     const shared = (a, b) => Math.max(0, Math.min(a[2], b[2]) - Math.max(a[0], b[0])) *
       Math.max(0, Math.min(a[3], b[3]) - Math.max(a[1], b[1]));
     const places = {};
@@ -65,13 +70,13 @@
         for (const [xanchor, xshift] of [["left", 9], ["right", -9], ["center", 0]]) {
           const left = x + xshift - { left: 0, right: width, center: width / 2 }[xanchor];
           const box = [left, y - yshift - 8, left + width, y - yshift + 8];
-          const hidden = taken.reduce((sum, other) => sum + shared(box, other), 0);
+          const hidden = taken.reduce((sum, other) => sum + other[4] * shared(box, other), 0);
           const outside = width * 16 - shared(box, frame);
-          spots.push({ cost: hidden + 3 * outside + Math.abs(yshift) + (xanchor === "left" ? 0 : 4), box, xanchor, xshift, yshift });
+          spots.push({ cost: hidden + 3 * outside + 2.5 * Math.abs(yshift) + (xanchor === "left" ? 0 : 4), box, xanchor, xshift, yshift });
         }
       }
       const best = spots.reduce((a, b) => (b.cost < a.cost ? b : a));
-      taken.push(best.box);
+      taken.push([...best.box, 1]);
       for (const key of ["xanchor", "xshift", "yshift"]) places[`annotations[${index}].${key}`] = best[key];
     });
     if (names.length) return Plotly.relayout(element, places);

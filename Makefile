@@ -4,13 +4,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 PARITY := .venv-parity
 # a core each, but no more at once than memory has room for; a file's tests share what they set up
-TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench fuzz parity clean
+.PHONY: help setup demo test test-oldest test-newest check format bench fuzz parity docs clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+).*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(READY) ## Create .venv with everything needed (about 3 minutes, 7 GB)
 
@@ -25,14 +25,23 @@ demo: $(READY) ## Refine a small model of a drawn world and print before and aft
 	$(BIN)/clip-refine demo --overwrite
 
 test: $(READY) ## Run all tests
-	$(TESTS)
+	$(BIN)/$(TESTS)
+
+# uv, since pip chooses no lowest versions; constraints.txt has no say in either
+VERSIONS_oldest := lowest-direct
+VERSIONS_newest := highest
+test-oldest test-newest: test-%: ## All tests with the oldest libraries that pyproject.toml allows; test-newest: the newest (7 GB each)
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(VERSIONS_$*) --editable '.[dev]'
+	.venv-$*/bin/$(TESTS) $(ONLY)
 
 check: $(READY) ## Format, lint, types, import contract, tests, in chromium too where there is one
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(TESTS)
+	$(BIN)/$(TESTS)
 
 format: $(READY) ## Format and fix what can be fixed
 	$(BIN)/ruff format .
@@ -45,15 +54,30 @@ SECONDS ?= 600
 fuzz: $(READY) ## Read changed files of every kind for 10 minutes, or SECONDS=60
 	PYTHONPATH=src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
 
-# clip_benchmark fails on numpy 2.4, which is what we run on; all but numpy it shares with .venv.
-parity: $(READY) $(PARITY)/.ready ## Compare our metrics with clip_benchmark's and nnn-retrieval's
-	PYTHONPATH=src $(PARITY)/bin/python -m pytest -q tests/parity tests/posthoc/test_nnn_parity.py
+# What other people run on our models, without what would replace .venv's packages: clip_benchmark
+# fails on numpy 2.4, and clip-retrieval asks for a numpy before 2. The rest is shared with .venv.
+TOOLS := clip_benchmark==1.6.2 webdataset braceexpand pycocoevalcap \
+	mteb==2.26.24 pytrec-eval-terrier polars polars-runtime-32 requests urllib3 charset-normalizer \
+	clip_retrieval==2.45.0 all_clip==1.3.0 clip-anytorch fire termcolor faiss-cpu h5py wandb platformdirs \
+	flask flask_restful 'flask_cors<5' itsdangerous blinker prometheus_client \
+	lightning torchmetrics lightning-utilities pytorch-lightning
+parity: $(READY) $(PARITY)/.ready ## Ours in other people's tools, and against their numbers
+	PYTHONPATH=$(CURDIR)/src $(PARITY)/bin/python -m pytest -q tests/parity tests/vectors/test_nnn_parity.py tests/test_examples.py
 
-$(PARITY)/.ready: | $(READY)
-	$(PYTHON) -m venv $(PARITY)
-	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'clip_benchmark==1.6.2' 'nnn-retrieval' 'numpy>=2.3,<2.4'
+$(PARITY)/.ready: Makefile | $(READY)
+	$(PYTHON) -m venv --clear $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TOOLS) nnn-retrieval 'numpy>=2.3,<2.4'
 	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; $(BIN)/python -c "$$site" > $$($(PARITY)/bin/python -c "$$site")/shared.pth
 	@touch $(PARITY)/.ready
 
-clean: ## Remove the environment and the runs
-	rm -rf .venv .venv-parity runs
+docs: .venv-docs/.ready ## Build the documentation site in site/; a warning is an error
+	.venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-docs
+	$(PYTHON) -c "import tomllib as t; print(*t.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+		| .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement /dev/stdin
+	@touch .venv-docs/.ready
+
+clean: ## Remove the environments, the runs and the site
+	rm -rf .venv .venv-* runs site

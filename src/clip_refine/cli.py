@@ -663,22 +663,36 @@ def interpolate(
 def export(
     source: Annotated[Positional[str], arg(metavar="RUN", help=MODEL_HELP)],
     to: Annotated[
-        Literal["open_clip", "transformers", "sentence-transformers", "onnx"],
+        Literal["open_clip", "transformers", "sentence-transformers", "onnx", "immich"],
         arg(help="The library that is to load it."),
     ],
     out: Annotated[Path, MODEL_OUT],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], arg(help="Of the weights in ONNX files.")
+    ] = "fp32",
+    push_to_hub: Annotated[str | None, arg(help="Upload it there, too: YOU/NAME.")] = None,
+    private: Annotated[bool, arg(help="Whether a new repository there is.")] = True,
     overwrite: Annotated[bool, OVERWRITE] = False,
     json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a model in another library's format, checked by loading it back.
 
     The features of 16 images and captions must be the same as before, up to 1e-5 of their norm
-    (1e-4 for ONNX); else nothing is written.
+    (ONNX: 1e-4, with fp16 5e-3, with int8 5e-2); else nothing is written.
     """
     from clip_refine.roads import export as road
 
-    check = road.export(source, to=to, out=out, overwrite=overwrite)
-    _say(f"{source} for {to}: {out}. Loaded back, {check}.", json, **asdict(check), out=out)
+    check = road.export(
+        source,
+        to=to,
+        out=out,
+        precision=precision,
+        overwrite=overwrite,
+        push_to_hub=push_to_hub,
+        private=private,
+    )
+    where = f"{out} and {push_to_hub} on the Hub" if push_to_hub else out
+    _say(f"{source} for {to}: {where}. Loaded back, {check}.", json, **asdict(check), out=out)
     if not json and min(check.image_cosine, check.text_cosine) < 0.999:
         say(
             f"Left to itself, {to} resizes images and cleans captions a little differently: "
@@ -916,7 +930,7 @@ def _completion(shell: str = "bash") -> str:
     """A script that completes all verbs: tyro makes one for each, and the last loaded would win."""
     if shell not in ("bash", "zsh"):
         raise ConfigError(f"--print-completion {shell}: there is none. Allowed: bash, zsh.")
-    specs, script, marker = {}, "", "COMPLETION_SPEC = "
+    specs, script, line, verb, marker = {}, "", "", "", "COMPLETION_SPEC = "
     for verb, run in VERBS.items():
         with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
             run([*(["check"] * (verb == "data")), "--tyro-print-completion", shell])

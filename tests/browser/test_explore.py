@@ -16,7 +16,7 @@ from clip_refine.roads.refine import refine
 from clip_refine.toy import ToyPairs
 from tests.browser.conftest import HARM, PHONE
 
-pytest.importorskip("gradio", reason="gradio is not installed")
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'clip-refine[app]'")
 
 
 @pytest.fixture(scope="module")

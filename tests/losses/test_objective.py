@@ -63,7 +63,7 @@ def test_the_total_adds_all_terms():
 
 
 def test_the_records_fields_are_the_terms():
-    assert set(LossTerms.__dataclass_fields__) == set(EXPECTED)
+    assert set(LossTerms.__dataclass_fields__) == {*EXPECTED, "own"}  # given from outside
 
 
 def test_no_term_is_an_error():
@@ -107,6 +107,7 @@ def test_the_temperature_walks_evenly_from_the_models_own(progress: float, tempe
     expected = losses.contrastive_loss(X.image, X.text, logit_scale=1 / temperature)
     torch.testing.assert_close(found, expected)
     assert not objective.uses_logit_scale
+    assert not found.requires_grad  # also where a loss of one's own trains the scale
 
 
 def test_the_temperature_may_begin_elsewhere_and_fall():

@@ -326,6 +326,18 @@ def test_a_file_of_ours_knows_its_checksum_wherever_it_is(
             load(file, name)
 
 
+def test_models_of_open_clip_4_that_are_no_two_towers(tiny_arch, tmp_path: Path, monkeypatch):
+    sound = {"embed_dim": 8, "audio_cfg": {}, "text_cfg": {}}
+    writes = {**OPENAI, "genlip_cfg": {}}
+    known = {"sound": sound, "writes": writes, "tiny-resnet": RESNET}
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", known)
+    save_file(random_clip(RESNET).state_dict(), tmp_path / "weights.safetensors")
+    assert load(tmp_path / "weights.safetensors").model_config["vision_cfg"] == RESNET["vision_cfg"]
+    for name in ("sound", "writes"):
+        with pytest.raises(ModelError, match=f"'{name}': open_clip's model for sound, or for"):
+            load(tmp_path / "weights.safetensors", name)
+
+
 def test_every_architecture_of_one_shape_is_named(tiny_arch, tmp_path: Path):
     torch.save(random_clip(OPENAI).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ModelError, match="fit tiny-arch and tiny-arch-quickgelu.*activation"):

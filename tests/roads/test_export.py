@@ -1,8 +1,14 @@
 """Runs in the formats of other libraries, loaded there without any of our code."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
+from base64 import b64decode
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +28,21 @@ from clip_refine.roads import export as road
 from clip_refine.roads.export import FORMATS, Encoders, compare_features, export
 from clip_refine.roads.refine import refine
 from clip_refine.roads.vector_maps import fold_vectors
-from clip_refine.support.errors import ModelError
+from clip_refine.saving import onnx as onnx_files
+from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.toy import ToyPairs
 from clip_refine.vectors.files import save_peer
 from clip_refine.vectors.maps import LinearMaps
 from tests.models.tiny_transformers import SIZE, write_clip
 
 CAPTIONS = ["a red circle", "Two small blue stars!", "word " * 100]
+PETS = ["a photo of a dog", "a photo of a cat"]
+
+
+def code_blocks(folder: Path, language: str) -> list[str]:
+    """The lines that a model's card shows in one language, block by block."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +126,10 @@ def test_open_clip_refine_open_clip(run: Path, tiny_name: str, images):
     assert (after[0] - before[0]).abs().max() > 1e-3  # it was refined
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_an_open_clip_run_for_every_library(run: Path, kind: str, tmp_path: Path, images, capsys):
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "immich"])
+def test_an_open_clip_run_for_every_library(
+    run: Path, kind: str, tmp_path: Path, images, capsys, monkeypatch
+):
     out = tmp_path / "exported"
     main(["export", str(run), "--to", kind, "--out", str(out)])
     said = capsys.readouterr().out
@@ -122,6 +138,7 @@ def test_an_open_clip_run_for_every_library(run: Path, kind: str, tmp_path: Path
     expected = features(load_open_clip(f"local-dir:{run / 'model'}"), images)
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "## Before and after" in card
+    run_the_cards_lines(out, run / "model", images[0], monkeypatch)
     match kind:
         case "open_clip":
             assert_same(in_open_clip(out, images), expected)
@@ -136,7 +153,26 @@ def test_an_open_clip_run_for_every_library(run: Path, kind: str, tmp_path: Path
             assert_same(in_onnxruntime(out, images), expected, 1e-4)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@torch.no_grad()
+def run_the_cards_lines(folder: Path, model: Path, image: Image.Image, monkeypatch) -> None:
+    """As they stand; other people's programs in tests/parity."""
+    source = load_open_clip(f"local-dir:{model}")
+    monkeypatch.chdir(folder)
+    image.save("photo.jpg", quality=100)
+    shown = source.preprocess(Image.open("photo.jpg")).unsqueeze(0)
+    expected = (source.encode_image(shown), source.encode_text(source.tokenizer(PETS)))
+    blocks = [block for block in code_blocks(folder, "python") if "import mteb" not in block]
+    assert blocks
+    for block in blocks:
+        names: dict = {}
+        exec(block, names)
+        found = (names["image_features"], names["text_features"])
+        for theirs, ours in zip(map(torch.as_tensor, found), expected, strict=True):
+            assert (theirs.norm(dim=1) - 1).abs().max() < 1e-5
+            assert torch.cosine_similarity(theirs, ours.expand_as(theirs)).min() > 0.999
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "immich"])
 def test_a_folded_model_gives_mapped_features_in_every_library(
     kind: str, tiny_name: str, tmp_path: Path, images
 ):
@@ -149,7 +185,7 @@ def test_a_folded_model_gives_mapped_features_in_every_library(
     out = tmp_path / "exported"
     export(str(tmp_path / "model"), to=kind, out=out)
     libraries = (in_open_clip, in_transformers, in_sentence_transformers, in_onnxruntime)
-    found = dict(zip(FORMATS, libraries, strict=True))[kind](out, images)
+    found = dict(zip(FORMATS, libraries, strict=False))[kind](out, images)
     for theirs, raw, matrix in zip(found, before, (maps.image_map, maps.text_map), strict=True):
         mapped = raw.double() @ matrix.double().T
         assert (theirs - mapped).norm() <= 1e-6 * mapped.norm()
@@ -200,8 +236,8 @@ def test_a_transformers_run_is_saved_for_both_libraries(transformers_run: Path, 
     assert_same(in_sentence_transformers(folder, images), theirs)
     assert_same(in_open_clip(folder, images), theirs)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "with transformers" in card
-    assert "with open\\_clip" in card
+    assert "With transformers" in card
+    assert "With open\\_clip" in card
     headers = []
     for name in ("model.safetensors", "open_clip_model.safetensors"):
         with safe_open(folder / name, "pt") as file:
@@ -280,7 +316,7 @@ def test_features_that_are_no_numbers_do_not_pass(tiny, pairs: ToyPairs):
 def test_a_timm_tower_goes_to_onnx_only(shared: Path, tmp_path: Path):
     folder = shared / "models" / "photo-clip"
     if not folder.is_dir():
-        pytest.skip("the shared model photo-clip is not on this machine")
+        pytest.skip("../shared/models/photo-clip is not on this machine: it is not published")
     with pytest.raises(ModelError, match=r"image tower is timm's tf_efficientnet_lite0.*--to onnx"):
         export(str(folder), to="transformers", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -306,3 +342,211 @@ def test_an_untrained_model_is_called_converted(tiny_name: str, tmp_path: Path):
     assert front["library_name"] == "transformers"
     assert "the weights were not trained" in card
     assert "Before and after" not in card
+
+
+def test_immich_reads_its_own_layout(run: Path, tmp_path: Path, images):
+    """Only what immich's machine learning reads: its names, 32-bit ids, unit features."""
+    from onnxruntime import InferenceSession
+
+    out = tmp_path / "immich"
+    export(str(run), to="immich", out=out)
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["text_cfg"]["context_length"] == 32
+    pixels = json.loads((out / "visual" / "preprocess_cfg.json").read_text())
+    assert {"size", "mean", "std", "interpolation", "resize_mode"} <= set(pixels)
+    assert (out / "textual" / "tokenizer.json").is_file()
+    assert "pad_token" in json.loads((out / "textual" / "tokenizer_config.json").read_text())
+    visual = InferenceSession(out / "visual" / "model.onnx")
+    textual = InferenceSession(out / "textual" / "model.onnx")
+    (image_input,), (text_input,) = visual.get_inputs(), textual.get_inputs()
+    assert (image_input.name, image_input.type) == ("image", "tensor(float)")
+    assert (text_input.name, text_input.type) == ("text", "tensor(int32)")
+    source = load_open_clip(f"local-dir:{run / 'model'}")
+    expected = features(source, images)
+    sized = torch.stack([source.preprocess(image) for image in images]).numpy()
+    ids = source.full_length_tokenizer(CAPTIONS).numpy().astype(np.int32)
+    found = (visual.run(None, {"image": sized})[0], textual.run(None, {"text": ids})[0])
+    for theirs, ours in zip(map(torch.from_numpy, found), expected, strict=True):
+        assert (theirs - torch.nn.functional.normalize(ours, dim=1)).abs().max() < 1e-5
+    assert "With immich" in (out / "README.md").read_text(encoding="utf-8")
+
+
+def test_immich_takes_no_transformers_model(transformers_run: Path, tmp_path: Path):
+    base = transformers_run / "model"
+    (base / "open_clip_config.json").rename(base / "aside")
+    try:
+        with pytest.raises(ModelError, match="--to open_clip, and that folder --to immich"):
+            export(str(base), to="immich", out=tmp_path / "out")
+    finally:
+        (base / "aside").rename(base / "open_clip_config.json")
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("fp16", 1e-3), ("int8", 5e-2)])
+def test_smaller_weights_with_their_measured_difference(
+    run: Path, precision: str, largest: float, tmp_path: Path
+):
+    export(str(run), to="onnx", out=tmp_path / "fp32")
+    check = export(str(run), to="onnx", precision=precision, out=tmp_path / precision)
+    stated = json.loads((tmp_path / precision / "onnx_config.json").read_text())
+    assert stated["precision"] == precision
+    assert stated["check"]["image_difference"] == check.image_difference
+    assert stated["check"]["text_difference"] == check.text_difference
+    assert 1e-7 < check.image_difference < largest
+    text = [(tmp_path / kind / "text.onnx").stat().st_size for kind in ("fp32", precision)]
+    assert text[1] < 0.6 * text[0]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_beside_the_graph_are_listed_and_needed(
+    run: Path, precision: str, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(onnx_files, "_LARGEST", 0)
+    out = tmp_path / "out"
+    export(str(run), to="onnx", precision=precision, out=out)
+    settings = json.loads((out / "onnx_config.json").read_text())
+    assert settings["text"]["external_data"] == ["text.onnx.data"]
+    assert {path.name for path in out.glob("*.onnx*")} == {
+        "image.onnx",
+        "image.onnx.data",
+        "text.onnx",
+        "text.onnx.data",
+    }
+    assert "text.onnx.data" in (out / "SHA256SUMS").read_text()
+    (out / "text.onnx.data").unlink()
+    with pytest.raises(ModelError, match="its weights are in text.onnx.data, which is not beside"):
+        onnx_files.external_files(out / "text.onnx")
+
+
+def test_smaller_weights_are_onnx_only(tmp_path: Path):
+    with pytest.raises(ConfigError, match="--precision int8: not with --to transformers"):
+        export("toy", to="transformers", precision="int8", out=tmp_path / "out")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub's interface as an upload asks for; files go to `Hub.files`."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+    refuses = False
+
+    def answer(self, content: object, status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while length := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def do_POST(self) -> None:
+        body, here = self.body(), f"http://{self.headers['Host']}"
+        self.asked.append(f"{self.headers.get('Authorization')} {self.path}")
+        if self.refuses:
+            self.answer({"error": "You have no right to this"}, status=403)
+        elif self.path == "/api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif self.path == "/api/repos/create":
+            self.answer({"url": f"{here}/you/model", "id": "you/model"})
+        elif "/preupload/" in self.path:
+            large = ".safetensors"
+            self.answer(
+                {
+                    "files": [
+                        {
+                            "path": file["path"],
+                            "uploadMode": "lfs" if file["path"].endswith(large) else "regular",
+                            "shouldIgnore": False,
+                        }
+                        for file in json.loads(body)["files"]
+                    ]
+                }
+            )
+        elif self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**file, "actions": {"upload": {"href": f"{here}/lfs/{file['oid']}"}}}
+                for file in json.loads(body)["objects"]
+            ]
+            self.answer({"transfer": "basic", "objects": objects})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = b64decode(line["value"]["content"])
+                elif line["key"] == "lfsFile":
+                    stored = self.files.pop(line["value"]["oid"])
+                    self.files[line["value"]["path"]] = stored
+            self.answer({"commitUrl": f"{here}/you/model/commit/1", "commitOid": "1" * 40})
+        else:
+            self.answer({"error": self.path}, status=404)
+
+    def do_PUT(self) -> None:
+        self.files[self.path.rsplit("/", 1)[-1]] = self.body()
+        self.answer({})
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.answer({"siblings": [], "id": "you/model"}, status=200)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(Hub, "files", {}, raising=False)
+    monkeypatch.setattr(Hub, "asked", [], raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def push(run: Path, out: Path, hub: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """By the command line, since the Hub's address is read when Python starts."""
+    command = ("export", run, "--to", "open_clip", "--push-to-hub", "you/model", "--out", out)
+    set_ = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub, "HF_TOKEN": "hf_1", **more}
+    return subprocess.run(
+        [sys.executable, "-m", "clip_refine", *map(str, command)],
+        env=set_,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_what_goes_to_the_hub(run: Path, hub: str, tmp_path: Path):
+    out = tmp_path / "out"
+    ran = push(run, out, hub)
+    assert ran.returncode == 0, ran.stderr
+    assert "you/model on the Hub" in ran.stdout
+    inside = [path for path in out.rglob("*") if path.is_file()]
+    kept = {str(path.relative_to(out)): path.read_bytes() for path in inside}
+    assert Hub.files == kept
+    assert {"README.md", "provenance.json", "open_clip_model.safetensors"} <= set(kept)
+    assert "hf download you/model" in (out / "README.md").read_text(encoding="utf-8")
+    assert all(line.startswith("Bearer hf_1 ") for line in Hub.asked if "/api/repos" in line)
+
+
+def test_what_the_hub_refuses_is_said(run: Path, hub: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Hub, "refuses", True)
+    ran = push(run, tmp_path / "out", hub)
+    assert ran.returncode == 2
+    assert "you/model: the Hub did not take it (" in ran.stderr
+    assert "tries again." in ran.stderr
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_who_may_push_is_asked_first(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    for name, message in (("you/model", "needs a token"), ("a/b/c", "--push-to-hub a/b/c: ")):
+        with pytest.raises(ConfigError, match=message):
+            export("toy", to="open_clip", out=tmp_path / "out", push_to_hub=name)
+    assert not (tmp_path / "out").exists()

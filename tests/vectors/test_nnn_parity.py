@@ -2,7 +2,7 @@
 
 Run it without installing anything here:
 `pip install --no-deps --target nnn nnn-retrieval`, then
-`PYTHONPATH=nnn python -m pytest tests/posthoc/test_nnn_parity.py`.
+`PYTHONPATH=nnn python -m pytest tests/vectors/test_nnn_parity.py`.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from clip_refine.vectors.transforms import DistributionNormalisation, NearestNeighbourNormalisation
 from tests.vectors.cases import DIM, drawn, unit
 
-nnn = pytest.importorskip("nnn", reason="nnn-retrieval is not installed")
+nnn = pytest.importorskip("nnn", reason="nnn-retrieval is not installed: make parity")
 
 # raw features of several lengths: theirs expects unit features, ours makes them
 IMAGE, TEXT = drawn(0, 40, 50, torch.float32)

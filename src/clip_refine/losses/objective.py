@@ -215,8 +215,11 @@ class Objective:
         Source: Yaras et al., "Explaining and Mitigating the Modality Gap in Contrastive Multimodal
         Learning", CPAL 2025, arXiv 2412.07909, who let the temperature rise over training.
         """
-        begin, end = self.loss.contrastive_scale or logit_scale, self.loss.contrastive_scale_end
-        return begin if end is None else 1 / ((1 - progress) / begin + progress / end)
+        end = self.loss.contrastive_scale_end
+        if end is None:
+            return self.loss.contrastive_scale or logit_scale
+        begin = self.loss.contrastive_scale or logit_scale.detach()
+        return 1 / ((1 - progress) / begin + progress / end)
 
     def _student_terms(
         self,

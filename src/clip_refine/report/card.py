@@ -12,7 +12,8 @@ from clip_refine.results import Provenance, RunScores
 from clip_refine.results.metrics import metric
 
 OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
-SENTENCE_TRANSFORMERS, ONNX, WEIGHTS = "sentence-transformers", "onnx", "pytorch"
+SENTENCE_TRANSFORMERS, ONNX, IMMICH = "sentence-transformers", "onnx", "immich"
+WEIGHTS = "pytorch"
 
 _GEOMETRY = ("centroid_distance", "true_pair_cosine", "text_first_share")
 _SPECIAL = re.compile(r"([\\`*_\[\]{}<>|~&#$])")
@@ -25,9 +26,18 @@ class Verbatim(str):
 
 
 def model_card(
-    provenance: Provenance, formats: Sequence[str], scores: RunScores | None = None
+    provenance: Provenance,
+    formats: Sequence[str],
+    scores: RunScores | None = None,
+    *,
+    hub_id: str | None = None,
+    tokenizer: bool = True,
 ) -> str:
-    """The card in Markdown with the Hub's YAML block."""
+    """The card in Markdown with the Hub's YAML block.
+
+    Its code runs in the model's folder as it stands, `tokenizer` saying whether its files are
+    there; `hub_id` is where the folder goes.
+    """
     environment = Environment(
         loader=PackageLoader("clip_refine.report"),
         undefined=StrictUndefined,
@@ -61,6 +71,8 @@ def model_card(
         intervals=bool(scores and scores.difference),
         held_out_text=Verbatim(held_out),
         formats=formats,
+        hub_id=hub_id and Verbatim(hub_id),
+        tokenizer=tokenizer,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 

@@ -1,15 +1,18 @@
 """`export`: a model in another library's format, loaded back there and compared."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import basic_clean
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from clip_refine import __version__
 from clip_refine.config import ModelConfig, RefineConfig, load_config
@@ -29,9 +32,15 @@ from clip_refine.saving import (
     write_sentence_transformers,
     write_transformers,
 )
-from clip_refine.saving.onnx import IMAGE_FILE, TEXT_FILE, image_size
 from clip_refine.saving.onnx import INSTALL as INSTALL_ONNX
-from clip_refine.support.errors import ClipRefineError, ConfigError, ModelError
+from clip_refine.saving.onnx import LAYOUTS, external_files, image_size, record_check
+from clip_refine.support.errors import (
+    ClipRefineError,
+    ConfigError,
+    ModelError,
+    OutputError,
+    first_line,
+)
 from clip_refine.support.folder import check_free, complete_folder
 from clip_refine.toy import toy_val
 
@@ -97,9 +106,9 @@ def sample_pairs(run: Path | None) -> ImageCaptions:
 
 @torch.no_grad()
 def compare_features(
-    model: Any, exported: Encoders, pairs: ImageCaptions, *, tolerance: float
+    model: Any, exported: Encoders, pairs: ImageCaptions, *, tolerance: float, unit: bool = False
 ) -> ExportCheck:
-    """Encode the same pairs by both."""
+    """Encode the same pairs by both; `unit` where the export's features are divided by norms."""
     originals = [pairs.load_image(index).convert("RGB") for index in range(len(pairs))]
     height, width = image_size(model)
     images = [image.resize((width, height), Image.Resampling.BICUBIC) for image in originals]
@@ -107,11 +116,15 @@ def compare_features(
     cleaned = [" ".join(basic_clean(caption).split()) for caption in captions]
     device = next(model.parameters()).device
 
+    def as_exported(features: Tensor) -> Tensor:
+        return normalize(features, dim=-1) if unit else features
+
     def encode_images(these: list[Image.Image]) -> Tensor:
-        return model.encode_image(torch.stack([model.preprocess(i) for i in these]).to(device))
+        pixels = torch.stack([model.preprocess(image) for image in these])
+        return as_exported(model.encode_image(pixels.to(device)))
 
     def encode_texts(these: list[str]) -> Tensor:
-        return model.encode_text(model.tokenizer(these).to(device))
+        return as_exported(model.encode_text(model.tokenizer(these).to(device)))
 
     def difference(expected: Tensor, found: Tensor) -> float:
         found = found.to(expected)
@@ -147,10 +160,12 @@ def load_back(folder: Path, kind: str, model: Any) -> Encoders:
                 return _transformers(folder)
             case "sentence-transformers":
                 return _sentence_transformers(folder)
+            case "immich":
+                return _immich(folder)
             case _:
                 return _onnx(folder, model)
     except ImportError as error:
-        install = INSTALL_ONNX if kind == "onnx" else INSTALL
+        install = INSTALL_ONNX if kind in LAYOUTS else INSTALL
         raise ModelError(
             f"the export cannot be checked without {error.name}. Install it with {install}."
         ) from error
@@ -205,44 +220,101 @@ def _sentence_transformers(folder: Path) -> Encoders:
 
 
 def _onnx(folder: Path, model: Any) -> Encoders:
-    from onnxruntime import InferenceSession
-
-    image_tower = InferenceSession(folder / IMAGE_FILE, providers=["CPUExecutionProvider"])
-    text_tower = InferenceSession(folder / TEXT_FILE, providers=["CPUExecutionProvider"])
+    image_tower, text_tower = _towers(folder, "onnx")
     tokenizer = files_of(model).full_length_tokenizer
 
     def images(these: list[Image.Image]) -> Tensor:
-        pixels = torch.stack([model.preprocess(image) for image in these])
-        return torch.from_numpy(image_tower.run(None, {"pixel_values": pixels.numpy()})[0])
+        return image_tower(torch.stack([model.preprocess(image) for image in these]).numpy())
 
-    def texts(these: list[str]) -> Tensor:
-        return torch.from_numpy(text_tower.run(None, {"input_ids": tokenizer(these).numpy()})[0])
+    return Encoders(images, lambda texts: text_tower(tokenizer(texts).numpy()))
 
-    return Encoders(images, texts)
+
+def _towers(folder: Path, layout: str) -> list[Callable[[Any], Tensor]]:
+    """Both towers in onnxruntime, whole: with what lies beside their files."""
+    from onnxruntime import InferenceSession
+
+    def tower(file: str, name: str) -> Callable[[Any], Tensor]:
+        external_files(folder / file)
+        session = InferenceSession(folder / file, providers=["CPUExecutionProvider"])
+        return lambda array: torch.from_numpy(session.run(None, {name: array})[0])
+
+    form = LAYOUTS[layout]
+    return [tower(*of) for of in zip(form.files, form.inputs, strict=True)]
+
+
+def _immich(folder: Path) -> Encoders:
+    """As immich_ml feeds a model: its own pixels, the `tokenizers` package alone."""
+    from tokenizers import Tokenizer
+
+    image_tower, text_tower = _towers(folder, "immich")
+    text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_cfg"]
+    image = json.loads((folder / "visual/preprocess_cfg.json").read_text(encoding="utf-8"))
+    side = image["size"] if isinstance(image["size"], int) else image["size"][0]
+    filter_ = Image.Resampling[image["interpolation"].upper()]
+    mean, std = (np.array(image[name], np.float32) for name in ("mean", "std"))
+    settings = json.loads((folder / "textual/tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer, pad = (
+        Tokenizer.from_file(str(folder / "textual/tokenizer.json")),
+        settings["pad_token"],
+    )
+    length = text.get("context_length", 77)
+    tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
+    tokenizer.enable_truncation(max_length=length)
+
+    def pixels(original: Image.Image) -> Any:
+        width, height = original.size if image["resize_mode"] == "shortest" else (side, side)
+        short = min(width, height)
+        width, height = int(side * width / short), int(side * height / short)
+        left, top = (width - side) // 2, (height - side) // 2
+        resized = original.resize((width, height), filter_)
+        cut = resized.crop((left, top, left + side, top + side))
+        return ((np.asarray(cut.convert("RGB"), np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+
+    def ids(caption: str) -> list[int]:
+        if (text.get("tokenizer_kwargs") or {}).get("clean") == "canonicalize":
+            caption = open_clip.tokenizer.canonicalize_text(caption)
+        return tokenizer.encode(caption).ids
+
+    return Encoders(
+        images=lambda these: image_tower(np.stack([pixels(one) for one in these])),
+        texts=lambda these: text_tower(np.array([ids(one) for one in these], np.int32)),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
 # The road out: load → write → load back as its users would → compare → keep or refuse.
 
 
-# format → what features may differ by; ONNX runs other kernels
-_TOLERANCES = {
-    "open_clip": 1e-5,
-    "transformers": 1e-5,
-    "sentence-transformers": 1e-5,
-    "onnx": 1e-4,
-}
-FORMATS = tuple(_TOLERANCES)
+FORMATS = ("open_clip", "transformers", "sentence-transformers", *LAYOUTS)
+# what features may differ by: ONNX runs other kernels, and smaller weights are other weights
+_TOLERANCE, _ONNX_TOLERANCES = 1e-5, {"fp32": 1e-4, "fp16": 5e-3, "int8": 5e-2}
 
 
-def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> ExportCheck:
+def export(
+    source: str,
+    *,
+    to: str,
+    out: Path,
+    overwrite: bool = False,
+    precision: str = "fp32",
+    push_to_hub: str | None = None,
+    private: bool = True,
+) -> ExportCheck:
     """Write a model in another library's format, if it gives the same features there.
 
     The written folder is loaded back with that library and compared on 16 images and captions: of
-    the run's held-out pairs where they can be read, else drawn ones.
+    the run's held-out pairs where they can be read, else drawn ones. Then it goes to the Hub, where
+    that is asked for.
     """
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: there is no such format. Allowed: {', '.join(FORMATS)}.")
+    if precision not in _ONNX_TOLERANCES or (precision != "fp32" and to not in LAYOUTS):
+        raise ConfigError(
+            f"--precision {precision}: not with --to {to}. Allowed: fp32; with "
+            f"--to {' or '.join(LAYOUTS)} also fp16 and int8."
+        )
+    if push_to_hub:
+        _check_hub(push_to_hub)
     check_free(out, overwrite=overwrite)
     path = Path(source)
     # the run that the folder is, or is the model of
@@ -260,17 +332,57 @@ def export(source: str, *, to: str, out: Path, overwrite: bool = False) -> Expor
             case "sentence-transformers":
                 write_sentence_transformers(model, folder, header)
             case _:
-                write_onnx(model, folder, header)
-        write_card(folder, provenance, scores)
+                write_onnx(model, folder, header, layout=to, precision=precision)
+        write_card(folder, provenance, scores, hub_id=push_to_hub)
         pairs = sample_pairs(run)  # opens the run's data, for nothing where the model is refused
         loaded = load_back(folder, to, model)
-        check = compare_features(model, loaded, pairs, tolerance=_TOLERANCES[to])
+        tolerance = _ONNX_TOLERANCES[precision] if to in LAYOUTS else _TOLERANCE
+        unit = to in LAYOUTS and LAYOUTS[to].unit
+        check = compare_features(model, loaded, pairs, tolerance=tolerance, unit=unit)
         if not check.passed:
             raise ModelError(
                 f"the exported model gives other features than {source}: {check}. Nothing was "
                 "kept. Please report this with the model's name."
             )
+        if to in LAYOUTS:
+            record_check(folder, asdict(check))
+    if push_to_hub:
+        _push(out, push_to_hub, private=private)
     return check
+
+
+def _check_hub(repo: str) -> None:
+    """Refuse before any work what the Hub would refuse after it."""
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ConfigError(f"--push-to-hub {repo}: {first_line(error)}") from error
+    if get_token() is None:
+        raise ConfigError("--push-to-hub needs a token of yours: hf auth login, or HF_TOKEN.")
+
+
+def _push(folder: Path, repo: str, *, private: bool) -> None:
+    """One commit with all of a folder; the repository is made where there is none."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    hub = HfApi(library_name="clip-refine", library_version=__version__)
+    try:
+        hub.create_repo(repo, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message=f"Upload of clip-refine {__version__}",
+        )
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise OutputError(
+            f"{repo}: the Hub did not take it ({first_line(error)}). The export is in {folder}; "
+            f"hf upload {repo} {folder} tries again."
+        ) from error
 
 
 def _load(source: str, run: Path | None, to: str) -> Any:

@@ -3,7 +3,7 @@
 import copy
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +24,15 @@ from clip_refine.config import (
     override,
 )
 from clip_refine.config.runs import unused_settings
-from clip_refine.data import ImageCaptions, Stream, Subset, hold_out
+from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.pairs import GivenPairs, pairs_fingerprint
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
+from clip_refine.evaluation.forgetting import task_changes
 from clip_refine.evaluation.scores import (
+    Measured,
     embed_model,
     measure,
     paired_differences,
@@ -694,10 +696,19 @@ def interpolate_student(
 # What is kept of a run.
 
 
-def _report(folder: Path, *evidence: Any, seed: int) -> None:
+def _report(
+    folder: Path,
+    was: Measured,
+    now: Measured,
+    held_out: ImageCaptions,
+    tasks: Sequence[LabelledImages],
+    *,
+    seed: int,
+) -> None:
     """Write `report.json` and `report.html`; a run is worth keeping without them, too."""
     try:
-        gather_evidence(*evidence, seed=seed).write(folder / "report.json")
+        changes = task_changes(was, now, tasks)
+        gather_evidence(was, now, held_out, changes, seed=seed).write(folder / "report.json")
         write_run_report(folder)
     except Exception as error:  # whatever is wrong with it, hours of training are not thrown away
         console.print(f"No report: {error}", style="yellow", markup=False)

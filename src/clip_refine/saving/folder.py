@@ -15,6 +15,7 @@ from clip_refine.data.pairs import pairs_fingerprint
 from clip_refine.models.checkpoints import PROVENANCE
 from clip_refine.models.encoder import files_of
 from clip_refine.report.card import (
+    IMMICH,
     ONNX,
     OPEN_CLIP,
     SENTENCE_TRANSFORMERS,
@@ -155,10 +156,19 @@ def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
     write_card(folder, provenance)
 
 
-def write_card(folder: Path, provenance: Provenance, scores: RunScores | None = None) -> None:
+def write_card(
+    folder: Path,
+    provenance: Provenance,
+    scores: RunScores | None = None,
+    *,
+    hub_id: str | None = None,
+) -> None:
     """Write the model card for whatever formats the folder holds, and its facts as JSON."""
     formats = [name for file, name in _FILES_OF_FORMATS.items() if (folder / file).is_file()]
-    text = model_card(provenance, formats or [WEIGHTS], scores)
+    if (folder / "visual").is_dir():  # whose config.json is immich's
+        formats = [IMMICH]
+    tokenizer = (folder / "tokenizer_config.json").is_file()
+    text = model_card(provenance, formats or [WEIGHTS], scores, hub_id=hub_id, tokenizer=tokenizer)
     (folder / CARD).write_text(text, encoding="utf-8")
     provenance.write(folder / PROVENANCE)
 

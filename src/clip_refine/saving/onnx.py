@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,71 +11,169 @@ import open_clip
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from clip_refine.models.encoder import Savable, files_of
-from clip_refine.saving.exchange import CLIP_VOCABULARY_SIZE, write_clip_tokenizer
+from clip_refine.models.open_clip import quiet_open_clip
+from clip_refine.saving.exchange import (
+    CLIP_VOCABULARY_SIZE,
+    preprocessing_to_open_clip,
+    write_clip_tokenizer,
+)
 from clip_refine.support.errors import ModelError, first_line
 
 OPSET = 18  # onnxruntime 1.14 (2023) and later read it
 INSTALL = "pip install 'clip-refine[onnx]'"
 CONFIG_FILE = "onnx_config.json"
-IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 _PROBES = ["a photo of a dog", "two"]
 _LARGEST = 1_500_000_000  # bytes of weights inside one file; the format ends at 2 GB
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a program expects of the two towers; image first, then text."""
+
+    files: tuple[str, str]
+    inputs: tuple[str, str]
+    outputs: tuple[str, str]
+    ids: torch.dtype  # of token ids
+    unit: bool  # whether features are divided by their norm
+
+
+LAYOUTS = {
+    "onnx": Layout(
+        ("image.onnx", "text.onnx"),
+        ("pixel_values", "input_ids"),
+        ("image_features", "text_features"),
+        torch.int64,
+        unit=False,
+    ),
+    # as immich_ml reads a folder of its models' cache
+    "immich": Layout(
+        ("visual/model.onnx", "textual/model.onnx"),
+        ("image", "text"),
+        ("image_embedding", "text_embedding"),
+        torch.int32,
+        unit=True,
+    ),
+}
 
 
 class _Tower(nn.Module):
     """One method of a model as a module, which is what is exported."""
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, method: str, *, unit: bool) -> None:
         super().__init__()
-        self.model, self.name = model, name
+        self.model, self.method, self.unit = model, method, unit
 
     def forward(self, inputs: Tensor) -> Tensor:
-        is_image = self.name == "image"
-        return self.model.encode_image(inputs) if is_image else self.model.encode_text(inputs)
+        features = getattr(self.model, self.method)(inputs)
+        return normalize(features, dim=-1) if self.unit else features
 
 
-def write_onnx(model: Any, folder: Path, header: Mapping[str, str]) -> None:
-    """Write `image.onnx`, `text.onnx`, `onnx_config.json` and the tokenizer's files.
+def write_onnx(
+    model: Any,
+    folder: Path,
+    header: Mapping[str, str],
+    *,
+    layout: str = "onnx",
+    precision: str = "fp32",
+) -> None:
+    """Write two towers, `onnx_config.json` and the tokenizer's files.
 
-    Inputs are `pixel_values` (B, 3, H, W) float32 and `input_ids` (B, L) int64, outputs the raw
-    `image_features` and `text_features` (B, d); B is free.
+    In the layout `onnx` inputs are `pixel_values` (B, 3, H, W) float32 and `input_ids` (B, L)
+    int64, outputs the raw `image_features` and `text_features` (B, d); B is free. `immich` has its
+    own names, ids of 32 bits and unit features.
+
+    `fp16` keeps weights in half precision, for half the size, and computes in float32; `int8`
+    computes matrix products in 8 bits, convolutions as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    form, files = LAYOUTS[layout], files_of(model)
+    for file in form.files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     height, width = image_size(model)
     pixels = torch.zeros(2, 3, height, width, device=device)
-    files = files_of(model)
     # full length: an exported graph has no lengths that depend on the texts
-    tokens = files.full_length_tokenizer(_PROBES).to(device)
-    _write_tower(model, pixels, folder / IMAGE_FILE, header, "image")
-    _write_tower(model, tokens, folder / TEXT_FILE, header, "text")
+    tokens = files.full_length_tokenizer(_PROBES).to(device, form.ids)
     context_length = tokens.shape[1]
-    tokenizer = _write_tokenizer(files, folder, context_length)
+    preprocessing = _preprocessing(files)
+    beside = folder
+    if layout == "immich":
+        beside = folder / "textual"
+        _write_immich_settings(model, folder, preprocessing)
+    tokenizer = _write_tokenizer(files, beside, context_length)
+    towers = []
+    for which, example in enumerate((pixels, tokens)):
+        path = folder / form.files[which]
+        _write_tower(model, example, path, header, form, which)
+        _convert(path, precision)
+        outside = external_files(path)
+        towers.append(
+            {
+                "file": form.files[which],
+                **({"external_data": outside} if outside else {}),
+                "input": form.inputs[which],
+                "output": form.outputs[which],
+            }
+        )
     bias = getattr(model, "logit_bias", None)
     settings = {
         "opset": OPSET,
+        "precision": precision,
         "image": {
-            "file": IMAGE_FILE,
-            "input": "pixel_values",
-            "output": "image_features",
+            **towers[0],
             "shape": ["batch", 3, height, width],
-            "preprocessing": files.preprocessing(),
+            "preprocessing": preprocessing,
         },
-        "text": {
-            "file": TEXT_FILE,
-            "input": "input_ids",
-            "output": "text_features",
-            "shape": ["batch", context_length],
-            **tokenizer,
-        },
-        "features": "raw; divide by their norm before comparing by dot product",
+        "text": {**towers[1], "shape": ["batch", context_length], **tokenizer},
+        "features": "unit"
+        if form.unit
+        else "raw; divide by their norm before comparing by dot product",
         "logit_scale": float(model.logit_scale.detach()),
         "logit_bias": None if bias is None else float(bias.detach()),
         "made_by": dict(header),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / CONFIG_FILE, settings)
+
+
+def record_check(folder: Path, check: Mapping[str, Any]) -> None:
+    """Add to `onnx_config.json` how the features compare with the model's own."""
+    settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    _write_json(folder / CONFIG_FILE, {**settings, "check": dict(check)})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _preprocessing(files: Savable) -> dict[str, Any]:
+    """What the model's library says of its preprocessing, and open_clip where that can do it."""
+    found = files.preprocessing()
+    if "transformers" in found:
+        try:
+            return found | {"open_clip": preprocessing_to_open_clip(found["transformers"])}
+        except (ModelError, KeyError):
+            pass
+    return found
+
+
+def _write_immich_settings(model: Any, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    settings = getattr(model, "model_config", None)
+    if settings is None:
+        raise ModelError(
+            "immich takes models of open_clip's kind. Export this one --to open_clip, and that "
+            "folder --to immich."
+        )
+    image = preprocessing["open_clip"]
+    height, width = (image["size"],) * 2 if isinstance(image["size"], int) else image["size"]
+    if height != width or image["resize_mode"] not in ("shortest", "squash"):
+        raise ModelError(
+            f"immich cannot resize by {image['resize_mode']!r} to {height} x {width}: only by "
+            "'shortest' or 'squash' to a square. Export --to onnx."
+        )
+    _write_json(folder / "config.json", settings)
+    _write_json(folder / "visual" / "preprocess_cfg.json", image)
 
 
 def image_size(model: Any) -> tuple[int, int]:
@@ -84,22 +183,28 @@ def image_size(model: Any) -> tuple[int, int]:
 
 
 def _write_tower(
-    model: nn.Module, example: Tensor, path: Path, header: Mapping[str, str], name: str
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    header: Mapping[str, str],
+    form: Layout,
+    which: int,
 ) -> None:
+    """Export the image tower, 0, or the text tower, 1."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ModelError(f"ONNX export needs {error.name}. Install it with {INSTALL}.") from error
-    tower = _Tower(model, name)
-    in_one_file = sum(p.numel() * p.element_size() for p in tower.parameters()) < _LARGEST
+    name = ("image", "text")[which]
+    tower = _Tower(model, f"encode_{name}", unit=form.unit)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracers remark on what they do, not on results
             program = torch.onnx.export(
                 tower.eval(),
                 (example,),
-                input_names=["pixel_values" if name == "image" else "input_ids"],
-                output_names=[f"{name}_features"],
+                input_names=[form.inputs[which]],
+                output_names=[form.outputs[which]],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 opset_version=OPSET,
                 dynamo=True,
@@ -112,7 +217,82 @@ def _write_tower(
     if program is None:
         raise ModelError(f"the {name} tower cannot be exported to ONNX.")
     program.model.metadata_props.update(header)
-    program.save(path, external_data=not in_one_file)
+    size = sum(p.numel() * p.element_size() for p in tower.parameters())
+    program.save(path, external_data=size >= _LARGEST)
+
+
+def _convert(path: Path, precision: str) -> None:
+    """Replace a tower by one with smaller weights."""
+    if precision == "fp32":
+        return
+    import onnx
+
+    outside = external_files(path)
+    if precision == "fp16":
+        model = onnx.load(path)
+        _halve_weights(model.graph)
+    else:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        smaller = path.with_suffix(".int8")
+        with quiet_open_clip():  # it advises what makes no difference here
+            quantize_dynamic(
+                path,
+                smaller,
+                # not convolutions: in 8 bits they lose most accuracy and run slower on a CPU
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=bool(outside),
+            )
+        model = onnx.load(smaller)
+        for file in (*external_files(smaller), smaller.name):
+            (smaller.parent / file).unlink()
+    for file in outside:
+        (path.parent / file).unlink()
+    beside = {"save_as_external_data": True, "location": f"{path.name}.data"} if outside else {}
+    onnx.save(model, path, **beside)
+
+
+def _halve_weights(graph: Any) -> None:
+    """Store weights in float16 behind a cast, which onnxruntime folds when it loads them.
+
+    Not all in float16: onnxruntime 1.32 falls over its own fused layer norms of such graphs.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            half, name = f"{tensor.name}.half", tensor.name
+            values = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(values, half))
+            casts.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
+    nodes = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend([*casts, *nodes])
+
+
+def external_files(path: Path) -> list[str]:
+    """The files beside an ONNX file that hold its large tensors; they move together.
+
+    Raises:
+        ModelError: One is missing, or is not beside it.
+    """
+    import onnx
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    graph = onnx.load(path, load_external_data=False).graph
+    outside = filter(uses_external_data, graph.initializer)
+    names = sorted({ExternalDataInfo(tensor).location for tensor in outside})
+    for name in names:
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise ModelError(
+                f"{path}: its weights are in {name}, which is not beside it. Copy both files, or "
+                "export again."
+            )
+    return names
 
 
 def _write_tokenizer(files: Savable, folder: Path, context_length: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("runs/photo-study"))
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="*", default=[name for name in RECIPES if name != "own"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sweep", nargs="*", default=[])
     parser.add_argument("--learning-rates", nargs="*", type=float, default=[3e-5, 1e-4])

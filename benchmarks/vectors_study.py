@@ -29,11 +29,17 @@ SETS = {"shop": "data/real_clip/shop1126.npz", "COCO": "golden/coco500_clip_feat
 SPLITS = range(5)
 # HyCD on unit features at the logit scale: what the first numbers on these sets were taken with
 RECIPES["clip-refine-unit"] = {"normalize": True, "temperature": None}
+RECIPES["contrastive-masked"] = {**RECIPES["contrastive"], "false_negatives": "masked"}
 RUNS: dict[str, dict[str, object]] = {
     "clip-refine": {"recipe": "clip-refine"},
     "clip-refine, HyCD on unit features": {"recipe": "clip-refine-unit"},
     "balanced": {"recipe": "balanced"},
     "contrastive": {"recipe": "contrastive"},
+    "contrastive, false negatives masked": {"recipe": "contrastive-masked"},
+    "contrastive+covariance": {"recipe": "contrastive+covariance"},
+    "rising-temperature": {"recipe": "rising-temperature"},
+    "modgap": {"recipe": "modgap"},
+    "centred-contrastive": {"recipe": "centred-contrastive"},
     "centred, no RaFA": {"recipe": "centred", "rafa_weight": 0.0},
     "**centred**": {"recipe": "centred"},
     "centred, RaFA × 3": {"recipe": "centred", "rafa_weight": 3.0},
@@ -65,7 +71,7 @@ def peers(
     train, held_out = hold_out_pairs(unit_pairs(found), VectorsConfig(seed=seed))
     fitted_on = train.image_features, train.text_features
     rows: dict[str, Peer | None] = {"untouched": None}
-    for name in ("mean-centring", "standardise", "fold"):
+    for name in ("mean-centring", "standardise", "realign", "fold"):
         rows["fold alone" if name == "fold" else name] = fit_peer(name, *fitted_on)
     # what `vectors align` fits, here between the two modalities of one model
     turned = Procrustes.align(fitted_on[0], train.first_caption_features).text_map

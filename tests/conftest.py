@@ -7,6 +7,8 @@ from pathlib import Path
 
 # no test reaches the Hub; without this each that asks for it asks five times, a minute in all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# more threads than cores fight over them; where tests run side by side, each has one core
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import open_clip
 import pytest
@@ -14,9 +16,6 @@ import torch
 
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.toy import ToyPairs
-
-# Two cores are what there is; more threads only fight over them.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 TINY = {
     "embed_dim": 16,
@@ -65,7 +64,7 @@ def held_out() -> ToyPairs:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("the shared research data (../shared) is not on this machine")
+        pytest.skip("../shared is not on this machine: data of this project that is not published")
     return SHARED
 
 

@@ -142,7 +142,9 @@ def assert_moved(before: Path, after: Path) -> None:
     assert 1e-5 < moved < 1
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.skipif(
+    find_spec("ray") is None, reason="ray is not installed: pip install 'ray[data]'"
+)
 def test_ray_data(tmp_path: Path):
     rows = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     (tmp_path / "in").mkdir()

@@ -53,13 +53,13 @@ def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool
     where mean R@1 or zero-shot is clearly lower after than before. --guard is --guard.every 10.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import before_after_table, doubts, verdict, worse
+    from clip_refine.report.tables import answer, before_after_table, doubts, verdict, worse
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
     if _wants_tables(scores, as_json):
-        said = (verdict(scores), doubts(scores))
-        _show(before_after_table(scores), *filter(None, said))
+        said = " ".join((answer(scores), verdict(scores)))
+        _show(before_after_table(scores), *filter(None, (said, doubts(scores))))
         report = f"Report: {config.out}/report.html. " if config.report else ""
         say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
@@ -140,6 +140,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
     To the terminal, and with --out to a JSON file. --json prints the numbers as JSON instead of
     tables. Suites: docs/evaluation.md.
     """
+    from clip_refine.report.comparison_page import suite_page
     from clip_refine.report.tables import scores_table, suite_tables
 
     if config.suite is None:
@@ -163,6 +164,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
         _show(*suite_tables(scores))
     written = {
         "Scores": config.out,
+        "Page": suite_page(config.out) if config.suite and config.out else None,
         "Features": config.save_features,
         "Threshold": config.save_threshold,
     }
@@ -220,6 +222,11 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
         first.add_argument("--recipe")
         first.add_argument("--guard", action="store_true")
         first.add_argument("--fail-if-worse", action="store_true")
+    if kind is CompareConfig and any(word.startswith("--guard") for word in arguments):
+        raise ConfigError(
+            "--guard belongs to refine: compare measures what each recipe does when it is trained "
+            "to its end, and tables show what that costs. Leave it out."
+        )
     try:
         chosen, arguments = first.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -577,38 +584,51 @@ def vectors(arguments: list[str]) -> None:
 
 def report(
     runs: Annotated[
-        Positional[tuple[Path, ...]], arg(help="Folders that refine or compare wrote.")
+        Positional[tuple[Path, ...]],
+        arg(help="Folders that refine or compare wrote, JSON files of evaluate --suite."),
     ],
 ) -> None:
-    """Make report.html again from the folders of refinements and comparisons.
+    """Make the page of a refinement, comparison or suite again; of several runs one side by side.
 
-    By default those verbs have made it already.
+    A page is report.html in its folder, the suite's name with .html, or side-by-side.html beside
+    the first of several refinements. The verbs make all but the last by default.
     """
-    from clip_refine.report.comparison_page import write_comparison_report
+    from clip_refine.report.comparison_page import (
+        write_comparison_report,
+        write_runs_report,
+        write_suite_report,
+    )
     from clip_refine.report.run_page import write_run_report
 
     if not runs:
         raise ConfigError("which run? Give folders that refine or compare wrote.")
-    for folder in runs:
-        compared = (folder / "comparison.json").is_file()
-        if not compared and not (folder / "scores.json").is_file():
+    makers = []
+    for path in runs:
+        compared = (path / "comparison.json").is_file()
+        if not (compared or path.is_file() or (path / "scores.json").is_file()):
             raise ConfigError(
-                f"{folder}: neither scores.json nor comparison.json is there. Give a folder "
+                f"{path}: neither scores.json nor comparison.json is there. Give a folder "
                 "that refine or compare wrote."
             )
-        say(write_comparison_report(folder) if compared else write_run_report(folder))
+        one = write_suite_report if path.is_file() else write_run_report
+        makers.append(write_comparison_report if compared else one)
+    if len(runs) > 1 and set(makers) == {write_run_report}:
+        say(write_runs_report(runs))
+        return
+    for path, make in zip(runs, makers, strict=True):
+        say(make(path))
 
 
 IMAGES_HELP = (
     "A folder of images, or captioned images as for refine --data.train. Without it: "
-    "the run's held-out images."
+    "the run's held-out images. Of stored vectors: the pairs they were made of, to be shown."
 )
 
 FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:FUNCTION."
 
 
 def explore(
-    run: Annotated[Positional[Path], arg(help="Folder that refine wrote.")],
+    run: Annotated[Positional[Path], arg(help="Folder that refine or vectors refine wrote.")],
     images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
     factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,
@@ -705,6 +725,23 @@ def cache(
     print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
 
 
+def doctor(json: Annotated[bool, JSON] = False) -> None:
+    """Look at libraries, devices, precision, memory, disk and hub; exits with 1 on a fault."""
+    from clip_refine.roads.doctor import examine
+
+    found = examine()
+    if json:
+        print(json_format.dumps([asdict(one) for one in found], indent=2))
+    else:
+        width = max(len(one.about) for one in found)
+        for one in found:
+            say(f"{'!' if one.advice else ' '} {one.about:<{width}}  {one.found}")
+            if one.advice:
+                say(f"  {'':<{width}}  {one.advice}")
+    if any(one.advice for one in found):
+        raise SystemExit(1)
+
+
 def with_flags(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with flags as its signature says."""
     tyro.cli(verb, prog=f"clip-refine {verb.__name__}", args=arguments)
@@ -746,7 +783,7 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
 
   clip-refine report runs/mine
       Make the page again that refine and compare end with: runs/mine/report.html, one file to look
-      at and share.
+      at and share. Of several runs (report runs/a runs/b) one page, side by side.
 
   clip-refine explore runs/mine --images photos
       Search your own images with the base model and the refined one side by side.
@@ -780,6 +817,9 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
   clip-refine cache prune --unused-days 30
       What features and pixels that are kept take on the disk (`cache` alone shows it), and rid of.
 
+  clip-refine doctor
+      Libraries, devices, precision, memory, disk and hub, before a run trips over one of them.
+
 `clip-refine VERB --help` lists every setting with its default. Settings can also come from a
 YAML file, --config run.yaml, and --print-config shows them without running anything. --dry-run
 says what refine and compare would do and how long it takes. --quiet prints results and errors
@@ -795,6 +835,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "tune": partial(with_settings, tune),
     "report": partial(with_flags, report),
     "cache": partial(with_flags, cache),
+    "doctor": partial(with_flags, doctor),
     "explore": partial(with_flags, explore),
     "data": data,
     "interpolate": partial(with_flags, interpolate),

@@ -14,14 +14,20 @@ import pytest
 from clip_refine.config.runs import RefineConfig
 from clip_refine.roads.refine import refine
 from clip_refine.toy import ToyPairs
-from tests.browser.conftest import HARM
+from tests.browser.conftest import HARM, PHONE
 
-pytest.importorskip("gradio", reason="gradio is not installed")
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'clip-refine[app]'")
 
 
 @pytest.fixture(scope="module")
-def server(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("explore")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server prints, beside everything else of it."""
+    return tmp_path_factory.mktemp("explore") / "log.txt"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_name: str, log: Path) -> Iterator[str]:
+    folder = log.parent
     pairs, lines = ToyPairs("explore", 24), ["image,caption"]
     for index, (caption,) in enumerate(pairs.captions):
         pairs.load_image(index).save(folder / f"{index}.png")
@@ -42,15 +48,20 @@ def server(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "clip_refine", "explore", str(config.out), "--no-browser"]
-    with (folder / "log.txt").open("w") as log:
+    with log.open("w") as file:
         process = subprocess.Popen(
             [*command, "--port", str(port)],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
+            stdout=file,
+            stderr=file,
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "NO_PROXY": "127.0.0.1",
+                "no_proxy": "127.0.0.1",
+            },
         )
         try:
-            _wait(f"http://127.0.0.1:{port}/", process, folder / "log.txt")
+            _wait(f"http://127.0.0.1:{port}/", process, log)
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
@@ -81,6 +92,9 @@ def test_queries_by_text_and_image_with_and_without_captions(server: str, browse
     query = page.get_by_label("Query", exact=True)
     query.fill("a red circle")
     query.press("Enter")
+    page.wait_for_function(
+        "document.querySelector('#changed').innerText.includes('of 12 the same')"
+    )
     for side in ("#base", "#refined"):
         page.wait_for_selector(f"{side} .hit img")
         assert page.locator(f"{side} .hit").count() == 12
@@ -91,6 +105,9 @@ def test_queries_by_text_and_image_with_and_without_captions(server: str, browse
     assert all(text.startswith(HARM) for text in texts.all_inner_texts())
     page.get_by_label("Mixed index").uncheck()
     page.wait_for_function("!document.querySelector('#base .text, #refined .text')")
+    example = page.locator("button", has_text=HARM).first
+    example.click()
+    page.wait_for_function(f"document.querySelector('textarea').value.startsWith({HARM!r})")
     image = {"name": "query.png", "mimeType": "image/png", "buffer": _png()}
     page.locator("input[type=file]").first.set_input_files(image)
     page.wait_for_function(
@@ -98,6 +115,26 @@ def test_queries_by_text_and_image_with_and_without_captions(server: str, browse
     )
     assert trouble == []
     page.close()
+
+
+def test_side_by_side_on_a_phone(server: str, browser):
+    page = browser.new_page(viewport=PHONE)
+    page.goto(server)
+    query = page.get_by_label("Query", exact=True)
+    query.fill("a red circle")
+    query.press("Enter")
+    page.wait_for_selector("#refined .hit img")
+    base, refined = (page.locator(side).bounding_box() for side in ("#base", "#refined"))
+    assert base["x"] + base["width"] <= refined["x"]
+    assert abs(base["y"] - refined["y"]) < 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.close()
+
+
+def test_nobody_is_advised_to_share_the_page(server: str, log: Path):
+    said = log.read_text()
+    assert f"{server} on this machine only" in said
+    assert "share" not in said
 
 
 def _png() -> bytes:

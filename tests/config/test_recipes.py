@@ -2,17 +2,22 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
+from torch.nn.functional import normalize
 
 from clip_refine.cli import main
 from clip_refine.config import load_config, override, with_recipe
-from clip_refine.config.runs import RefineConfig
+from clip_refine.config.runs import CompareConfig, RefineConfig
 from clip_refine.config.settings import RECIPES
+from clip_refine.losses import PairFeatures, hycd_loss
 from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.roads.compare import compare
 from clip_refine.roads.refine import refine
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ClipRefineError, ConfigError
 from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
 
@@ -27,11 +32,16 @@ TERMS = {
     "rafa": {"rafa"},
     "contrastive": {"contrastive"},
     "contrastive-raw": {"contrastive"},
+    "rising-temperature": {"contrastive"},
     "contrastive+anchor": {"contrastive", "anchor"},
+    "modgap": {"contrastive", "alignment", "centroid_uniformity"},
+    "contrastive+covariance": {"contrastive", "covariance"},
+    "centred-contrastive": {"rafa", "contrastive"},
     "m2-mix": {"contrastive", "m2_mix"},
     "feature-distillation": {"anchor"},
     "logit-distillation": {"logit_distillation"},
 }
+assert {*TERMS, "own"} == {*RECIPES}
 SETTINGS = {"train": {"batch_size": 16, "learning_rate": 1e-4, "precision": "fp32"}}
 
 
@@ -41,7 +51,7 @@ def first_step(config: RefineConfig, *parts: object) -> dict[str, float]:
     return json.loads((config.out / "log.jsonl").read_text().splitlines()[0])
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TERMS)
 def test_every_recipe_runs_with_its_terms(
     name: str, tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
 ):
@@ -110,6 +120,59 @@ def test_recipe_on_the_command_line(capsys: pytest.CaptureFixture[str]):
     assert "alpha: 0.0" in shown
     assert "hycd_weight: 2.0" in shown
     assert "rafa_weight: 0.0" in shown
+
+
+class TestOwnObjective:
+    def test_a_function_that_is_hycd_trains_as_hycd_does(
+        self, tiny_name: str, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
+    ):
+        def hycd(student: PairFeatures, teacher: PairFeatures, logit_scale: torch.Tensor):
+            units = (normalize(side, dim=1) for side in (*student, *teacher))
+            return hycd_loss(*units, temperature=1 / logit_scale.detach())
+
+        weights = []
+        for recipe, more in (("hycd", {}), ("own", {"objective": hycd})):
+            config = RefineConfig.model_validate(
+                {
+                    **SETTINGS,
+                    "recipe": recipe,
+                    "loss": {"feature_scale": "canonical"},
+                    "out": tmp_path / recipe,
+                    "report": False,
+                }
+            )
+            model = load_open_clip(tiny_name)
+            refine(config, model=model, train_pairs=pairs, held_out=held_out, **more)
+            weights.append(model.state_dict())
+        for name, ours in weights[0].items():
+            torch.testing.assert_close(weights[1][name], ours, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("objective", "message"),
+        [
+            (lambda *_: 1.0, "expected a 0-d tensor .* got float"),
+            (lambda *_: torch.ones(3), r"got a tensor of shape \(3,\) without a gradient"),
+            (None, "given in Python"),
+        ],
+    )
+    def test_what_is_no_loss_is_said(
+        self, objective: Any, message: str, tiny: OpenClipEncoder, pairs, held_out, tmp_path: Path
+    ):
+        config = RefineConfig.model_validate(
+            {**SETTINGS, "recipe": "own", "out": tmp_path / "run", "report": False}
+        )
+        with pytest.raises(ClipRefineError, match=message):
+            refine(
+                *(config,), model=tiny, train_pairs=pairs, held_out=held_out, objective=objective
+            )
+
+    def test_a_function_without_a_weight_and_a_weight_without_a_function(self):
+        with pytest.raises(ConfigError, match="objective: its weight is 0"):
+            refine(RefineConfig(), objective=lambda student, *_: student.image_features.mean())
+        with pytest.raises(ConfigError, match="takes another --recipe"):
+            compare(CompareConfig(recipes=("own",)))
+        with pytest.raises(SystemExit):
+            main(["refine", "--recipe", "own", "--data.train", "x.csv"])
 
 
 def test_siglips_own_loss_for_models_with_a_bias(

@@ -6,7 +6,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from clip_refine.config import RefineConfig, demo_config, dump_config, load_config, override
+from clip_refine.config import (
+    ModelConfig,
+    RefineConfig,
+    demo_config,
+    dump_config,
+    load_config,
+    override,
+)
 from clip_refine.config.runs import CompareConfig, TuneConfig
 from clip_refine.support.errors import ConfigError
 
@@ -72,6 +79,20 @@ def test_yaml_round_trip(tmp_path: Path):
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(RefineConfig, path) == config
     assert list(yaml.safe_load(path.read_text())) == list(RefineConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_now"),
+    [
+        ("ViT-B-32@openai", ("ViT-B-32", "openai")),
+        ("ViT-B-32@runs/weights@2.pt", ("ViT-B-32", "runs/weights@2.pt")),
+        *((name, (name, None)) for name in ("local-dir:/home/me@here/m", "ViT-B-32@")),
+    ],
+)
+def test_weights_may_be_named_with_their_architecture(name: str, is_now: tuple[str, str | None]):
+    config = ModelConfig(name=name)
+    assert (config.name, config.pretrained) == is_now
+    assert ModelConfig(name=config.title) == config
 
 
 def test_override_replaces_only_what_is_named():

@@ -1,12 +1,15 @@
 """The same pairs whatever the number of workers and processes."""
 
 import os
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from clip_refine.data import (
@@ -17,6 +20,7 @@ from clip_refine.data import (
     read_class_folders,
     read_table,
 )
+from clip_refine.data.loader import swap_words
 from clip_refine.models import OpenClipEncoder
 from clip_refine.support.errors import DataError
 from clip_refine.toy import ToyPairs
@@ -74,6 +78,56 @@ def test_tokens_belong_to_the_drawn_captions(pairs: ToyPairs, tiny: OpenClipEnco
     batch = batches(pairs, tiny)[0]
     texts = [pairs.captions[i][plan.caption_choice[i]] for i in batch.indices]
     assert torch.equal(batch.tokens, tiny.tokenizer(texts))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_wrong_captions_come_along_and_are_a_function_of_seed_and_caption(
+    pairs: ToyPairs, tiny: OpenClipEncoder, workers: int
+):
+    swapping = batches(pairs, tiny, swap_seed=3, workers=workers)
+    for batch, plain in zip(swapping, batches(pairs, tiny), strict=True):
+        assert torch.equal(batch.tokens, plain.tokens)
+        assert (plain.wrong_tokens, batch.wrong_tokens is None) == (None, False)
+        choice = plan_of(pairs, 1).caption_choice
+        own = [pairs.captions[index][choice[index]] for index in batch.indices]
+        expected = tiny.tokenizer([swap_words(text, 3) or text for text in own])
+        for found in (batch, batch.to(torch.device("cpu"))):
+            assert torch.equal(found.wrong_tokens, expected)
+
+
+@pytest.mark.parametrize(
+    ("caption", "swapped"),
+    [
+        ("two dogs and three cats", {"two cats and three dogs", "three dogs and two cats"}),
+        ("A man riding a horse.", {"A horse riding a man."}),
+        ("a red star, a  blue ring", {"a red ring, a  blue star", "a blue star, a  red ring"}),
+        ("a cat and a dog", {None}),  # the same in either order
+        ("a cat, a dog", {None}),
+        ("a black dog next to a white dog", {None}),
+        ("a black dog over a white dog", {"a white dog over a black dog"}),
+        ("a cat under a dog", {"a dog under a cat"}),
+        ("a Man on a man", {None}),
+        ("a small red star", {None}),  # its adjectives say the same in either order
+        ("ein Hund auf der Wiese", {None}),
+        ("  ", {None}),
+    ],
+)
+def test_two_words_change_places_where_that_says_something_else(
+    caption: str, swapped: set[str | None]
+):
+    assert {swap_words(caption, seed) for seed in range(20)} == swapped
+
+
+words = st.lists(st.sampled_from(["a", "cat,", "red", "and", "the", "on", "ring", "of"]))
+
+
+@given(caption=st.text(max_size=40) | words.map(" ".join))
+def test_a_swapped_caption_has_the_same_words_two_of_them_elsewhere(caption: str):
+    swapped = swap_words(caption, 1)
+    if swapped is not None:
+        found = [re.findall(r"\w+(?:['’-]\w+)*", one) for one in (caption, swapped)]
+        assert sorted(found[0]) == sorted(found[1])
+        assert sum(a != b for a, b in zip(*found, strict=True)) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])

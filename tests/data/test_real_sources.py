@@ -26,7 +26,7 @@ STEPS = 2
 def photo_clip(shared: Path) -> str:
     folder = shared / "models" / "photo-clip"
     if not folder.is_dir():
-        pytest.skip("the shared model photo-clip is not on this machine")
+        pytest.skip("../shared/models/photo-clip is not on this machine: it is not published")
     return f"local-dir:{folder}"
 
 

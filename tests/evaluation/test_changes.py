@@ -3,7 +3,8 @@
 import torch
 
 from clip_refine.evaluation.evidence import caption_ranking, image_ranking
-from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, measure, task_changes
+from clip_refine.evaluation.forgetting import task_changes
+from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, measure
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.toy import ToyClasses, ToyPairs
 
@@ -53,5 +54,9 @@ def test_classes_and_confusions():
     assert shares[names[1]] == (2, 0.0, 1.0)
     assert shares[names[3]] == (2, 1.0, 0.5)
     assert shares[names[0]] == (2, 1.0, 1.0)
+    # two images of eight classes say nothing for certain; where none moved there is nothing to say
+    ends = {found.name: (found.low, found.high) for found in task.classes}
+    assert ends[names[1]][0] < 0 < ends[names[1]][1]
+    assert ends[names[0]] == (0.0, 0.0)
     confused = [(pair.label, pair.predicted, pair.before, pair.after) for pair in task.confusions]
     assert confused == [(names[1], names[0], 2, 0), (names[3], names[2], 0, 1)]

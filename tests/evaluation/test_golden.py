@@ -30,7 +30,10 @@ def test_made_features():
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12, rel=0)
 
 
-@pytest.mark.skipif(not COCO_FEATURES.exists(), reason=f"{COCO_FEATURES} is not on this machine")
+@pytest.mark.skipif(
+    not COCO_FEATURES.exists(),
+    reason=f"{COCO_FEATURES} is not on this machine: data of this project that is not published",
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["64", "32"]
 )

@@ -11,7 +11,6 @@ from clip_refine.evaluation.classify import linear_probe
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
-    pareto_best,
     probe_features,
     resampled_headline,
     score_features,
@@ -20,6 +19,7 @@ from clip_refine.evaluation.scores import (
 )
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import ComparisonRow
+from clip_refine.results.metrics import pareto_best
 
 
 def row(recipe: str, seed: int, gap: float, recall: float, top1: float, probe: float):

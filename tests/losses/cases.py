@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_refine import losses
+from clip_refine.losses.tensors import cosines
 from tests.reference import losses as loops
 from tests.reference.draws import normals
 
@@ -33,6 +34,14 @@ class Case:
     loop: Callable[..., float]
     is_pair_symmetric: bool = True
     uses_teacher: bool = False
+
+
+def judged(x: Inputs) -> Tensor:
+    return cosines(x.teacher_image, x.teacher_text)
+
+
+def judged_rows(teacher_image: loops.Rows, teacher_text: loops.Rows) -> loops.Rows:
+    return loops.similarities(loops.unit(teacher_image), loops.unit(teacher_text), 1)
 
 
 MIX = torch.tensor(0.3, dtype=torch.float64)
@@ -78,6 +87,36 @@ CASES = [
         lambda i, t, ti, tt, r: loops.sigmoid_contrastive(loops.unit(i), loops.unit(t), 4, -2),
     ),
     Case(
+        "contrastive-masked",
+        lambda x: losses.contrastive_loss(
+            x.image, x.text, logit_scale=7.0, teacher_similarity=judged(x)
+        ),
+        lambda i, t, ti, tt, r: loops.contrastive(
+            loops.unit(i), loops.unit(t), 7, None, judged_rows(ti, tt)
+        ),
+        uses_teacher=True,
+    ),
+    Case(
+        "contrastive-wrong-texts",
+        lambda x: losses.contrastive_loss(
+            x.image, x.text, logit_scale=7.0, wrong_text_features=x.references.detach()
+        ),
+        lambda i, t, ti, tt, r: loops.contrastive(
+            loops.unit(i), loops.unit(t), 7, wrong=loops.unit(r)
+        ),
+        is_pair_symmetric=False,  # there are wrong texts, and no wrong images
+    ),
+    Case(
+        "sigmoid-contrastive-masked",
+        lambda x: losses.sigmoid_contrastive_loss(
+            x.image, x.text, logit_scale=4.0, logit_bias=-2.0, teacher_similarity=judged(x)
+        ),
+        lambda i, t, ti, tt, r: loops.sigmoid_contrastive(
+            loops.unit(i), loops.unit(t), 4, -2, None, judged_rows(ti, tt)
+        ),
+        uses_teacher=True,
+    ),
+    Case(
         "feature-distillation",
         lambda x: losses.feature_distillation_loss(*x[:4]),
         lambda i, t, ti, tt, r: loops.feature_distillation(i, t, ti, tt),
@@ -106,10 +145,29 @@ CASES = [
         lambda i, t, ti, tt, r: loops.alignment(loops.unit(i), loops.unit(t)),
     ),
     Case(
+        "centroid-uniformity",
+        lambda x: losses.centroid_uniformity_loss(x.image, x.text),
+        lambda i, t, ti, tt, r: loops.centroid_uniformity(i, t),
+    ),
+    Case(
+        "covariance",
+        lambda x: losses.covariance_loss(x.image, x.text),
+        lambda i, t, ti, tt, r: loops.covariance_matching(i, t),
+    ),
+    Case(
         "m2-mix",
         lambda x: losses.m2_mix_loss(x.image, x.text, logit_scale=3.0, mix=MIX),
         lambda i, t, ti, tt, r: loops.m2_mix(i, t, 3, [0.3] * len(i)),
         # exchanging the modalities turns a share of λ into one of 1 − λ
         is_pair_symmetric=False,
+    ),
+    Case(
+        "m2-mix-masked",
+        lambda x: losses.m2_mix_loss(
+            x.image, x.text, logit_scale=3.0, mix=MIX, teacher_similarity=judged(x)
+        ),
+        lambda i, t, ti, tt, r: loops.m2_mix(i, t, 3, [0.3] * len(i), None, judged_rows(ti, tt)),
+        is_pair_symmetric=False,
+        uses_teacher=True,
     ),
 ]

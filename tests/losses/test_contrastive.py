@@ -87,3 +87,40 @@ def test_a_sigmoid_pair_depends_on_no_other_pair():
         for i in range(4)
     ]
     torch.testing.assert_close(whole, torch.stack(alone).mean())
+
+
+def test_masks_by_hand():
+    # all students' cosines are 1; the teacher holds text 1 nearer to image 0 than its own
+    same = torch.ones(3, 2, dtype=torch.float64)
+    teacher = torch.tensor([[0.3, 0.4, 0.2], [0.1, 0.5, 0.2], [0.1, 0.2, 0.6]])
+    loss = contrastive_loss(same, same, logit_scale=9.0, teacher_similarity=teacher)
+    assert loss.item() == pytest.approx((math.log(2) + 5 * math.log(3)) / 6)
+
+
+def test_wrong_texts_by_hand():
+    # image 0 at cosines 1, 0 of texts and 1, 1 of wrong ones, scale ln 2: 2 of 2 + 1 + 2 + 2
+    wrong = torch.stack([EYE[0], 5 * EYE[0]])
+    loss = contrastive_loss(EYE, EYE, logit_scale=math.log(2), wrong_text_features=wrong)
+    to_texts = math.log(7 / 2) + math.log(5 / 2)  # image 1: 2 of 2 + 1 + 1 + 1
+    assert loss.item() == pytest.approx((to_texts + 2 * math.log(3 / 2)) / 4, rel=1e-12)
+
+
+def test_wrong_texts_get_a_gradient_and_none_of_them_change_nothing():
+    image, text, _, _, wrong = made_inputs(seed=3)
+    plain = contrastive_loss(image, text, logit_scale=7.0)
+    none = contrastive_loss(image, text, logit_scale=7.0, wrong_text_features=wrong[:0])
+    assert none.item() == plain.item()
+    contrastive_loss(
+        image, text, logit_scale=7.0, wrong_text_features=wrong.requires_grad_()
+    ).backward()
+    assert wrong.grad is not None
+    assert wrong.grad.abs().min() > 0
+
+
+def test_a_teacher_that_puts_every_pair_first_masks_nothing():
+    image, text, *_ = made_inputs(seed=4)
+    sure = torch.eye(4)
+    settings = {"logit_scale": 7.0, "teacher_similarity": sure}
+    assert contrastive_loss(image, text, **settings) == contrastive_loss(image, text, logit_scale=7)
+    sigmoid = sigmoid_contrastive_loss(image, text, logit_bias=-2.0, **settings)
+    assert sigmoid == sigmoid_contrastive_loss(image, text, logit_scale=7, logit_bias=-2)

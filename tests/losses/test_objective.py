@@ -7,6 +7,7 @@ import torch
 from clip_refine import losses
 from clip_refine.config import LossConfig
 from clip_refine.losses import LossTerms, Objective, PairFeatures, sigmoid_contrastive_loss
+from clip_refine.losses.tensors import cosines
 from tests.losses.cases import Inputs, made_inputs
 
 NOTHING: dict[str, Any] = {
@@ -38,6 +39,8 @@ EXPECTED = {
     "hycd": lambda: losses.hycd_loss(*X[:4], alpha=0.4, temperature=0.8),
     "contrastive": lambda: losses.contrastive_loss(X.image, X.text, logit_scale=20.0),
     "alignment": lambda: losses.alignment_loss(X.image, X.text),
+    "centroid_uniformity": lambda: losses.centroid_uniformity_loss(X.image, X.text),
+    "covariance": lambda: losses.covariance_loss(X.image, X.text),
     "anchor": lambda: losses.feature_distillation_loss(*X[:4]),
     "m2_mix": lambda: losses.m2_mix_loss(X.image, X.text, logit_scale=20.0, mix=MIX),
     "logit_distillation": lambda: losses.logit_distillation_loss(*X[:4], temperature=0.8),
@@ -60,7 +63,7 @@ def test_the_total_adds_all_terms():
 
 
 def test_the_records_fields_are_the_terms():
-    assert set(LossTerms.__dataclass_fields__) == set(EXPECTED)
+    assert set(LossTerms.__dataclass_fields__) == {*EXPECTED, "own"}  # given from outside
 
 
 def test_no_term_is_an_error():
@@ -82,12 +85,38 @@ def test_unit_features_and_the_models_own_scale():
     torch.testing.assert_close(unit.total, expected)
     aligned = terms_of(alignment_weight=1.0, normalize=True)  # raw all the same
     torch.testing.assert_close(aligned.total, losses.alignment_loss(X.image, X.text))
+    aligned = terms_of(alignment_weight=1.0, alignment_normalize=True)
+    expected = losses.alignment_loss(X.image, X.text, normalize=True)
+    torch.testing.assert_close(aligned.total, expected)
 
 
 def test_raw_contrastive_at_a_scale_of_its_own():
     raw = terms_of(contrastive_weight=1.0, contrastive_normalize=False, contrastive_scale=0.5)
     expected = losses.contrastive_loss(X.image, X.text, logit_scale=0.5, normalize=False)
     torch.testing.assert_close(raw.total, expected)
+
+
+@pytest.mark.parametrize(("progress", "temperature"), [(0.0, 0.05), (0.25, 0.0875), (1.0, 0.2)])
+def test_the_temperature_walks_evenly_from_the_models_own(progress: float, temperature: float):
+    objective = Objective(
+        LossConfig(**NOTHING | {"contrastive_weight": 1.0, "contrastive_scale_end": 5.0})
+    )
+    scale = SCALE.clone().requires_grad_()
+    pairs = PairFeatures(X.image, X.text)
+    found = objective(pairs, None, None, logit_scale=scale, progress=progress).total
+    expected = losses.contrastive_loss(X.image, X.text, logit_scale=1 / temperature)
+    torch.testing.assert_close(found, expected)
+    assert not objective.uses_logit_scale
+    assert not found.requires_grad  # also where a loss of one's own trains the scale
+
+
+def test_the_temperature_may_begin_elsewhere_and_fall():
+    settings = {"contrastive_scale": 5.0, "contrastive_scale_end": 50.0}
+    objective = Objective(LossConfig(**NOTHING | {"m2_mix_weight": 1.0} | settings))
+    pairs = PairFeatures(X.image, X.text)
+    found = objective(pairs, None, None, logit_scale=SCALE, mix=MIX, progress=0.5).total
+    expected = losses.m2_mix_loss(X.image, X.text, logit_scale=1 / 0.11, mix=MIX)
+    torch.testing.assert_close(found, expected)
 
 
 def learned_scale_gradient(**settings: Any) -> float | None:
@@ -151,6 +180,30 @@ def test_the_contrastive_term_may_be_siglips():
     torch.testing.assert_close(terms.total, 2 * expected)
     with pytest.raises(ValueError, match="this objective needs logit_bias, got None"):
         objective(pairs, None, None, logit_scale=SCALE)
+
+
+def test_the_teacher_masks_false_negatives_of_every_contrastive_term():
+    weights = {"contrastive_weight": 1.0, "m2_mix_weight": 1.0, "false_negatives": "masked"}
+    terms = terms_of(**weights)
+    own = {"logit_scale": 20.0, "teacher_similarity": cosines(*X[2:4])}
+    assert terms.contrastive == losses.contrastive_loss(*X[:2], **own)
+    assert terms.m2_mix == losses.m2_mix_loss(*X[:2], mix=MIX, **own)
+    assert Objective(LossConfig(**NOTHING | weights)).needs_teacher
+    idle = {"rafa_weight": 1.0, "false_negatives": "masked"}
+    assert not Objective(LossConfig(**NOTHING | idle)).needs_teacher
+
+
+def test_wrong_captions_go_to_the_contrastive_term():
+    settings = {"contrastive_weight": 2.0, "negatives": "swapped-words"}
+    objective, pairs = Objective(LossConfig(**NOTHING | settings)), PairFeatures(X.image, X.text)
+    wrong = {"wrong_text_features": X.references}
+    found = objective(pairs, None, None, logit_scale=SCALE, **wrong).total
+    expected = losses.contrastive_loss(*X[:2], logit_scale=20.0, **wrong)
+    torch.testing.assert_close(found, 2 * expected)
+    with pytest.raises(ValueError, match="this objective needs wrong_text_features, got None"):
+        objective(pairs, None, None, logit_scale=SCALE)
+    with pytest.raises(ValueError, match="does not go with contrastive_form sigmoid; use softmax"):
+        LossConfig(**settings, contrastive_form="sigmoid")
 
 
 def test_what_is_not_needed_may_be_missing():

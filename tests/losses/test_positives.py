@@ -11,6 +11,7 @@ from torch import Tensor
 from clip_refine import losses
 from clip_refine.config import LossConfig
 from clip_refine.losses import Objective, PairFeatures
+from clip_refine.losses.tensors import cosines
 from tests.losses.cases import MIX, Inputs, made_inputs
 from tests.reference import losses as loops
 from tests.reference.draws import repeatable, seeds, shuffled
@@ -134,3 +135,15 @@ def test_with_a_softmax_equal_captions_have_the_same_gradient_anyway(name: str, 
         slopes.append(torch.autograd.grad(CASES[name][0](shared, ids), own))
     both = zip(*slopes, strict=True)
     assert all(torch.allclose(*sides, atol=1e-12) for sides in both) == same
+
+
+def test_a_teacher_masks_no_partner():
+    """Of those that share a caption the teacher holds one image nearer to it than another."""
+    inputs, ids = made_inputs(6, seed=6), torch.tensor(IDS)
+    similarity = cosines(*inputs[2:4])
+    loss = losses.contrastive_loss(
+        *inputs[:2], logit_scale=7.0, caption_ids=ids, teacher_similarity=similarity
+    )
+    sides = (loops.unit(side.tolist()) for side in inputs[:2])
+    expected = loops.contrastive(*sides, 7, IDS, similarity.tolist())
+    assert loss.item() == pytest.approx(expected, rel=1e-12)

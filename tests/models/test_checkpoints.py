@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from clip_refine.config import ModelConfig
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.checkpoints import is_torchscript, read_torchscript
+from clip_refine.models.encoder import save_weights
 from clip_refine.roads import build
 from clip_refine.support.errors import ModelError
 
@@ -304,6 +305,37 @@ def test_safetensors_tell_their_architecture(tiny_arch, tmp_path: Path):
     model = load(tmp_path / "weights.safetensors")
     assert_same(model, clip)
     assert model.model_config["vision_cfg"]["layers"] == [1, 2, 1, 1]
+
+
+@pytest.mark.parametrize("name", [None, "tiny-resnet"])
+def test_a_file_of_ours_knows_its_checksum_wherever_it_is(
+    tiny_arch, tmp_path: Path, name: str | None
+):
+    clip = random_clip(RESNET)
+    file = tmp_path / "elsewhere.safetensors"
+    save_weights(clip.state_dict(), file, {"recipe": "mine", "made": "refined"})
+    assert_same(load(file, name), clip)
+    written = file.read_bytes()
+    save_weights(clip.state_dict(), file, {"made": "refined", "recipe": "mine"})
+    assert file.read_bytes() == written
+    for place in (-1, -3000, written.index(b"mine")):
+        spoilt = bytearray(written)
+        spoilt[place] ^= 1
+        file.write_bytes(spoilt)
+        with pytest.raises(ModelError, match=r"elsewhere.safetensors: is not what was written"):
+            load(file, name)
+
+
+def test_models_of_open_clip_4_that_are_no_two_towers(tiny_arch, tmp_path: Path, monkeypatch):
+    sound = {"embed_dim": 8, "audio_cfg": {}, "text_cfg": {}}
+    writes = {**OPENAI, "genlip_cfg": {}}
+    known = {"sound": sound, "writes": writes, "tiny-resnet": RESNET}
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", known)
+    save_file(random_clip(RESNET).state_dict(), tmp_path / "weights.safetensors")
+    assert load(tmp_path / "weights.safetensors").model_config["vision_cfg"] == RESNET["vision_cfg"]
+    for name in ("sound", "writes"):
+        with pytest.raises(ModelError, match=f"'{name}': open_clip's model for sound, or for"):
+            load(tmp_path / "weights.safetensors", name)
 
 
 def test_every_architecture_of_one_shape_is_named(tiny_arch, tmp_path: Path):

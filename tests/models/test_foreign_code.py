@@ -155,6 +155,8 @@ def test_the_same_settings_from_the_hub(
         ("text_cfg", {"norm_kwargs": {"device": "cuda"}}, "norm_kwargs.device"),
         ("vision_cfg", {"act_kwargs": "x"}, "act_kwargs is not handed on"),
         ("vision_cfg", {"timm_model_name": "hf-hub:evil/x"}, "names a model elsewhere"),
+        ("vision_cfg", {"timm_model_kwargs": {"pretrained_cfg": {}}}, "kwargs.pretrained_cfg is"),
+        ("text_cfg", {"hf_model_config": {"auto_map": {}}}, "hf_model_config.auto_map is not"),
     ],
 )
 def test_settings_that_are_not_handed_on(

@@ -242,7 +242,7 @@ def test_teacher_cannot_be_woken(tiny: OpenClipEncoder):
 def test_photo_clip_of_the_shared_folder(shared: Path):
     folder = shared / "models" / "photo-clip"
     if not folder.is_dir():
-        pytest.skip("the shared model photo-clip is not on this machine")
+        pytest.skip("../shared/models/photo-clip is not on this machine: it is not published")
     model = load_open_clip(f"local-dir:{folder}")
     assert float(model.logit_scale.detach()) == pytest.approx(100, abs=1e-3)
     assert model.text_cut is not None

@@ -14,7 +14,7 @@ from clip_refine.evaluation.classify import class_vectors, zero_shot_scores
 from clip_refine.evaluation.retrieval import retrieval
 from tests.reference.draws import normals
 
-pytest.importorskip("clip_benchmark", reason="clip_benchmark is not installed; run make parity")
+pytest.importorskip("clip_benchmark", reason="clip_benchmark is not installed: make parity")
 classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
 theirs_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
 

@@ -75,22 +75,48 @@ def mean_divergence(student: Rows, teacher: Rows, alpha: float, captions: Captio
     return total / len(student)
 
 
-def contrastive(image: Rows, text: Rows, scale: float, captions: Captions = None) -> float:
+def is_false(teacher: Rows | None, captions: Captions, i: int, j: int) -> bool:
+    """Whether the teacher holds candidate j nearer to query i than the query's own."""
+    own = true_share(captions, i, j) > 0
+    return teacher is not None and not own and teacher[i][j] > teacher[i][i]
+
+
+def contrastive(
+    image: Rows,
+    text: Rows,
+    scale: float,
+    captions: Captions = None,
+    teacher: Rows | None = None,
+    wrong: Rows | None = None,
+) -> float:
     logits = similarities(image, text, scale)
+    extra = similarities(image, wrong or [], scale)
+    none = [[] for _ in image]
+    sides = ((logits, teacher, extra), (transposed(logits), teacher and transposed(teacher), none))
     total = 0.0
-    for rows in (logits, transposed(logits)):
+    for rows, judged, more in sides:
         for i, row in enumerate(rows):
-            for j, log_p in enumerate(log_softmax(row)):
-                total -= true_share(captions, i, j) * log_p
+            kept = [j for j in range(len(row)) if not is_false(judged, captions, i, j)]
+            log_p = log_softmax([row[j] for j in kept] + more[i])
+            for j, value in zip(kept, log_p, strict=False):
+                total -= true_share(captions, i, j) * value
     return total / (2 * len(image))
 
 
 def sigmoid_contrastive(
-    image: Rows, text: Rows, scale: float, bias: float, captions: Captions = None
+    image: Rows,
+    text: Rows,
+    scale: float,
+    bias: float,
+    captions: Captions = None,
+    teacher: Rows | None = None,
 ) -> float:
     total = 0.0
     for i, row in enumerate(similarities(image, text, scale)):
         for j, similarity in enumerate(row):
+            of_text = is_false(teacher and transposed(teacher), captions, j, i)
+            if is_false(teacher, captions, i, j) or of_text:
+                continue
             sign = 1 if true_share(captions, i, j) else -1
             total += math.log(1 + math.exp(-sign * (similarity + bias)))
     return total / len(image)
@@ -117,6 +143,31 @@ def alignment(image: Rows, text: Rows) -> float:
     return sum(squared_distance(i, t) for i, t in zip(image, text, strict=True)) / len(image)
 
 
+def centroid_uniformity(image: Rows, text: Rows) -> float:
+    both = zip(unit(image), unit(text), strict=True)
+    middles = unit([[a + b for a, b in zip(i, t, strict=True)] for i, t in both])
+    potentials = [
+        math.exp(-2 * squared_distance(middles[i], middles[j]))
+        for i in range(len(middles))
+        for j in range(i)
+    ]
+    return math.log(math.fsum(potentials) / len(potentials))
+
+
+def covariance(rows: Rows, i: int, j: int) -> float:
+    columns = transposed(rows)
+    means = [math.fsum(column) / len(rows) for column in columns]
+    return math.fsum((row[i] - means[i]) * (row[j] - means[j]) for row in rows) / len(rows)
+
+
+def covariance_matching(image: Rows, text: Rows) -> float:
+    image, text, total = unit(image), unit(text), 0.0
+    for i in range(len(image[0])):
+        for j in range(len(image[0])):
+            total += (covariance(image, i, j) - covariance(text, i, j)) ** 2
+    return total
+
+
 def geodesic_mix(image: list[float], text: list[float], share: float) -> list[float]:
     angle = math.acos(dot(image, text))
     of_image = math.sin(share * angle) / math.sin(angle)
@@ -125,18 +176,24 @@ def geodesic_mix(image: list[float], text: list[float], share: float) -> list[fl
 
 
 def m2_mix(
-    image: Rows, text: Rows, scale: float, shares: list[float], captions: Captions = None
+    image: Rows,
+    text: Rows,
+    scale: float,
+    shares: list[float],
+    captions: Captions = None,
+    teacher: Rows | None = None,
 ) -> float:
     image, text = unit(image), unit(text)
     mixed = [geodesic_mix(*parts) for parts in zip(image, text, shares, strict=True)]
     total = 0.0
-    for queries, partners in ((image, text), (text, image)):
+    judged = teacher and transposed(teacher)
+    for queries, partners, judge in ((image, text, teacher), (text, image, judged)):
         for i, query in enumerate(queries):
             positive = math.exp(scale * dot(query, partners[i]))
             negatives = sum(
                 math.exp(scale * dot(query, mixed[j]))
                 for j in range(len(mixed))
-                if not true_share(captions, i, j)
+                if not true_share(captions, i, j) and not is_false(judge, captions, i, j)
             )
             total -= math.log(positive / (positive + negatives))
     return total / (2 * len(image))

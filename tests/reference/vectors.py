@@ -66,6 +66,22 @@ def standardise(image: Rows, text: Rows, fitted_image: Rows, fitted_text: Rows) 
     return scores(*moved)
 
 
+def realign(image: Rows, text: Rows, fitted_image: Rows, fitted_text: Rows) -> Rows:
+    image_mean, text_mean = centroid(fitted_image), centroid(fitted_text)
+    spread = [
+        math.fsum(dot(row, row) for row in less(rows, mean, 1)) / len(rows)
+        for rows, mean in ((fitted_image, image_mean), (fitted_text, text_mean))
+    ]
+    scale = math.sqrt(spread[0] / spread[1])
+
+    def moved(rows: Rows) -> Rows:
+        scaled = [[scale * value for value in row] for row in less(rows, text_mean, 1)]
+        return unit(less(scaled, image_mean, -1))
+
+    again = less(less(moved(text), centroid(moved(fitted_text)), 1), image_mean, -1)
+    return scores(image, unit(again))
+
+
 def bias(item: list[float], references: Rows, neighbours: int, alpha: float) -> float:
     nearest = sorted((dot(item, reference) for reference in references), reverse=True)
     nearest = nearest[:neighbours]

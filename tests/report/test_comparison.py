@@ -20,6 +20,7 @@ from clip_refine.results import (
 
 def line(recipe: str, *, best: bool, deviation: float | None, low: float | None) -> RecipeSummary:
     names = ("gap", "image_to_text_recall@1", "text_to_image_recall@1", "mean_recall@10")
+    names += ("mean_recall@1",)
     difference = (
         {}
         if low is None
@@ -30,7 +31,7 @@ def line(recipe: str, *, best: bool, deviation: float | None, low: float | None)
     )
     return RecipeSummary(
         recipe=recipe,
-        runs=1,
+        runs=9,
         learning_rate=1e-5 if low is not None else None,
         scores={name: Spread(mean=0.5, deviation=deviation) for name in names},
         seconds=Spread(mean=12.34, deviation=None),

@@ -100,6 +100,24 @@ def test_a_peer_that_needs_no_training_competes():
     assert "the price is zero-shot 0.550 against 0.600" in costly.price
 
 
+def test_another_model_competes_with_refining_this_one():
+    models = {"models": {"large": "ViT-L-14@openai"}}
+    refined, larger = line("hycd", rate=1e-5, r1=0.02), line("large: pre-trained", r1=0.1)
+    found = decide(comparison(refined, larger).model_copy(update=models))
+    assert (found.taken, found.command) == ("large: pre-trained", "")
+    assert found.advice == "Start from ViT-L-14@openai instead."
+    better = line("large: hycd", rate=1e-5, r1=0.1, zero=0.1)
+    found = decide(comparison(refined, larger, better).model_copy(update=models), "x")
+    assert found.taken == "large: hycd"
+    assert found.command == (
+        "clip-refine compare --config x/config.yaml --recipes hycd --model.name ViT-L-14@openai "
+        "--seeds 3 --learning-rates 1e-05 --save-models --out x-models"
+    )
+    noise = comparison(line("hycd", rate=1e-5), line("large: hycd", rate=1e-5))
+    found = decide(noise.model_copy(update=models), "x")
+    assert "--recipes hycd --models ViT-L-14@openai --seeds 6" in found.command
+
+
 def test_noise_is_called_so():
     found = decide(comparison(line("hycd", rate=1e-5, r1=0.009), line("rafa", rate=1e-5)), "x")
     assert found.taken == "pre-trained"

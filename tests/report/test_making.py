@@ -1,7 +1,7 @@
 """How a run was made, without the folders of whoever made it."""
 
 from clip_refine.config import RefineConfig
-from clip_refine.report.tables import command, making_facts, short_paths
+from clip_refine.report.tables import all_settings, command, making_facts, short_path
 from tests.report.test_score_lines import MEASURED
 
 
@@ -48,6 +48,15 @@ def test_commands_can_be_pasted():
 
 
 def test_only_paths_are_shortened():
-    kept = "hf-hub:ORG/NAME and https://example.org/a/b/c at 1/2"
-    assert short_paths(kept) == kept
-    assert short_paths("local-dir:/a/b/c/model") == "local-dir:…/c/model"
+    for kept in ("hf-hub:ORG/NAME", "https://example.org/a/b/c", "s3://bucket/a/b", "at 1/2"):
+        assert short_path(kept) == kept
+    assert short_path("local-dir:/a/b/c/model") == "local-dir:…/c/model"
+    assert short_path("file:///home/me/photos/a.csv") == "file://…/photos/a.csv"
+
+
+def test_folders_with_spaces_are_left_out_of_commands_and_settings():
+    path = "/home/some one/my photos/captions.csv"
+    words = ["/opt/bin/clip-refine", "refine", "--data.train", path, f"--data.val={path}"]
+    assert "some one" not in command({"command": words})
+    assert "'.../my photos/captions.csv'" in command({"command": words})
+    assert "some one" not in all_settings({"data": {"train": path, "lists": [path]}})

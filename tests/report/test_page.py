@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,11 @@ def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evide
             TaskChange(
                 name="birds",
                 classes=(
-                    ClassChange(name="wren", images=10, before=0.5, after=0.75),
-                    ClassChange(name="robin", images=10, before=0.5, after=0.25),
-                    ClassChange(name="heron", images=10, before=0.5, after=0.5),
+                    ClassChange(name="wren", images=10, before=0.5, after=0.75, low=0.1, high=0.4),
+                    ClassChange(
+                        name="robin", images=10, before=0.5, after=0.25, low=-0.5, high=0.1
+                    ),
+                    ClassChange(name="heron", images=10, before=0.5, after=0.5, low=0.0, high=0.0),
                 ),
                 confusions=(
                     ConfusionChange(label="wren", predicted="robin", images=10, before=4, after=1),
@@ -154,6 +157,38 @@ def test_figures_are_what_plotly_knows():
             assert len(figure.data) == len(panel.figure["data"])  # pyright: ignore
 
 
+def test_singular_values_end_where_they_end():
+    few = (1e-3, 5e-4, 2e-8, 1e-9)  # two directions, then rounding
+    many = (1.0, 0.5, 2e-3, 1.5e-4)
+    chart = spectra_chart(
+        Spectra(image_before=few, text_before=few, image_after=many, text_after=many)
+    )
+    lengths = [len(line["y"]) for line in chart.panels[0].figure["data"]]
+    assert lengths == [2, 4, 2, 4]  # each by its own first value, and no axis beyond
+    assert chart.rows[2] == ("3", "", "0.002", "", "0.002")
+
+
+def test_bars_stand_whole_within_their_axis():
+    for panel in cosines_chart(evidence(12, 3).histograms).panels:
+        low, high = panel.figure["layout"]["xaxis"]["range"]
+        for bars in panel.figure["data"]:
+            width = bars["x"][1] - bars["x"][0]
+            assert bars["type"] == "bar"
+            assert (bars["x"][0] - width / 2, bars["x"][-1] + width / 2) == (low, high)
+
+
+def test_axes_of_steps_begin_at_zero_and_count_whole_steps():
+    steps = [{**step, "gradient_norm": 5.01, "centroid_distance": 0.9} for step in STEPS]
+    for chart in training_charts(steps):
+        drawn = chart.panels[0].figure
+        assert drawn["layout"]["yaxis"]["rangemode"] == "tozero"
+        assert (drawn["layout"]["xaxis"]["dtick"], drawn["layout"]["xaxis"]["tickformat"]) == (
+            1,
+            ",d",
+        )
+        assert {line["mode"] for line in drawn["data"]} == {"lines+markers"}  # one step is no line
+
+
 def in_black(value):
     """Plotly's checks know no colours by the page's names."""
     if isinstance(value, dict):
@@ -167,6 +202,51 @@ def test_a_run_of_5000_pairs_stays_under_10_megabytes(tmp_path: Path):
     # as many pairs and thumbnails as are ever drawn, and thumbnails as large as photographs give
     run = write_run(tmp_path, evidence(5000, 500, thumbnail_bytes=4500))
     assert write_run_report(run).stat().st_size < 10e6
+
+
+def test_rows_without_a_verdict_say_why(tmp_path: Path):
+    text = write_run_report(write_run(tmp_path, evidence(12, 3))).read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>.*?</tr>", text.split('<table class="scores">')[1], re.DOTALL)
+    said = [re.sub(r"<[^>]+>", "", row.split("<td>")[-1]).strip() for row in rows if "<td>" in row]
+    assert all(said)
+    assert {"▲ better", "not resampled, so no interval", "neither way is better by itself"} <= {
+        *said
+    }
+    tiles = re.findall(r"<li>.*?</li>", text.split('<ul class="tiles">')[1], re.DOTALL)[:4]
+    assert "not resampled, so no interval" in tiles[3]
+
+
+def test_the_answer_stands_first(tmp_path: Path):
+    text = write_run_report(write_run(tmp_path, evidence(12, 3))).read_text(encoding="utf-8")
+    assert "<h1>Better in the gap and mean R@1, worse in nothing.</h1>" in text
+    assert text.index("<h1>") < text.index("The gap fell from 1.000") < text.index("<table")
+
+
+def test_improved_most_is_said_beyond_chance_only(tmp_path: Path):
+    found = evidence(12, 3)
+    # of captions two an image: 28 against 12 would be beyond chance if each moved for itself
+    captions = found.captions.model_copy(update={"improved": 28, "worsened": 12})
+    images = found.images.model_copy(update={"improved": 28, "worsened": 12})
+    found = found.model_copy(update={"captions": captions, "images": images})
+    text = write_run_report(write_run(tmp_path, found)).read_text(encoding="utf-8")
+    assert re.findall(r"<h4>(.*? most)</h4>", text) == [
+        *("Up most", "Down most", "Improved most", "Worsened most", "Gained most")
+    ]
+    assert text.count("That is within chance") == 1
+    [query] = images.most_improved
+    near = images.model_copy(
+        update={"most_improved": (query.model_copy(update={"rank_before": 2}),)}
+    )
+    write_run(tmp_path, found.model_copy(update={"images": near}))
+    text = write_run_report(tmp_path).read_text(encoding="utf-8")
+    assert "rank 2 → 1" not in text
+
+
+def test_classes_are_shown_beyond_chance_only(tmp_path: Path):
+    text = write_run_report(write_run(tmp_path, evidence(12, 3))).read_text(encoding="utf-8")
+    assert "2 of 3 classes moved, 1 up and none down beyond chance." in text
+    assert re.findall(r'<span class="class">(\w+)', text) == ["wren"]
+    assert "<td>−0.250 [−0.500, +0.100]</td>" in text
 
 
 def test_folders_of_whoever_made_it_are_left_out(tmp_path: Path):

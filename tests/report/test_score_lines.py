@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from clip_refine.report.tables import (
+    answer,
     before_after_table,
     doubts,
     headline_lines,
@@ -70,6 +71,15 @@ def test_verdict():
         "zero-shot top-1 did not clearly change (0.750 to 0.740), on 1,000 held-out images."
     )
     assert verdict(run()).startswith("The gap went from 1.000 to 0.700 (−30%), mean R@1 went")
+
+
+def test_the_answer_in_a_few_words():
+    assert answer(MEASURED) == "Better in the gap and mean R@1, worse in nothing."
+    lost = {"mean_recall@1": (-0.05, -0.09, -0.01), "zero_shot_top1": (-0.01, -0.03, 0.01)}
+    assert answer(run(**lost)) == "Worse in mean R@1."
+    gap = {"geometry__centroid_distance": (-0.3, -0.4, -0.2)}
+    assert answer(run(**gap, **lost)) == "Better in the gap, worse in mean R@1."
+    assert answer(run()) == "Nothing clearly changed."
 
 
 def test_what_three_places_do_not_show_is_no_clear_change():

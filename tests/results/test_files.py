@@ -6,7 +6,9 @@ import pytest
 
 from clip_refine.results import (
     Comparison,
+    ComparisonRow,
     Evidence,
+    Interval,
     Record,
     RunScores,
     Scores,
@@ -60,3 +62,43 @@ def test_the_headline_by_hand():
 
 def test_flat():
     assert flat({"a": {"b": {"c": 1}, "d": {}}, "e": 2}) == {"a.b.c": 1, "e": 2}
+
+
+def test_results_are_tables():
+    def scores(gap: float, r1: float) -> Scores:
+        return Scores(
+            geometry={"centroid_distance": gap},
+            retrieval={"image_to_text_recall@1": r1},
+            zero_shot={},
+            pairs=10,
+            captions=10,
+        )
+
+    change = Interval(mean=0.25, low=0.1, high=0.3)
+    found = RunScores(
+        before=scores(0.8, 0.5),
+        after=scores(0.2, 0.75),
+        difference={"retrieval.image_to_text_recall@1": change},
+        recipe={},
+        seconds={},
+    ).to_pandas()
+    assert list(found.columns) == ["score", "before", "after", "change", "low", "high"]
+    recall = found.set_index("score").loc["retrieval.image_to_text_recall@1"]
+    assert list(recall) == [0.5, 0.75, 0.25, 0.1, 0.3]
+    assert found.set_index("score").loc["geometry.centroid_distance"].isna().sum() == 2
+    row = ComparisonRow(
+        recipe="pre-trained",
+        seed=1,
+        learning_rate=None,
+        steps=0,
+        pairs=0,
+        geometry={"centroid_distance": 0.8},
+        retrieval={},
+        zero_shot={"cifar10": {"top1": 0.5}},
+        linear_probe={},
+        selection=None,
+        seconds=0.0,
+        peak_memory=0.0,
+    )
+    table = Comparison(rows=(row,), summary=(), learning_rates=()).to_pandas()
+    assert table["zero_shot.cifar10.top1"].tolist() == [0.5]

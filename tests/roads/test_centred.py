@@ -1,20 +1,23 @@
 """The recipe `centred`: means folded out first, then the paper's objective at a fitted scale."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 
+from clip_refine.cli import main
 from clip_refine.config import LossConfig, RefineConfig, override
 from clip_refine.losses import hycd_loss
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build
 from clip_refine.roads.refine import fold_student, measure_features, refine, train_student
-from clip_refine.support.errors import TrainingError
+from clip_refine.support.errors import ModelError, TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, Trainer
+from tests.models.test_families import SIGLIP, write_family
 
 
 @pytest.fixture
@@ -133,3 +136,21 @@ def test_student_and_teacher_each_have_their_temperature():
     assert float(found) == pytest.approx(total, rel=1e-9)
     same = hycd_loss(*sides, temperature=0.05, teacher_temperature=0.05)
     assert float(same) == float(hycd_loss(*sides, temperature=0.05))
+
+
+def test_siglips_towers_get_a_layer_first_as_the_refusal_says(
+    config: RefineConfig, table: Path, pairs: ToyPairs, tmp_path: Path
+):
+    """The image tower's attention pooling ends in a residual, which no weight can fold."""
+    siglip = load_open_clip(write_family(tmp_path / "siglip", SIGLIP))
+    with pytest.raises(ModelError, match="`fold` and `vectors fold` add a layer"):
+        refine(config, model=siglip, train_pairs=pairs, held_out=pairs)
+    name = f"local-dir:{tmp_path / 'siglip'}"
+    main(["fold", name, "--data.train", str(table), "--out", str(tmp_path / "folded")])
+    model = load_open_clip(f"local-dir:{tmp_path / 'folded'}")
+    config = override(config, train={"learning_rate": 1e-4})
+    refine(config, model=model, train_pairs=pairs, held_out=pairs)
+    saved = load_open_clip(f"local-dir:{config.out / 'model'}")
+    projection = saved.clip.visual.head.proj.weight
+    assert torch.equal(projection, model.clip.visual.head.proj.weight)
+    assert not torch.equal(projection, torch.eye(len(projection)))

@@ -21,6 +21,7 @@ from clip_refine.roads.sweeps import MOST_RATES
 from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
 from clip_refine.support.folder import alone
 from clip_refine.toy import ToyClasses, ToyPairs
+from tests.conftest import TINY, write_model
 from tests.data.files import Files, drawn_files
 
 TRAIN = ToyPairs("compare", size=220, captions_per_image=2)
@@ -453,3 +454,31 @@ def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
     # a cache is no reason to begin again
     with_another = override(config, **small, out=tmp_path / "plain", data={"cache_images": True})
     assert len(compare(with_another, train_pairs=files, held_out=held_out, tasks=[]).rows) == 2
+
+
+class TestSeveralModels:
+    def test_each_stands_as_it_came_and_refined_and_one_more_trains_only_itself(
+        self, config: CompareConfig, trainings: list[str], tmp_path: Path
+    ):
+        other = write_model(tmp_path / "other", {**TINY, "embed_dim": 8}, seed=1)
+        less = {"recipes": ("clip-refine",), "peers": ("nnn",), "seeds": 1}
+        config = override(config, **less, learning_rates=(1e-3,))
+        alone = run(config)
+        both = run(override(config, models=(other,)))
+        assert trainings == ["clip-refine 3 0.001"] * 2
+        assert both.models == {"other": other}
+        names = [row.recipe for row in alone.rows]
+        assert [row.recipe for row in both.rows] == names + [f"other: {name}" for name in names]
+        assert both.rows[: len(names)] == alone.rows
+        turned = run(override(config, out=tmp_path / "turned", model={"name": other}))
+        assert [row.headline for row in both.rows[len(names) :]] == [
+            row.headline for row in turned.rows
+        ]
+        assert [choice.recipe for choice in both.learning_rates] == [
+            *("clip-refine", "other: clip-refine"),
+        ]
+        assert "other: clip-refine" in (config.out / "comparison.md").read_text()
+
+    def test_named_once(self, config: CompareConfig):
+        with pytest.raises(ConfigError, match="models: a comes twice"):
+            run(override(config, models=("a", "a")))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from base64 import b64decode
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -190,10 +191,12 @@ def test_a_folded_model_gives_mapped_features_in_every_library(
         assert (theirs - mapped).norm() <= 1e-6 * mapped.norm()
 
 
-def test_an_export_may_be_replaced(run: Path, tmp_path: Path):
+def test_an_export_may_be_replaced_and_its_numbers_are_json(run: Path, tmp_path: Path, capsys):
     out = tmp_path / "exported"
-    export(str(run), to="transformers", out=out)
-    export(str(run / "model"), to="transformers", out=out, overwrite=True)
+    check = asdict(export(str(run), to="transformers", out=out))
+    again = ["--to", "transformers", "--out", str(out), "--overwrite", "--json"]
+    main(["export", str(run / "model"), *again])
+    assert json.loads(capsys.readouterr().out) == {**check, "out": str(out)}
 
 
 def in_onnxruntime(folder: Path, images: list[Image.Image]):
@@ -313,7 +316,7 @@ def test_features_that_are_no_numbers_do_not_pass(tiny, pairs: ToyPairs):
 def test_a_timm_tower_goes_to_onnx_only(shared: Path, tmp_path: Path):
     folder = shared / "models" / "photo-clip"
     if not folder.is_dir():
-        pytest.skip("the shared model photo-clip is not on this machine")
+        pytest.skip("../shared/models/photo-clip is not on this machine: it is not published")
     with pytest.raises(ModelError, match=r"image tower is timm's tf_efficientnet_lite0.*--to onnx"):
         export(str(folder), to="transformers", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

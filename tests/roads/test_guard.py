@@ -1,5 +1,7 @@
 """Training that harms the model stops; what was better is kept; what is worse is said."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from clip_refine import cli
 from clip_refine.config import RefineConfig, override
 from clip_refine.data.streams import StreamMixture
 from clip_refine.losses import PairFeatures
-from clip_refine.report.tables import verdict, worse
+from clip_refine.report.tables import answer, worse
 from clip_refine.results import RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
@@ -57,7 +59,7 @@ def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):
     scores = refine(override(config, guard={"then": "stop"}))
     assert scores.recipe["guard"] == {"step": 1, "kept": 1}
     assert worse(scores) == ["mean R@1"]
-    assert verdict(scores).endswith("The refined model is worse in mean R@1.")
+    assert answer(scores).endswith("orse in mean R@1.")
 
 
 def test_within_the_bound_it_changes_nothing(config: RefineConfig, tmp_path: Path):
@@ -112,8 +114,27 @@ def test_chance_level_is_said(config: RefineConfig, capsys):
 
 
 def test_nothing_is_held_out_of_a_stream(config: RefineConfig):
-    with pytest.raises(ConfigError, match=r"guard.every holds a part"):
+    with pytest.raises(ConfigError, match=r"guard.every holds a part.* Give --guard.pairs"):
         set_aside(config, StreamMixture([], []))
+
+
+def test_a_stream_is_watched_on_pairs_of_its_own(config: RefineConfig, table: Path, capsys):
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    stream = table.with_suffix(".jsonl")
+    stream.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(stream), "streaming": True, "val": str(table), "shuffle_buffer": 64}
+    guard = {"pairs": str(table), "bound": 0, "then": "stop"}
+    scores = refine(override(config, data=data, guard=guard, train={"batch_size": 32}))
+    assert scores.recipe["guard"] == {"step": 1, "kept": 1}
+    assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
+
+
+def test_a_comparison_has_no_guard(capsys: pytest.CaptureFixture[str]):
+    for words in (["--guard"], ["--guard.every", "5"]):
+        with pytest.raises(SystemExit) as status:
+            cli.main(["compare", *words, "--data.train", "toy"])
+        assert status.value.code == 2
+        assert "--guard belongs to refine" in said(capsys)
 
 
 def test_one_image_or_one_caption_is_said_before_training(capsys):

@@ -19,6 +19,7 @@ from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, OutputError
 from clip_refine.train import Trainer
+from clip_refine.train.state import States
 from tests.data.test_streams import toy_parquet
 from tests.train.test_processes import free_port, join_two
 
@@ -89,13 +90,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("step", [5, 8])
+@pytest.mark.parametrize(
+    ("case", "step"),
+    [*((case, 5) for case in CASES), ("as it comes", 8), ("dropout in adapters", 8)],
+)
 def test_it_is_the_same_bit_by_bit(
     case: str, step: int, config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    if step == 8 and case not in ("as it comes", "dropout in adapters"):
-        pytest.skip("one moment is enough")
     config = override(config, **CASES[case])
     refine(override(config, out=tmp_path / "unbroken"))
     partial = stopped(config, step, monkeypatch)
@@ -331,3 +332,8 @@ def test_killed_at_random_moments_and_by_signals(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 the same" in done.stdout
+
+
+def test_a_run_that_begins_is_not_said_to_go_on(capsys: pytest.CaptureFixture[str]):
+    States(folder=None, every="never", about={}).decide({"micro_batch": 32, "precision": "fp32"})
+    assert capsys.readouterr().err == ""

@@ -179,6 +179,8 @@ def test_two_models_side_by_side(config: EvaluateConfig, tiny_name: str, tmp_pat
         pair = (values[model, found.task, found.score] for model in (other, tiny_name))
         assert found.mean == pytest.approx(next(pair) - next(pair))
         assert found.low is None or found.high is not None
+    page = Path(config.out or "").with_suffix(".html").read_text(encoding="utf-8")
+    assert f"other against {Path(tiny_name).name}: better in " in page
     moved = next(d for d in scores.differences if d.score == "true_pair_cosine")
     assert moved.low is not None
     assert moved.high is not None

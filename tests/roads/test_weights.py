@@ -140,3 +140,19 @@ def test_auto_takes_the_best_of_the_line_on_pairs_that_are_not_trained_on(
         torch.equal(one, other)
         for one, other in zip(model.parameters(), again.parameters(), strict=True)
     )
+
+
+def test_a_fold_from_the_command_line(
+    tiny_name: str, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "folded"
+    main(["fold", tiny_name, "--data.train", str(table), "--out", str(out), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    scale = float(load_open_clip(f"local-dir:{out}").logit_scale.detach())
+    assert said.pop("logit_scale") == pytest.approx(scale)
+    assert said == {"model": tiny_name, "out": str(out)}
+    gaps = []
+    for model in (tiny_name, f"local-dir:{out}"):
+        main(["evaluate", "--model.name", model, "--data.val", str(table), "--json"])
+        gaps.append(json.loads(capsys.readouterr().out)["geometry"]["centroid_distance"])
+    assert gaps[1] < gaps[0] / 2

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
 from clip_refine.config import ModelConfig, RefineConfig, override
+from clip_refine.data.loader import swap_words
+from clip_refine.data.pairs import as_pairs
 from clip_refine.losses import LossTerms, Objective, hycd_loss, rafa_loss
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
@@ -194,3 +196,21 @@ def test_pairs_with_one_caption_are_partners(tiny: OpenClipEncoder, pairs: ToyPa
     ids = trainer._caption_ids(replace(batch, tokens=tokens)).tolist()
     assert ids[0] == ids[2] != ids[1]
     assert replace(trainer, objective=Objective(CONFIG.loss))._caption_ids(batch) is None
+
+
+def test_captions_without_a_wrong_twin_are_said_and_refused(
+    pairs: ToyPairs, tiny: OpenClipEncoder, capsys: pytest.CaptureFixture[str]
+):
+    config = override(CONFIG, loss={"contrastive_weight": 1.0, "negatives": "swapped-words"})
+    accelerator = build.build_accelerator("cpu")
+    batch = next(build.build_batches(config, pairs, tiny, accelerator))
+    assert batch.wrong_tokens is not None
+    stay = sum(swap_words(own[0], config.seed) is None for own in pairs.captions)
+    assert 0 < stay < len(pairs)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"in {stay} of {len(pairs)} captions no two words can change places" in said
+    german = [(pairs.load_image(index), "ein Hund auf der Wiese") for index in range(16)]
+    with pytest.raises(ConfigError, match="has no captions in which two words can change places"):
+        build.build_batches(config, as_pairs(german), tiny, accelerator)
+    idle = override(CONFIG, loss={"negatives": "swapped-words"})
+    assert next(build.build_batches(idle, pairs, tiny, accelerator)).wrong_tokens is None

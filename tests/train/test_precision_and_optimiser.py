@@ -51,7 +51,7 @@ def test_each_tower_gets_the_precision_that_suits_it(
         def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
             return self.text(self.table(tokens))
 
-    monkeypatch.setattr(precision, "_multiplies_bf16", lambda device: has_units)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: has_units)
     model: Any = Towers()
     tokens = torch.ones(2, dtype=torch.int64)
     cpu = torch.device("cpu")

@@ -24,6 +24,11 @@ SCALE_AND_TEACHER = {"loss": {"contrastive_weight": 0.5}}
 # neither looks at all that the model has of logit scale and bias
 SCALE_UNUSED, BIAS_UNUSED = {"recipe": "clip-refine"}, {"recipe": "contrastive"}
 
+OTHER_NEGATIVES = {
+    "recipe": "contrastive",
+    "loss": {"negatives": "swapped-words", "false_negatives": "masked"},
+}
+
 
 def train(
     name: str, settings: dict[str, Any], result: Path, micro_batch: int | None = None
@@ -82,8 +87,18 @@ def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("settings", "bias"),
-    [(SCALE_AND_TEACHER, False), (SCALE_UNUSED, False), (BIAS_UNUSED, True)],
-    ids=["every scale is used", "no loss looks at the scale", "no loss looks at the bias"],
+    [
+        (SCALE_AND_TEACHER, False),
+        (SCALE_UNUSED, False),
+        (BIAS_UNUSED, True),
+        (OTHER_NEGATIVES, False),
+    ],
+    ids=[
+        "every scale is used",
+        "no loss looks at the scale",
+        "no loss looks at the bias",
+        "wrong captions and masks",
+    ],
 )
 def test_two_processes_train_as_one(settings: dict[str, Any], bias: bool, tmp_path: Path):
     name = write_model(tmp_path / "model", {**TINY, "init_logit_bias": -10.0} if bias else TINY)

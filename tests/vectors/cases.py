@@ -15,6 +15,7 @@ from clip_refine.vectors.transforms import (
     ModalityShift,
     NearestNeighbourNormalisation,
     Peer,
+    ReAlign,
     Standardisation,
 )
 
@@ -27,6 +28,7 @@ FITS: dict[str, Fit] = {
     "modality-shift": partial(ModalityShift.fit, strength=0.7),
     "fold": partial(Fold.fit, share=0.8),
     "standardise": Standardisation.fit,
+    "realign": ReAlign.fit,
     "nnn": partial(NearestNeighbourNormalisation.fit, neighbours=3, alpha=0.6),
     "mean-centring+nnn": partial(
         Chain.fit,

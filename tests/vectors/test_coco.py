@@ -15,7 +15,10 @@ from tests.vectors.cases import unit
 FEATURES = Path(__file__).parents[3] / "shared/golden/coco500_clip_features.npz"
 FIRST, SECOND = slice(0, 250), slice(250, 500)
 
-pytestmark = pytest.mark.skipif(not FEATURES.exists(), reason=f"{FEATURES} is not on this machine")
+pytestmark = pytest.mark.skipif(
+    not FEATURES.exists(),
+    reason=f"{FEATURES} is not on this machine: data of this project that is not published",
+)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from clip_refine.vectors.transforms import DistributionNormalisation, NearestNeighbourNormalisation
 from tests.vectors.cases import DIM, drawn, unit
 
-nnn = pytest.importorskip("nnn", reason="nnn-retrieval is not installed")
+nnn = pytest.importorskip("nnn", reason="nnn-retrieval is not installed: make parity")
 
 # raw features of several lengths: theirs expects unit features, ours makes them
 IMAGE, TEXT = drawn(0, 40, 50, torch.float32)

@@ -1,6 +1,8 @@
 """Stored vectors of every layout: read as pairs, and mapped without changing anything else."""
 
 import json
+import signal
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.vectors import stored
-from clip_refine.vectors.files import FeatureSet, read_features, write_features
+from clip_refine.vectors.files import FeatureSet, read_features, save_peer, write_features
 from clip_refine.vectors.maps import LinearMaps, Procrustes
 from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
 from clip_refine.vectors.transforms import Fold, NearestNeighbourNormalisation, Peer
@@ -36,6 +38,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def fold() -> Peer:
     return Fold.fit(*drawn(2, 20, 20))
+
+
+LANCE = "lancedb is not installed: pip install 'clip-refine[lance]'"
+OF_SIX = ("fixed.parquet", "lance")  # whose lists have six numbers, here
 
 
 def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray = TEXT) -> Path:
@@ -65,7 +71,7 @@ def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray =
                 path = folder / f"v.clip-retrieval/metadata/metadata_{number}.parquet"
                 pq.write_table(table, path)
         case "parquet" | "fixed.parquet" | "dataset" | "lance":
-            kinds = pa.list_(pa.float16(), 6 if kind in ("fixed.parquet", "lance") else -1)
+            kinds = pa.list_(pa.float16(), 6 if kind in OF_SIX else -1)
             columns = {"id": pa.array(IDS), "owner": pa.array(OWNERS)}
             sides = {
                 "image_embedding": pa.array(list(image), kinds),
@@ -76,7 +82,7 @@ def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray =
                 Dataset(table).save_to_disk(folder / "v", num_shards=2)
                 return folder / "v"
             if kind == "lance":
-                lancedb = pytest.importorskip("lancedb", reason="lancedb is not installed")
+                lancedb = pytest.importorskip("lancedb", reason=LANCE)
                 lancedb.connect(str(folder)).create_table("v", data=table)
                 return folder / "v.lance"
             pq.write_table(table, folder / "v.parquet")
@@ -93,6 +99,39 @@ KINDS = (
 def found_in(path: Path) -> tuple[Tensor, Tensor]:
     pairs = read_pairs(str(path))
     return pairs.image_features, pairs.text_features
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clip_refine.vectors import stored
+from clip_refine.vectors.files import load_peer
+
+maps, source, out = map(Path, sys.argv[1:])
+once, count = stored._Finished.once, 0
+
+def die_in_the_second(self, file, read, make):
+    def begin(target):
+        global count
+        count += "img_emb" in str(file) or file.suffix == ".arrow"
+        if count == 2:
+            target.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(target)
+    return once(self, file, read, begin)
+
+stored._Finished.once = die_in_the_second
+stored.apply_stored(load_peer(maps), source, out, side="image")
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files but the one with a random number in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "state.json"
+    }
 
 
 class TestPairs:
@@ -250,6 +289,45 @@ class TestApply:
         expected = fold.transform_image(torch.from_numpy(IMAGE.astype(dtype)))
         assert np.array_equal(found, expected.numpy().astype(dtype))
 
+    @pytest.mark.parametrize("kind", ["clip-retrieval", "dataset"])
+    def test_it_goes_on_after_a_kill(self, kind: str, fold: Peer, tmp_path: Path, capsys):
+        """Killed while the second file of images is written; the first one is kept."""
+        source, out = write(kind, tmp_path), tmp_path / "new"
+        whole = tmp_path / "whole"
+        apply_stored(fold, source, whole, side="image")
+        save_peer(fold, tmp_path / "maps")
+        told = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "maps", source, out])
+        assert told.returncode == -signal.SIGKILL
+        partial = tmp_path / ".new.partial"
+        [first, _] = sorted([*partial.glob("img_emb/*.npy"), *partial.glob("*.arrow")])
+        written = first.stat().st_mtime_ns
+        capsys.readouterr()
+        assert apply_stored(fold, source, out, side="image") == 9
+        assert "Going on: " in capsys.readouterr().err
+        name = first.relative_to(partial)
+        assert (out / name).stat().st_mtime_ns == written
+        assert contents(out) == contents(whole)
+
+    @pytest.mark.parametrize("change", ["another map", "another source", "a flipped bit"])
+    def test_it_keeps_nothing_that_is_of_something_else(
+        self, change: str, fold: Peer, tmp_path: Path, capsys
+    ):
+        source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
+        save_peer(fold, tmp_path / "maps")
+        subprocess.run([sys.executable, "-c", KILLED, tmp_path / "maps", source, out])
+        if change == "another map":
+            fold = Fold.fit(*drawn(3, 20, 20))
+        elif change == "another source":
+            file = source / "img_emb/img_emb_0.npy"
+            np.save(file, np.load(file)[:, ::-1].copy())
+        else:
+            file = tmp_path / ".new.partial/img_emb/img_emb_0.npy"
+            file.write_bytes(file.read_bytes()[:-1] + b"?")
+        apply_stored(fold, source, out, side="image")
+        assert ("Cleared " in capsys.readouterr().err) == (change == "another map")
+        apply_stored(fold, source, tmp_path / "whole", side="image")
+        assert contents(out) == contents(tmp_path / "whole")
+
     def test_another_dimension_comes_out(self, tmp_path: Path):
         new = drawn(0, 30, 1)[0]
         maps = Procrustes.align(new[:, :4], new)
@@ -273,11 +351,9 @@ class TestApply:
             apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")
         assert sorted(tmp_path.rglob("*")) == before
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in OF_SIX])
     def test_vectors_of_another_model(self, kind: str, fold: Peer, tmp_path: Path):
         eye = np.eye(9, 5, dtype=np.float16) + 1
-        if kind in ("fixed.parquet", "lance"):
-            pytest.skip("its lists have six numbers")
         source = write(kind, tmp_path, eye, eye)
         with pytest.raises(DataError, match="dimension 5, but fold was fitted on 6"):
             apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")

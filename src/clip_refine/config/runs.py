@@ -154,7 +154,7 @@ def refuse_idle(config: EvaluateConfig) -> None:
 
 PEER_NAMES = (
     *("mean-centring", "distribution-normalisation", "nnn", "modality-shift"),
-    *("fold", "standardise"),
+    *("fold", "standardise", "realign"),
 )
 """What `posthoc fit` can fit; the formulas stand in `vectors/transforms.py`, under these names."""
 
@@ -269,6 +269,9 @@ class CompareConfig(SettingsGroup):
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images (at least 100) that no recipe is trained on: peers are fitted
     and learning rates chosen there."""
+    models: tuple[str, ...] = ()
+    """More models for the same table, untouched and with every recipe and peer, since another base
+    may be worth more than refining this one: as for `model.name`, and ARCH@TAG."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -348,7 +351,8 @@ class TuneConfig(CompareConfig):
 
     @model_validator(mode="after")
     def _only_what_a_search_uses(self) -> "TuneConfig":
-        for name in ("seeds", "sweep", "combine", "learning_rates", "save_models", "report"):
+        unused = ("seeds", "sweep", "combine", "models", "learning_rates", "save_models", "report")
+        for name in unused:
             if getattr(self, name) != type(self).model_fields[name].get_default():
                 raise ValueError(
                     f"{name} belongs to compare, a search does not use it; leave it out"
@@ -357,7 +361,7 @@ class TuneConfig(CompareConfig):
 
 
 RUNS = frozenset(
-    {"recipes", "seeds", "peers", "combine", "sweep", "learning_rates", "out", "cache"}
+    {"recipes", "seeds", "peers", "combine", "sweep", "models", "learning_rates", "out", "cache"}
     | {"save_models", "report", "overwrite", "dry_run", "trials", "rates", "weights", "guard"}
 )
 """Settings that say which runs there are or where they go; they do not change a run's numbers."""
@@ -450,7 +454,9 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
     contrastive = "" if loss.contrastive_weight else softmax_only
     scales = "" if loss.m2_mix_weight else contrastive
     has_scale = prior.kind in ("standard_normal", "uniform")
-    learns_scale = (loss.contrastive_weight or loss.m2_mix_weight) and not loss.contrastive_scale
+    fixed_scale = loss.contrastive_scale or loss.contrastive_scale_end
+    of_ours = (loss.contrastive_weight or loss.m2_mix_weight) and not fixed_scale
+    learns_scale = of_ours or loss.own_weight
     of_parameters = f"train.parameters is {train.parameters}"
     lora = "" if train.parameters == "lora" else of_parameters
     canonical = loss.feature_scale == "canonical"
@@ -463,12 +469,16 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         or (loss.contrastive_weight and loss.contrastive_form == "sigmoid")
         or train.dropout == "on"
         else "equal captions have equal features, so a softmax over them has the same gradient",
+        "loss.negatives": contrastive,
+        "loss.false_negatives": scales,
         "loss.rafa_reduction": rafa,
         "loss.rafa_decay": rafa,
         "loss.references": rafa,
         "loss.contrastive_form": contrastive,
         "loss.contrastive_normalize": contrastive,
         "loss.contrastive_scale": scales,
+        "loss.contrastive_scale_end": scales,
+        "loss.alignment_normalize": "" if loss.alignment_weight else "loss.alignment_weight is 0",
         "loss.fold_text": "" if loss.fold_text != loss.fold else "loss.fold is the same",
         "loss.anchor_shift": "" if loss.anchor_weight else "loss.anchor_weight is 0",
         "prior.kind": rafa,
@@ -485,7 +495,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "train.logit_scale": "" if learns_scale else "no loss here looks at it",
         **{
             f"guard.{name}": "" if config.guard.every else "guard.every is not given"
-            for name in ("bound", "then", "bystanders", "images")
+            for name in ("bound", "then", "pairs", "bystanders", "images")
         },
         "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
         "data.val_fraction": "data.val is given" if data.val else "",

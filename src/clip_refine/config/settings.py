@@ -32,10 +32,25 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rafa": {"hycd_weight": 0.0},
     "contrastive": _CONTRASTIVE_ONLY,
     "contrastive-raw": {**_CONTRASTIVE_ONLY, "contrastive_normalize": False},
+    "rising-temperature": {**_CONTRASTIVE_ONLY, "contrastive_scale_end": 20.0},
     "contrastive+anchor": {**_CONTRASTIVE_ONLY, "anchor_weight": 1.0},
+    "modgap": {
+        **_CONTRASTIVE_ONLY,
+        "alignment_weight": 1.0,
+        "alignment_normalize": True,
+        "centroid_uniformity_weight": 1.0,
+    },
+    "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 100.0},
+    "centred-contrastive": {
+        "fold": 1.0,
+        "feature_scale": "canonical",
+        "hycd_weight": 0.0,
+        "contrastive_weight": 1.0,
+    },
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
+    "own": {**_NOTHING_YET, "own_weight": 1.0},
 }
 """Settings of `loss` that differ from its defaults in `config.py`."""
 
@@ -73,9 +88,10 @@ class ModelConfig(SettingsGroup):
     """The model to start from."""
 
     name: str = "ViT-B-32"
-    """An open_clip architecture; the folder of an open_clip, Transformers or sentence-transformers
-    model or of a run; a file of weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or
-    `transformers:ORG/NAME`; or `toy`."""
+    """An open_clip architecture, or ARCHITECTURE@TAG with the tag or file of `pretrained`; the
+    folder of an open_clip, Transformers or sentence-transformers model or of a run; a file of
+    weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or `transformers:ORG/NAME`; or
+    `toy`."""
     pretrained: str | None = None
     """Weights for an architecture: a tag such as `openai`, or a path to .pt or .safetensors.
     Without it: `openai` where the architecture has that tag."""
@@ -85,10 +101,18 @@ class ModelConfig(SettingsGroup):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_after_the_factory(cls, values: Any) -> Any:
-        """Records show `name`, so it says where the model comes from."""
-        factory = values.get("factory") if isinstance(values, dict) else None
-        return {**values, "name": f"factory:{factory}"} if factory else values
+    def _name_alone(cls, values: Any) -> Any:
+        """`ARCHITECTURE@TAG` is two settings; records show `name`, so it tells of a factory."""
+        if not isinstance(values, dict):
+            return values
+        if factory := values.get("factory"):
+            return {**values, "name": f"factory:{factory}"}
+        name = values.get("name")
+        if isinstance(name, str) and not values.get("pretrained") and not Path(name).exists():
+            architecture, mark, tag = name.partition("@")
+            if mark and tag and not set(architecture) & set(":/\\"):
+                return {**values, "name": architecture, "pretrained": tag}
+        return values
 
     @model_validator(mode="after")
     def _named_once(self) -> "ModelConfig":
@@ -98,6 +122,11 @@ class ModelConfig(SettingsGroup):
                 "function loads its own weights; leave pretrained out"
             )
         return self
+
+    @property
+    def title(self) -> str:
+        """The model in a word, as `ViT-B-32@openai`."""
+        return f"{self.name}@{self.pretrained}" if self.pretrained else self.name
 
 
 _OF_ONE = ("split", "split_file", "image_column", "caption_column")
@@ -301,8 +330,17 @@ class LossConfig(SettingsGroup):
     """Contrastive: on unit features; off for raw ones, as the paper's baseline has it."""
     contrastive_scale: Positive | None = None
     """Contrastive and m2-mix: factor on similarities, 100 or 14.3. Without it: the model's own."""
+    contrastive_scale_end: Positive | None = None
+    """Contrastive and m2-mix: the factor toward which the run goes; the temperature, 1 / factor,
+    changes evenly. Without it: the factor stays."""
     alignment_weight: NonNegative = 0.0
     """Weight of the mean squared distance between image and text."""
+    alignment_normalize: bool = False
+    """Alignment: on unit features instead of raw ones."""
+    centroid_uniformity_weight: NonNegative = 0.0
+    """Weight of the uniformity of the pairs' middles (ModGap)."""
+    covariance_weight: NonNegative = 0.0
+    """Weight of the squared difference of the two modalities' covariances."""
     anchor_weight: NonNegative = 0.0
     """Weight of the mean squared distance to the teacher's features."""
     anchor_shift: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -312,6 +350,8 @@ class LossConfig(SettingsGroup):
     """Weight of the contrastive loss with mixed features as hard negatives."""
     logit_distillation_weight: NonNegative = 0.0
     """Weight of the mean squared distance to the teacher's similarities."""
+    own_weight: NonNegative = 0.0
+    """Weight of a function of features of your own: `refine(..., objective=...)` in Python."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """HyCD: share of the true pairs in the target; the rest is the teacher's softmax."""
     temperature: Positive | None = 1.0
@@ -321,6 +361,13 @@ class LossConfig(SettingsGroup):
     positives: Literal["own", "same-caption"] = "own"
     """HyCD, contrastive, m2-mix: what is true in a batch: an image's own pair alone, or every pair
     with the same caption, which else counts as wrong."""
+    negatives: Literal["in-batch", "swapped-words"] = "in-batch"
+    """Contrastive, softmax: what an image's caption is told from: the others of the batch, or also
+    every caption of it with two words exchanged. English; where no words can be, the caption has no
+    wrong twin."""
+    false_negatives: Literal["kept", "masked"] = "kept"
+    """Contrastive and m2-mix: negatives that the teacher holds nearer to an image or a caption than
+    its own partner count, or are left out."""
     rafa_reduction: Literal["mean", "sum"] = "mean"
     """RaFA: `mean` over batch and dimension (as released), or the paper's half sum."""
     rafa_decay: Literal["none", "linear"] = "none"
@@ -365,6 +412,14 @@ class LossConfig(SettingsGroup):
         return self
 
     @model_validator(mode="after")
+    def _wrong_captions_need_a_softmax(self) -> "LossConfig":
+        if self.negatives != "in-batch" and self.contrastive_form == "sigmoid":
+            raise ValueError(
+                f"negatives {self.negatives} does not go with contrastive_form sigmoid; use softmax"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_minimise(self) -> "LossConfig":
         names = [name for name in type(self).model_fields if name.endswith("_weight")]
         if not any(getattr(self, name) for name in names):
@@ -403,6 +458,9 @@ class GuardConfig(SettingsGroup):
     then: Literal["roll-back", "stop"] = "roll-back"
     """Which weights a stopped run keeps: of the probes within the bound the best on average, or
     those it stopped at."""
+    pairs: str | None = None
+    """Captioned images to take R@1 of instead, so that no training images are held out for it; a
+    stream needs them."""
     bystanders: str | None = None
     """Other images that the model shall not forget: a folder of classes or captioned images."""
     images: Annotated[int, Field(ge=11)] = 1000

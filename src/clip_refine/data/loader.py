@@ -1,8 +1,10 @@
 """Pairs → batches of pixels and tokens."""
 
+import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +103,69 @@ def _shares(mixing: Mixing) -> list[int]:
 
 
 # --------------------------------------------------------------------------------------------------
+# Captions of the same words that say something else.
+
+
+_LINKS = "a|an|the|and|or|with|by|near|beside|next|to"
+"""Words that say the same of both their sides, or nothing."""
+_LINK = re.compile(_LINKS)
+_BREAK = re.compile(
+    rf"{_LINKS}|of|in|on|at|from|for|as|into|onto|over|under|above|below|behind|between|inside|"
+    "outside|around|across|along|through|against|up|down|off|out|is|are|was|were|be|been|has|have|"
+    "had|there|this|that|these|those|it|its|his|her|their|he|she|they|who|which|some|while|where|"
+    r"not|no|very|\w{3,}ing"
+)
+"""What no phrase goes beyond: these, and participles."""
+_WORD = re.compile(r"(\w+(?:['’-]\w+)*)")
+
+
+def swap_words(caption: str, seed: int) -> str | None:
+    """A wrong caption of the same words: two of them change places. None where none can.
+
+    They are the last words of two phrases, or the first ones where both have more, so that a noun
+    mostly stands for a noun; a phrase is what stands between function words, participles (-ing) and
+    punctuation, in English. Where the phrases are only linked and would become each other, as in "a
+    cat and a dog", they say the same in either order and stay. One caption and seed always give the
+    same.
+
+    Source: the swaps of FSC-CLIP (Oh et al., EMNLP 2024, arXiv 2410.05210) and CLIC (Peleg et al.,
+    NeurIPS 2025, arXiv 2505.24424), by this rule instead of a parser.
+
+    Args:
+        caption: Any text.
+        seed: Chooses among the exchanges that there are.
+
+    Example:
+        >>> swap_words("a red circle on a blue square", seed=0)
+        'a red square on a blue circle'
+        >>> swap_words("a red circle", seed=0), swap_words("a cat and a dog", seed=0)
+        (None, None)
+    """
+    pieces = _WORD.split(caption)  # words at odd places, what stands between them at even ones
+    lower = [piece.casefold() for piece in pieces]
+    phrases: list[list[int]] = [[]]
+    for index in range(1, len(pieces), 2):
+        stops = _BREAK.fullmatch(lower[index])
+        if stops or pieces[index - 1].strip():
+            phrases.append([])
+        if not stops:
+            phrases[-1].append(index)
+    choices: list[tuple[int, int]] = []
+    for one, other in combinations(filter(None, phrases), 2):
+        linked = all(map(_LINK.fullmatch, lower[one[-1] + 2 : other[0] : 2]))
+        for end in (-1, 0) if min(len(one), len(other)) > 1 else (-1,):
+            i, j = one[end], other[end]
+            beside = [[lower[k] for k in side if k not in (i, j)] for side in (one, other)]
+            if lower[i] != lower[j] and not (linked and beside[0] == beside[1]):
+                choices.append((i, j))
+    if not choices:
+        return None
+    i, j = random.Random(f"{seed} {caption}").choice(choices)
+    pieces[i], pieces[j] = pieces[j], pieces[i]
+    return "".join(pieces)
+
+
+# --------------------------------------------------------------------------------------------------
 # One loader for all: the sampler names images and captions, worker processes decode.
 
 
@@ -112,23 +177,27 @@ class PairBatch:
         pixels: (B, 3, H, W) preprocessed images.
         tokens: (B, L) token ids of one caption an image.
         indices: Positions of the images in their source.
+        wrong_tokens: (B, L) token ids of the captions with two words exchanged, the same as in
+            `tokens` where none could be; None where nobody asks for such.
     """
 
     pixels: Tensor
     tokens: Tensor
     indices: Sequence[int]
+    wrong_tokens: Tensor | None = None
 
     def to(self, device: torch.device) -> "PairBatch":
         """The batch on another device, copied while the GPU still works where it can be."""
-        return PairBatch(
-            self.pixels.to(device, non_blocking=True),
-            self.tokens.to(device, non_blocking=True),
-            self.indices,
-        )
+        return self._each(lambda side: side.to(device, non_blocking=True))
 
     def pin_memory(self) -> "PairBatch":
         """The batch in page-locked memory (called by the loader)."""
-        return PairBatch(self.pixels.pin_memory(), self.tokens.pin_memory(), self.indices)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, moved: Callable[[Tensor], Tensor]) -> "PairBatch":
+        wrong = self.wrong_tokens
+        sides = moved(self.pixels), moved(self.tokens)
+        return PairBatch(*sides, self.indices, None if wrong is None else moved(wrong))
 
 
 class _Asked(NamedTuple):
@@ -168,6 +237,7 @@ class _Stack:
     """Collate function; a class so that worker processes can receive it."""
 
     tokenizer: Tokenizer | None
+    swap_seed: int | None
 
     def __call__(self, items: list[_Item]) -> PairBatch | DataError:
         pixels = []
@@ -175,9 +245,14 @@ class _Stack:
             if isinstance(image, DataError):
                 return image
             pixels.append(image)
-        captions = [caption for _, caption, _ in items]
+        captions, wrong = [caption for _, caption, _ in items], None
+        numbers = [number for number, _, _ in items]
+        if self.swap_seed is not None:
+            captions += [swap_words(caption, self.swap_seed) or caption for caption in captions]
         tokens = self.tokenizer(captions) if self.tokenizer else torch.empty(len(items), 0)
-        return PairBatch(torch.stack(pixels), tokens, [number for number, _, _ in items])
+        if self.swap_seed is not None:  # of one length, as they were read together
+            tokens, wrong = tokens.chunk(2)
+        return PairBatch(torch.stack(pixels), tokens, numbers, wrong)
 
 
 def _loader(
@@ -188,13 +263,14 @@ def _loader(
     preprocess: Preprocess | PixelReader,
     tokenizer: Tokenizer | None,
     workers: int,
+    swap_seed: int | None = None,
     **options: Any,
 ) -> DataLoader[Any]:
     """Decodes and stacks the batches that are asked for; those of a stream need no `images`."""
     return DataLoader(
         _Decoder(images, preprocess),
         batch_sampler=asked,  # pyright: ignore[reportArgumentType]
-        collate_fn=_Stack(tokenizer),
+        collate_fn=_Stack(tokenizer, swap_seed),
         num_workers=workers,
         prefetch_factor=batches_ahead(batch_size, workers),
         worker_init_fn=end_with_parent,
@@ -238,6 +314,7 @@ class PairLoader:
         pin_memory: bool = False,
         rank: int = 0,
         processes: int = 1,
+        swap_seed: int | None = None,
     ) -> None:
         """Prepare to read.
 
@@ -250,6 +327,7 @@ class PairLoader:
             pin_memory: Page-lock the batches for faster copies to a GPU.
             rank: This process's number.
             processes: How many processes share each batch.
+            swap_seed: Seed of the words that are exchanged in `wrong_tokens`; None for no such.
         """
         self._share = (batch_size, rank, processes)
         self._pairs = pairs
@@ -262,6 +340,7 @@ class PairLoader:
             tokenizer=tokenizer,
             workers=workers,
             pin_memory=pin_memory,
+            swap_seed=swap_seed,
             persistent_workers=workers > 0,
         )
 
@@ -332,6 +411,7 @@ def stream_batches(
     pin_memory: bool = False,
     rank: int = 0,
     processes: int = 1,
+    swap_seed: int | None = None,
     done: int = 0,
 ) -> Iterator[PairBatch]:
     """Batches of a stream, which begins anew where it ends.
@@ -350,6 +430,7 @@ def stream_batches(
         pin_memory: Page-lock the batches for faster copies to a GPU.
         rank: This process's number.
         processes: How many processes share each batch.
+        swap_seed: Seed of the words that are exchanged in `wrong_tokens`; None for no such.
         done: Batches that were made already; it goes on behind them.
 
     Yields:
@@ -376,5 +457,6 @@ def stream_batches(
         tokenizer=tokenizer,
         workers=workers,
         pin_memory=pin_memory,
+        swap_seed=swap_seed,
     )
     yield from _decoded(loader)

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from clip_refine.data import ImageCaptions, LabelledImages
+from clip_refine.data import ImageCaptions
 from clip_refine.evaluation.geometry import variances
-from clip_refine.evaluation.scores import Measured, task_changes
+from clip_refine.evaluation.scores import Measured
 from clip_refine.evaluation.separation import Separation, separation
 from clip_refine.evaluation.similarity import measured, tie_width, unit_rows
 from clip_refine.models.embed import EmbeddedPairs
@@ -24,6 +24,7 @@ from clip_refine.results import (
     Point,
     Ranking,
     Spectra,
+    TaskChange,
 )
 from clip_refine.support.console import Bar
 
@@ -212,7 +213,7 @@ def gather_evidence(
     before: Measured,
     after: Measured,
     held_out: ImageCaptions,
-    tasks: Sequence[LabelledImages],
+    tasks: Sequence[TaskChange],
     *,
     seed: int,
     visible: bool = True,
@@ -258,7 +259,7 @@ def gather_evidence(
         spectra=spectra(before, after),
         images=images,
         captions=captions,
-        tasks=task_changes(before, after, tasks),
+        tasks=tuple(tasks),
         thumbnails={index: thumbnail(held_out.load_image(index)) for index in bar.over(shown)},
     )
 

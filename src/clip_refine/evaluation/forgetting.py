@@ -3,16 +3,19 @@
 A mean may stand still while answers change places. Measured on sets that were not refined on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from scipy.stats import binomtest
 from torch import Tensor
 
+from clip_refine.data import LabelledImages
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, means
-from clip_refine.evaluation.scores import Answers, Outcome
+from clip_refine.evaluation.classify import confusion_pairs, zero_shot_predictions
+from clip_refine.evaluation.scores import Answers, Measured, Outcome
 from clip_refine.evaluation.similarity import measured
+from clip_refine.results import ClassChange, ConfusionChange, TaskChange
 
 LEVEL = 0.95  # that all intervals of a task's classes hold the truth at once
 
@@ -120,3 +123,50 @@ def against(first: Outcome, own: Outcome, bootstrap: Bootstrap) -> Outcome:
             {"class": names[loss.label], **loss._asdict()} for loss in losses
         ]
     return replace(own, numbers={**own.numbers, **numbers}, details={**own.details, **details})
+
+
+CONFUSIONS = 15
+"""Pairs of classes that are shown, those confused most often before or after."""
+
+
+def task_changes(
+    before: Measured, after: Measured, tasks: Sequence[LabelledImages]
+) -> tuple[TaskChange, ...]:
+    """Every class as `class_losses` has it, and the most frequent confusions, before and after."""
+    return tuple(
+        _task_change(before, after, number, tuple(task.class_names))
+        for number, task in enumerate(tasks)
+    )
+
+
+def _task_change(
+    before: Measured, after: Measured, number: int, names: tuple[str, ...]
+) -> TaskChange:
+    hits, confusions = [], []
+    labels = before.features.tasks[number].labels
+    for side in (before, after):
+        task = side.features.tasks[number]
+        predicted = zero_shot_predictions(task.image_features, task.class_features).predicted
+        hits.append(predicted == labels)
+        found = confusion_pairs(predicted, labels, len(names), limit=None)
+        confusions.append({(pair.label, pair.predicted): pair.images for pair in found})
+    images = labels.bincount(minlength=len(names)).tolist()
+    first, second = confusions
+    most = sorted({**first, **second}, key=lambda at: -max(first.get(at, 0), second.get(at, 0)))
+    return TaskChange(
+        name=before.features.tasks[number].name,
+        classes=tuple(
+            ClassChange(name=names[label], images=count, before=was, after=now, low=low, high=high)
+            for label, count, was, now, low, high in class_losses(hits[0], hits[1], labels)
+        ),
+        confusions=tuple(
+            ConfusionChange(
+                label=names[pair[0]],
+                predicted=names[pair[1]],
+                images=images[pair[0]],
+                before=first.get(pair, 0),
+                after=second.get(pair, 0),
+            )
+            for pair in most[:CONFUSIONS]
+        ),
+    )

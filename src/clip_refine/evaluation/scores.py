@@ -14,10 +14,7 @@ from clip_refine.evaluation.bootstrap import RESAMPLES, Bootstrap, Resampled, in
 from clip_refine.evaluation.classify import (
     can_halve,
     class_vectors,
-    confusion_pairs,
-    per_class_recall,
     probe_hits,
-    zero_shot_predictions,
     zero_shot_ranks,
     zero_shot_scores,
 )
@@ -27,19 +24,16 @@ from clip_refine.evaluation.similarity import measured, unit_sides
 from clip_refine.models.embed import EmbeddedPairs, Embedder, embed_pairs, embed_prompts
 from clip_refine.models.weights import interpolate_weights
 from clip_refine.results import (
-    ClassChange,
     ComparisonRow,
-    ConfusionChange,
     Interval,
     RecipeSummary,
     Scores,
     Spread,
-    TaskChange,
     flat,
     headline,
     mean,
 )
-from clip_refine.results.metrics import metric
+from clip_refine.results.metrics import OBJECTIVES, pareto_best
 from clip_refine.support.console import Bar, remark
 
 KS = (1, 5, 10)
@@ -308,68 +302,8 @@ def difference(number: Resampled, base: Resampled) -> Interval:
 
 
 # --------------------------------------------------------------------------------------------------
-# What changed within the classes of a zero-shot task.
-
-
-CONFUSIONS = 15
-"""Pairs of classes that are shown, those confused most often before or after."""
-
-
-def task_changes(
-    before: Measured, after: Measured, tasks: Sequence[LabelledImages]
-) -> tuple[TaskChange, ...]:
-    """Recall of every class and the most frequent confusions, before and after."""
-    return tuple(
-        _task_change(before, after, number, tuple(task.class_names))
-        for number, task in enumerate(tasks)
-    )
-
-
-def _task_change(
-    before: Measured, after: Measured, number: int, names: tuple[str, ...]
-) -> TaskChange:
-    recalls, confusions = [], []
-    labels = before.features.tasks[number].labels
-    for side in (before, after):
-        task = side.features.tasks[number]
-        predicted = zero_shot_predictions(task.image_features, task.class_features).predicted
-        recalls.append(per_class_recall(predicted, labels, len(names)))
-        found = confusion_pairs(predicted, labels, len(names), limit=None)
-        confusions.append({(pair.label, pair.predicted): pair.images for pair in found})
-    images = labels.bincount(minlength=len(names)).tolist()
-    was, now = confusions
-    most = sorted({**was, **now}, key=lambda pair: -max(was.get(pair, 0), now.get(pair, 0)))
-    return TaskChange(
-        name=before.features.tasks[number].name,
-        classes=tuple(
-            ClassChange(
-                name=name,
-                images=images[index],
-                before=float(recalls[0][index]),
-                after=float(recalls[1][index]),
-            )
-            for index, name in enumerate(names)
-            if images[index]
-        ),
-        confusions=tuple(
-            ConfusionChange(
-                label=names[pair[0]],
-                predicted=names[pair[1]],
-                images=images[pair[0]],
-                before=was.get(pair, 0),
-                after=now.get(pair, 0),
-            )
-            for pair in most[:CONFUSIONS]
-        ),
-    )
-
-
-# --------------------------------------------------------------------------------------------------
 # Rows of single runs → one line a recipe: spread over seeds, intervals, who is beaten by whom.
 
-
-OBJECTIVES = ("gap", "mean_recall@1", "zero_shot_top1", "linear_probe")
-"""What Pareto-best is judged by."""
 
 Draws = Mapping[str, Sequence[float]]
 """Headline name → its value in each resample."""
@@ -416,31 +350,6 @@ def spread(values: Sequence[float]) -> Spread:
     Spread(mean=2.0, deviation=1.4142135623730951)
     """
     return Spread(mean=fmean(values), deviation=stdev(values) if len(values) > 1 else None)
-
-
-def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
-    """Those that no other one dominates: as good in every objective and better in one.
-
-    Example:
-        >>> sorted(pareto_best({"a": {"gap": 1}, "b": {"gap": 0.5}, "c": {"gap": 0.5}}))
-        ['b', 'c']
-    """
-    signed = {
-        name: [
-            found[key] * (1 if metric(key).higher_is_better else -1)
-            for key in OBJECTIVES
-            if key in found
-        ]
-        for name, found in scores.items()
-    }
-    return {
-        name
-        for name, own in signed.items()
-        if not any(
-            other != own and all(o >= mine for o, mine in zip(other, own, strict=True))
-            for other in signed.values()
-        )
-    }
 
 
 def _numbers(row: ComparisonRow) -> dict[str, float]:

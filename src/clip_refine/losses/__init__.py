@@ -1,6 +1,10 @@
 """Pure functions of tensors, one file a loss, and the weighted sum that a recipe is."""
 
-from clip_refine.losses.alignment import alignment_loss
+from clip_refine.losses.alignment import (
+    alignment_loss,
+    centroid_uniformity_loss,
+    covariance_loss,
+)
 from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
 from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
 from clip_refine.losses.hycd import hybrid_targets, hycd_loss
@@ -14,7 +18,9 @@ __all__ = [
     "PairFeatures",
     "RafaReduction",
     "alignment_loss",
+    "centroid_uniformity_loss",
     "contrastive_loss",
+    "covariance_loss",
     "feature_distillation_loss",
     "geodesic_mix",
     "hybrid_targets",

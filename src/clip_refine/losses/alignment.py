@@ -1,10 +1,16 @@
-"""L_align: draw the two sides of a pair straight together.
+"""Losses of how the two clouds lie: pairs drawn together, alike in shape, spread evenly.
 
-Source: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
-Uniformity on the Hypersphere", ICML 2020, arXiv 2005.10242, section 4 with exponent 2. A baseline
-of the CLIP-Refine paper (HyCD + L_align), which closes the gap and loses accuracy.
+Sources: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
+Uniformity on the Hypersphere", ICML 2020, arXiv 2005.10242, section 4 with exponent 2; alignment is
+a baseline of the CLIP-Refine paper (HyCD + L_align), which closes the gap and loses accuracy.
+Grassucci et al., "Closing the Modality Gap Aligns Group-Wise Semantics" (ModGap), ICLR 2026, arXiv
+2601.18525 (centroids of pairs). Sun and Saenko, "Deep CORAL", 2016, arXiv 1607.01719, equation 1,
+and Chen et al., "e5-omni", arXiv 2601.03666, who match modalities so (covariances).
 """
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
@@ -40,3 +46,74 @@ def alignment_loss(
     if normalize:
         image, text = to_unit(image, dim=1), to_unit(text, dim=1)
     return (image - text).square().sum(dim=1).mean()
+
+
+@outside_autocast
+def centroid_uniformity_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """How far the middles of the pairs are from an even spread over the sphere.
+
+    With x, y the unit features and c_i = (x_i + y_i) / ‖x_i + y_i‖:
+
+    L = log of the mean over i < j of exp(−2 ‖c_i − c_j‖²).
+
+    ModGap adds it, and the alignment of unit features, to a contrastive loss: pairs collapse into
+    their middles, which this keeps apart.
+
+    Args:
+        image_features: (B, d), raw; scaled to norm 1 inside.
+        text_features: (B, d), raw; row i is the partner of image i.
+
+    Returns:
+        A scalar from −8 to 0, lower is more even; 0 where all middles, or the only one, are one.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        Middles at a right angle, squared distance 2:
+
+        >>> import torch
+        >>> pairs = torch.eye(2)
+        >>> centroid_uniformity_loss(pairs, 3 * pairs).item()
+        -4.0
+    """
+    check_pairs(image_features, text_features)
+    image, text = widened(image_features, text_features)
+    middles = to_unit(to_unit(image, dim=1) + to_unit(text, dim=1), dim=1)
+    if len(middles) == 1:
+        return 0 * middles.sum()
+    squared = torch.pdist(middles).square()
+    return torch.logsumexp(-2 * squared, dim=0) - math.log(len(squared))
+
+
+@outside_autocast
+def covariance_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Squared difference of the two modalities' covariances: L = ‖C_image − C_text‖_F².
+
+    C = 1/B Σ_i (x_i − μ)(x_i − μ)ᵀ of unit features; without CORAL's factor 1/(4d²), which makes it
+    vanish at norm 1, and without the whitening that e5-omni puts before it. Which text belongs to
+    which image does not matter, nor where the means are: the clouds become alike in shape.
+
+    Args:
+        image_features: (B, d), raw; scaled to norm 1 inside.
+        text_features: (B, d), raw.
+
+    Returns:
+        A scalar ≥ 0, at most 2, lower is more alike.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        Images have variances of ¼ and a covariance of −¼, texts none: four entries of 1/16.
+
+        >>> import torch
+        >>> covariance_loss(torch.eye(2), torch.ones(2, 2)).item()
+        0.25
+    """
+    check_pairs(image_features, text_features)
+    sides = (to_unit(side, dim=1) for side in widened(image_features, text_features))
+    of_image, of_text = (
+        torch.cov(side.T, correction=0).reshape(side.shape[1], -1) for side in sides
+    )
+    return (of_image - of_text).square().sum()

@@ -2,21 +2,26 @@
 
 Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 ICML 2021, arXiv 2103.00020, figure 3 (softmax); Zhai et al., "Sigmoid Loss for Language Image
-Pre-Training", ICCV 2023, arXiv 2303.15343, section 3.2 (sigmoid).
+Pre-Training", ICCV 2023, arXiv 2303.15343, section 3.2 (sigmoid). Wrong captions among the
+softmax's candidates: Yuksekgonul et al., "When and Why Vision-Language Models Behave like
+Bags-of-Words", ICLR 2023, arXiv 2210.01936, section 4 (NegCLIP).
 """
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid, pad
 from torch.nn.functional import normalize as to_unit
 
 from clip_refine.losses.tensors import (
     Scalar,
     check_pairs,
     check_positive,
+    false_negatives,
     outside_autocast,
     partner_shares,
     partners,
     widened,
+    without,
 )
 
 
@@ -28,6 +33,8 @@ def contrastive_loss(
     logit_scale: Scalar,
     normalize: bool = True,
     caption_ids: Tensor | None = None,
+    teacher_similarity: Tensor | None = None,
+    wrong_text_features: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of picking a pair's partner out of the batch, both directions.
 
@@ -36,6 +43,8 @@ def contrastive_loss(
     L = −1/(2B) Σ_i (log softmax_j(s_ij)[j=i] + log softmax_j(s_ji)[j=i]);
 
     where captions are shared, the mean over all j with the caption of i takes the place of j = i.
+    With a teacher, a softmax leaves out what the teacher holds nearer to its query than the query's
+    own partner; with wrong texts, that of an image goes over these, too.
 
     Args:
         image_features: (B, d), raw.
@@ -45,6 +54,9 @@ def contrastive_loss(
         normalize: Whether features are scaled to norm 1 first, as CLIP does.
         caption_ids: (B,), equal where captions are, which then all are partners; None: pair i has
             only partner i.
+        teacher_similarity: (B, B), the teacher's of images (rows) with texts; None: all negatives
+            count.
+        wrong_text_features: (N, d), raw, of captions that no image of the batch has.
 
     Returns:
         A scalar ≥ 0 in nats, lower is better; log B for a model that cannot tell pairs apart.
@@ -62,8 +74,17 @@ def contrastive_loss(
     """
     image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
     logits = logit_scale * (image @ text.T)
-    own = partner_shares(logits, caption_ids)
-    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    own = of_images = partner_shares(logits, caption_ids)
+    to_texts, to_images = logits, logits.T
+    if teacher_similarity is not None:
+        to_texts = without(false_negatives(teacher_similarity, own), to_texts)
+        to_images = without(false_negatives(teacher_similarity.T, own), to_images)
+    if wrong_text_features is not None:
+        _, wrong = widened(image, wrong_text_features)
+        wrong = to_unit(wrong, dim=1) if normalize else wrong
+        to_texts = torch.cat([to_texts, logit_scale * (image @ wrong.T)], dim=1)
+        of_images = pad(own, (0, len(wrong)))
+    return (cross_entropy(to_texts, of_images) + cross_entropy(to_images, own)) / 2
 
 
 @outside_autocast
@@ -75,6 +96,7 @@ def sigmoid_contrastive_loss(
     logit_bias: Scalar,
     normalize: bool = True,
     caption_ids: Tensor | None = None,
+    teacher_similarity: Tensor | None = None,
 ) -> Tensor:
     """Every image-text combination judged on its own: a pair or not (SigLIP).
 
@@ -89,6 +111,8 @@ def sigmoid_contrastive_loss(
         logit_bias: Added to every logit; SigLIP starts at −10.
         normalize: Whether features are scaled to norm 1 first, as SigLIP does.
         caption_ids: (B,), equal where captions are; None: pair i has only partner i.
+        teacher_similarity: (B, B), the teacher's of images (rows) with texts: combinations that it
+            holds nearer than the own pair of the image, or of the text, are left out.
 
     Returns:
         A scalar ≥ 0 in nats per pair, lower is better.
@@ -107,8 +131,12 @@ def sigmoid_contrastive_loss(
     """
     image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
     logits = logit_scale * (image @ text.T) + logit_bias
-    signs = 2 * partners(logits, caption_ids) - 1
-    return -logsigmoid(signs * logits).sum() / len(logits)
+    own = partners(logits, caption_ids)
+    costs = -logsigmoid((2 * own - 1) * logits)
+    if teacher_similarity is not None:
+        of_images = false_negatives(teacher_similarity, own)
+        costs = costs.masked_fill(of_images | false_negatives(teacher_similarity.T, own).T, 0)
+    return costs.sum() / len(logits)
 
 
 def _checked(

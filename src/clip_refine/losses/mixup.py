@@ -13,9 +13,11 @@ from clip_refine.losses.tensors import (
     Scalar,
     check_pairs,
     check_positive,
+    false_negatives,
     outside_autocast,
     partners,
     widened,
+    without,
 )
 
 
@@ -70,6 +72,7 @@ def m2_mix_loss(
     logit_scale: Scalar,
     mix: Tensor,
     caption_ids: Tensor | None = None,
+    teacher_similarity: Tensor | None = None,
 ) -> Tensor:
     """Contrastive loss whose negatives are mixtures of the other pairs' image and text.
 
@@ -91,6 +94,8 @@ def m2_mix_loss(
         mix: λ, the image's share in 0–1, drawn by the caller: 0-d, or (B,) for one a pair. No
             gradient flows into it.
         caption_ids: (B,), equal where captions are; mixtures with such pairs are no negatives.
+        teacher_similarity: (B, B), the teacher's of images (rows) with texts; nor are mixtures with
+            pairs whose text it holds nearer to the image than the image's own, and alike of texts.
 
     Returns:
         A scalar ≥ 0 in nats, lower is better.
@@ -117,11 +122,16 @@ def m2_mix_loss(
     image_unit, text_unit = to_unit(image, dim=1), to_unit(text, dim=1)
     mixed_unit = geodesic_mix(image_unit, text_unit, mix)
     positives = (image_unit * text_unit).sum(dim=1)
-    own = torch.arange(len(positives), device=positives.device)
+    targets = torch.arange(len(positives), device=positives.device)
     logits = [logit_scale * query @ mixed_unit.T for query in (image_unit, text_unit)]
-    if caption_ids is not None:
-        logits = [side.masked_fill(partners(side, caption_ids) > 0, -torch.inf) for side in logits]
+    own = partners(logits[0], caption_ids)
+    ignored = [own > 0, own > 0]  # in the place of their own mixture stand the positives
+    if teacher_similarity is not None:
+        sides = (teacher_similarity, teacher_similarity.T)
+        ignored = [(own > 0) | false_negatives(side, own) for side in sides]
+    logits = [without(*both) for both in zip(ignored, logits, strict=True)]
     directions = [
-        cross_entropy(torch.diagonal_scatter(side, logit_scale * positives), own) for side in logits
+        cross_entropy(torch.diagonal_scatter(side, logit_scale * positives), targets)
+        for side in logits
     ]
     return (directions[0] + directions[1]) / 2

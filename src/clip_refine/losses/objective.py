@@ -1,5 +1,6 @@
 """Which losses are added, with which weights: one weighted sum for every recipe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -7,12 +8,18 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import LossConfig
-from clip_refine.losses.alignment import alignment_loss
+from clip_refine.losses.alignment import (
+    alignment_loss,
+    centroid_uniformity_loss,
+    covariance_loss,
+)
 from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
 from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
 from clip_refine.losses.hycd import hycd_loss
 from clip_refine.losses.mixup import m2_mix_loss
 from clip_refine.losses.rafa import rafa_loss
+from clip_refine.losses.tensors import Scalar, cosines
+from clip_refine.support.errors import ConfigError, TrainingError
 
 Given = TypeVar("Given")
 
@@ -22,6 +29,10 @@ class PairFeatures(NamedTuple):
 
     image_features: Tensor
     text_features: Tensor
+
+
+OwnLoss = Callable[[PairFeatures, PairFeatures, Tensor], Tensor]
+"""Raw features of the student and of its teacher, the logit scale (0-d) → a loss (0-d)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +51,12 @@ class LossTerms:
     hycd: Tensor | None = None
     contrastive: Tensor | None = None
     alignment: Tensor | None = None
+    centroid_uniformity: Tensor | None = None
+    covariance: Tensor | None = None
     anchor: Tensor | None = None
     m2_mix: Tensor | None = None
     logit_distillation: Tensor | None = None
+    own: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
@@ -76,16 +90,23 @@ class Objective:
             A `temperature` of None is 1 / the model's logit scale, as a constant: as it divides the
             teacher's similarities too, lowering it would shrink the loss without learning
             anything.
+        own: The function that `own_weight` weighs.
     """
 
     loss: LossConfig
+    own: OwnLoss | None = None
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at the teacher's features."""
-        return bool(
-            self.loss.hycd_weight or self.loss.anchor_weight or self.loss.logit_distillation_weight
-        )
+        names = ("hycd_weight", "anchor_weight", "logit_distillation_weight", "own_weight")
+        return any(getattr(self.loss, name) for name in names) or self._masks
+
+    @property
+    def _masks(self) -> bool:
+        """Whether the teacher says which negatives are left out."""
+        contrastive = self.loss.contrastive_weight or self.loss.m2_mix_weight
+        return self.loss.false_negatives == "masked" and bool(contrastive)
 
     @property
     def needs_centroid_gap(self) -> bool:
@@ -95,8 +116,9 @@ class Objective:
     @property
     def uses_logit_scale(self) -> bool:
         """Whether any term has a gradient with respect to the model's logit scale."""
-        own = self.loss.contrastive_scale is None
-        return own and bool(self.loss.contrastive_weight or self.loss.m2_mix_weight)
+        models = self.loss.contrastive_scale is None and self.loss.contrastive_scale_end is None
+        of_ours = models and (self.loss.contrastive_weight or self.loss.m2_mix_weight)
+        return bool(of_ours or self.loss.own_weight)
 
     @property
     def uses_logit_bias(self) -> bool:
@@ -114,6 +136,11 @@ class Objective:
         return self.loss.positives == "same-caption"
 
     @property
+    def needs_wrong_texts(self) -> bool:
+        """Whether every pair brings a wrong caption along."""
+        return self.loss.negatives == "swapped-words" and bool(self.loss.contrastive_weight)
+
+    @property
     def needs_mix(self) -> bool:
         """Whether shares must be drawn for m²-mix."""
         return bool(self.loss.m2_mix_weight)
@@ -129,8 +156,9 @@ class Objective:
         text_references: Tensor | None = None,
         mix: Tensor | None = None,
         caption_ids: Tensor | None = None,
+        wrong_text_features: Tensor | None = None,
         centroid_gap: Tensor | None = None,
-        rafa_share: float = 1.0,
+        progress: float = 0.0,
         teacher_scale: float | None = None,
     ) -> LossTerms:
         """The weighted terms of one batch.
@@ -145,11 +173,14 @@ class Objective:
             text_references: (B, d), the texts' own references; None where both sides share one.
             mix: Shares for m²-mix, 0-d or (B,); may be None unless `needs_mix`.
             caption_ids: (B,), equal where captions are; None where pair i has only partner i.
+            wrong_text_features: (N, d), raw, of captions that no image of the batch has; may be
+                None unless `needs_wrong_texts`.
             centroid_gap: (d,), the teacher's mean text feature less its mean image feature; may be
                 None unless `needs_centroid_gap`.
             teacher_scale: The teacher's own multiplier where the student has another one; then
                 HyCD's softmax has it on the teacher's side.
-            rafa_share: What is left of RaFA's weight where it falls over the run.
+            progress: Share of the run that is over, for what changes with it: RaFA's weight and the
+                contrastive scale, where they are told to.
 
         Returns:
             One entry for every weight that is not 0.
@@ -157,7 +188,12 @@ class Objective:
         Raises:
             ValueError: If something needed is None or shapes do not fit.
         """
-        terms = self._student_terms(student, logit_scale, logit_bias, mix, caption_ids)
+        scale = self._contrastive_scale(logit_scale, progress)
+        teacher = _given("teacher", teacher) if self.needs_teacher else None
+        shared: dict[str, Any] = {"logit_scale": scale, "caption_ids": caption_ids}
+        if teacher is not None and self._masks:
+            shared["teacher_similarity"] = cosines(*teacher)
+        terms = self._student_terms(student, shared, logit_bias, mix, wrong_text_features)
         if self.loss.rafa_weight:
             loss = rafa_loss(
                 *student,
@@ -165,42 +201,56 @@ class Objective:
                 text_references=text_references,
                 reduction=self.loss.rafa_reduction,
             )
-            terms = {"rafa": rafa_share * self.loss.rafa_weight * loss} | terms
-        if self.needs_teacher:
-            teacher = _given("teacher", teacher)
+            left = 1 - progress if self.loss.rafa_decay == "linear" else 1.0
+            terms = {"rafa": left * self.loss.rafa_weight * loss} | terms
+        if teacher is not None:
             terms |= self._teacher_terms(
                 student, teacher, logit_scale, centroid_gap, teacher_scale, caption_ids
             )
         return LossTerms(**terms)
 
+    def _contrastive_scale(self, logit_scale: Tensor, progress: float) -> Scalar:
+        """1/τ, where asked for with τ on the line from the first to the last one.
+
+        Source: Yaras et al., "Explaining and Mitigating the Modality Gap in Contrastive Multimodal
+        Learning", CPAL 2025, arXiv 2412.07909, who let the temperature rise over training.
+        """
+        end = self.loss.contrastive_scale_end
+        if end is None:
+            return self.loss.contrastive_scale or logit_scale
+        begin = self.loss.contrastive_scale or logit_scale.detach()
+        return 1 / ((1 - progress) / begin + progress / end)
+
     def _student_terms(
         self,
         student: PairFeatures,
-        logit_scale: Tensor,
+        shared: dict[str, Any],
         logit_bias: Tensor | None,
         mix: Tensor | None,
-        caption_ids: Tensor | None,
+        wrong_text_features: Tensor | None,
     ) -> dict[str, Tensor]:
-        scale = logit_scale if self.loss.contrastive_scale is None else self.loss.contrastive_scale
         terms: dict[str, Tensor] = {}
         if self.loss.contrastive_weight:
-            form: dict[str, Any] = {
-                "logit_scale": scale,
-                "normalize": self.loss.contrastive_normalize,
-                "caption_ids": caption_ids,
-            }
+            form = {"normalize": self.loss.contrastive_normalize, **shared}
             if self.loss.contrastive_form == "sigmoid":
                 bias = _given("logit_bias", logit_bias)
                 loss = sigmoid_contrastive_loss(*student, logit_bias=bias, **form)
             else:
+                if self.needs_wrong_texts:
+                    wrong = _given("wrong_text_features", wrong_text_features)
+                    form["wrong_text_features"] = wrong
                 loss = contrastive_loss(*student, **form)
             terms["contrastive"] = self.loss.contrastive_weight * loss
         if self.loss.alignment_weight:
-            loss = alignment_loss(*student)
+            loss = alignment_loss(*student, normalize=self.loss.alignment_normalize)
             terms["alignment"] = self.loss.alignment_weight * loss
+        if self.loss.centroid_uniformity_weight:
+            loss = centroid_uniformity_loss(*student)
+            terms["centroid_uniformity"] = self.loss.centroid_uniformity_weight * loss
+        if self.loss.covariance_weight:
+            terms["covariance"] = self.loss.covariance_weight * covariance_loss(*student)
         if self.loss.m2_mix_weight:
-            mix = _given("mix", mix)
-            loss = m2_mix_loss(*student, logit_scale=scale, mix=mix, caption_ids=caption_ids)
+            loss = m2_mix_loss(*student, mix=_given("mix", mix), **shared)
             terms["m2_mix"] = self.loss.m2_mix_weight * loss
         return terms
 
@@ -238,7 +288,37 @@ class Objective:
                 *student, *teacher, temperature=temperature, normalize=self.loss.normalize
             )
             terms["logit_distillation"] = self.loss.logit_distillation_weight * loss
+        if self.loss.own_weight:
+            loss = _given("own", self.own)(student, teacher, logit_scale)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                raise TrainingError(
+                    "objective: expected a 0-d tensor that has a gradient with respect to the "
+                    f"student's features, got {_kind(loss)}. Return a mean or a sum, undetached."
+                )
+            terms["own"] = self.loss.own_weight * loss
         return terms
+
+
+def check_objective(loss: LossConfig, objective: OwnLoss | None) -> None:
+    """Refuse a weight without its function, and a function without its weight."""
+    if loss.own_weight and objective is None:
+        raise ConfigError(
+            "recipe own, loss.own_weight: the function that it weighs is given in Python: "
+            "refine(..., objective=...). The command line takes another --recipe."
+        )
+    if objective is not None and not loss.own_weight:
+        raise ConfigError(
+            "objective: its weight is 0. Take RefineConfig(recipe='own', ...) for it alone, or set "
+            "loss.own_weight to add it to a recipe."
+        )
+
+
+def _kind(value: Any) -> str:
+    """What a function returned, in words."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    gradient = "" if value.requires_grad else " without a gradient"
+    return f"a tensor of shape {tuple(value.shape)}{gradient}"
 
 
 def _given(name: str, value: Given | None) -> Given:

@@ -6,6 +6,7 @@ from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize as to_unit
 
 P = ParamSpec("P")
 Scalar = float | Tensor
@@ -63,6 +64,35 @@ def partner_shares(logits: Tensor, caption_ids: Tensor | None) -> Tensor:
     """`partners` with rows that sum to 1: the same share for every text that is an image's own."""
     own = partners(logits, caption_ids)
     return own / own.sum(dim=1, keepdim=True)
+
+
+@outside_autocast
+def cosines(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """(B, B) cosines of every image (row) with every text (column)."""
+    image, text = widened(image_features, text_features)
+    return to_unit(image, dim=1) @ to_unit(text, dim=1).T
+
+
+def false_negatives(teacher_similarity: Tensor, own: Tensor) -> Tensor:
+    """What a query (row) has among its negatives that the teacher holds nearer than its partner.
+
+    (B, B) bool; never one of the query's `own`, which are above 0 there. Source: Solatorio,
+    "GISTEmbed", 2024, arXiv 2402.16829, whose guide is our teacher.
+
+    >>> false_negatives(torch.tensor([[0.3, 0.5], [0.1, 0.2]]), torch.eye(2)).tolist()
+    [[False, True], [False, False]]
+    """
+    if teacher_similarity.shape != own.shape:
+        raise ValueError(
+            f"teacher_similarity must be {tuple(own.shape)}, got {tuple(teacher_similarity.shape)}"
+        )
+    return (teacher_similarity > teacher_similarity.diagonal()[:, None]) & (own == 0)
+
+
+def without(ignored: Tensor, logits: Tensor) -> Tensor:
+    """Logits that a softmax gives no share where `ignored` is true."""
+    # not −∞, which times a target of 0 is NaN
+    return logits.masked_fill(ignored, torch.finfo(logits.dtype).min)
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor, *, owner: str = "") -> None:

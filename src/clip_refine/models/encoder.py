@@ -1,6 +1,7 @@
 """What every model here can do, how one is made, saved, frozen, and told from another."""
 
 import copy
+import hashlib
 import importlib
 import json
 import re
@@ -227,9 +228,45 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, header: Mapping[str,
     path.unlink(missing_ok=True)
     path.touch()
     mode = path.stat().st_mode  # of any new file here; safetensors lets only the owner read its own
-    save_file(plain, path, metadata=dict(header))
+    save_file(plain, path, metadata={**header, "clip_refine_sha256": "0" * 64})
     _sort_header(path)
+    if noted := _noted_sum(path):
+        with path.open("r+b") as file:
+            file.seek(noted[0])
+            file.write(noted[2])
     path.chmod(mode)
+
+
+def check_weights(path: Path) -> None:
+    """Compare a file of `save_weights`, wherever it got to, with the checksum in its header.
+
+    Raises:
+        ModelError: It is not what was written.
+    """
+    noted = _noted_sum(path) if path.suffix == ".safetensors" else None
+    if noted and noted[1] != noted[2]:
+        raise ModelError(
+            f"{path}: is not what was written there, by the checksum in its header. Copy or make "
+            "it again."
+        )
+
+
+_SUM = re.compile(rb'"clip_refine_sha256":"([0-9a-f]{64})"')
+
+
+def _noted_sum(path: Path) -> tuple[int, bytes, bytes] | None:
+    """Where a sound header notes its file's checksum, which one, and that of the file as it is.
+
+    That is of the header with zeros in that place, and of the tensors. Files of others have none.
+    """
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        if (noted := _SUM.search(header)) is None:
+            return None
+        found = hashlib.sha256(_SUM.sub(b"0" * 64, header))
+        while block := file.read(1 << 20):
+            found.update(block)
+    return 8 + noted.start(1), noted[1], found.hexdigest().encode()
 
 
 def _sort_header(path: Path) -> None:
@@ -261,7 +298,11 @@ class Teacher:
     runs = True
 
     def __init__(self, model: nn.Module) -> None:
-        self._encoder: Any = copy.deepcopy(model).requires_grad_(False).eval()
+        tokenizer = getattr(
+            model, "tokenizer", None
+        )  # many small parts, none of which ever changes
+        copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
+        self._encoder: Any = copied.requires_grad_(False).eval()
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from clip_refine.models.checkpoints import (
     read_json,
     weights_in,
 )
-from clip_refine.models.encoder import OPEN_CLIP, save_weights
+from clip_refine.models.encoder import OPEN_CLIP, check_weights, save_weights
 from clip_refine.models.text_length import (
     TextCut,
     count_tokens,
@@ -245,6 +245,8 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
     if path is None or not path.is_file():
         return _create(name, pretrained)
     with open_checkpoint(path) as checkpoint:
+        if schema != "local-dir":  # whose folder has checksums
+            check_weights(path)
         return _create(name, None, checkpoint)
 
 
@@ -262,6 +264,7 @@ def load_weights_file(path: Path) -> tuple[OpenClipEncoder, str]:
         ModelError: The file is damaged, or its architecture cannot be told.
     """
     with open_checkpoint(path) as checkpoint:
+        check_weights(path)
         config = openai_config(checkpoint.shapes) if checkpoint.is_openai else None
         if config is None:
             architecture, recognised = infer_architecture(checkpoint)
@@ -354,6 +357,12 @@ _ALLOWED = {
     },
     "act_kwargs": {"approximate"},
     "norm_kwargs": {"eps"},
+    # what open_clip 4 hands on besides; 3 knows neither
+    "timm_model_kwargs": {
+        *("patch_size", "pos_embed_grid_size", "swiglu_mlp", "mlp_ratio", "attn_pool_mlp_ratio"),
+        *("embed_dim", "depth", "num_heads"),
+    },
+    "hf_model_config": {"max_position_embeddings"},
 }
 
 
@@ -432,6 +441,11 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
             + (f" Did you mean {', '.join(near)}?" if near else "")
             + " There is no folder or file of this name either. A model of the Hub is written "
             "hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
+        )
+    if not _is_dual(open_clip.get_model_config(architecture) or {}):
+        raise ModelError(
+            f"model.name {name!r}: open_clip's model for sound, or for captions alone. Give one "
+            "with an image tower and a text tower."
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained is None:
@@ -581,8 +595,16 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return len({match.group(1) for name in shapes if (match := re.match(pattern, name))})
 
 
+def _is_dual(config: Mapping[str, Any]) -> bool:
+    """Whether open_clip makes two towers of this; 4 also has models for sound and generation."""
+    generates = config.keys() & {"genlip_cfg", "genlap_cfg"}
+    return {"vision_cfg", "text_cfg"} <= config.keys() and not generates
+
+
 def _may_fit(config: dict[str, Any], shapes: Shapes) -> bool:
     """What the settings say without building the model, which takes a moment for each."""
+    if not _is_dual(config):
+        return False
     text, vision = config["text_cfg"], config["vision_cfg"]
     own_tower = any(name.startswith("text.") for name in shapes)
     if "hf_model_name" in text:

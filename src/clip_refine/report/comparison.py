@@ -22,7 +22,7 @@ from clip_refine.report.tables import (
     power,
     signed,
 )
-from clip_refine.results import Comparison, Interval, RecipeSummary, Spread, flat
+from clip_refine.results import Comparison, Interval, RecipeSummary, Spread
 from clip_refine.results.metrics import metric
 
 # --------------------------------------------------------------------------------------------------
@@ -134,7 +134,8 @@ def changes(line: RecipeSummary, untouched: RecipeSummary) -> list[Change]:
         if name not in line.scores or name not in untouched.scores:
             continue
         spread, base = line.scores[name], untouched.scores[name].mean
-        change, interval = spread.mean - base, line.difference.get(name)
+        interval = line.difference.get(name)
+        change = interval.mean if interval else spread.mean - base
         up = bool(metric(name).higher_is_better)
         mark: Mark = "no clear change"
         if interval:
@@ -144,6 +145,11 @@ def changes(line: RecipeSummary, untouched: RecipeSummary) -> list[Change]:
             mark = "no clear change"
         found.append(Change(name, change, spread.mean, base, interval, mark))
     return found
+
+
+def marks(line: RecipeSummary, untouched: RecipeSummary) -> dict[str, Mark]:
+    """What `RULE` says of each number that is judged, so that rows say what the head does."""
+    return {change.name: change.mark for change in changes(line, untouched)}
 
 
 def _marked(own: Sequence[Change], mark: Mark, *, gap: bool = True) -> list[Change]:
@@ -176,12 +182,15 @@ def _take(comparison: Comparison, line: RecipeSummary, own: Sequence[Change], ou
     if not _marked(own, "better", gap=False):
         price += " Only the gap is better, which helps where images and texts share one index."
     doubt, advice, command = "", "", ""
-    if line.learning_rate is None:
+    label, recipe = _of_model(comparison, line.recipe)
+    if label and recipe == comparison.summary[0].recipe:
+        advice = f"Start from {comparison.models[label]} instead."
+    elif line.learning_rate is None:
         advice = (
             "Fit it on features of your own pairs, which `clip-refine evaluate --save-features` "
             "writes:"
         )
-        peer = shlex.quote(line.recipe)
+        peer = shlex.quote(recipe)
         command = f"clip-refine posthoc fit {peer} FEATURES.safetensors --out {peer}"
     elif line.runs < 2:
         doubt = "That is one training seed, and intervals do not cover what another would change."
@@ -223,13 +232,15 @@ def _compare(
     """`clip-refine compare` with the settings of this one, for some of its trained rows."""
     if comparison.vectors:
         return _of_vectors(comparison, lines, out, beside, seeds, slower, save=save)
-    recipes, sweeps, combined, rates = {}, {}, {}, []
+    recipes, sweeps, combined, models, rates = {}, {}, {}, {}, []
     chosen = {choice.recipe: choice for choice in comparison.learning_rates}
     for line in lines:
         if line.learning_rate is None:
             continue
         bare, peer = _without_peer(line.recipe)
         choice = chosen.get(bare)
+        label, bare = _of_model(comparison, bare)
+        models[label] = None
         if swept := re.fullmatch(r"(.*)\[([\w.]+)=(.*)\]", bare, re.DOTALL):
             bare = swept[1]
             sweeps.setdefault(swept[2], {})[swept[3]] = None
@@ -247,6 +258,9 @@ def _compare(
     for setting, values in sweeps.items():
         words += ["--sweep", f"{setting}={','.join(values)}"]
     words += ["--combine", *combined] if combined else []
+    further = [comparison.models[label] for label in models if label]
+    if further:
+        words += ["--model.name" if len(models) == 1 else "--models", *further]
     words += ["--seeds", str(seeds or max(line.runs for line in lines))]
     words += (
         ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)]
@@ -283,6 +297,12 @@ def _of_vectors(
     return shlex.join([*words, "--out", f"{out}{beside or '-more'}"])
 
 
+def _of_model(comparison: Comparison, name: str) -> tuple[str, str]:
+    """The label of a further model, none for the first one, and what a row of it is of."""
+    label = next((label for label in comparison.models if name.startswith(f"{label}: ")), "")
+    return label, name.removeprefix(f"{label}: ")
+
+
 def _without_peer(name: str) -> tuple[str, str]:
     """Recipe, and what is put behind it."""
     parts = name.split("+")
@@ -307,9 +327,9 @@ LEGEND = (
 )
 INTERVALS = (
     "Differences from the untouched model with 95 % intervals of a paired bootstrap over the "
-    "evaluation images; + is better, − worse, neither where the interval holds 0. They do not "
-    "cover what another training seed would change. Of two gaps that may both be none, the "
-    "interval is as wide as those of both together."
+    "evaluation images; + is better, − worse, neither where the interval holds 0 or a gain is "
+    "within twice the standard error over seeds, which intervals do not cover. Of two gaps that "
+    "may both be none, the interval is as wide as those of both together."
 )
 
 
@@ -336,7 +356,7 @@ def comparison_markdown(comparison: Comparison, out: str = "runs/compare") -> st
 
 def comparison_csv(comparison: Comparison) -> str:
     """One line a run with every number; empty where a run has none."""
-    rows = [flat(row.model_dump()) for row in comparison.rows]
+    rows = comparison.rows_of_table()
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -418,14 +438,16 @@ def differences_cells(comparison: Comparison) -> tuple[list[str], list[list[str]
     lines = [line for line in comparison.summary if line.difference]
     present = [name for name in DIFFERENCES if lines and name in lines[0].difference]
     heads = ["", *(metric(name).short for name in present)]
-    return heads, [
-        [line.recipe, *(_difference(name, line.difference[name]) for name in present)]
-        for line in lines
-    ]
+    found = []
+    for line in lines:
+        said = marks(line, comparison.summary[0])
+        found.append(
+            [line.recipe, *(_difference(line.difference[name], said[name]) for name in present)]
+        )
+    return heads, found
 
 
-def _difference(name: str, found: Interval) -> str:
-    mark = mark_of(found, found.mean, metric(name).higher_is_better)
+def _difference(found: Interval, mark: Mark) -> str:
     return f"{signed(found.mean)} {interval_text(found)}{SIGNS.get(mark, '')}"
 
 

@@ -24,7 +24,7 @@ Figure = dict[str, Any]  # as Plotly has it, or a part of that
 
 # the names of the page's own colours, so that a chart follows the page from light to dark
 IMAGE, TEXT, AFTER = "var(--image)", "var(--text)", "var(--after)"
-MUTED, INK, ACCENT = "var(--muted)", "var(--ink)", "var(--accent)"
+MUTED, INK, ACCENT, SURFACE = "var(--muted)", "var(--ink)", "var(--accent)", "var(--surface)"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_mapping(path: Path) -> Mapping[str, Any]:
 
 
 def write_page(
-    folder: Path,
+    path: Path,
     template: str,
     *,
     charts: Sequence[Chart],
@@ -113,7 +113,7 @@ def write_page(
     island: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Path:
-    """Write a folder's `report.html`, which is there whole or not at all.
+    """Write a page, which is there whole or not at all.
 
     `island` is what the page's script reads besides the figures.
     """
@@ -125,11 +125,10 @@ def write_page(
         island={**(island or {}), "figures": figures},
         command=command(environment),
         versions=versions(environment),
-        all_settings=all_settings(settings),
+        all_settings=all_settings(settings) if settings else "",
         plotly=_plotly(),
         version=__version__,
     )
-    path = folder / "report.html"
     write_file(path, text)
     return path
 

@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, cycle, pairwise
+from itertools import accumulate, cycle, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from clip_refine.report.page import (
     write_page,
 )
 from clip_refine.report.tables import (
+    answer,
     doubts,
     headline_lines,
     making_facts,
     score_lines,
     seconds,
-    short_name,
-    short_paths,
+    short_path,
     signed,
     verdict,
 )
@@ -40,6 +40,7 @@ from clip_refine.results import (
     Evidence,
     Histograms,
     Point,
+    Ranking,
     RunScores,
     Spectra,
     TaskChange,
@@ -71,12 +72,12 @@ def _write(run: Path) -> Path:
         cosines_chart(evidence.histograms),
         spectra_chart(evidence.spectra),
     ]
-    model, source = short_paths(scores.recipe["model"]), short_name(evidence.source)
+    model, source = short_path(scores.recipe["model"]), short_path(evidence.source)
     tabs = {"scores": "Scores", "space": "Feature space", "retrieval": "Retrieval"}
     tabs |= {"classes": "Zero-shot"} if evidence.tasks else {}
     tabs |= {"training": "Training"} if training else {}
     return write_page(
-        run,
+        run / "report.html",
         "run.html.j2",
         charts=[*features, *training],
         settings=settings,
@@ -84,6 +85,7 @@ def _write(run: Path) -> Path:
         title=f"{settings.get('recipe', 'refinement')} on {model}",
         about=f"Recipe {settings.get('recipe', 'unknown')} · model {model} · "
         f"{scores.recipe['pairs']:,} training images · {scores.recipe['steps']:,} steps",
+        answer=answer(scores),
         verdict=verdict(scores),
         doubts=doubts(scores),
         headline=headline_lines(scores),
@@ -92,14 +94,18 @@ def _write(run: Path) -> Path:
         source=source,
         training=[chart.name for chart in training],
         tab_names={**tabs, "made": "How it was made"},
-        rankings={"captions": evidence.captions, "images": evidence.images},
+        rankings={
+            # captions of one image may move together
+            "captions": _moved(evidence.captions, scores.after.captions / scores.after.pairs),
+            "images": _moved(evidence.images, 1),
+        },
         thumbnails=evidence.thumbnails,
         tasks=[_task(task) for task in evidence.tasks],
         facts=making_facts(scores, settings, environment, source),
         seconds=seconds(scores),
         island={
             "pairs": [
-                {**pair.model_dump(), "name": short_name(pair.name)}
+                {**pair.model_dump(), "name": short_path(pair.name)}
                 for pair in evidence.clouds.pairs
             ],
             "thumbnails": evidence.thumbnails,
@@ -117,7 +123,27 @@ def read_steps(path: Path) -> list[dict[str, float]]:
         raise DataError(f"{path}: is no log of a run ({error}).") from error
 
 
-SHOWN = 8  # classes at most on each side; all are in the table
+def _moved(ranking: Ranking, together: float) -> dict[str, Any]:
+    """Queries whose rank moved, and whether more of them moved one way than chance would do.
+
+    A sign test, as if so many queries moved `together` as one.
+    """
+    moved = ranking.improved + ranking.worsened
+    clear = abs(ranking.improved - ranking.worsened) > 1.96 * math.sqrt(moved * together)
+    found = {"Improved most": ranking.most_improved, "Worsened most": ranking.most_worsened}
+    return {
+        "ranking": ranking,
+        "beyond_chance": clear,
+        "sides": {
+            name if clear else name.replace("Improved", "Up").replace("Worsened", "Down"): [
+                query
+                for query in queries
+                if max(query.rank_before, query.rank_after)
+                > 2 * min(query.rank_before, query.rank_after)
+            ]
+            for name, queries in found.items()
+        },
+    }
 
 
 def _task(task: TaskChange) -> dict[str, Any]:
@@ -126,15 +152,17 @@ def _task(task: TaskChange) -> dict[str, Any]:
     return {
         "name": task.name,
         "classes": task.classes,
-        "gained": [found for found in by_gain if found.after > found.before][:SHOWN],
-        "lost": [found for found in reversed(by_gain) if found.after < found.before][:SHOWN],
+        "moved": sum(found.before != found.after for found in task.classes),
+        # beyond chance, all classes of the task considered
+        "gained": [found for found in by_gain if found.low > 0],
+        "lost": [found for found in reversed(by_gain) if found.high < 0],
         "rows": [
             (
                 found.name,
                 str(found.images),
                 f"{found.before:.3f}",
                 f"{found.after:.3f}",
-                signed(found.after - found.before),
+                f"{signed(found.after - found.before)} [{signed(found.low)}, {signed(found.high)}]",
             )
             for found in by_gain
         ],
@@ -195,7 +223,7 @@ def clouds_chart(clouds: Clouds) -> Chart:
         head=("image", "caption", "cosine before", "after", "rank before", "after"),
         rows=[
             (
-                short_name(pair.name),
+                short_path(pair.name),
                 pair.caption,
                 f"{pair.cosine_before:.3f}",
                 f"{pair.cosine_after:.3f}",
@@ -262,6 +290,8 @@ def cosines_chart(histograms: Histograms) -> Chart:
     both_axes = layout(
         axis("cosine of image and caption", range=[histograms.edges[0], histograms.edges[-1]]),
         axis("share of pairs", range=[0, 1.05 * max(map(max, columns))], tickformat=".0%"),
+        barmode="overlay",
+        bargap=0,
     )
     panels, words = [], []
     for name, (true, wrong) in sides.items():
@@ -269,9 +299,17 @@ def cosines_chart(histograms: Histograms) -> Chart:
         words.append(f"{name}, true pairs lie around {means[0]:.2f}, wrong ones {means[1]:.2f}")
         data = []
         for pairs, shares, colour in (("wrong pairs", wrong, MUTED), ("true pairs", true, AFTER)):
-            points = zip(middles, shares, strict=True)
-            steps = line(pairs, points, colour, hover="%{y:.1%}", shape="hvh")
-            data.append({**steps, "fill": "tozeroy"})
+            data.append(
+                {
+                    "type": "bar",
+                    "name": pairs,
+                    "x": middles,
+                    "y": list(shares),
+                    "marker": {"color": colour, "line": {"width": 0}},
+                    "opacity": 0.6,
+                    "hovertemplate": "%{y:.1%}<extra>%{fullData.name}</extra>",
+                }
+            )
         figure = {"data": data, "layout": both_axes}
         panels.append(Panel(f"cosines-{name}", name.capitalize(), figure))
     auc, recall, threshold = histograms.auc, histograms.recall, histograms.threshold
@@ -304,12 +342,11 @@ def spectra_chart(spectra: Spectra) -> Chart:
         "captions before": (spectra.text_before, TEXT, "dot"),
         "captions after": (spectra.text_after, TEXT, "solid"),
     }
-    # values that are nothing but rounding would stretch the logarithmic axis over many decades
-    floor = 1e-4 * max(max(values) for values, *_ in sides.values())
-    data, halves = [], []
+    data, halves, ends = [], [], {}
     for name, (values, colour, dash) in sides.items():
-        shown = [value if value > floor else None for value in values]
-        data.append(line(name, enumerate(shown, start=1), colour, dash=dash))
+        # what is nothing but rounding would stretch the logarithmic axis over many decades
+        ends[name] = [value for value in values if value > 1e-4 * values[0]]
+        data.append(line(name, enumerate(ends[name], start=1), colour, dash=dash))
         # how many of the strongest directions hold half of the variance
         variance = list(accumulate(value**2 for value in values))
         halves.append(f"{name} {bisect_left(variance, variance[-1] / 2) + 1}")
@@ -325,16 +362,14 @@ def spectra_chart(spectra: Spectra) -> Chart:
         ),
         caption=(
             "Singular values of the centred unit features over the root of their number. A steep "
-            "fall means that few directions are used. Half of the variance lies in: "
-            f"{', '.join(halves)}."
+            "fall means that few directions are used; a line ends where the rest is rounding, "
+            f"below 1e-4 of the first. Half of the variance lies in: {', '.join(halves)}."
         ),
         panels=[Panel("spectra", "", {"data": data, "layout": both_axes})],
         head=("direction", *sides),
         rows=[
-            (str(number), *(f"{value:.4g}" for value in row))
-            for number, row in enumerate(
-                zip(*(values for values, *_ in sides.values()), strict=True), start=1
-            )
+            (str(number), *("" if value is None else f"{value:.4g}" for value in row))
+            for number, row in enumerate(zip_longest(*ends.values()), start=1)
         ],
     )
 
@@ -388,17 +423,18 @@ def _chart(
     styles = zip(
         cycle((INK, ACCENT, AFTER, MUTED)), cycle(("solid", "dash", "dot", "dashdot")), strict=False
     )
-    data, words = [], []
+    few, data, words = len(numbers) <= 12, [], []
     for (key, shown), (colour, dash) in zip(series.items(), styles, strict=False):
         values = [float(f"{step[key]:.5g}") for step in steps]
         points = zip(numbers, values, strict=True)
-        data.append(line(shown, points, _OF_MODALITY.get(key, colour), dash=dash))
+        style = line(shown, points, _OF_MODALITY.get(key, colour), dash=dash)
+        # of one step there is no line
+        data.append(style | ({"mode": "lines+markers"} if few else {}))
         words.append(f"{shown} goes from {values[0]:.3g} to {values[-1]:.3g}")
-    # what goes up is in the heading
-    up = {"rangemode": "tozero" if name == "losses" else "normal"}
+    # what goes up is in the heading; from zero on, since a cut axis makes much of little
     # plotly would mark half steps where there are few
-    steps_axis = axis("step") | ({"dtick": 1} if len(numbers) <= 12 else {})
-    both_axes = layout(steps_axis, up, showlegend=len(data) > 1)
+    steps_axis = axis("step", tickformat=",d") | ({"dtick": 1} if few else {})
+    both_axes = layout(steps_axis, {"rangemode": "tozero"}, showlegend=len(data) > 1)
     return Chart(
         name=name,
         heading=heading,

@@ -30,7 +30,7 @@ from clip_refine.results.metrics import METRICS, metric
 # How a run was made, as names and values.
 
 
-_PATH = re.compile(r"(?<![\w./])/(?:[^/\s'\"]+/)*([^/\s'\"]+/[^/\s'\"]+)")
+_PATH = re.compile(r"(?:(?<=file://)|(?<![\w./]))/(?!/)(?:.*/)?([^/]+/[^/]+/?)$")
 
 _LOSSES = {"rafa_weight": "RaFA", "hycd_weight": "HyCD", "m2_mix_weight": "m²-mix"}
 
@@ -66,7 +66,7 @@ def making_facts(
         "Commit": str(environment.get("git_commit") or "")[:12],
     }
     return {
-        name: short_paths(str(value)) for name, value in facts.items() if value not in (None, "")
+        name: short_path(str(value)) for name, value in facts.items() if value not in (None, "")
     }
 
 
@@ -86,30 +86,36 @@ def command(environment: Mapping[str, Any]) -> str:
     words: Sequence[str] = environment.get("command", ())
     if not words or not words[0].endswith(("clip-refine", "clip_refine/__main__.py")):
         return ""
-    return short_paths(shlex.join(["clip-refine", *words[1:]]))
+    # dots, since the shell knows no ellipsis and it would be quoted
+    words = [short_path(word).replace("…", "...") for word in words[1:]]
+    return shlex.join(["clip-refine", *words])
 
 
 def all_settings(settings: Mapping[str, Any]) -> str:
     """As in `config.yaml`."""
-    return short_paths(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    return yaml.safe_dump(_shortened(dict(settings)), sort_keys=False, allow_unicode=True)
 
 
-def short_paths(text: str) -> str:
-    """Without the folders above the last, which are nobody's business where a report is shared.
+def _shortened(value: Any) -> Any:
+    match value:
+        case str():
+            return short_path(value)
+        case dict():
+            return {name: _shortened(inner) for name, inner in value.items()}
+        case list():
+            return [_shortened(inner) for inner in value]
+    return value
 
-    >>> short_paths("--data.train /home/someone/secret/photos/captions.csv")
-    '--data.train …/photos/captions.csv'
+
+def short_path(text: str) -> str:
+    """A value or word without the folders above the last, if it is a path or ends with one.
+
+    They are nobody's business where a report is shared.
+
+    >>> short_path("--data.train=/home/some one/secret/photos/my captions.csv")
+    '--data.train=…/photos/my captions.csv'
     """
     return _PATH.sub(r"…/\1", text)
-
-
-def short_name(name: str) -> str:
-    """The same for a name that is a path as a whole, spaces and all.
-
-    >>> short_name("/home/some one/photos/a dog.jpg")
-    '…/photos/a dog.jpg'
-    """
-    return f"…/{'/'.join(name.split('/')[-2:])}" if name.startswith("/") else name
 
 
 def _named(model: Mapping[str, Any]) -> str:
@@ -206,17 +212,30 @@ def worse(scores: RunScores) -> list[str]:
     return [line.heading for line in means if line.mark == "worse" and line.heading != _MIXED]
 
 
+def answer(scores: RunScores) -> str:
+    """Better and worse in what: the verdict in a few words."""
+    lines = [line for line in headline_lines(scores) if line.heading != _MIXED]
+    marked = {
+        mark: " and ".join(
+            "the gap" if line is lines[0] else line.heading for line in lines if line.mark == mark
+        )
+        for mark in ("better", "worse")
+    }
+    if not any(marked.values()):
+        return "Nothing clearly changed."
+    said = ", ".join(f"{mark} in {names}" for mark, names in marked.items() if names)
+    return f"{said[0].upper()}{said[1:]}{'' if marked['worse'] else ', worse in nothing'}."
+
+
 def verdict(scores: RunScores) -> str:
-    """What the refinement did, in a sentence, and in another one if the model is worse for it."""
+    """What the refinement did, in a sentence with the numbers."""
     gap, *means = [line for line in headline_lines(scores) if line.heading != _MIXED]
     share = "" if signed(gap.after - gap.before) == "0.000" else _share(gap)
     parts = [_clause("the gap", gap) + share]
     parts += [_clause(line.heading, line) for line in means]
     listed = ", ".join(parts[:-1]) + (", and " if len(parts) > 2 else " and ") + parts[-1]
     pairs = f"{scores.after.pairs:,} held-out images"
-    lost = " and ".join(worse(scores))
-    plainly = f" The refined model is worse in {lost}." if lost else ""
-    return f"{listed[0].upper()}{listed[1:]}, on {pairs}.{plainly}".replace("(-", "(−")
+    return f"{listed[0].upper()}{listed[1:]}, on {pairs}.".replace("(-", "(−")
 
 
 def doubts(scores: RunScores) -> str:
@@ -436,13 +455,13 @@ def threshold_lines(found: FitProbability) -> str:
 def suite_tables(scores: SuiteScores) -> list[RenderableType]:
     """Which model is which, one table a kind of task, what was left out, and how to read it."""
     several = len(scores.models) > 1
-    letters = dict(zip((m.label for m in scores.models), _letters(scores), strict=True))
+    names = dict(zip((m.label for m in scores.models), letters(scores), strict=True))
     parts: list[RenderableType] = [
-        Text(f"{letters[model.label]}  {model.label}" if several else model.label)
+        Text(f"{names[model.label]}  {model.label}" if several else model.label)
         for model in scores.models
     ]
     kinds = dict.fromkeys(found.kind for found in scores.measured)
-    parts += [_suite_table(scores, kind, letters) for kind in kinds]
+    parts += [_suite_table(scores, kind, names) for kind in kinds]
     parts += [
         Text(f"Left out: {name}: {why}", style="yellow") for name, why in scores.missing.items()
     ]
@@ -456,8 +475,8 @@ def suite_tables(scores: SuiteScores) -> list[RenderableType]:
     return parts
 
 
-def _letters(scores: SuiteScores) -> list[str]:
-    """A, B, C for the columns, since paths are too long for them."""
+def letters(scores: SuiteScores) -> list[str]:
+    """A, B, C for the columns of a suite's models, since paths are too long for them."""
     names = (ascii_uppercase[i] if i < 26 else str(i + 1) for i in range(len(scores.models)))
     return list(names) if len(scores.models) > 1 else [""]
 

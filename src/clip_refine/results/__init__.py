@@ -4,12 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clip_refine.support.errors import DataError, foreign
 from clip_refine.support.limits import WHOLE, read_text
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Record(BaseModel):
@@ -29,6 +32,20 @@ class Record(BaseModel):
     def write(self, path: Path) -> None:
         """Save as JSON."""
         path.write_text(self.text, encoding="utf-8")
+
+
+class Table(Record):
+    """Results that are a table, too."""
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """A dictionary a line, column → value."""
+        raise NotImplementedError
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The lines as a `pandas.DataFrame`; a number that a line does not have is NaN there."""
+        import pandas
+
+        return pandas.DataFrame(self.rows_of_table())
 
 
 Kind = TypeVar("Kind", bound=Record)
@@ -89,7 +106,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-class Scores(Record):
+class Scores(Table):
     """The numbers of one model on held-out data.
 
     Attributes:
@@ -112,6 +129,11 @@ class Scores(Record):
         """As `headline` the function."""
         top1 = [task["top1"] for task in self.zero_shot.values()]
         return headline(self.geometry, self.retrieval, top1)
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """Lines of `score`, by its path as in `retrieval.image_to_text_recall@1`, and `value`."""
+        parts = self.model_dump(include={"geometry", "retrieval", "zero_shot"})
+        return [{"score": name, "value": value} for name, value in flat(parts).items()]
 
 
 class Cutoff(Record):
@@ -156,7 +178,7 @@ class Interval(Record):
     high: float  # upper end
 
 
-class RunScores(Record):
+class RunScores(Table):
     """`scores.json` of a refinement.
 
     Attributes:
@@ -175,6 +197,19 @@ class RunScores(Record):
     difference: Mapping[str, Interval] = {}
     recipe: Mapping[str, Any]
     seconds: Mapping[str, float]
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """A line a score: `score`, `before`, `after`, `change` and its interval, `low`, `high`."""
+        after = {line["score"]: line["value"] for line in self.after.rows_of_table()}
+        lines = []
+        for line in self.before.rows_of_table():
+            name, before = line["score"], line["value"]
+            found = self.difference.get(name)
+            interval = {"low": found.low, "high": found.high} if found else {}
+            change = after[name] - before
+            line = {"score": name, "before": before, "after": after[name], "change": change}
+            lines.append({**line, "low": None, "high": None, **interval})
+        return lines
 
 
 class Spread(Record):
@@ -245,7 +280,7 @@ class LearningRateChoice(Record):
     at_edge: bool
 
 
-class Comparison(Record):
+class Comparison(Table):
     """`comparison.json`.
 
     Attributes:
@@ -253,6 +288,7 @@ class Comparison(Record):
         summary: Every recipe over its seeds, in the order of the rows.
         learning_rates: For every trained recipe that had several to choose from.
         held_out: Images that all was scored on; None in files of before they were counted.
+        models: Label of each further model → its name; its rows are called `LABEL: RECIPE`.
         vectors: Which stored pairs linear maps were learnt on, where it was no model.
         vectors_settings: What was set for those maps, name → value, where it is no default.
     """
@@ -263,8 +299,13 @@ class Comparison(Record):
     summary: tuple[RecipeSummary, ...]
     learning_rates: tuple[LearningRateChoice, ...]
     held_out: int | None = None
+    models: dict[str, str] = Field(default_factory=dict)
     vectors: str | None = None
     vectors_settings: dict[str, Any] = Field(default_factory=dict)
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """A line a run, as in comparison.csv, with every number by its path."""
+        return [flat(row.model_dump()) for row in self.rows]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -331,7 +372,7 @@ class EvaluatedModel(Record):
     fingerprint: str  # of weights, architecture, preprocessing and tokenizer
 
 
-class SuiteScores(Record):
+class SuiteScores(Table):
     """What `clip-refine evaluate --suite` writes.
 
     Attributes:
@@ -357,6 +398,14 @@ class SuiteScores(Record):
     seed: int
     seconds: float
     environment: Mapping[str, Any]
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """A line a score of a task with a model: `value`, `low`, `high`, `higher_is_better`."""
+        return [
+            {"model": one.model, "task": one.task, "score": name, **score.model_dump()}
+            for one in self.measured
+            for name, score in one.scores.items()
+        ]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -536,6 +585,8 @@ class ClassChange(Record):
     images: int  # of this class
     before: float  # share of them that is found, 0-1
     after: float  # the same of the refined model
+    low: float  # lower end of an interval of after less before, for all classes of the task at once
+    high: float  # upper end
 
 
 class ConfusionChange(Record):

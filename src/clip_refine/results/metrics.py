@@ -6,6 +6,7 @@ comparisons, suites, pages and cards follow. `@` and what comes after it (a dept
 rate of false positives) belong to a name but not to its row.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 
@@ -309,3 +310,32 @@ def metric(name: str) -> Metric:
     at = f"{mark}{depth}"
     heading = row.heading.replace("{at}", at)
     return replace(row, heading=heading, short=row.short.replace("{at}", at) or heading)
+
+
+OBJECTIVES = ("gap", "mean_recall@1", "zero_shot_top1", "linear_probe")
+"""What Pareto-best is judged by."""
+
+
+def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """Those that no other one dominates: as good in every objective and better in one.
+
+    Example:
+        >>> sorted(pareto_best({"a": {"gap": 1}, "b": {"gap": 0.5}, "c": {"gap": 0.5}}))
+        ['b', 'c']
+    """
+    signed = {
+        name: [
+            found[key] * (1 if metric(key).higher_is_better else -1)
+            for key in OBJECTIVES
+            if key in found
+        ]
+        for name, found in scores.items()
+    }
+    return {
+        name
+        for name, own in signed.items()
+        if not any(
+            other != own and all(o >= mine for o, mine in zip(other, own, strict=True))
+            for other in signed.values()
+        )
+    }

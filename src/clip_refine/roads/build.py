@@ -39,6 +39,7 @@ from clip_refine.data import (
     stream_batches,
     with_cached_pixels,
 )
+from clip_refine.data.loader import swap_words
 from clip_refine.data.pairs import (
     GivenPairs,
     Images,
@@ -51,6 +52,7 @@ from clip_refine.data.pixels import side_to_keep
 from clip_refine.data.sources import TOY, open_training
 from clip_refine.data.streams import WatchedStream
 from clip_refine.losses import Objective, PairFeatures
+from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import (
     DualEncoder,
     FeatureScale,
@@ -142,17 +144,27 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def named_model(name: str) -> ModelConfig:
-    """What one word says about a model: a name, or `ARCHITECTURE@TAG`.
+    """What one word says about a model: a name, `ARCHITECTURE@TAG` or `factory:MODULE:FUNCTION`.
 
     >>> named_model("ViT-B-32@openai")
     ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
     """
     if name.startswith("factory:"):
         return ModelConfig(factory=name.removeprefix("factory:"))
-    architecture, mark, tag = name.rpartition("@")
-    if mark and not Path(name).exists():
-        return ModelConfig(name=architecture, pretrained=tag)
     return ModelConfig(name=name)
+
+
+def label_models(names: Sequence[str]) -> dict[str, ModelConfig]:
+    """A short word for each → the model; of folders the last part of the path, where these differ.
+
+    >>> list(label_models(["local-dir:runs/cats", "ViT-B-32@openai"]))
+    ['cats', 'ViT-B-32@openai']
+    """
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"models: {twice[0]} comes twice. Name each once.")
+    short = [Path(name).name if "/" in name else name for name in names]
+    labels = short if len(set(short)) == len(short) else names
+    return {label: named_model(name) for label, name in zip(labels, names, strict=True)}
 
 
 def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEncoder:
@@ -346,6 +358,24 @@ def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
             )
 
 
+def check_swaps(pairs: ImageCaptions, seed: int) -> None:
+    """Say how many captions have no wrong twin; refuse where none has, among the first thousand."""
+    texts = [own[0] for own in islice(pairs.captions, 1000)]
+    stay = [text for text in texts if swap_words(text, seed) is None]
+    if len(stay) == len(texts):
+        raise ConfigError(
+            f"loss.negatives swapped-words: {pairs.name} has no captions in which two words can "
+            f"change places, such as {stay[0]!r:.80}. It takes English captions of two phrases or "
+            "more. Use in-batch."
+        )
+    if stay:
+        remark(
+            f"{pairs.name}: in {len(stay):,} of {len(texts):,} captions no two words can change "
+            f"places, such as {stay[0]!r:.80}, so that these bring no wrong caption along.",
+            style="yellow",
+        )
+
+
 def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
@@ -479,6 +509,7 @@ def build_trainer(
     features: PairFeatures | None = None,
     scale: FeatureScale | None = None,
     teacher_scale: float | None = None,
+    objective: OwnLoss | None = None,
 ) -> Trainer:
     """Everything that takes the steps.
 
@@ -487,6 +518,7 @@ def build_trainer(
     """
     train, loss = config.train, config.loss
     scale = scale or FeatureScale()
+    check_objective(loss, objective)
     sigmoid = loss.contrastive_weight and loss.contrastive_form == "sigmoid"
     if sigmoid and getattr(student, "logit_bias", None) is None:
         raise ConfigError(
@@ -508,7 +540,7 @@ def build_trainer(
         accelerator=accelerator,
         towers=accelerator.prepare_model(StudentTowers(student, precision)),
         teacher=teacher,
-        objective=Objective(loss),
+        objective=Objective(loss, objective),
         precision=precision,
         prior=prior,
         generator=seeded_generator(config.seed, "references"),
@@ -601,7 +633,10 @@ def build_batches(
         "pin_memory": accelerator.device.type == "cuda",
         "rank": accelerator.process_index,
         "processes": accelerator.num_processes,
+        "swap_seed": config.seed if Objective(config.loss).needs_wrong_texts else None,
     }
+    if settings["swap_seed"] is not None and not isinstance(pairs, Stream):
+        check_swaps(pairs, config.seed)
     if isinstance(pairs, Stream):
         return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)
     loader = PairLoader(pairs, **settings)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from rich.markup import escape
 from torch import Tensor, nn
 
-from clip_refine.config import RefineConfig, dump_config, override
+from clip_refine.config import ModelConfig, RefineConfig, dump_config, override
 from clip_refine.config.runs import RUNS, CompareConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.pairs import (
@@ -105,24 +105,27 @@ def _compare(
     variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
     tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
     trainings = sum(tried) + len(variants) * (config.seeds - 1)
+    others = build.label_models(config.models)
     runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
 
-    # run after run
-    with runs.bar.progress:
-        stored, choices = runs.untouched(), []
-        for variant in variants:
-            choice = runs.choose_learning_rate(variant)
-            choices.append(choice)
-            for seed in config.run_seeds:
-                stored += runs.chosen(variant, seed, choice.chosen)
-    runs.restore(config.refinement())
+    # run after run, model after model
+    stored, choices = runs.all(variants)
+    for label, other in others.items():
+        runs = runs.of_another(label, other, trainings)
+        of_it = [replace(v, config=override(v.config, model=other)) for v in variants]
+        for found, more in zip((stored, choices), runs.all(of_it), strict=True):
+            found += more
 
     # numbers → something to look at
     finished = [(found.row, found.resampled) for found in stored if found.row]
     rows = tuple(row for row, _ in finished)
     summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
     result = Comparison(
-        rows=rows, summary=summary, learning_rates=tuple(choices), held_out=len(runs.held_out)
+        rows=rows,
+        summary=summary,
+        learning_rates=tuple(choices),
+        held_out=len(runs.held_out),
+        models={label: other.title for label, other in others.items()},
     )
     _say_what_is_left_out(config.out / "comparison.json", result)
     write_comparison(config.out, result, runs.accelerator.device, report=config.report)
@@ -222,8 +225,9 @@ def _set_up(
     tasks: Sequence[LabelledImages],
     combined: Mapping[str, list[str]],
     trainings: float,
+    label: str = "",
 ) -> "Runs":
-    """Everything that the runs share; the folder is cleared once data and model are there."""
+    """Everything that a model's runs share; the folder is cleared once data and model are there."""
     base = config.refinement()
     accelerator = build.build_accelerator(config.train.device)
     if accelerator.num_processes > 1:
@@ -237,13 +241,17 @@ def _set_up(
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     scored = [selection, held_out, *tasks]
     say_plan(config, student, training, scored, accelerator, trainings=trainings)
-    store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
+    if label:  # the first model's has been opened
+        store = FinishedRuns(config.out)
+    else:
+        store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     def measured() -> str:
         return choose_precision(config.train, student, training, accelerator).name
 
     # one for all runs: what `auto` was measured to be stays so when a comparison goes on
-    precision = TowerPrecision.from_name(store.once("precision", measured))  # pyright: ignore
+    chosen = store.once(f"precision of {label}" if label else "precision", measured)
+    precision = TowerPrecision.from_name(chosen)  # pyright: ignore
     reader = build.build_reader(
         config.data,
         encoder,
@@ -276,7 +284,9 @@ def _set_up(
         precision=precision,
         store=store,
         content=_content(encoder, precision, train_pairs, held_out, tasks),
-        bar=Bar("Runs", math.ceil(trainings) + 1),
+        bar=Bar(f"Runs of {label}" if label else "Runs", math.ceil(trainings) + 1),
+        train_pairs=train_pairs,
+        prefix=f"{label}: " if label else "",
     )
 
 
@@ -325,12 +335,36 @@ class Runs:
     store: FinishedRuns  # where finished runs are
     content: str  # fingerprint of model and data
     bar: Bar  # a run after the other
+    train_pairs: ImageCaptions  # `training` and `selection`
+    prefix: str  # of the rows' names: which model it is, where that is not the first
     seen: set[str] = field(default_factory=set)  # those that the bar knows
     trained: str = ""  # what the model's weights are at the moment
 
+    def all(
+        self, variants: Sequence[Variant]
+    ) -> tuple[list[FinishedRun], list[LearningRateChoice]]:
+        """Every row of the model, the untouched one first, and which learning rates were chosen."""
+        with self.bar.progress:
+            stored, choices = self.untouched(), []
+            for variant in variants:
+                choice = self.choose_learning_rate(variant)
+                choices.append(choice)
+                for seed in self.config.run_seeds:
+                    stored += self.chosen(variant, seed, choice.chosen)
+        self.restore(self.config.refinement())
+        return stored, choices
+
+    def of_another(self, label: str, model: ModelConfig, trainings: float) -> "Runs":
+        """The same runs of another model; this one is let go first."""
+        data = (self.train_pairs, self.held_out, self.tasks, self.combined)
+        config = override(self.config, model=model)
+        del self.encoder, self.embedder, self.weights
+        return _set_up(config, None, *data, trainings, label)
+
     def untouched(self) -> list[FinishedRun]:
         """The model as it came, alone and behind every peer."""
-        names = {UNTOUCHED: None, **{peer: peer for peer in self.config.peers}}
+        rows = {UNTOUCHED: None, **{peer: peer for peer in self.config.peers}}
+        names = {f"{self.prefix}{name}": peer for name, peer in rows.items()}
 
         def train() -> Training:
             self.restore(self.config.refinement())
@@ -354,19 +388,19 @@ class Runs:
         best, names = best_rate(tried), ", ".join(f"{rate:g}" for rate in sorted(tried))
         if best is None:
             raise TrainingError(
-                f"{variant.name}: training failed at every learning rate tried "
+                f"{self.prefix}{variant.name}: training failed at every learning rate tried "
                 f"({names}). Pass lower --learning-rates."
             )
         at_edge = len(tried) > 1 and best in (min(tried), max(tried))
         choice = LearningRateChoice(
-            recipe=variant.name,
+            recipe=f"{self.prefix}{variant.name}",
             chosen=best,
             tried={f"{rate:g}": tried[rate] for rate in sorted(tried)},
             at_edge=at_edge,
         )
         if len(tried) > 1:
             edge = ", at the edge of the grid" if at_edge else ""
-            _say(f"{variant.name}: learning rate {best:g} of {names}{edge}")
+            _say(f"{self.prefix}{variant.name}: learning rate {best:g} of {names}{edge}")
         return choice
 
     def tried(self, variant: Variant, seed: int, rate: float) -> ComparisonRow | None:
@@ -378,7 +412,7 @@ class Runs:
         stored = self._variant(variant, seed, learning_rate)
         if stored[0].row is None:
             raise TrainingError(
-                f"{variant.name}: training failed with seed {seed} at learning rate "
+                f"{self.prefix}{variant.name}: training failed with seed {seed} at learning rate "
                 f"{learning_rate:g}. Pass lower --learning-rates."
             )
         if self.config.save_models:
@@ -439,8 +473,9 @@ class Runs:
         return score_row(name, training, features, selection=selection, **alike)
 
     def _variant(self, variant: Variant, seed: int, rate: float) -> list[FinishedRun]:
-        names: dict[str, str | None] = {variant.name: None}
-        names |= {f"{variant.name}+{peer}": peer for peer in self.combined.get(variant.recipe, [])}
+        row = f"{self.prefix}{variant.name}"
+        names: dict[str, str | None] = {row: None}
+        names |= {f"{row}+{peer}": peer for peer in self.combined.get(variant.recipe, [])}
         settings = self._settings(variant, seed, rate)
         return self._run(
             names, f"{seed}-{rate!r}", settings, partial(self._train, variant, seed, rate)
@@ -539,7 +574,7 @@ class Runs:
 
     def _save_model(self, variant: Variant, seed: int, rate: float) -> None:
         """Save the model unless it is there, made of the same model, data and settings."""
-        name = re.sub(r"[^\w.=+-]+", "_", variant.name)
+        name = re.sub(r"[^\w.=+-]+", "_", f"{self.prefix}{variant.name}")
         folder = self.store.folder / "models" / f"{name}-{seed}"
         config = variant.at(seed=seed, learning_rate=rate)
         made_of = digest([self.content, self._settings(variant, seed, rate)])

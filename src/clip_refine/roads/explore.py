@@ -1,6 +1,7 @@
 """`explore`: a page on this machine that searches images and captions with two models."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,15 +14,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clip_refine.config import ModelConfig, RefineConfig, load_config, override
+from clip_refine.config import DataConfig, ModelConfig, RefineConfig, load_config, override
 from clip_refine.data import CaptionedImages, ImageCaptions, Subset, open_pairs
 from clip_refine.data.images import SUFFIXES, image_files
 from clip_refine.data.pairs import Images
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import thumbnail
 from clip_refine.evaluation.similarity import unit_rows
+from clip_refine.report.page import read_mapping
+from clip_refine.report.tables import short_path
 from clip_refine.roads import build
+from clip_refine.roads.vectors import unit_pairs
+from clip_refine.support.console import say
 from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.vectors.files import load_peer
+from clip_refine.vectors.stored import read_pairs
 
 # --------------------------------------------------------------------------------------------------
 # One model's features of images and captions, searched by text or image.
@@ -41,7 +48,7 @@ class SearchIndex:
     """Unit features of one model.
 
     Attributes:
-        embedder: The model and how to feed it.
+        name: What to call the model.
         image_unit: (N, d).
         text_unit: (M, d), M may be 0.
         captions: The M texts.
@@ -49,8 +56,7 @@ class SearchIndex:
 
     def __init__(self, embedder: Embedder, images: Images, captions: list[str], name: str) -> None:
         """Encode everything once."""
-        self.embedder = embedder
-        self.captions = captions
+        self.name, self.embedder, self.captions = name, embedder, captions
         self.image_unit = unit_rows("images", embedder.images(images, f"{name}: images"))
         self.text_unit = self.image_unit[:0]
         if captions:
@@ -88,6 +94,30 @@ class SearchIndex:
         return hits
 
 
+class StoredIndex(SearchIndex):
+    """The same of vectors that are stored: there is no model, so each query is one of them."""
+
+    def __init__(self, images: Tensor, texts: Tensor, captions: list[str], name: str) -> None:
+        """Unit rows, a text a caption."""
+        self.name, self.captions = name, captions
+        self.image_unit, self.text_unit = unit_rows("images", images), unit_rows("captions", texts)
+
+    def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
+        """The nearest to `image 3`, to `caption 5`, or to the first caption with these words."""
+        named = re.fullmatch(r"(image|caption)?\s*(\d+)", query, re.IGNORECASE)
+        rows = self.image_unit if named and named[1] == "image" else self.text_unit
+        words = (row for row, text in enumerate(self.captions) if query.lower() in text.lower())
+        row = int(named[2]) if named else next(words, None)
+        if row is None or row >= len(rows):
+            raise DataError(
+                f"no stored vector is called {query!r}. Without a model a query is image 0 to "
+                f"{len(self.image_unit) - 1}, caption 0 to {len(self.captions) - 1}, or words of a "
+                "caption."
+            )
+        own = self.captions[row] if rows is self.text_unit else None
+        return self._nearest(rows[row : row + 1], mixed=mixed, count=count, but=own)
+
+
 # --------------------------------------------------------------------------------------------------
 # The folder of a run → two searchable models.
 
@@ -96,7 +126,7 @@ class SearchIndex:
 class Explorer:
     """Two models on the same images."""
 
-    images: Images  # what is searched
+    images: Images | None  # what is searched; None where vectors are all there is
     captions: list[str]  # of the images; empty where they have none
     base: SearchIndex  # the model as it came
     refined: SearchIndex  # the refined model
@@ -116,6 +146,8 @@ def open_explorer(
     """
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
+    if (run / "peer.json").is_file():
+        return _open_stored(run, images, limit)
     config = load_config(RefineConfig, run / "config.yaml")
     if config.model.name.startswith("python:"):
         raise ModelError(
@@ -128,7 +160,12 @@ def open_explorer(
     captions = [text for texts in pairs.captions for text in texts]
     accelerator = build.build_accelerator(device)
     indices = []
-    for name, model in (("base", base), ("refined", ModelConfig(name=str(run / "model")))):
+    tag = f" ({short_path(base.pretrained)})" if base.pretrained else ""
+    names = {
+        f"{short_path(base.factory or base.name)}{tag}": base,
+        f"{config.recipe}, run {run.resolve().name}": ModelConfig(name=str(run / "model")),
+    }
+    for name, model in names.items():
         encoder = build.build_model(model)
         if isinstance(encoder, nn.Module):
             encoder.float().eval().to(accelerator.device)
@@ -136,6 +173,37 @@ def open_explorer(
         embedder = Embedder(encoder, accelerator.device, config.evaluation.batch_size, workers)
         indices.append(SearchIndex(embedder, pairs, captions, name))
     return Explorer(pairs, captions, *indices)
+
+
+def _open_stored(run: Path, images: str | None, limit: int) -> Explorer:
+    """The vectors that maps were learnt on, as they were and mapped; `images` are to be shown."""
+    settings = read_mapping(run / "config.yaml")
+    source = settings.get("data", {}).get("train")
+    if not source or source == "python":
+        raise DataError(f"{run}: its vectors were given in Python, so they cannot be read again.")
+    found = unit_pairs(read_pairs(source, owner=settings.get("owner")))
+    owners, shown = found.text_to_image.tolist(), None
+    captions = [f"caption {row} of image {owner}" for row, owner in enumerate(owners)]
+    if images is not None:
+        shown = open_pairs(images, DataConfig(), training=False)
+        captions = [text for texts in shown.captions for text in texts]
+        if [len(texts) for texts in shown.captions] != found.text_to_image.bincount().tolist():
+            raise DataError(
+                f"{images}: {len(shown):,} images with {len(captions):,} captions are not those of "
+                f"{source} ({len(found.image_features):,} and {len(owners):,}). Give the pairs "
+                "that the vectors were made of, in their order, or leave --images out."
+            )
+    count = sum(owner < limit for owner in owners)
+    rows, texts = found.image_features[:limit], found.text_features[:count]
+    captions = captions[:count]
+    maps = load_peer(run)
+    mapped = maps.transform_image(rows), maps.transform_text(texts)
+    return Explorer(
+        shown,
+        captions,
+        StoredIndex(rows, texts, captions, f"stored vectors {short_path(source)}"),
+        StoredIndex(*mapped, captions, f"{settings.get('recipe')}, maps {run.resolve().name}"),
+    )
 
 
 def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
@@ -163,7 +231,7 @@ _POLICY = (
     "style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
 )
 _CSS = """
-.hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(116px, 1fr)); }
+.hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
 .hits .hit { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 6px;
   background: var(--background-fill-primary); min-width: 0; }
 .hits .hit.only { border-color: var(--color-accent); }
@@ -173,6 +241,7 @@ _CSS = """
   overflow-wrap: anywhere; padding: 4px; border-radius: 6px;
   background: var(--background-fill-secondary); }
 .hits .score { font-size: .75rem; opacity: .75; margin-top: 4px; }
+.model { font-weight: 600; overflow-wrap: anywhere; }
 """
 
 
@@ -190,8 +259,8 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = 
             server_name="127.0.0.1",
             server_port=port,
             inbrowser=browser,
-            prevent_thread_lock=not wait,
-            quiet=not wait,
+            prevent_thread_lock=True,
+            quiet=True,  # else it advises to share the page with everybody
             share=False,
             footer_links=[],
             theme=gradio.themes.Default(**fonts),
@@ -200,6 +269,9 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = 
         )
     except OSError as error:
         raise ConfigError(f"port {port}: {error}. Choose another --port.") from error
+    if wait:
+        say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
+        app.block_thread()
     return app
 
 
@@ -223,69 +295,124 @@ def _no_network() -> Any:
     return Middleware(Policy)
 
 
+EXAMPLES = 4  # queries to begin with
+
+
 def _page(gradio: Any, explorer: Explorer) -> Any:
-    search = renderer(explorer)
+    search, base, refined = renderer(explorer), explorer.base, explorer.refined
+    stored = isinstance(base, StoredIndex)
+    count = f"{len(base.image_unit):,} images, {len(explorer.captions):,} captions"
+    how = (
+        "A query is image 3, caption 5, or words of a stored caption."
+        if stored
+        else "Type a query, or drop an image, which then is the query."
+    )
     with gradio.Blocks(title="clip-refine explore", analytics_enabled=False) as app:
-        gradio.Markdown("## Before and after, on your images")
-        gradio.Markdown(
-            f"{len(explorer.images):,} images, {len(explorer.captions):,} captions. Type a query, "
-            "or drop an image, which then is the query. Frames mark what only one of the two finds."
-        )
+        gradio.HTML(f"<h2>{escape(base.name)} beside {escape(refined.name)}</h2>")
+        gradio.Markdown(f"{count}. {how} Frames mark what only one of the two finds.")
         with gradio.Row():
             with gradio.Column(scale=3):
-                text = gradio.Textbox(label="Query", placeholder="a red circle")
+                text = gradio.Textbox(label="Query", placeholder="image 3" if stored else "a dog")
                 mixed = gradio.Checkbox(
-                    label="Mixed index: search captions, too",
-                    interactive=bool(explorer.captions),
+                    label="Mixed index: search captions, too", visible=bool(explorer.captions)
                 )
                 go = gradio.Button("Search", variant="primary")
-            with gradio.Column(scale=2):
+            with gradio.Column(scale=2, visible=not stored):
                 image = gradio.Image(
                     label="Image query", type="pil", sources=["upload", "clipboard"], height=180
                 )
         with gradio.Row():
-            columns = []
-            for name in ("Base", "Refined"):
-                with gradio.Column():
-                    gradio.Markdown(f"### {name}")
-                    columns.append(gradio.HTML(elem_id=name.lower()))
+            examples = [
+                gradio.Button(query, size="sm", min_width=100) for query in _examples(explorer)
+            ]
+        changed = gradio.HTML(elem_id="changed")
+        shown = [changed]
+        half = {"min_width": 100}  # side by side on a phone, too
+        with gradio.Row():
+            for index in (base, refined):
+                with gradio.Column(**half):
+                    gradio.HTML(f'<p class="model">{escape(index.name)}</p>')
+        with gradio.Row():
+            for name in ("base", "refined"):
+                with gradio.Column(**half):
+                    shown.append(gradio.HTML(elem_id=name))
         inputs = [text, image, mixed]
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
         for event in (text.submit, go.click, image.change, mixed.change):
-            event(search, inputs, columns, show_progress="hidden", api_visibility="private")
+            event(search, inputs, shown, **quiet)
+        for example in examples:
+            picked = example.click(lambda query: (query, None), [example], [text, image], **quiet)
+            picked.then(search, inputs, shown, **quiet)
     return app
 
 
-def renderer(explorer: Explorer) -> Callable[[str, Image.Image | None, bool], tuple[str, str]]:
-    """What turns a query into the hits of both models, as HTML with all text escaped."""
+def _examples(explorer: Explorer) -> list[str]:
+    """Queries to begin with: some captions, far apart."""
+    captions = list(dict.fromkeys(explorer.captions))
+    return captions[:: max(len(captions) // EXAMPLES, 1)][:EXAMPLES]
+
+
+def what_changed(base: list[Hit], refined: list[Hit]) -> str:
+    """Of one query's hits, in a line.
+
+    >>> was = [Hit(1, 7, None, 0.9), Hit(2, 8, None, 0.8)]
+    >>> what_changed(was, was)
+    '2 of 2 the same, in the same order.'
+    >>> what_changed(was, [Hit(1, 8, None, 0.9), Hit(2, 9, None, 0.8)])
+    '1 of 2 the same, 1 of them at another rank, by 1 at most; another stands first.'
+    """
+    before = {(hit.image, hit.caption): hit.rank for hit in base}
+    same = [hit for hit in refined if (hit.image, hit.caption) in before]
+    moves = [abs(hit.rank - before[hit.image, hit.caption]) for hit in same]
+    said = f"{len(same)} of {len(refined)} the same"
+    if not any(moves):
+        return f"{said}, in the same order." if len(same) == len(refined) else f"{said}."
+    moved = sum(move > 0 for move in moves)
+    first = refined[0].rank == before.get((refined[0].image, refined[0].caption))
+    return (
+        f"{said}, {moved} of them at another rank, by {max(moves)} at most; "
+        f"{'the same' if first else 'another'} stands first."
+    )
+
+
+def renderer(explorer: Explorer) -> Callable[[str, Image.Image | None, bool], tuple[str, str, str]]:
+    """What turns a query into a line and the hits of both models, as HTML with text escaped."""
 
     @lru_cache(maxsize=1024)
-    def shown_image(index: int) -> str:
-        return thumbnail(explorer.images.load_image(index), side=200, quality=80)
+    def shown_image(images: Images, index: int) -> str:
+        return thumbnail(images.load_image(index), side=200, quality=80)
 
-    def grid(found: list[Hit], other: list[Hit]) -> str:
-        others = {(hit.image, hit.caption) for hit in other}
+    def grid(found: list[Hit], other: list[Hit], was: str) -> str:
+        others = {(hit.image, hit.caption): hit.rank for hit in other}
         cards = ""
         for hit in found:
-            if hit.image is not None:
+            if hit.image is not None and explorer.images is not None:
                 name = escape(explorer.images.image_name(hit.image))
-                source = f"data:image/jpeg;base64,{shown_image(hit.image)}"
+                source = f"data:image/jpeg;base64,{shown_image(explorer.images, hit.image)}"
                 shown = f'<img src="{source}" alt="{name}" title="{name}">'
             else:
-                shown = f'<div class="text">{escape(hit.caption or "")}</div>'
-            only = "" if (hit.image, hit.caption) in others else " only"
-            score = f'<div class="score">{hit.rank} · cosine {hit.cosine:.3f}</div>'
+                called = f"image {hit.image}" if hit.caption is None else hit.caption
+                shown = f'<div class="text">{escape(called)}</div>'
+            rank = others.get((hit.image, hit.caption))
+            only = " only" if rank is None else ""
+            moved = f" ({was} {rank})" if rank not in (None, hit.rank) else ""
+            score = f'<div class="score">{hit.rank}{moved} · cosine {hit.cosine:.3f}</div>'
             cards += f'<div class="hit{only}">{shown}{score}</div>'
         return f'<div class="hits">{cards}</div>'
 
-    def render(text: str, image: Image.Image | None, mixed: bool) -> tuple[str, str]:
+    def render(text: str, image: Image.Image | None, mixed: bool) -> tuple[str, str, str]:
         text = (text or "").strip()
         models = explorer.base, explorer.refined
-        if image is not None:
-            found = [model.by_image(image, mixed=mixed, count=COUNT) for model in models]
-        elif text:
-            found = [model.by_text(text, mixed=mixed, count=COUNT) for model in models]
-        else:
-            return "", ""
-        return grid(*found), grid(*found[::-1])
+        try:
+            if image is not None:
+                found = [model.by_image(image, mixed=mixed, count=COUNT) for model in models]
+            elif text:
+                found = [model.by_text(text, mixed=mixed, count=COUNT) for model in models]
+            else:
+                return "", "", ""
+        except DataError as error:
+            return escape(str(error)), "", ""
+        base, refined = found
+        return what_changed(base, refined), grid(base, refined, "then"), grid(refined, base, "was")
 
     return render

@@ -120,6 +120,8 @@ def build_guard(
     tasks: Sequence[LabelledImages],
 ) -> Guard | None:
     """The guard that the settings ask for, if they do."""
+    if config.guard.pairs is not None:
+        selection = open_pairs(config.guard.pairs, training=False)
     if config.guard.every is None or selection is None:
         return None
     few = Subset(selection, range(min(len(selection), config.guard.images)), "guarded pairs")

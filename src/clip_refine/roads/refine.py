@@ -3,7 +3,7 @@
 import copy
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +24,15 @@ from clip_refine.config import (
     override,
 )
 from clip_refine.config.runs import unused_settings
-from clip_refine.data import ImageCaptions, Stream, Subset, hold_out
+from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.pairs import GivenPairs, pairs_fingerprint
 from clip_refine.data.rows import skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
+from clip_refine.evaluation.forgetting import task_changes
 from clip_refine.evaluation.scores import (
+    Measured,
     embed_model,
     measure,
     paired_differences,
@@ -39,6 +41,7 @@ from clip_refine.evaluation.scores import (
     selection_score,
 )
 from clip_refine.losses import PairFeatures
+from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.checkpoints import is_run
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
@@ -102,6 +105,7 @@ def refine(
     model: DualEncoder | None = None,
     train_pairs: GivenPairs | Stream | None = None,
     held_out: GivenPairs | None = None,
+    objective: OwnLoss | None = None,
 ) -> RunScores:
     """Refine a model, measure it before and after, and save it.
 
@@ -114,6 +118,9 @@ def refine(
         model: Refined in place instead of loading `config.model`.
         train_pairs: Used instead of opening `config.data.train`.
         held_out: Used instead of opening `config.data.val` or holding a part out.
+        objective: A loss of your own, which `config.loss.own_weight` weighs; recipe `own` has it
+            alone. Called with the raw features of student and teacher, each a `PairFeatures` of
+            (B, d), over all processes and at the scale of training, and with the logit scale.
 
     Returns:
         The scores before and after, as in `scores.json`.
@@ -129,6 +136,7 @@ def refine(
         return finished
     check_free(config.out, overwrite=config.overwrite)
     check_tracker(config.log)
+    check_objective(config.loss, objective)
     saved = find_state(config)
     if config.train.rate > HIGH_RATE:
         remark(
@@ -177,7 +185,7 @@ def refine(
 
         with clock("learning_rate"):
             config = choose_rate(
-                config, student, train_pairs, selection, embedder, accelerator, saved
+                config, student, train_pairs, selection, embedder, accelerator, saved, objective
             )
         # 3 teacher and references, 4 losses, 5 one epoch
         log = StepLog(
@@ -197,6 +205,7 @@ def refine(
                 selection=selection,
                 states=states,
                 guard=build_guard(config, embedder, selection, tasks),
+                objective=objective,
             )
             config = trained.config
 
@@ -373,6 +382,7 @@ def train_student(
     selection: ImageCaptions | None = None,
     states: States | None = None,
     guard: Guard | None = None,
+    objective: OwnLoss | None = None,
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
@@ -420,6 +430,7 @@ def train_student(
                 features=features,
                 scale=scale,
                 teacher_scale=None if fitted is None else teacher_scale,
+                objective=objective,
             )
             if states:
                 searched = states.about["settings"].get("train.learning_rate") == "auto"
@@ -578,15 +589,16 @@ def set_aside(
     named = {
         "interpolate auto": config.interpolate == "auto",
         "train.learning_rate auto": config.train.learning_rate == "auto",
-        "guard.every": config.guard.every is not None,
+        "guard.every": config.guard.every is not None and config.guard.pairs is None,
     }
     asked = next((name for name, given in named.items() if given), None)
     if asked is None:
         return pairs, None
     if isinstance(pairs, Stream):
         raise ConfigError(
-            f"{asked} holds a part of the training pairs out, which a stream does not allow. Give "
-            "a number, or leave it or --data.streaming out."
+            f"{asked} holds a part of the training pairs out, which a stream does not allow. "
+            f"Give {'--guard.pairs' if asked == 'guard.every' else 'a number'}, or leave it or "
+            "--data.streaming out."
         )
     return hold_out(pairs, fraction=SELECTION_FRACTION, seed=config.seed)
 
@@ -599,6 +611,7 @@ def choose_rate(
     embedder: Embedder,
     accelerator: Accelerator,
     saved: SavedState | None,
+    objective: OwnLoss | None,
 ) -> RefineConfig:
     """`learning_rate` auto replaced by the rate whose short run does best on the selection pairs.
 
@@ -621,7 +634,10 @@ def choose_rate(
             trial = override(config, interpolate=None, train={**short, "learning_rate": rate})
             try:
                 with quietly():
-                    train_student(trial, student, pairs, silent, accelerator, log=StepLog(None))
+                    log = StepLog(None)
+                    train_student(
+                        *(trial, student, pairs, silent, accelerator), log=log, objective=objective
+                    )
                 score = [selection_score(embed_pairs(silent, selection))]
                 broadcast_object_list(score)  # or rounding could part what the processes try
                 tried[rate] = score[0]
@@ -680,10 +696,19 @@ def interpolate_student(
 # What is kept of a run.
 
 
-def _report(folder: Path, *evidence: Any, seed: int) -> None:
+def _report(
+    folder: Path,
+    was: Measured,
+    now: Measured,
+    held_out: ImageCaptions,
+    tasks: Sequence[LabelledImages],
+    *,
+    seed: int,
+) -> None:
     """Write `report.json` and `report.html`; a run is worth keeping without them, too."""
     try:
-        gather_evidence(*evidence, seed=seed).write(folder / "report.json")
+        changes = task_changes(was, now, tasks)
+        gather_evidence(was, now, held_out, changes, seed=seed).write(folder / "report.json")
         write_run_report(folder)
     except Exception as error:  # whatever is wrong with it, hours of training are not thrown away
         console.print(f"No report: {error}", style="yellow", markup=False)

@@ -51,6 +51,7 @@ from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.tasks import SourceFeatures, measure_task
 from clip_refine.models.embed import FeatureStore, image_fingerprints
 from clip_refine.models.encoder import identity
+from clip_refine.report.comparison_page import suite_page, write_suite_report
 from clip_refine.results import Difference, EvaluatedModel, Score, SuiteScores, TaskScores
 from clip_refine.results.metrics import metric
 from clip_refine.roads import build
@@ -283,20 +284,16 @@ def build_templates(
 def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
     """Label → model; a run's folder gives its base and its model."""
     if not config.models:
-        return {_label(config.model): config.model}
+        return {config.model.title: config.model}
     found: dict[str, ModelConfig] = {}
     for name in config.models:
         folder = Path(name)
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
             if base not in found.values():
-                found.setdefault(_label(base), base)
+                found.setdefault(base.title, base)
         found[name] = build.named_model(name)
     return found
-
-
-def _label(model: ModelConfig) -> str:
-    return f"{model.name}@{model.pretrained}" if model.pretrained else model.name
 
 
 def _base_of(path: Path) -> ModelConfig:
@@ -456,7 +453,8 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
     refuse_idle(config)
     suite = load_suite(config.suite or "")
     if config.out is not None:
-        check_free(config.out, overwrite=config.overwrite, folder=False)
+        for path in (config.out, suite_page(config.out)):
+            check_free(path, overwrite=config.overwrite, folder=False)
     models = expand_models(config)
     accelerator = build.build_accelerator(config.device)
     sources, missing = read_sources(config, suite, accelerator)
@@ -511,6 +509,7 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
     )
     if config.out is not None:
         write_file(Path(config.out), scores.text)
+        write_suite_report(config.out)
     return scores
 
 

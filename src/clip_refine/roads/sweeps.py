@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from clip_refine.config import LossConfig, RefineConfig, override, with_recipe
 from clip_refine.config.runs import recipe_settings, unused_settings
+from clip_refine.losses.objective import check_objective
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError
 from clip_refine.support.limits import parse_yaml
@@ -76,6 +77,7 @@ def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
     for name, value in stays.items():
         remark(f"{recipe}: loss.{name} stays {value}, as this recipe has it.", style="yellow")
     config = override(config, loss=kept)
+    check_objective(config.loss, None)
     for name, why in unused_settings(config).items():
         remark(f"{recipe}: {name} changes nothing here: {why}.", style="yellow")
     return config

@@ -29,6 +29,7 @@ from clip_refine.evaluation.scores import (
 )
 from clip_refine.evaluation.tasks import NEIGHBOURS
 from clip_refine.losses import Objective, PairFeatures
+from clip_refine.losses.objective import check_objective
 from clip_refine.models import DualEncoder, FeatureScale, OpenClipEncoder, Teacher
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.models.text_length import PROBES
@@ -120,7 +121,9 @@ def recipe_loss(config: VectorsConfig, recipe: str) -> LossConfig:
     if loss.get("feature_scale") == "canonical":
         loss = {**loss, "normalize": True, "temperature": None}
     weight = {} if config.rafa_weight is None else {"rafa_weight": config.rafa_weight}
-    return LossConfig(**{**loss, **weight})
+    found = LossConfig(**{**loss, **weight})
+    check_objective(found, None)
+    return found
 
 
 def hold_out_pairs(

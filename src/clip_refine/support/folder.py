@@ -146,6 +146,8 @@ def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
 WORK = "state"
 """Folder within a run's for what it goes on from; see `train/state.py`."""
 SUMS = "SHA256SUMS"
+FINISHED = ".finished"
+"""List within a folder in the making of those of its files that are finished already."""
 
 
 @contextmanager
@@ -182,6 +184,8 @@ def complete_folder(path: Path, *, overwrite: bool, go_on: bool = False) -> Iter
         finally:
             if _holds_work(partial):
                 remark(f"What was finished is kept in {partial}; --resume auto goes on.", "yellow")
+            elif (partial / FINISHED).is_file():
+                remark(f"What was finished is kept in {partial}; the same command goes on.")
             else:
                 shutil.rmtree(partial, ignore_errors=True)
 
@@ -354,7 +358,7 @@ def seal(folder: Path) -> None:
         files = sorted(path for path in inner.iterdir() if path.is_file())
         tensors = [path for path in files if path.suffix in _TENSORS]
         if tensors and not (inner / SUMS).is_file():
-            lines = [f"{_digest(path)}  {path.name}\n" for path in tensors]
+            lines = [f"{file_sum(path)}  {path.name}\n" for path in tensors]
             (inner / SUMS).write_text("".join(lines), encoding="utf-8")
             files.append(inner / SUMS)
         for path in files:
@@ -380,7 +384,7 @@ def check_sums(folder: Path) -> None:
         if not name or Path(name).name != name:
             continue
         try:
-            found = _digest(file) if is_regular(file) else ""
+            found = file_sum(file) if is_regular(file) else ""
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
         if found != expected:
@@ -390,7 +394,8 @@ def check_sums(folder: Path) -> None:
             )
 
 
-def _digest(file: Path) -> str:
+def file_sum(file: Path) -> str:
+    """The SHA-256 of what is in a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

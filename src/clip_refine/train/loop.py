@@ -360,12 +360,19 @@ class Trainer:
         self, number: int, batch: PairBatch, steps: int
     ) -> tuple[dict[str, float], PairFeatures]:
         """Losses of a batch and its features, of all processes; gradients are in the weights."""
-        parts = self._in_parts(batch)
-        output = parts.output if parts else self.towers(batch.pixels, batch.tokens)
-        student = gather_features(output.features, self.accelerator)
+        own, wrong = batch.tokens, batch.wrong_tokens
+        tokens = own if wrong is None else torch.stack([own, wrong], dim=1)
+        parts = self._in_parts(batch.pixels, tokens)
+        output = parts.output if parts else self.towers(batch.pixels, tokens)
+        student, wrong_texts = gather_features(output.features, self.accelerator), None
+        if wrong is not None:
+            texts, wrong_texts = student.text_features.unbind(dim=1)
+            student = student._replace(text_features=texts)
+            # the same tokens: nothing could be exchanged, or only behind what the model reads
+            differs = self.accelerator.gather((own != wrong).any(dim=1).long())
+            wrong_texts = wrong_texts[differs > 0]
         teacher = self._teacher_features(batch)
         references, text_references = self._references(student)
-        decays = self.objective.loss.rafa_decay == "linear"
         terms = self.objective(
             student,
             teacher,
@@ -375,9 +382,10 @@ class Trainer:
             logit_bias=output.logit_bias,
             mix=self._mix(student),
             caption_ids=self._caption_ids(batch),
+            wrong_text_features=wrong_texts,
             centroid_gap=self.centroid_gap,
             teacher_scale=self.teacher_scale,
-            rafa_share=1 - (number - 1) / steps if decays else 1.0,
+            progress=(number - 1) / steps,
         )
         losses = check_finite(number, terms)
         self.accelerator.backward(terms.total)
@@ -386,13 +394,13 @@ class Trainer:
             self._average_gradients()
         return losses, student
 
-    def _in_parts(self, batch: PairBatch) -> EncodedParts | None:
+    def _in_parts(self, pixels: Tensor, tokens: Tensor) -> EncodedParts | None:
         """The batch encoded without a graph; None where it is encoded in one go."""
         size = self.micro_batch
-        if size is None or size >= len(batch.indices):
+        if size is None or size >= len(pixels):
             return None
         towers = self.accelerator.unwrap_model(self.towers)
-        return encode_in_parts(towers, batch.pixels, batch.tokens, size=size)
+        return encode_in_parts(towers, pixels, tokens, size=size)
 
     def _average_gradients(self) -> None:
         """Over processes, once for all parts, as data-parallel training does it for a batch."""

@@ -73,7 +73,7 @@ def faster_precision(
     }
     return TowerPrecision(
         *(
-            _multiplies_bf16(device)
+            multiplies_bf16(device)
             and any(
                 weight.ndim >= 2 and weight.numel() >= _WORTH_BF16 and id(weight) not in looked_up
                 for weight in used_parameters(module, encode)
@@ -83,7 +83,7 @@ def faster_precision(
     )
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
     """Whether it has matrix units for bf16, as GPUs since Ampere and CPUs with AMX have."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -128,11 +128,15 @@ class StudentTowers(nn.Module):
 def encode_pairs(
     encoder: DualEncoder | Teacher, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
 ) -> PairFeatures:
-    """Raw features of a batch, each tower in its own precision; float32 unless they are float64."""
+    """Raw features of a batch, each tower in its own precision; float32 unless they are float64.
+
+    Tokens of K texts an image, (B, K, L), give text features of (B, K, d).
+    """
     with autocast(precision.image_bf16, pixels.device):
         image_features = encoder.encode_image(pixels)
     with autocast(precision.text_bf16, tokens.device):
-        text_features = encoder.encode_text(tokens)
+        texts = tokens.flatten(0, -2)
+        text_features = encoder.encode_text(texts).unflatten(0, tokens.shape[:-1])
     sides = (image_features, text_features)
     return PairFeatures(
         *(side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)

@@ -118,8 +118,10 @@ class States:
     def decide(self, decided: Mapping[str, Any]) -> None:
         """Record what was found before the first step; say where it is not what it was."""
         self.decided = dict(decided)
+        if self.saved is None:
+            return
+        plain = self.saved.plain
         # parts as they were when it was saved: memory may have been too little for those chosen
-        plain = self.saved.plain if self.saved else {"decided": decided}
         was = {**plain["decided"], "micro_batch": plain.get("micro_batch")}
         for name, value in decided.items():
             if was.get(name) != value:

@@ -176,6 +176,16 @@ def save_peer(peer: Peer, folder: Path, *, overwrite: bool = False) -> None:
         write_peer(peer, partial_folder)
 
 
+def peer_sum(peer: Peer) -> str:
+    """A checksum of all that a peer transforms by."""
+    values = {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, step in enumerate(_flat(peer))
+        for name, value in _attributes(step).items()
+    }
+    return f"{peer.name} {_content_sum(values)}"
+
+
 def write_peer(peer: Peer, folder: Path) -> None:
     """Write a peer's two files."""
     steps = _flat(peer)

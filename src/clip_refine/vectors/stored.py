@@ -19,6 +19,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from clip_refine.support.console import Bar
+from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import DataError, OutputError, first_line, foreign
-from clip_refine.support.folder import check_free, complete_file, complete_folder
-from clip_refine.vectors.files import FeatureSet, read_features
+from clip_refine.support.folder import (
+    FINISHED,
+    check_free,
+    complete_file,
+    complete_folder,
+    file_sum,
+    hidden_work,
+)
+from clip_refine.vectors.files import FeatureSet, peer_sum, read_features
 from clip_refine.vectors.transforms import Modality, Peer
 
 NAMES: dict[Modality, tuple[str, ...]] = {
@@ -659,18 +667,70 @@ def _apply_lance(
     return moved.done
 
 
+class _Finished:
+    """The files of a folder in the making, each made once, also by a run that goes on after a kill.
+
+    Those that an earlier run noted are kept if they are what it wrote, of sources of the same size
+    and time, by the same transform.
+    """
+
+    def __init__(self, out: Path, made_by: str) -> None:
+        self._list, self._made_by = hidden_work(out) / FINISHED, made_by
+        self._known: dict[str, list[Any]] = {}
+        with suppress(OSError, ValueError):  # there is none, or its last line was cut off
+            first, *lines = self._list.read_text(encoding="utf-8").splitlines()
+            for line in lines if first == made_by else ():
+                name, *facts = json.loads(line)
+                self._known[name] = facts
+
+    @classmethod
+    @contextmanager
+    def within(
+        cls, out: Path, move: "_Move", about: object, *, overwrite: bool
+    ) -> Iterator[tuple[Path, "_Finished"]]:
+        """The folder that becomes `out`, and what is finished in it."""
+        finished = cls(out, json.dumps([peer_sum(move.peer), move.side, str(about)]))
+        go_on = bool(finished._known)
+        with complete_folder(out, overwrite=overwrite, go_on=go_on) as new:
+            if go_on:
+                remark(f"Going on: {len(finished._known)} files of an earlier run are finished.")
+            lines = [json.dumps([name, *facts]) for name, facts in finished._known.items()]
+            finished._list.write_text("\n".join([finished._made_by, *lines, ""]), encoding="utf-8")
+            try:
+                yield new, finished
+            except Exception:  # which would come again; who was stopped goes on
+                finished._list.unlink()
+                raise
+            finished._list.unlink()
+
+    def once(self, file: Path, source: Path, make: Callable[[Path], int]) -> int:
+        """The rows of a file, which is made if it is not finished."""
+        name, read = str(file.relative_to(self._list.parent)), source.stat()
+        of = [read.st_size, read.st_mtime_ns]
+        *noted, rows = self._known.get(name, [None])
+        if noted and file.is_file() and noted == [*of, file_sum(file)]:
+            return rows
+        rows = make(file)
+        with self._list.open("a", encoding="utf-8") as notes:
+            notes.write(json.dumps([name, *of, file_sum(file), rows]) + "\n")
+        return rows
+
+
 def _apply_dataset(
     move: _Move, source: Path, out: Path, column: str | None, *, overwrite: bool
 ) -> int:
-    done = 0
-    with complete_folder(out, overwrite=overwrite) as new:
+    def apply(path: Path, target: Path) -> int:
+        with _open_arrow(path) as opened:
+            moved = _MoveColumn(move, path, opened.schema, column)
+            with pa.ipc.new_stream(str(target), moved.schema) as writer:
+                for batch in opened:
+                    writer.write_batch(moved(batch))
+        return moved.done
+
+    done, about = 0, (source.resolve(), column)
+    with _Finished.within(out, move, about, overwrite=overwrite) as (new, finished):
         for path in _dataset_files(source):
-            with _open_arrow(path) as opened:
-                moved = _MoveColumn(move, path, opened.schema, column)
-                with pa.ipc.new_stream(str(new / path.name), moved.schema) as writer:
-                    for batch in opened:
-                        writer.write_batch(moved(batch))
-            done += moved.done
+            done += finished.once(new / path.name, path, partial(apply, path))
         shutil.copyfile(source / "dataset_info.json", new / "dataset_info.json")
         state = json.loads((source / "state.json").read_text(encoding="utf-8"))
         state["_fingerprint"] = secrets.token_hex(8)  # by which `datasets` finds what it cached
@@ -684,18 +744,23 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
         matrices = _shards(source, move.side)
     else:
         matrices = [open_npy(_named_npy(source, move.side))]
-    mapped = {matrix.path for matrix in matrices}
+    mapped = {matrix.path: matrix for matrix in matrices}
     for matrix in matrices:
         move.dim(matrix.dim, matrix.path)
-    with complete_folder(out, overwrite=overwrite) as new:
+
+    def apply(path: Path, target: Path) -> int:
+        if path in mapped:
+            return _apply_npy(move, mapped[path], target)
+        shutil.copyfile(path, target)
+        return 0
+
+    with _Finished.within(out, move, source.resolve(), overwrite=overwrite) as (new, finished):
         for path in sorted(source.rglob("*")):
             target = new / path.relative_to(source)
             if path.is_dir():
-                target.mkdir(parents=True)
-            elif path not in mapped:
-                shutil.copyfile(path, target)
-        for matrix in matrices:
-            _apply_npy(move, matrix, new / matrix.path.relative_to(source))
+                target.mkdir(parents=True, exist_ok=True)
+            else:
+                finished.once(target, path, partial(apply, path))
         note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
         (new / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return sum(matrix.rows for matrix in matrices)

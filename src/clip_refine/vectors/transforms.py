@@ -381,6 +381,71 @@ class Standardisation(CentroidPeer):
 
 
 # --------------------------------------------------------------------------------------------------
+# ReAlign: texts get the mean and the total variance of the images.
+
+
+@dataclass(frozen=True, eq=False)
+class ReAlign(CentroidPeer):
+    """text′ = normalise(u − μ_u + μ_image), u = normalise(μ_image + s (text − μ_text)), unit texts.
+
+    s = √(tr Σ_image / tr Σ_text) matches the traces of the covariances; scaling to norm 1 moves the
+    mean once more, so that μ_u, of the fitted texts, is matched again. Images stay as they are.
+    Source: Yu et al., "Modality Gap-Driven Subspace Alignment Training Paradigm For Multimodal
+    Large Language Models", arXiv 2602.07026, its anchor, trace and centroid alignment.
+
+    Like modality shift it leaves what all features have in common, and items near that become hubs.
+
+    Example:
+        Opposite texts vary as much as the images, so that they take the images' places.
+
+        >>> import torch
+        >>> peer = ReAlign.fit(torch.eye(2), -torch.eye(2).flip(0))
+        >>> peer.transform_text(torch.tensor([[0.0, -2.0]]))
+        tensor([[1., 0.]])
+    """
+
+    scale: Tensor  # 0-d, s
+    moved_mean: Tensor  # (d,), μ_u
+
+    kind: ClassVar[str] = "realign"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale.shape != () or not 0 < self.scale < math.inf:
+            raise ValueError("scale must be one finite number above 0")
+        if self.moved_mean.shape != self.image_mean.shape:
+            raise ValueError("moved_mean must be (dim,)")
+
+    @classmethod
+    def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
+        """Take means and traces, then the mean of the texts as they are moved."""
+        image = unit_rows("image features", image_features)
+        text = unit_rows("text features", text_features, dim=image.shape[1])
+        means = mean_row(image), mean_row(text)
+        traces = [
+            mean_row((side - mean).square()).sum()
+            for side, mean in zip((image, text), means, strict=True)
+        ]
+        if min(traces) < 1e-9:
+            raise ValueError("all image features, or all text features, are one: none vary")
+        scale = (traces[0] / traces[1]).sqrt()
+        moved_mean = mean_row(_onto(text, *means, scale))
+        return cls(*means, len(image), len(text), scale, moved_mean, **settings)
+
+    def transform(self, features: Tensor, modality: Modality) -> Tensor:
+        """(N, d) raw or unit → (N, d), as the formula says."""
+        unit, own, image_mean = self._unit_and_means(features, modality)
+        if modality == "image":
+            return unit
+        moved = _onto(unit, image_mean, own, self.scale.to(unit)) - self.moved_mean.to(unit)
+        return unit_rows("realigned text features", moved + image_mean)
+
+
+def _onto(text_unit: Tensor, image_mean: Tensor, text_mean: Tensor, scale: Tensor) -> Tensor:
+    return unit_rows("moved text features", image_mean + scale * (text_unit - text_mean))
+
+
+# --------------------------------------------------------------------------------------------------
 # Modality shift: both modalities walk toward each other along the line between centroids.
 
 
@@ -631,6 +696,7 @@ PEERS: dict[str, type[Peer]] = {
         ModalityShift,
         Fold,
         Standardisation,
+        ReAlign,
     )
 }
 """Every peer that is fitted on features and is no chain, by its name."""

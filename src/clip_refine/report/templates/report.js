@@ -43,7 +43,43 @@
     drawn.add(element);
     const done = Plotly.react(element, themed(figure.data), layoutOf(figure), settings);
     if (first && element.classList.contains("clouds")) done.then(() => watchCloud(element));
-    return done;
+    return done.then(() => placeNames(element));
+  };
+  // Names of marks go where they hide least: another name, a mark, or nothing of theirs outside.
+  const placeNames = (element) => {
+    const { xaxis, yaxis, annotations = [] } = element._fullLayout;
+    const brush = document.createElement("canvas").getContext("2d");
+    brush.font = getComputedStyle(document.body).font.replace(/[\d.]+px/, "12px");
+    const names = annotations.map((note, index) => ({ index, note, x: xaxis.d2p(note.x), y: yaxis.d2p(note.y) }))
+      .filter(({ note }) => note.text);
+    const around = (x, y, size, weight) => [x - size / 2, y - size / 2, x + size / 2, y + size / 2, weight];
+    const taken = element.data.filter(({ mode }) => mode === "markers").flatMap(({ x, y, marker }) =>
+      x.map((across, index) => around(xaxis.d2p(across), yaxis.d2p(y[index]), marker.size, 4)));
+    annotations.filter(({ showarrow }) => showarrow).forEach(({ x, y, ax, ay }) => {
+      for (let part = 0; part < 1; part += 0.04) {
+        taken.push(around(xaxis.d2p(x + part * (ax - x)), yaxis.d2p(y + part * (ay - y)), 5, 1));
+      }
+    });
+    const shared = (a, b) => Math.max(0, Math.min(a[2], b[2]) - Math.max(a[0], b[0])) *
+      Math.max(0, Math.min(a[3], b[3]) - Math.max(a[1], b[1]));
+    const places = {};
+    names.forEach(({ index, note, x, y }) => {
+      const width = brush.measureText(note.text).width + 4, spots = [];
+      const frame = [0, 0, xaxis._length, yaxis._length];
+      for (let yshift = -75; yshift <= 75; yshift += 15) {
+        for (const [xanchor, xshift] of [["left", 9], ["right", -9], ["center", 0]]) {
+          const left = x + xshift - { left: 0, right: width, center: width / 2 }[xanchor];
+          const box = [left, y - yshift - 8, left + width, y - yshift + 8];
+          const hidden = taken.reduce((sum, other) => sum + other[4] * shared(box, other), 0);
+          const outside = width * 16 - shared(box, frame);
+          spots.push({ cost: hidden + 3 * outside + 2.5 * Math.abs(yshift) + (xanchor === "left" ? 0 : 4), box, xanchor, xshift, yshift });
+        }
+      }
+      const best = spots.reduce((a, b) => (b.cost < a.cost ? b : a));
+      taken.push([...best.box, 1]);
+      for (const key of ["xanchor", "xshift", "yshift"]) places[`annotations[${index}].${key}`] = best[key];
+    });
+    if (names.length) return Plotly.relayout(element, places);
   };
   const drawVisible = () => {
     if (!window.Plotly) return;
@@ -107,7 +143,12 @@
     });
     if (focus) tab.focus();
     drawVisible();
+    hintAtMore();
   };
+  const hintAtMore = () => document.querySelectorAll(".wide").forEach((table) => {
+    table.classList.toggle("scrolls", table.scrollWidth > table.clientWidth);
+  });
+  document.querySelectorAll("details").forEach((part) => part.addEventListener("toggle", hintAtMore));
   tabs.forEach((tab, position) => {
     tab.addEventListener("click", () => {
       open(tab);
@@ -129,6 +170,7 @@
     redraw();
   });
   dark.addEventListener("change", redraw);
+  addEventListener("resize", () => { hintAtMore(); redraw(); });
 
   unpack().catch(() => {
     root.dataset.ready = "failed";

@@ -1,0 +1,151 @@
+"""What this machine and environment are good for, looked at before a run trips over it.
+
+Nothing heavy is imported before it is tried: a broken torch is what somebody may be looking for.
+"""
+
+import os
+import platform
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+from threading import Thread
+
+from clip_refine import __version__
+from clip_refine.support.errors import first_line
+from clip_refine.support.folder import SPARE, default_cache, package_version, size_text
+
+_HUB_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        about: What.
+        found: What it is.
+        advice: What to do where a run would trip over it; empty where it would not.
+    """
+
+    about: str
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Environment, libraries, devices, precision, memory, disk and hub; nothing is written."""
+    return [
+        Finding("clip-refine", f"{__version__} in {Path(__file__).parents[1]}"),
+        Finding("python", f"{platform.python_version()} on {platform.platform()}"),
+        *_libraries(),
+        *_devices(),
+        *_disks(),
+        _hub(),
+    ]
+
+
+def _libraries() -> Iterator[Finding]:
+    """Each that is asked for, beside the bounds that are tested (CONTRIBUTING.md)."""
+    from packaging.requirements import Requirement
+
+    try:
+        asked = [Requirement(line) for line in requires("clip-refine") or ()]
+    except PackageNotFoundError:
+        yield Finding("libraries", "not known, since clip-refine runs from its sources")
+        return
+    for one in asked:
+        extra = str(one.marker).split('"')[1] if one.marker else ""
+        if extra == "dev" or one.name == "clip-refine":
+            continue
+        found, wanted = package_version(one.name), str(one.specifier)
+        what = f"{found or 'not installed'} ({wanted}{f', extra [{extra}]' * bool(extra)})"
+        fits = one.specifier.contains(found, prereleases=True) if found else bool(extra)
+        yield Finding(one.name, what, "" if fits else f"pip install '{one.name}{wanted}'")
+
+
+def _devices() -> Iterator[Finding]:
+    """What torch can compute on, tried by a product of two matrices, with its memory."""
+    try:
+        for name in ("torch", "torchvision", "open_clip"):
+            import_module(name)
+    except Exception as error:  # of a library that does not fit another, in any way
+        yield Finding(
+            "import", f"fails: {first_line(error)}", "Install torch and torchvision anew."
+        )
+        return
+    import torch
+
+    from clip_refine.train.micro_batch import memory_of
+    from clip_refine.train.precision import multiplies_bf16
+
+    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    names += ["mps"] * torch.backends.mps.is_available()
+    for device in map(torch.device, ["cpu", *names]):
+        try:
+            torch.ones(8, 8, device=device).mm(torch.ones(8, 8, device=device)).cpu()
+        except RuntimeError as error:
+            yield Finding(str(device), f"fails: {first_line(error)}", "See to its driver.")
+            continue
+        precision = "fp32"
+        if multiplies_bf16(device):
+            precision = "bf16, but fp32 for very small towers"
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+            what = torch.cuda.get_device_name(device)
+        else:
+            free = _available()
+            threads = torch.get_num_threads()
+            what = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+        memory = f"{size_text(free)} free of {size_text(memory_of(device))}"
+        yield Finding(str(device), f"{what}; {memory}; --train.precision auto is {precision}")
+
+
+def _available() -> int:
+    """Bytes that programs can still have, as the system says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(ln.split()[1]) for ln in lines if ln.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # no Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _disks() -> Iterator[Finding]:
+    """Free room where results, caches and temporary files go."""
+    for what, folder in {
+        "results": Path.cwd(),
+        "cache": default_cache(),
+        "temporary files": Path(tempfile.gettempdir()),
+    }.items():
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free, advice = shutil.disk_usage(there).free, ""
+        if not os.access(there, os.W_OK):
+            advice = "It cannot be written to: choose another folder."
+        elif free < SPARE:
+            advice = "Free some space, or choose another folder."
+        yield Finding(what, f"{size_text(free)} free in {folder}", advice)
+
+
+def _hub() -> Finding:
+    """Whether models and data can be fetched; who has both at hand needs no hub."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", f"offline by HF_HUB_OFFLINE; kept: {constants.HF_HUB_CACHE}")
+    said = [f"no answer within {_HUB_SECONDS:g} s"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(constants.ENDPOINT, timeout=_HUB_SECONDS):  # noqa: S310
+                said.append("can be reached")
+        except Exception as error:
+            said.append(f"cannot be reached ({first_line(error)})")
+
+    asked = Thread(target=ask, daemon=True)  # looking up a name knows no time-out
+    asked.start()
+    asked.join(_HUB_SECONDS)
+    return Finding("hub", f"{constants.ENDPOINT} {said[-1]}; kept: {constants.HF_HUB_CACHE}")

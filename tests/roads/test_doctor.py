@@ -1,0 +1,78 @@
+"""What is broken is named with what to do, and only then is the exit code 1."""
+
+import json
+import shutil
+import socket
+import time
+from collections import namedtuple
+
+import pytest
+from huggingface_hub import constants
+
+from clip_refine.cli import main
+from clip_refine.roads import doctor
+
+
+def looked_at(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+    main(["doctor", "--json"])
+    return {one["about"]: one for one in json.loads(capsys.readouterr().out)}
+
+
+def test_where_nothing_is_broken(capsys: pytest.CaptureFixture[str]):
+    found = looked_at(capsys)
+    assert {"python", "torch", "transformers", "cpu", "results", "cache", "hub"} <= found.keys()
+    assert "pytest" not in found  # of [dev], which only who works on the program needs
+    assert not any(one["advice"] for one in found.values())
+    assert "GB free of" in found["cpu"]["found"]
+    assert "--train.precision auto is " in found["cpu"]["found"]
+    main(["doctor"])
+    shown = capsys.readouterr().out
+    assert all(one["found"] in shown for about, one in found.items() if about == "torch")
+    assert "!" not in shown
+
+
+@pytest.mark.parametrize(
+    ("installed", "found"), [("0.3", "0.3 (>=0.5)"), (None, "not installed (>=0.5)")]
+)
+def test_a_library_out_of_bounds(monkeypatch, capsys, installed: str | None, found: str):
+    versions = {"safetensors": installed, "optuna": None}  # the second belongs to an extra
+    known = doctor.package_version
+    monkeypatch.setattr(
+        doctor, "package_version", lambda name: versions[name] if name in versions else known(name)
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 1
+    shown = capsys.readouterr().out
+    assert found in shown
+    assert "pip install 'safetensors>=0.5'" in shown
+    assert shown.count("\n!") == 1
+
+
+def test_libraries_that_do_not_go_together(monkeypatch):
+    def fail(name: str) -> None:
+        raise OSError(f"{name}: undefined symbol")
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    [found] = doctor._devices()
+    assert found.found == "fails: torch: undefined symbol"
+    assert found.advice
+
+
+def test_a_full_disk(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    assert {one.advice for one in doctor._disks()} == {"Free some space, or choose another folder."}
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_shortly_and_breaks_nothing(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor, "_HUB_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        begin = time.monotonic()
+        found = doctor._hub()
+    assert time.monotonic() - begin < 5
+    assert found.found.startswith(f"{address} no answer within 0.3 s")
+    assert not found.advice

@@ -20,6 +20,7 @@ from clip_refine.data import (
     open_stream,
     stream_batches,
 )
+from clip_refine.data.loader import swap_words
 from clip_refine.data.rows import read_place
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
@@ -108,7 +109,14 @@ def test_workers_and_processes_change_nothing(write, tmp_path: Path, tiny: OpenC
     source = stream(write(tmp_path, drawn(10)))
     alone = batches_of(source, tiny)
     assert [batch.indices for batch in alone] == [list(range(4 * i, 4 * i + 4)) for i in range(5)]
-    helped = batches_of(source, tiny, workers=2)
+    helped = batches_of(source, tiny, workers=2, swap_seed=1)
+    own = [
+        [pair.caption for pair in islice(source.pairs(seed=3), 20)][4 * i :][:4] for i in range(5)
+    ]
+    for batch, texts in zip(helped, own, strict=True):
+        wrong = tiny.tokenizer([swap_words(text, 1) or text for text in texts])
+        assert batch.wrong_tokens is not None
+        assert torch.equal(batch.wrong_tokens, wrong[:, : batch.wrong_tokens.shape[1]])
     halves = [batches_of(source, tiny, rank=rank, processes=2) for rank in (0, 1)]
     for one, other, first, second in zip(alone, helped, *halves, strict=True):
         assert torch.equal(one.pixels, other.pixels)

@@ -59,7 +59,7 @@ def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):
     scores = refine(override(config, guard={"then": "stop"}))
     assert scores.recipe["guard"] == {"step": 1, "kept": 1}
     assert worse(scores) == ["mean R@1"]
-    assert answer(scores).endswith("orse in mean R@1.")
+    assert answer(scores) == "Worse in the gap and mean R@1."
 
 
 def test_within_the_bound_it_changes_nothing(config: RefineConfig, tmp_path: Path):

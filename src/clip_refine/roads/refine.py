@@ -330,7 +330,8 @@ def states_of(
     stream = isinstance(pairs, Stream)
     given = config.model_dump(mode="json")
     length = {"train.steps", "train.epochs"}
-    fixed = config.train.schedule == "constant" and config.loss.rafa_decay == "none"
+    changing = config.loss.contrastive_scale_end or config.loss.rafa_decay != "none"
+    fixed = config.train.schedule == "constant" and not changing
     about = {
         "settings": {
             name: value

@@ -396,8 +396,10 @@ class Trainer:
 
     def _in_parts(self, pixels: Tensor, tokens: Tensor) -> EncodedParts | None:
         """The batch encoded without a graph; None where it is encoded in one go."""
-        size = self.micro_batch
-        if size is None or size >= len(pixels):
+        size = self.micro_batch or len(pixels)
+        # data-parallel training would wait for what a loss of one's own does not look at
+        unsure = self.objective.loss.own_weight and self.accelerator.num_processes > 1
+        if size >= len(pixels) and not unsure:
             return None
         towers = self.accelerator.unwrap_model(self.towers)
         return encode_in_parts(towers, pixels, tokens, size=size)

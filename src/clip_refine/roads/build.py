@@ -328,7 +328,7 @@ def build_data(
     if held_out is None and config.val is not None:
         held_out = as_pairs(open_pairs(config.val, config.for_val(), training=False))
     if held_out is not None:
-        _check_enough(held_out)
+        check_enough(held_out)
         if isinstance(train_pairs, Stream):
             return WatchedStream(train_pairs, held_out), held_out
         held, trained = image_groups(held_out, train_pairs)
@@ -380,19 +380,19 @@ def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
         held_out = open_pairs(config.val, config.for_val(), training=False)
-        _check_enough(held_out)
+        check_enough(held_out)
         return held_out
     if not config.sources:
         raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
     return build_data(config, seed=seed)[1]
 
 
-def _check_enough(held_out: ImageCaptions) -> None:
-    """Refuse too few pairs to measure on."""
+def check_enough(held_out: ImageCaptions, setting: str = "--data.val") -> None:
+    """Refuse too few pairs to measure on, which `setting` names."""
     if len(held_out) < MINIMUM_PAIRS:
         raise DataError(
             f"{held_out.name}: {len(held_out)} held-out images are too few to measure anything. "
-            f"Give {MINIMUM_PAIRS} or more, better some hundreds, with --data.val."
+            f"Give {MINIMUM_PAIRS} or more, better some hundreds, with {setting}."
         )
 
 

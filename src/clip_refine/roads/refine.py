@@ -419,7 +419,7 @@ def train_student(
             teacher = Teacher(student)
         start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
-            size = choose_micro_batch(config.train, student, precision, pairs, accelerator)
+            size = choose_micro_batch(config, student, precision, pairs, accelerator)
             config = override(config, train={"micro_batch": size})
             trainer = build.build_trainer(
                 config,

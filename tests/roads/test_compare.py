@@ -463,6 +463,16 @@ def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
     assert len(compare(with_another, train_pairs=files, held_out=held_out, tasks=[]).rows) == 2
 
 
+def test_captions_without_wrong_twins_are_said_before_anything_is_trained(
+    config: CompareConfig, trainings: list[str]
+):
+    german = [(TRAIN.load_image(at), "ein Hund auf der Wiese") for at in range(len(TRAIN))]
+    config = override(config, loss={"negatives": "swapped-words"})
+    with pytest.raises(ConfigError, match="no captions in which two words can change places"):
+        compare(config, train_pairs=german, held_out=HELD_OUT, tasks=TASKS)
+    assert not trainings
+
+
 class TestSeveralModels:
     def test_each_stands_as_it_came_and_refined_and_one_more_trains_only_itself(
         self, config: CompareConfig, trainings: list[str], tmp_path: Path

@@ -358,9 +358,13 @@ def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
             )
 
 
-def check_swaps(pairs: ImageCaptions, seed: int) -> None:
-    """Say how many captions have no wrong twin; refuse where none has, among the first thousand."""
-    texts = [own[0] for own in islice(pairs.captions, 1000)]
+def check_swaps(pairs: ImageCaptions | Stream, seed: int) -> None:
+    """Say how many captions have no wrong twin; refuse where none has, among the first thousand.
+
+    Of a stream, whose images come along, the first hundred.
+    """
+    first = pairs.prefix(100) if isinstance(pairs, Stream) else pairs
+    texts = [own[0] for own in islice(first.captions, 1000)]
     stay = [text for text in texts if swap_words(text, seed) is None]
     if len(stay) == len(texts):
         raise ConfigError(
@@ -635,7 +639,7 @@ def build_batches(
         "processes": accelerator.num_processes,
         "swap_seed": config.seed if Objective(config.loss).needs_wrong_texts else None,
     }
-    if settings["swap_seed"] is not None and not isinstance(pairs, Stream):
+    if settings["swap_seed"] is not None:
         check_swaps(pairs, config.seed)
     if isinstance(pairs, Stream):
         return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)

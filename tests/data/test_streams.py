@@ -236,6 +236,28 @@ def toy_parquet(folder: Path, count: int) -> str:
     return write_parquet(folder, list(rows()))
 
 
+def test_a_stream_whose_captions_have_no_wrong_twins_is_refused(
+    tmp_path: Path, tiny_name: str, table: Path
+):
+    content = (table.parent / "images" / "000.png").read_bytes()
+    rows = [(f"{index}.png", content, ["ein Hund auf der Wiese"]) for index in range(16)]
+    config = RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": {
+                "train": write_parquet(tmp_path / "german", rows),
+                "val": str(table),
+                "streaming": True,
+            },
+            "loss": {"contrastive_weight": 1.0, "negatives": "swapped-words"},
+            "train": {"batch_size": 8, "steps": 2},
+            "out": tmp_path / "run",
+        }
+    )
+    with pytest.raises(ConfigError, match="no captions in which two words can change places"):
+        refine(config)
+
+
 @pytest.mark.parametrize("prior", ["standard_normal", "gaussian_both"])
 def test_the_road_from_a_stream(tmp_path: Path, tiny_name: str, table: Path, prior: str):
     config = RefineConfig.model_validate(

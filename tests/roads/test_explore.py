@@ -143,11 +143,12 @@ def test_stored_vectors_are_searched_by_what_is_stored(maps: Path):
     assert "of 12 the same" in said
     assert '<div class="text">image 3</div><div class="score">1 · cosine 1.000' in base
     assert refined.count('class="text"') == 12
+    assert renderer(explorer)("Image 3", None, False) == (said, base, refined)
     # by number, or by words of it; itself is no news among the captions
     hits = explorer.base.by_text("caption 5", mixed=True, count=45)
     assert hits == explorer.base.by_text("5 of image 4", mixed=True, count=45)
     assert "caption 5 of image 4" not in [hit.caption for hit in hits]
-    for query in ("a dog", "image 20"):
+    for query in ("a dog", "image 20", "caption " + "9" * 5000):
         said, *shown = renderer(explorer)(query, None, False)
         assert "Without a model a query is image 0 to 19, caption 0 to 24" in said
         assert shown == ["", ""]

@@ -342,9 +342,10 @@ class TestApply:
                 raise KeyboardInterrupt
             return matrix.rows
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patched:
             patched.setattr(stored, "_apply_npy", stop)
-            apply_stored(fold, source, out, side="image")
+            with pytest.raises(KeyboardInterrupt):
+                apply_stored(fold, source, out, side="image")
         assert (tmp_path / ".new.partial" / gone).is_file()
         (source / gone).unlink()
         np.save(source / "img_emb/img_emb_0.npy", IMAGE[:5])  # later than what was made of it

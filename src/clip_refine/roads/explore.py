@@ -411,9 +411,10 @@ def renderer(explorer: Explorer) -> Callable[[str, Image.Image | None, bool], tu
                 found = [model.by_text(text, mixed=mixed, count=COUNT) for model in models]
             else:
                 return "", "", ""
-        except DataError as error:
+            base, refined = found
+            grids = grid(base, refined, "then"), grid(refined, base, "was")
+            return what_changed(base, refined), *grids
+        except DataError as error:  # of a query, or of an image beside stored vectors
             return escape(str(error)), "", ""
-        base, refined = found
-        return what_changed(base, refined), grid(base, refined, "then"), grid(refined, base, "was")
 
     return render

@@ -338,6 +338,31 @@ class TestApply:
         apply_stored(fold, source, tmp_path / "whole", side="image")
         assert contents(out) == contents(tmp_path / "whole")
 
+    @pytest.mark.parametrize("gone", ["a.txt", "img_emb/img_emb_1.npy"])
+    def test_it_keeps_nothing_of_what_has_gone(
+        self, gone: str, fold: Peer, tmp_path: Path, monkeypatch
+    ):
+        """The first was finished, the second begun when it was stopped."""
+        source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
+        (source / "a.txt").write_text("a note")
+
+        def stop(move, matrix, target: Path) -> int:
+            target.write_bytes(b"half")
+            if target.name == "img_emb_1.npy":
+                raise KeyboardInterrupt
+            return matrix.rows
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stored, "_apply_npy", stop)
+            with pytest.raises(KeyboardInterrupt):
+                apply_stored(fold, source, out, side="image")
+        assert (tmp_path / ".new.partial" / gone).is_file()
+        (source / gone).unlink()
+        np.save(source / "img_emb/img_emb_0.npy", IMAGE[:5])  # later than what was made of it
+        apply_stored(fold, source, out, side="image")
+        apply_stored(fold, source, tmp_path / "whole", side="image")
+        assert contents(out) == contents(tmp_path / "whole")
+
     def test_another_dimension_comes_out(self, tmp_path: Path):
         new = drawn(0, 30, 1)[0]
         maps = Procrustes.align(new[:, :4], new)

@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import sys
+import tempfile
 import time
 from collections import namedtuple
 
@@ -49,14 +51,34 @@ def test_a_library_out_of_bounds(monkeypatch, capsys, installed: str | None, fou
     assert shown.count("\n!") == 1
 
 
-def test_libraries_that_do_not_go_together(monkeypatch):
-    def fail(name: str) -> None:
-        raise OSError(f"{name}: undefined symbol")
+@pytest.mark.parametrize(
+    ("part", "module"),
+    [("libraries", "packaging.requirements"), ("devices", "open_clip"), ("hub", "huggingface_hub")],
+)
+def test_a_library_that_cannot_be_imported(monkeypatch, capsys, part: str, module: str):
+    """Whatever it is, the rest is looked at all the same."""
+    monkeypatch.setitem(sys.modules, module, None)  # Python's own way to say that it fails
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--json"])
+    assert stop.value.code == 1
+    found = {one["about"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found[part]["found"].startswith(f"fails: import of {module} halted")
+    assert found[part]["advice"]
+    shown = {"libraries": "torch", "devices": "cpu", "disks": "results", "hub": "hub"}
+    assert {name for other, name in shown.items() if other != part} <= found.keys()
 
-    monkeypatch.setattr(doctor, "import_module", fail)
-    [found] = doctor._devices()
-    assert found.found == "fails: torch: undefined symbol"
-    assert found.advice
+
+def test_no_folder_for_temporary_files(monkeypatch):
+    """As on a full disk, where Python tries to write in each."""
+
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    found = {one.about: one for one in doctor.examine()}
+    assert found["disks"].found == "fails: No usable temporary directory found"
+    assert found["disks"].advice
+    assert "hub" in found
 
 
 def test_a_full_disk(monkeypatch):
@@ -72,7 +94,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_shortly_and_breaks_nothing(mon
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
         begin = time.monotonic()
-        found = doctor._hub()
+        [found] = doctor._hub()
     assert time.monotonic() - begin < 5
     assert found.found.startswith(f"{address} no answer within 0.3 s")
     assert not found.advice

@@ -143,11 +143,12 @@ def test_stored_vectors_are_searched_by_what_is_stored(maps: Path):
     assert "of 12 the same" in said
     assert '<div class="text">image 3</div><div class="score">1 · cosine 1.000' in base
     assert refined.count('class="text"') == 12
+    assert renderer(explorer)("Image 3", None, False) == (said, base, refined)
     # by number, or by words of it; itself is no news among the captions
     hits = explorer.base.by_text("caption 5", mixed=True, count=45)
     assert hits == explorer.base.by_text("5 of image 4", mixed=True, count=45)
     assert "caption 5 of image 4" not in [hit.caption for hit in hits]
-    for query in ("a dog", "image 20"):
+    for query in ("a dog", "image 20", "caption " + "9" * 5000):
         said, *shown = renderer(explorer)(query, None, False)
         assert "Without a model a query is image 0 to 19, caption 0 to 24" in said
         assert shown == ["", ""]
@@ -167,6 +168,11 @@ def test_stored_vectors_show_the_pairs_they_were_made_of(maps: Path, tmp_path: P
     table.write_text("\n".join(lines[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(ClipRefineError, match=r"39 images with 49 captions are not those of"):
         open_explorer(maps, str(table))
+    # one that is lost while the page is open
+    (tmp_path / "9.png").write_bytes(b"no image")
+    said, *shown = renderer(explorer)("image 9", None, False)
+    assert "9.png: is not a readable image" in said
+    assert shown == ["", ""]
 
 
 def test_what_is_shown_is_escaped(run: Path, tmp_path: Path):

@@ -262,6 +262,21 @@ def test_a_transformers_run_for_every_library(
     assert_same(load[kind](out, images), expected)
 
 
+def test_a_card_promises_no_pixels_that_open_clip_cannot_make(tmp_path: Path):
+    """Resized to 36 and cut to 32, which its settings have no word for."""
+    base, out = write_clip(tmp_path / "base"), tmp_path / "out"
+    settings = json.loads((base / "processor_config.json").read_text())
+    settings["image_processor"]["size"] = {"shortest_edge": SIZE + 4}
+    (base / "processor_config.json").write_text(json.dumps(settings))
+    export(str(base), to="onnx", out=out)
+    stated = json.loads((out / "onnx_config.json").read_text())["image"]["preprocessing"]
+    assert list(stated) == ["transformers"]
+    [shown] = code_blocks(out, "python")
+    assert '["open_clip"]' not in shown
+    assert "as the model's own preprocess and tokenizer give them" in shown
+    assert "photo.jpg" not in (out / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_weights_say_where_they_come_from(run: Path, tiny_name: str):
     scores = json.loads((run / "scores.json").read_text())
     stated = scores["recipe"]["provenance"]

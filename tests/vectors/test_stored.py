@@ -310,11 +310,21 @@ class TestApply:
 
     @pytest.mark.parametrize("change", ["another map", "another source", "a flipped bit"])
     def test_it_keeps_nothing_that_is_of_something_else(
-        self, change: str, fold: Peer, tmp_path: Path, capsys
+        self, change: str, fold: Peer, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
     ):
-        source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
-        save_peer(fold, tmp_path / "maps")
-        subprocess.run([sys.executable, "-c", KILLED, tmp_path / "maps", source, out])
+        """After Ctrl-C in the second file of images."""
+
+        def stop(move: object, matrix: stored.Matrix, target: Path) -> int:
+            if matrix.path.name == "img_emb_1.npy":
+                raise KeyboardInterrupt
+            return apply(move, matrix, target)
+
+        source, out, apply = write("clip-retrieval", tmp_path), tmp_path / "new", stored._apply_npy
+        monkeypatch.setattr(stored, "_apply_npy", stop)
+        with pytest.raises(KeyboardInterrupt):
+            apply_stored(fold, source, out, side="image")
+        monkeypatch.setattr(stored, "_apply_npy", apply)
+        assert "; the same command goes on." in capsys.readouterr().err
         if change == "another map":
             fold = Fold.fit(*drawn(3, 20, 20))
         elif change == "another source":
@@ -325,6 +335,31 @@ class TestApply:
             file.write_bytes(file.read_bytes()[:-1] + b"?")
         apply_stored(fold, source, out, side="image")
         assert ("Cleared " in capsys.readouterr().err) == (change == "another map")
+        apply_stored(fold, source, tmp_path / "whole", side="image")
+        assert contents(out) == contents(tmp_path / "whole")
+
+    @pytest.mark.parametrize("gone", ["a.txt", "img_emb/img_emb_1.npy"])
+    def test_it_keeps_nothing_of_what_has_gone(
+        self, gone: str, fold: Peer, tmp_path: Path, monkeypatch
+    ):
+        """The first was finished, the second begun when it was stopped."""
+        source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
+        (source / "a.txt").write_text("a note")
+
+        def stop(move, matrix, target: Path) -> int:
+            target.write_bytes(b"half")
+            if target.name == "img_emb_1.npy":
+                raise KeyboardInterrupt
+            return matrix.rows
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stored, "_apply_npy", stop)
+            with pytest.raises(KeyboardInterrupt):
+                apply_stored(fold, source, out, side="image")
+        assert (tmp_path / ".new.partial" / gone).is_file()
+        (source / gone).unlink()
+        np.save(source / "img_emb/img_emb_0.npy", IMAGE[:5])  # later than what was made of it
+        apply_stored(fold, source, out, side="image")
         apply_stored(fold, source, tmp_path / "whole", side="image")
         assert contents(out) == contents(tmp_path / "whole")
 

@@ -31,12 +31,12 @@ def model_card(
     scores: RunScores | None = None,
     *,
     hub_id: str | None = None,
-    tokenizer: bool = True,
+    fed: bool = True,
 ) -> str:
     """The card in Markdown with the Hub's YAML block.
 
-    Its code runs in the model's folder as it stands, `tokenizer` saying whether its files are
-    there; `hub_id` is where the folder goes.
+    Its code runs in the model's folder as it stands, `fed` saying whether files there make pixels
+    and tokens for ONNX; `hub_id` is where the folder goes.
     """
     environment = Environment(
         loader=PackageLoader("clip_refine.report"),
@@ -72,7 +72,7 @@ def model_card(
         held_out_text=Verbatim(held_out),
         formats=formats,
         hub_id=hub_id and Verbatim(hub_id),
-        tokenizer=tokenizer,
+        fed=fed,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 

@@ -10,7 +10,6 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from threading import Thread
@@ -20,6 +19,7 @@ from clip_refine.support.errors import first_line
 from clip_refine.support.folder import SPARE, default_cache, package_version, size_text
 
 _HUB_SECONDS = 3.0
+_BROKEN = "See to what it names; a library is best installed anew, torch and torchvision together."
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Environment, libraries, devices, precision, memory, disk and hub; nothing is written."""
-    return [
+    found = [
         Finding("clip-refine", f"{__version__} in {Path(__file__).parents[1]}"),
         Finding("python", f"{platform.python_version()} on {platform.platform()}"),
-        *_libraries(),
-        *_devices(),
-        *_disks(),
-        _hub(),
     ]
+    parts = {"libraries": _libraries, "devices": _devices, "disks": _disks, "hub": _hub}
+    for about, part in parts.items():
+        try:
+            for one in part():
+                found.append(one)
+        except Exception as error:  # a library that is not there, or does not fit another, say
+            found.append(Finding(about, f"fails: {first_line(error)}", _BROKEN))
+    return found
 
 
 def _libraries() -> Iterator[Finding]:
@@ -70,14 +74,7 @@ def _libraries() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     """What torch can compute on, tried by a product of two matrices, with its memory."""
-    try:
-        for name in ("torch", "torchvision", "open_clip"):
-            import_module(name)
-    except Exception as error:  # of a library that does not fit another, in any way
-        yield Finding(
-            "import", f"fails: {first_line(error)}", "Install torch and torchvision anew."
-        )
-        return
+    import open_clip  # noqa: F401 - with torchvision, which goes with one torch only
     import torch
 
     from clip_refine.train.micro_batch import memory_of
@@ -130,12 +127,13 @@ def _disks() -> Iterator[Finding]:
         yield Finding(what, f"{size_text(free)} free in {folder}", advice)
 
 
-def _hub() -> Finding:
+def _hub() -> Iterator[Finding]:
     """Whether models and data can be fetched; who has both at hand needs no hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", f"offline by HF_HUB_OFFLINE; kept: {constants.HF_HUB_CACHE}")
+        yield Finding("hub", f"offline by HF_HUB_OFFLINE; kept: {constants.HF_HUB_CACHE}")
+        return
     said = [f"no answer within {_HUB_SECONDS:g} s"]
 
     def ask() -> None:
@@ -148,4 +146,4 @@ def _hub() -> Finding:
     asked = Thread(target=ask, daemon=True)  # looking up a name knows no time-out
     asked.start()
     asked.join(_HUB_SECONDS)
-    return Finding("hub", f"{constants.ENDPOINT} {said[-1]}; kept: {constants.HF_HUB_CACHE}")
+    yield Finding("hub", f"{constants.ENDPOINT} {said[-1]}; kept: {constants.HF_HUB_CACHE}")

@@ -104,9 +104,10 @@ class StoredIndex(SearchIndex):
 
     def by_text(self, query: str, *, mixed: bool, count: int) -> list[Hit]:
         """The nearest to `image 3`, to `caption 5`, or to the first caption with these words."""
-        named = re.fullmatch(r"(image|caption)?\s*(\d+)", query, re.IGNORECASE)
+        query = query.lower()  # keyboards of phones begin with a capital
+        named = re.fullmatch(r"(image|caption)?\s*(\d{1,12})", query)
         rows = self.image_unit if named and named[1] == "image" else self.text_unit
-        words = (row for row, text in enumerate(self.captions) if query.lower() in text.lower())
+        words = (row for row, text in enumerate(self.captions) if query in text.lower())
         row = int(named[2]) if named else next(words, None)
         if row is None or row >= len(rows):
             raise DataError(
@@ -410,9 +411,10 @@ def renderer(explorer: Explorer) -> Callable[[str, Image.Image | None, bool], tu
                 found = [model.by_text(text, mixed=mixed, count=COUNT) for model in models]
             else:
                 return "", "", ""
-        except DataError as error:
+            base, refined = found
+            grids = grid(base, refined, "then"), grid(refined, base, "was")
+            return what_changed(base, refined), *grids
+        except DataError as error:  # of a query, or of an image beside stored vectors
             return escape(str(error)), "", ""
-        base, refined = found
-        return what_changed(base, refined), grid(base, refined, "then"), grid(refined, base, "was")
 
     return render

@@ -167,8 +167,11 @@ def write_card(
     formats = [name for file, name in _FILES_OF_FORMATS.items() if (folder / file).is_file()]
     if (folder / "visual").is_dir():  # whose config.json is immich's
         formats = [IMMICH]
-    tokenizer = (folder / "tokenizer_config.json").is_file()
-    text = model_card(provenance, formats or [WEIGHTS], scores, hub_id=hub_id, tokenizer=tokenizer)
+    fed = (folder / "tokenizer_config.json").is_file()
+    if formats == [ONNX]:
+        settings = json.loads((folder / "onnx_config.json").read_text(encoding="utf-8"))
+        fed = fed and "open_clip" in settings["image"]["preprocessing"]
+    text = model_card(provenance, formats or [WEIGHTS], scores, hub_id=hub_id, fed=fed)
     (folder / CARD).write_text(text, encoding="utf-8")
     provenance.write(folder / PROVENANCE)
 

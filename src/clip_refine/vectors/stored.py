@@ -677,6 +677,7 @@ class _Finished:
     def __init__(self, out: Path, made_by: str) -> None:
         self._list, self._made_by = hidden_work(out) / FINISHED, made_by
         self._known: dict[str, list[Any]] = {}
+        self._made: set[Path] = {self._list}
         with suppress(OSError, ValueError):  # there is none, or its last line was cut off
             first, *lines = self._list.read_text(encoding="utf-8").splitlines()
             for line in lines if first == made_by else ():
@@ -707,6 +708,7 @@ class _Finished:
         """The rows of a file, which is made if it is not finished."""
         name, read = str(file.relative_to(self._list.parent)), source.stat()
         of = [read.st_size, read.st_mtime_ns]
+        self._made.add(file)
         *noted, rows = self._known.get(name, [None])
         if noted and file.is_file() and noted == [*of, file_sum(file)]:
             return rows
@@ -714,6 +716,12 @@ class _Finished:
         with self._list.open("a", encoding="utf-8") as notes:
             notes.write(json.dumps([name, *of, file_sum(file), rows]) + "\n")
         return rows
+
+    def drop_others(self) -> None:
+        """Remove files that an earlier run made, or began, of what has gone from the source."""
+        for path in self._list.parent.rglob("*"):
+            if path.is_file() and path not in self._made:
+                path.unlink()
 
 
 def _apply_dataset(
@@ -731,6 +739,7 @@ def _apply_dataset(
     with _Finished.within(out, move, about, overwrite=overwrite) as (new, finished):
         for path in _dataset_files(source):
             done += finished.once(new / path.name, path, partial(apply, path))
+        finished.drop_others()
         shutil.copyfile(source / "dataset_info.json", new / "dataset_info.json")
         state = json.loads((source / "state.json").read_text(encoding="utf-8"))
         state["_fingerprint"] = secrets.token_hex(8)  # by which `datasets` finds what it cached
@@ -761,6 +770,7 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
                 target.mkdir(parents=True, exist_ok=True)
             else:
                 finished.once(target, path, partial(apply, path))
+        finished.drop_others()
         note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
         (new / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return sum(matrix.rows for matrix in matrices)

@@ -119,6 +119,11 @@ def test_another_model_competes_with_refining_this_one():
     ):
         named = comparison(better).model_copy(update={"models": {"large": model}})
         assert words in decide(named, "x").command
+    found = decide(comparison(line("large: nnn", r1=0.1)).model_copy(update=models))
+    assert found.advice.startswith("Fit it on features of your own pairs with ViT-L-14@openai,")
+    folder = {"models": {"a+fold+b": "runs/a+fold+b"}}
+    found = decide(comparison(line("a+fold+b: hycd", rate=1e-5, r1=0.1)).model_copy(update=folder))
+    assert "--recipes hycd --model.name runs/a+fold+b" in found.command
     noise = comparison(line("hycd", rate=1e-5), line("large: hycd", rate=1e-5))
     found = decide(noise.model_copy(update=models), "x")
     assert "--recipes hycd --models ViT-L-14@openai --seeds 6" in found.command

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,27 @@ def test_pairs_with_one_caption_are_partners(tiny: OpenClipEncoder, pairs: ToyPa
     ids = trainer._caption_ids(replace(batch, tokens=tokens)).tolist()
     assert ids[0] == ids[2] != ids[1]
     assert replace(trainer, objective=Objective(CONFIG.loss))._caption_ids(batch) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "is_said"),
+    [
+        ({}, True),
+        ({"contrastive_form": "sigmoid"}, False),
+        ({"negatives": "swapped-words"}, False),
+        ({"false_negatives": "masked"}, False),
+    ],
+)
+def test_chance_is_the_size_of_the_batch_where_it_is_told_apart(
+    loss: dict[str, str], is_said: bool, tiny: OpenClipEncoder, capsys: pytest.CaptureFixture[str]
+):
+    trainer = build.build_trainer(
+        CONFIG, tiny, Teacher(tiny), FP32, StandardNormal(), build.build_accelerator("cpu"), steps=1
+    )
+    config = override(CONFIG, loss={"contrastive_weight": 1.0, **loss})
+    record = dict.fromkeys(("loss_total", "loss_contrastive", "image_norm", "text_norm"), log(16))
+    replace(trainer, objective=Objective(config.loss))._check_health(1, record, 16)
+    assert ("chance level" in capsys.readouterr().err) == is_said
 
 
 def test_captions_without_a_wrong_twin_are_said_and_refused(

@@ -110,8 +110,8 @@ class ModelConfig(SettingsGroup):
             return {**values, "name": f"factory:{factory}"}
         name = values.get("name")
         if isinstance(name, str) and not values.get("pretrained"):
-            architecture, mark, tag = name.partition("@")
-            is_two = mark and tag and not set(architecture) & set(":/\\")
+            architecture, _, tag = name.partition("@")
+            is_two = architecture and tag and not set(architecture) & set(":/\\")
             if is_two and not os.path.exists(name):  # which a Path cannot say of any text
                 return {**values, "name": architecture, "pretrained": tag}
         return values

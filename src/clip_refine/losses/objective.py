@@ -141,6 +141,13 @@ class Objective:
         return self.loss.negatives == "swapped-words" and bool(self.loss.contrastive_weight)
 
     @property
+    def tells_pairs_apart(self) -> bool:
+        """Whether the contrastive term is a choice among the batch's pairs, ln B by chance."""
+        loss = self.loss
+        softmax = loss.contrastive_form == "softmax" and loss.negatives == "in-batch"
+        return softmax and loss.false_negatives == "kept"
+
+    @property
     def needs_mix(self) -> bool:
         """Whether shares must be drawn for m²-mix."""
         return bool(self.loss.m2_mix_weight)

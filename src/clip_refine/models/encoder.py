@@ -298,9 +298,8 @@ class Teacher:
     runs = True
 
     def __init__(self, model: nn.Module) -> None:
-        tokenizer = getattr(
-            model, "tokenizer", None
-        )  # many small parts, none of which ever changes
+        # many small parts, none of which ever changes
+        tokenizer = getattr(model, "tokenizer", None)
         copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
         self._encoder: Any = copied.requires_grad_(False).eval()
 

@@ -187,9 +187,10 @@ def _take(comparison: Comparison, line: RecipeSummary, own: Sequence[Change], ou
     if label and recipe == comparison.summary[0].recipe:
         advice = f"Start from {comparison.models[label]} instead."
     elif line.learning_rate is None:
+        of = f" with {comparison.models[label]}" if label else ""
         advice = (
-            "Fit it on features of your own pairs, which `clip-refine evaluate --save-features` "
-            "writes:"
+            f"Fit it on features of your own pairs{of}, which `clip-refine evaluate "
+            "--save-features` writes:"
         )
         peer = shlex.quote(recipe)
         command = f"clip-refine posthoc fit {peer} FEATURES.safetensors --out {peer}"
@@ -238,9 +239,9 @@ def _compare(
     for line in lines:
         if line.learning_rate is None:
             continue
-        bare, peer = _without_peer(line.recipe)
-        choice = chosen.get(bare)
-        label, bare = _of_model(comparison, bare)
+        label, own = _of_model(comparison, line.recipe)
+        bare, peer = _without_peer(own)
+        choice = chosen.get(f"{label}: {bare}" if label else bare)
         models[label] = None
         if swept := re.fullmatch(r"(.*)\[([\w.]+)=(.*)\]", bare, re.DOTALL):
             bare = swept[1]

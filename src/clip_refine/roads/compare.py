@@ -109,7 +109,7 @@ def _compare(
     others = build.label_models(config.models)
     for label, other in others.items():
         if other == config.model and model is None:
-            raise ConfigError(f"models: {label} is model.name, which is compared in any case.")
+            raise ConfigError(f"models: {label} is model.name, compared in any case. Leave it out.")
         with quietly():  # what cannot be loaded is said now, not when the first model is done
             build.build_model(other)
     if others:

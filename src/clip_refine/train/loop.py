@@ -244,7 +244,7 @@ class Trainer:
                 "and stopped without saving it. Try a lower --train.learning-rate."
             )
         weight, chance = self.objective.loss.contrastive_weight, math.log(pairs)
-        if not weight or self.objective.loss.contrastive_form == "sigmoid" or self.at_chance:
+        if not weight or self.at_chance or not self.objective.tells_pairs_apart:
             return
         if abs(record["loss_contrastive"] / weight / chance - 1) < _AT_CHANCE:
             self.at_chance = True

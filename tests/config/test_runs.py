@@ -86,7 +86,8 @@ def test_yaml_round_trip(tmp_path: Path):
     [
         ("ViT-B-32@openai", ("ViT-B-32", "openai")),
         ("ViT-B-32@runs/weights@2.pt", ("ViT-B-32", "runs/weights@2.pt")),
-        *((name, (name, None)) for name in ("local-dir:/home/me@here/m", "ViT-B-32@")),
+        ("ViT-B-32@" + 300 * "x", ("ViT-B-32", 300 * "x")),
+        *((name, (name, None)) for name in ("local-dir:/home/me@here/m", "ViT-B-32@", 300 * "x")),
     ],
 )
 def test_weights_may_be_named_with_their_architecture(name: str, is_now: tuple[str, str | None]):

@@ -103,6 +103,12 @@ def test_wrong_captions_come_along_and_are_a_function_of_seed_and_caption(
         ("a red star, a  blue ring", {"a red ring, a  blue star", "a blue star, a  red ring"}),
         ("a cat and a dog", {None}),  # the same in either order
         ("a cat, a dog", {None}),
+        ("a cat, a dog and a bird", {None}),
+        (
+            "a red cat, a dog and a bird",
+            {"a red dog, a cat and a bird", "a red bird, a dog and a cat"},
+        ),
+        ("a cat, a dog on a mat", {"a mat, a dog on a cat", "a cat, a mat on a dog"}),
         ("a black dog next to a white dog", {None}),
         ("a black dog over a white dog", {"a white dog over a black dog"}),
         ("a cat under a dog", {"a dog under a cat"}),

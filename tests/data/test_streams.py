@@ -20,6 +20,7 @@ from clip_refine.data import (
     open_stream,
     stream_batches,
 )
+from clip_refine.data.loader import swap_words
 from clip_refine.data.rows import read_place
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
@@ -108,7 +109,14 @@ def test_workers_and_processes_change_nothing(write, tmp_path: Path, tiny: OpenC
     source = stream(write(tmp_path, drawn(10)))
     alone = batches_of(source, tiny)
     assert [batch.indices for batch in alone] == [list(range(4 * i, 4 * i + 4)) for i in range(5)]
-    helped = batches_of(source, tiny, workers=2)
+    helped = batches_of(source, tiny, workers=2, swap_seed=1)
+    own = [
+        [pair.caption for pair in islice(source.pairs(seed=3), 20)][4 * i :][:4] for i in range(5)
+    ]
+    for batch, texts in zip(helped, own, strict=True):
+        wrong = tiny.tokenizer([swap_words(text, 1) or text for text in texts])
+        assert batch.wrong_tokens is not None
+        assert torch.equal(batch.wrong_tokens, wrong[:, : batch.wrong_tokens.shape[1]])
     halves = [batches_of(source, tiny, rank=rank, processes=2) for rank in (0, 1)]
     for one, other, first, second in zip(alone, helped, *halves, strict=True):
         assert torch.equal(one.pixels, other.pixels)
@@ -226,6 +234,28 @@ def toy_parquet(folder: Path, count: int) -> str:
             yield f"{index}.png", content.getvalue(), list(toy.captions[index])
 
     return write_parquet(folder, list(rows()))
+
+
+def test_a_stream_whose_captions_have_no_wrong_twins_is_refused(
+    tmp_path: Path, tiny_name: str, table: Path
+):
+    content = (table.parent / "images" / "000.png").read_bytes()
+    rows = [(f"{index}.png", content, ["ein Hund auf der Wiese"]) for index in range(16)]
+    config = RefineConfig.model_validate(
+        {
+            "model": {"name": tiny_name},
+            "data": {
+                "train": write_parquet(tmp_path / "german", rows),
+                "val": str(table),
+                "streaming": True,
+            },
+            "loss": {"contrastive_weight": 1.0, "negatives": "swapped-words"},
+            "train": {"batch_size": 8, "steps": 2},
+            "out": tmp_path / "run",
+        }
+    )
+    with pytest.raises(ConfigError, match="no captions in which two words can change places"):
+        refine(config)
 
 
 @pytest.mark.parametrize("prior", ["standard_normal", "gaussian_both"])

@@ -110,9 +110,15 @@ def test_another_model_competes_with_refining_this_one():
     found = decide(comparison(refined, larger, better).model_copy(update=models), "x")
     assert found.taken == "large: hycd"
     assert found.command == (
-        "clip-refine compare --config x/config.yaml --recipes hycd --model.name ViT-L-14@openai "
-        "--seeds 3 --learning-rates 1e-05 --save-models --out x-models"
+        "clip-refine compare --config x/config.yaml --recipes hycd --model.name ViT-L-14 "
+        "--model.pretrained openai --seeds 3 --learning-rates 1e-05 --save-models --out x-models"
     )
+    for model, words in (
+        ("runs/mine", "--model.name runs/mine --model.pretrained None"),
+        ("factory:mine:make", "--model.factory mine:make --model.pretrained None"),
+    ):
+        named = comparison(better).model_copy(update={"models": {"large": model}})
+        assert words in decide(named, "x").command
     noise = comparison(line("hycd", rate=1e-5), line("large: hycd", rate=1e-5))
     found = decide(noise.model_copy(update=models), "x")
     assert "--recipes hycd --models ViT-L-14@openai --seeds 6" in found.command

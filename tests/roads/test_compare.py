@@ -18,7 +18,14 @@ from clip_refine.results import Comparison
 from clip_refine.roads.compare import Runs, Training, compare
 from clip_refine.roads.refine import refine
 from clip_refine.roads.sweeps import MOST_RATES
-from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
+from clip_refine.support.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    OutputError,
+    Planned,
+    TrainingError,
+)
 from clip_refine.support.folder import alone
 from clip_refine.toy import ToyClasses, ToyPairs
 from tests.conftest import TINY, write_model
@@ -456,6 +463,16 @@ def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
     assert len(compare(with_another, train_pairs=files, held_out=held_out, tasks=[]).rows) == 2
 
 
+def test_captions_without_wrong_twins_are_said_before_anything_is_trained(
+    config: CompareConfig, trainings: list[str]
+):
+    german = [(TRAIN.load_image(at), "ein Hund auf der Wiese") for at in range(len(TRAIN))]
+    config = override(config, loss={"negatives": "swapped-words"})
+    with pytest.raises(ConfigError, match="no captions in which two words can change places"):
+        compare(config, train_pairs=german, held_out=HELD_OUT, tasks=TASKS)
+    assert not trainings
+
+
 class TestSeveralModels:
     def test_each_stands_as_it_came_and_refined_and_one_more_trains_only_itself(
         self, config: CompareConfig, trainings: list[str], tmp_path: Path
@@ -482,3 +499,18 @@ class TestSeveralModels:
     def test_named_once(self, config: CompareConfig):
         with pytest.raises(ConfigError, match="models: a comes twice"):
             run(override(config, models=("a", "a")))
+        with pytest.raises(ConfigError, match="models: .* is model.name, which is compared"):
+            run(override(config, models=(config.model.name,)))
+
+    def test_one_that_cannot_be_loaded_is_said_before_anything_is_trained(
+        self, config: CompareConfig, trainings: list[str]
+    ):
+        with pytest.raises(ModelError, match="RN5O"):
+            run(override(config, models=("RN5O@openai",), recipes=("clip-refine",), seeds=1))
+        assert not trainings
+
+    def test_the_plan_says_whose_it_is(self, config: CompareConfig, tmp_path: Path, capsys):
+        other = write_model(tmp_path / "other", TINY, seed=1)
+        with pytest.raises(Planned):
+            run(override(config, models=(other,), dry_run=True))
+        assert "the same follows for other." in " ".join(capsys.readouterr().err.split())

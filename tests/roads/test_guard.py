@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_refine import cli
-from clip_refine.config import RefineConfig, override
+from clip_refine.config import RefineConfig, load_config, override
 from clip_refine.data.streams import StreamMixture
 from clip_refine.losses import PairFeatures
 from clip_refine.report.tables import answer, worse
@@ -19,7 +19,7 @@ from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.guard import build_guard
 from clip_refine.roads.refine import refine, set_aside, warn_of_one
-from clip_refine.support.errors import ConfigError, TrainingError
+from clip_refine.support.errors import ConfigError, DataError, TrainingError
 from clip_refine.toy import ToyPairs
 
 
@@ -59,7 +59,7 @@ def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):
     scores = refine(override(config, guard={"then": "stop"}))
     assert scores.recipe["guard"] == {"step": 1, "kept": 1}
     assert worse(scores) == ["mean R@1"]
-    assert answer(scores).endswith("orse in mean R@1.")
+    assert answer(scores) == "Worse in the gap and mean R@1."
 
 
 def test_within_the_bound_it_changes_nothing(config: RefineConfig, tmp_path: Path):
@@ -127,6 +127,35 @@ def test_a_stream_is_watched_on_pairs_of_its_own(config: RefineConfig, table: Pa
     scores = refine(override(config, data=data, guard=guard, train={"batch_size": 32}))
     assert scores.recipe["guard"] == {"step": 1, "kept": 1}
     assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
+
+
+def test_what_is_watched_is_looked_at_before_anything_is_measured(
+    config: RefineConfig, table: Path, monkeypatch: pytest.MonkeyPatch
+):
+    few = table.with_name("few.csv")
+    few.write_text("\n".join(table.read_text().splitlines()[:16]))
+    monkeypatch.setattr(road, "embed_model", None)
+    for name in ("pairs", "bystanders"):
+        with pytest.raises(DataError, match="5 held-out images are too few .* --guard.pairs or"):
+            refine(override(config, guard={name: str(few)}))
+    idle: Any = None  # nothing is opened for a guard that is off
+    assert (
+        build_guard(override(config, guard={"every": None, "pairs": "no"}), idle, None, []) is None
+    )
+
+
+def test_what_is_watched_may_lie_elsewhere_and_is_found_from_anywhere(
+    config: RefineConfig, table: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inner = table.parent / "inner"
+    inner.mkdir()
+    rows = table.read_text().replace("images/", "../images/")
+    (inner / "captions.csv").write_text(rows)
+    monkeypatch.chdir(inner)
+    config = override(config, guard={"pairs": "captions.csv", "then": "stop"})
+    refine(override(config, data={"allow_outside": True}))
+    written = load_config(RefineConfig, config.out / "config.yaml").guard
+    assert written.pairs == str(inner / "captions.csv")
 
 
 def test_a_comparison_has_no_guard(capsys: pytest.CaptureFixture[str]):

@@ -42,6 +42,22 @@ def test_no_more_is_tried_than_training_would_encode(
     assert "from 4 pairs that were tried" in said
 
 
+def test_wrong_captions_take_memory_too(
+    config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    found: list[float] = []
+
+    def fitting(model: Any, per_pair: float, memory: int) -> int:
+        found.append(per_pair)
+        return 4
+
+    monkeypatch.setattr("clip_refine.roads.plan.fitting_size", fitting)
+    for negatives in ("in-batch", "swapped-words"):
+        loss = {"contrastive_weight": 1.0, "negatives": negatives}
+        planned(override(config, loss=loss), tiny, capsys)
+    assert found[1] > 1.2 * found[0]
+
+
 def test_images_are_counted_as_they_are_scored(config: RefineConfig, tiny: OpenClipEncoder, capsys):
     assert f"scored on {len(HELD_OUT)} images" in planned(config, tiny, capsys)
 

@@ -187,6 +187,23 @@ def test_a_run_goes_on_elsewhere_and_for_longer(
     assert_same(tmp_path / "unbroken", tmp_path / "on")
 
 
+@pytest.mark.parametrize(
+    "changing",
+    [
+        {"loss": {"contrastive_weight": 1.0, "contrastive_scale_end": 20.0}},
+        {"loss": {"rafa_decay": "linear"}},
+        {"train": {"schedule": "cosine"}},
+    ],
+)
+def test_what_changes_evenly_over_a_run_is_of_its_length(
+    changing: dict[str, Any], config: RefineConfig, monkeypatch: pytest.MonkeyPatch
+):
+    config = override(config, **changing)
+    stopped(config, 5, monkeypatch)
+    with pytest.raises(ConfigError, match=r"train.epochs 2, now it is 3"):
+        refine(override(config, resume="auto", train={"epochs": 3}))
+
+
 def test_it_says_what_does_not_go_on(
     config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -61,6 +61,7 @@ def test_values_of_every_kind():
         ("train.workers=0,1", "share one train.workers"),
         ("train.device=cpu,cuda", "share one train.device"),
         ("loss.anchor_shift=0,0.5", r"changes nothing in this recipe \(loss.anchor_weight is 0\)"),
+        ("loss.own_weight=0,1", "the function that it weighs is given in Python"),
         ("train.lora_rank=2,4", r"changes nothing in this recipe \(train.parameters is all\)"),
     ],
 )
@@ -83,6 +84,14 @@ def test_a_rate_is_not_swept_where_it_is_searched_or_nothing_has_it():
 def test_a_temperature_is_not_swept_where_canonical_scale_sets_it():
     with pytest.raises(ConfigError, match="does not go with feature_scale canonical"):
         list_variants(BASE, recipes=["balanced"], sweeps=["loss.temperature=0.05"])
+
+
+def test_partners_are_swept_where_masks_look_at_them():
+    sweeps = ["loss.positives=own,same-caption"]
+    with pytest.raises(ConfigError, match="equal captions have equal features"):
+        list_variants(BASE, recipes=["contrastive"], sweeps=sweeps)
+    masked = override(BASE, loss={"false_negatives": "masked"})
+    assert len(list_variants(masked, recipes=["contrastive"], sweeps=sweeps)) == 2
 
 
 def test_given_settings_of_the_loss_reach_every_recipe_that_does_not_set_them(

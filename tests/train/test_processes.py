@@ -11,6 +11,7 @@ import torch
 from torch import multiprocessing
 
 from clip_refine.config import RefineConfig
+from clip_refine.losses import PairFeatures
 from clip_refine.models import Teacher, load_open_clip
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
@@ -28,6 +29,12 @@ OTHER_NEGATIVES = {
     "recipe": "contrastive",
     "loss": {"negatives": "swapped-words", "false_negatives": "masked"},
 }
+# a function that looks at neither the scale nor the image tower
+OWN = {"recipe": "own"}
+
+
+def own_loss(student: PairFeatures, teacher: PairFeatures, logit_scale: torch.Tensor):
+    return (student.text_features - teacher.text_features.flip(0)).square().mean()
 
 
 def train(
@@ -48,6 +55,7 @@ def train(
         StandardNormal(),
         accelerator,
         steps=steps,
+        objective=own_loss if config.loss.own_weight else None,
     )
     trainer = replace(with_plain_descent(trainer), micro_batch=micro_batch)
     batches = build.build_batches(config, pairs, model, accelerator)
@@ -92,12 +100,14 @@ def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result
         (SCALE_UNUSED, False),
         (BIAS_UNUSED, True),
         (OTHER_NEGATIVES, False),
+        (OWN, False),
     ],
     ids=[
         "every scale is used",
         "no loss looks at the scale",
         "no loss looks at the bias",
         "wrong captions and masks",
+        "a loss of one's own looks at texts alone",
     ],
 )
 def test_two_processes_train_as_one(settings: dict[str, Any], bias: bool, tmp_path: Path):

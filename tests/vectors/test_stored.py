@@ -310,11 +310,21 @@ class TestApply:
 
     @pytest.mark.parametrize("change", ["another map", "another source", "a flipped bit"])
     def test_it_keeps_nothing_that_is_of_something_else(
-        self, change: str, fold: Peer, tmp_path: Path, capsys
+        self, change: str, fold: Peer, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
     ):
-        source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
-        save_peer(fold, tmp_path / "maps")
-        subprocess.run([sys.executable, "-c", KILLED, tmp_path / "maps", source, out])
+        """After Ctrl-C in the second file of images."""
+
+        def stop(move: object, matrix: stored.Matrix, target: Path) -> int:
+            if matrix.path.name == "img_emb_1.npy":
+                raise KeyboardInterrupt
+            return apply(move, matrix, target)
+
+        source, out, apply = write("clip-retrieval", tmp_path), tmp_path / "new", stored._apply_npy
+        monkeypatch.setattr(stored, "_apply_npy", stop)
+        with pytest.raises(KeyboardInterrupt):
+            apply_stored(fold, source, out, side="image")
+        monkeypatch.setattr(stored, "_apply_npy", apply)
+        assert "; the same command goes on." in capsys.readouterr().err
         if change == "another map":
             fold = Fold.fit(*drawn(3, 20, 20))
         elif change == "another source":

@@ -467,6 +467,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "loss.positives": ""
         if loss.m2_mix_weight
         or (loss.contrastive_weight and loss.contrastive_form == "sigmoid")
+        or (loss.contrastive_weight and loss.false_negatives == "masked")
         or train.dropout == "on"
         else "equal captions have equal features, so a softmax over them has the same gradient",
         "loss.negatives": contrastive,

@@ -1,5 +1,6 @@
 """Every setting of a run once, in groups: its default, range and sentence of help."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,9 +109,10 @@ class ModelConfig(SettingsGroup):
         if factory := values.get("factory"):
             return {**values, "name": f"factory:{factory}"}
         name = values.get("name")
-        if isinstance(name, str) and not values.get("pretrained") and not Path(name).exists():
+        if isinstance(name, str) and not values.get("pretrained"):
             architecture, mark, tag = name.partition("@")
-            if mark and tag and not set(architecture) & set(":/\\"):
+            is_two = mark and tag and not set(architecture) & set(":/\\")
+            if is_two and not os.path.exists(name):  # which a Path cannot say of any text
                 return {**values, "name": architecture, "pretrained": tag}
         return values
 

@@ -152,7 +152,8 @@ def swap_words(caption: str, seed: int) -> str | None:
             phrases[-1].append(index)
     choices: list[tuple[int, int]] = []
     for one, other in combinations(filter(None, phrases), 2):
-        linked = all(map(_LINK.fullmatch, lower[one[-1] + 2 : other[0] : 2]))
+        breaks = filter(_BREAK.fullmatch, lower[one[-1] + 2 : other[0] : 2])
+        linked = all(map(_LINK.fullmatch, breaks))  # also over the phrases between, as in a list
         for end in (-1, 0) if min(len(one), len(other)) > 1 else (-1,):
             i, j = one[end], other[end]
             beside = [[lower[k] for k in side if k not in (i, j)] for side in (one, other)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
-from clip_refine.losses.tensors import check_pairs, outside_autocast, widened
+from clip_refine.losses.tensors import check_pairs, outside_autocast, widened, without
 
 
 @outside_autocast
@@ -82,8 +82,11 @@ def centroid_uniformity_loss(image_features: Tensor, text_features: Tensor) -> T
     middles = to_unit(to_unit(image, dim=1) + to_unit(text, dim=1), dim=1)
     if len(middles) == 1:
         return 0 * middles.sum()
-    squared = torch.pdist(middles).square()
-    return torch.logsumexp(-2 * squared, dim=0) - math.log(len(squared))
+    # ‖c_i − c_j‖² = 2 − 2 c_i·c_j; the gradient of pdist takes (B − 1)·B·d numbers on a GPU
+    exponents = 4 * (middles @ middles.T) - 4
+    itself = torch.eye(len(middles), dtype=torch.bool, device=middles.device)
+    both = torch.logsumexp(without(itself, exponents).flatten(), dim=0)  # i < j and i > j
+    return both - math.log(len(middles) * (len(middles) - 1))
 
 
 @outside_autocast

@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from clip_refine.config import ModelConfig
 from clip_refine.config.runs import PEER_NAMES
 from clip_refine.report.tables import (
     SIGNS,
@@ -259,8 +260,16 @@ def _compare(
         words += ["--sweep", f"{setting}={','.join(values)}"]
     words += ["--combine", *combined] if combined else []
     further = [comparison.models[label] for label in models if label]
-    if further:
-        words += ["--model.name" if len(models) == 1 else "--models", *further]
+    if further and len(models) > 1:
+        words += ["--models", *further]
+    elif further:
+        one = ModelConfig(name=further[0])  # whose weights are not those that the settings name
+        factory = one.name.startswith("factory:")
+        named = [
+            "--model.factory" if factory else "--model.name",
+            one.name.removeprefix("factory:"),
+        ]
+        words += [*named, "--model.pretrained", str(one.pretrained)]
     words += ["--seeds", str(seeds or max(line.runs for line in lines))]
     words += (
         ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)]

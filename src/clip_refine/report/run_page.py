@@ -128,20 +128,18 @@ def _moved(ranking: Ranking, together: float) -> dict[str, Any]:
 
     A sign test, as if so many queries moved `together` as one.
     """
-    moved = ranking.improved + ranking.worsened
-    clear = abs(ranking.improved - ranking.worsened) > 1.96 * math.sqrt(moved * together)
-    found = {"Improved most": ranking.most_improved, "Worsened most": ranking.most_worsened}
+    least = 1.96 * math.sqrt((ranking.improved + ranking.worsened) * together)
+    way = ranking.improved - ranking.worsened
+    sides = {
+        "Improved most" if way > least else "Up most": ranking.most_improved,
+        "Worsened most" if -way > least else "Down most": ranking.most_worsened,
+    }
     return {
         "ranking": ranking,
-        "beyond_chance": clear,
+        "beyond_chance": "up" if way > least else "down" if -way > least else "",
         "sides": {
-            name if clear else name.replace("Improved", "Up").replace("Worsened", "Down"): [
-                query
-                for query in queries
-                if max(query.rank_before, query.rank_after)
-                > 2 * min(query.rank_before, query.rank_after)
-            ]
-            for name, queries in found.items()
+            name: [q for q in queries if not 0.5 <= q.rank_after / q.rank_before <= 2]
+            for name, queries in sides.items()
         },
     }
 

@@ -328,7 +328,7 @@ def build_data(
     if held_out is None and config.val is not None:
         held_out = as_pairs(open_pairs(config.val, config.for_val(), training=False))
     if held_out is not None:
-        _check_enough(held_out)
+        check_enough(held_out)
         if isinstance(train_pairs, Stream):
             return WatchedStream(train_pairs, held_out), held_out
         held, trained = image_groups(held_out, train_pairs)
@@ -358,9 +358,13 @@ def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
             )
 
 
-def check_swaps(pairs: ImageCaptions, seed: int) -> None:
-    """Say how many captions have no wrong twin; refuse where none has, among the first thousand."""
-    texts = [own[0] for own in islice(pairs.captions, 1000)]
+def check_swaps(pairs: ImageCaptions | Stream, seed: int) -> None:
+    """Say how many captions have no wrong twin; refuse where none has, among the first thousand.
+
+    Of a stream, whose images come along, the first hundred.
+    """
+    first = pairs.prefix(100) if isinstance(pairs, Stream) else pairs
+    texts = [own[0] for own in islice(first.captions, 1000)]
     stay = [text for text in texts if swap_words(text, seed) is None]
     if len(stay) == len(texts):
         raise ConfigError(
@@ -380,19 +384,19 @@ def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
     if config.val is not None:
         held_out = open_pairs(config.val, config.for_val(), training=False)
-        _check_enough(held_out)
+        check_enough(held_out)
         return held_out
     if not config.sources:
         raise ConfigError("data.val is missing. Give captioned images: --data.val captions.csv")
     return build_data(config, seed=seed)[1]
 
 
-def _check_enough(held_out: ImageCaptions) -> None:
-    """Refuse too few pairs to measure on."""
+def check_enough(held_out: ImageCaptions, setting: str = "--data.val") -> None:
+    """Refuse too few pairs to measure on, which `setting` names."""
     if len(held_out) < MINIMUM_PAIRS:
         raise DataError(
             f"{held_out.name}: {len(held_out)} held-out images are too few to measure anything. "
-            f"Give {MINIMUM_PAIRS} or more, better some hundreds, with --data.val."
+            f"Give {MINIMUM_PAIRS} or more, better some hundreds, with {setting}."
         )
 
 
@@ -635,7 +639,7 @@ def build_batches(
         "processes": accelerator.num_processes,
         "swap_seed": config.seed if Objective(config.loss).needs_wrong_texts else None,
     }
-    if settings["swap_seed"] is not None and not isinstance(pairs, Stream):
+    if settings["swap_seed"] is not None:
         check_swaps(pairs, config.seed)
     if isinstance(pairs, Stream):
         return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)

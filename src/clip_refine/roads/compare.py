@@ -34,6 +34,7 @@ from clip_refine.evaluation.scores import (
     selection_score,
     summarise,
 )
+from clip_refine.losses import Objective
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.comparison import comparison_csv, comparison_markdown
@@ -106,7 +107,16 @@ def _compare(
     tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
     trainings = sum(tried) + len(variants) * (config.seeds - 1)
     others = build.label_models(config.models)
+    for label, other in others.items():
+        if other == config.model and model is None:
+            raise ConfigError(f"models: {label} is model.name, which is compared in any case.")
+        with quietly():  # what cannot be loaded is said now, not when the first model is done
+            build.build_model(other)
+    if others:
+        remark(f"The plan is of the first model; the same follows for {', '.join(others)}.")
     runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
+    if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
+        build.check_swaps(runs.training, config.seed)  # single runs are quiet
 
     # run after run, model after model
     stored, choices = runs.all(variants)

@@ -6,12 +6,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from clip_refine.config import RefineConfig
+from clip_refine.config import DataConfig, RefineConfig
 from clip_refine.data import ImageCaptions, LabelledImages, Subset, open_pairs, read_class_folders
 from clip_refine.evaluation.geometry import effective_rank
 from clip_refine.evaluation.scores import Measured, embed_model, measure, paired_differences
 from clip_refine.models.embed import Embedder
 from clip_refine.results import Interval
+from clip_refine.roads.build import check_enough
 from clip_refine.support.console import remark
 
 RESAMPLES = 200
@@ -120,9 +121,11 @@ def build_guard(
     tasks: Sequence[LabelledImages],
 ) -> Guard | None:
     """The guard that the settings ask for, if they do."""
+    if config.guard.every is None:
+        return None
     if config.guard.pairs is not None:
-        selection = open_pairs(config.guard.pairs, training=False)
-    if config.guard.every is None or selection is None:
+        selection = _watched(config.guard.pairs, config)
+    if selection is None:
         return None
     few = Subset(selection, range(min(len(selection), config.guard.images)), "guarded pairs")
     guard = Guard(config, embedder, few, tasks)
@@ -135,6 +138,14 @@ def build_guard(
         )
         guard.tasks = [*tasks, own]
     else:
-        pairs = open_pairs(name, training=False)
+        pairs = _watched(name, config)
         guard.bystanders = Subset(pairs, range(min(len(pairs), config.guard.images)), name)
     return guard
+
+
+def _watched(name: str, config: RefineConfig) -> ImageCaptions:
+    """Captioned images, enough of them to measure."""
+    data = DataConfig(allow_outside=config.data.allow_outside)
+    pairs = open_pairs(name, data, training=False)
+    check_enough(pairs, "--guard.pairs or --guard.bystanders")
+    return pairs

@@ -42,21 +42,20 @@ def choose_precision(
 
 
 def choose_micro_batch(
-    config: TrainConfig,
+    config: RefineConfig,
     student: nn.Module,
     precision: TowerPrecision,
     pairs: ImageCaptions | Stream,
     accelerator: Accelerator,
 ) -> int:
     """How many pairs a process encodes with a graph at a time: asked for, or what fits."""
-    whole = config.batch_size // accelerator.num_processes
-    if config.micro_batch != "auto":
-        return min(config.micro_batch, whole)
-    if config.normalization_statistics == "updated":
+    train = config.train
+    whole = train.batch_size // accelerator.num_processes
+    if train.micro_batch != "auto":
+        return min(train.micro_batch, whole)
+    if train.normalization_statistics == "updated":
         return whole
-    pixels, tokens = (
-        sample.to(accelerator.device) for sample in build.sample_pairs(student, pairs, 2)
-    )
+    pixels, tokens = _sample(config, student, pairs, 2, accelerator.device)
     per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
     size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
     chosen = [size]
@@ -67,6 +66,16 @@ def choose_micro_batch(
             f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
+
+
+def _sample(
+    config: RefineConfig, model: Any, pairs: ImageCaptions | Stream, count: int, device: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A few pairs as training encodes them, which may be with two texts an image."""
+    pixels, tokens = build.sample_pairs(model, pairs, count)
+    if Objective(config.loss).needs_wrong_texts:
+        tokens = torch.stack([tokens, tokens], dim=1)
+    return pixels.to(device), tokens.to(device)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -117,12 +126,11 @@ def _lines(
     with quietly():
         precision = choose_precision(train, student, pairs, accelerator)
     with quietly(), build.build_part(config, student, accelerator) as part:
-        size = choose_micro_batch(train, student, precision, pairs, accelerator)
+        size = choose_micro_batch(config, student, precision, pairs, accelerator)
         count = min(SAMPLE.get(device.type, _FEW), size)  # more might not fit
         begin = time.perf_counter()
-        sample = build.sample_pairs(student, pairs, count)
+        sample = _sample(config, student, pairs, count, device)
         load = (time.perf_counter() - begin) / count
-        sample = tuple(side.to(device) for side in sample)
         towers = StudentTowers(student, precision)
         kept = bytes_per_pair(towers, *(side[:2] for side in sample))
         forward, whole = _seconds(towers, *sample)

@@ -178,6 +178,7 @@ def refine(
     ):
         states = states_of(config, folder, saved, student, train_pairs, steps)
         embedder = build.build_embedder(config, encoder, accelerator, reader)
+        guard = build_guard(config, embedder, selection, tasks)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
             before = score_features(features_before, seed=config.seed)
@@ -204,7 +205,7 @@ def refine(
                 log=log,
                 selection=selection,
                 states=states,
-                guard=build_guard(config, embedder, selection, tasks),
+                guard=guard,
                 objective=objective,
             )
             config = trained.config
@@ -330,7 +331,8 @@ def states_of(
     stream = isinstance(pairs, Stream)
     given = config.model_dump(mode="json")
     length = {"train.steps", "train.epochs"}
-    fixed = config.train.schedule == "constant" and config.loss.rafa_decay == "none"
+    changing = config.loss.contrastive_scale_end or config.loss.rafa_decay != "none"
+    fixed = config.train.schedule == "constant" and not changing
     about = {
         "settings": {
             name: value
@@ -417,7 +419,7 @@ def train_student(
             teacher = Teacher(student)
         start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
-            size = choose_micro_batch(config.train, student, precision, pairs, accelerator)
+            size = choose_micro_batch(config, student, precision, pairs, accelerator)
             config = override(config, train={"micro_batch": size})
             trainer = build.build_trainer(
                 config,
@@ -809,6 +811,10 @@ def _from_anywhere(config: RefineConfig) -> RefineConfig:
         model={"name": name, "pretrained": absolute(config.model.pretrained)},
         data=_data_from_anywhere(config.data),
         evaluation={"zero_shot": [absolute(task) for task in config.evaluation.zero_shot]},
+        guard={
+            "pairs": config.guard.pairs and absolute_source(config.guard.pairs),
+            "bystanders": config.guard.bystanders and absolute_source(config.guard.bystanders),
+        },
         out=config.out.resolve(),
     )
 

@@ -59,6 +59,8 @@ def list_variants(
         plain = Variant(recipe, recipe, of_recipe(base, recipe))
         swept = [_with_value(plain, s, *value) for s in parsed for value in s.values]
         variants += swept if parsed else [plain]
+    for variant in variants:
+        check_objective(variant.config.loss, None)
     names = [variant.name for variant in variants]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -77,7 +79,6 @@ def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
     for name, value in stays.items():
         remark(f"{recipe}: loss.{name} stays {value}, as this recipe has it.", style="yellow")
     config = override(config, loss=kept)
-    check_objective(config.loss, None)
     for name, why in unused_settings(config).items():
         remark(f"{recipe}: {name} changes nothing here: {why}.", style="yellow")
     return config

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,9 @@ def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
         from transformers import AutoTokenizer
     except ImportError:  # then without tokenizer.json, which libraries outside Python read
         return
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with warnings.catch_warnings():  # of tokenizers 0.22, that it reads the two files itself
+        warnings.simplefilter("ignore", DeprecationWarning)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 

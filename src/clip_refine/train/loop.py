@@ -368,9 +368,9 @@ class Trainer:
         if wrong is not None:
             texts, wrong_texts = student.text_features.unbind(dim=1)
             student = student._replace(text_features=texts)
-            # the same tokens: nothing could be exchanged, or only behind what the model reads
-            differs = self.accelerator.gather((own != wrong).any(dim=1).long())
-            wrong_texts = wrong_texts[differs > 0]
+            # else nothing could be exchanged, or only behind what is read, or an image has it
+            captions, twins = self._text_ids(tokens).unbind(dim=1)
+            wrong_texts = wrong_texts[~torch.isin(twins, captions)]
         teacher = self._teacher_features(batch)
         references, text_references = self._references(student)
         terms = self.objective(
@@ -396,8 +396,10 @@ class Trainer:
 
     def _in_parts(self, pixels: Tensor, tokens: Tensor) -> EncodedParts | None:
         """The batch encoded without a graph; None where it is encoded in one go."""
-        size = self.micro_batch
-        if size is None or size >= len(pixels):
+        size = self.micro_batch or len(pixels)
+        # data-parallel training would wait for what a loss of one's own does not look at
+        unsure = self.objective.loss.own_weight and self.accelerator.num_processes > 1
+        if size >= len(pixels) and not unsure:
             return None
         towers = self.accelerator.unwrap_model(self.towers)
         return encode_in_parts(towers, pixels, tokens, size=size)
@@ -450,11 +452,15 @@ class Trainer:
         return shares.to(student.image_features.device)
 
     def _caption_ids(self, batch: PairBatch) -> Tensor | None:
-        """A number for each caption of all processes, told apart by what the model reads of it."""
-        if not self.objective.needs_caption_ids:
-            return None
-        tokens = self.accelerator.pad_across_processes(batch.tokens, dim=1, pad_index=-1)
-        return self.accelerator.gather(tokens).unique(dim=0, return_inverse=True)[1]
+        return self._text_ids(batch.tokens) if self.objective.needs_caption_ids else None
+
+    def _text_ids(self, tokens: Tensor) -> Tensor:
+        """A number for each text of all processes, told apart by what the model reads of it."""
+        last = tokens.ndim - 1
+        tokens = self.accelerator.pad_across_processes(tokens, dim=last, pad_index=-1)
+        tokens = self.accelerator.gather(tokens)
+        ids = tokens.flatten(0, -2).unique(dim=0, return_inverse=True)[1]
+        return ids.view(tokens.shape[:-1])
 
     def _clip(self, number: int) -> float:
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm

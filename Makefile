@@ -70,8 +70,9 @@ $(PARITY)/.ready: Makefile | $(READY)
 	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; $(BIN)/python -c "$$site" > $$($(PARITY)/bin/python -c "$$site")/shared.pth
 	@touch $(PARITY)/.ready
 
+# not --quiet, with which mkdocs counts no warnings
 docs: .venv-docs/.ready ## Build the documentation site in site/; a warning is an error
-	.venv-docs/bin/mkdocs build --quiet --strict
+	.venv-docs/bin/mkdocs build --strict
 
 .venv-docs/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-docs

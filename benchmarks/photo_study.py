@@ -119,6 +119,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("runs/photo-study"))
     parser.add_argument("--recipes", nargs="*", default=[name for name in RECIPES if name != "own"])
+    default = CompareConfig.model_fields["peers"].get_default()
+    parser.add_argument("--peers", nargs="*", default=list(default))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sweep", nargs="*", default=[])
     parser.add_argument("--learning-rates", nargs="*", type=float, default=[3e-5, 1e-4])
@@ -128,6 +130,7 @@ def main() -> None:
     config = CompareConfig.model_validate(
         {
             "recipes": options.recipes,
+            "peers": options.peers,
             "seeds": options.seeds,
             "sweep": options.sweep,
             "combine": ["clip-refine+mean-centring"] if "clip-refine" in options.recipes else [],

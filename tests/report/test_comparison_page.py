@@ -256,6 +256,20 @@ def test_runs_of_other_models_are_not_put_side_by_side(tmp_path: Path):
         write_runs_report([runs[0], runs[0]])
 
 
+def test_a_run_that_is_called_as_the_untouched_model_is(tmp_path: Path):
+    runs = [write_scores(tmp_path / "x" / name, "rafa") for name in ("pre-trained", "b")]
+    text = write_runs_report(runs).read_text(encoding="utf-8")
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text))
+    assert facts.keys() == {"x/pre-trained", "x/b"}
+
+
+def test_runs_whose_recipes_are_none_are_named(tmp_path: Path):
+    runs = [write_scores(tmp_path / name, "rafa") for name in ("a", "b")]
+    MEASURED.model_copy(update={"recipe": {"pairs": "many"}}).write(runs[1] / "scores.json")
+    with pytest.raises(DataError, match=r"/b: its results do not fit each other"):
+        write_runs_report(runs)
+
+
 def suite_scores() -> SuiteScores:
     def task(model: str, name: str, value: float) -> TaskScores:
         score = Score(value=value, low=value - 0.05, high=value + 0.05, higher_is_better=True)
@@ -267,7 +281,7 @@ def suite_scores() -> SuiteScores:
             source="/home/some one/x/birds",
             note=None,
             counts={"images": 1234},
-            prompts="paper",
+            prompts="/home/some one/x/mine.txt",
             templates=(),
             class_names=None,
             model_fingerprint="",
@@ -302,7 +316,7 @@ def suite_scores() -> SuiteScores:
             )
             for name, mean, low, high in changes
         ),
-        missing={"planes": "looked for /home/some one/x/planes"},
+        missing={"planes": "looked for /home/some one/x/planes. Or images as CLASS/NAME.png."},
         resamples=1000,
         seed=1,
         seconds=2.0,
@@ -320,7 +334,8 @@ def test_suites_have_the_same_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert text.count('aria-label="better than') == 1
     assert text.count('aria-label="no clear change"') == 1
     assert "0.700 (+0.200 [+0.100, +0.300]) +" in text
-    assert "Left out: planes: looked for …/x/planes." in text
+    assert "Left out, as not found: planes." in text
+    assert "<td>…/x/mine.txt</td>" in text
     assert "some one" not in text
     assert 'id="trade"' not in text  # one number a task has none
 

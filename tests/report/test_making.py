@@ -51,6 +51,7 @@ def test_only_paths_are_shortened():
     for kept in ("hf-hub:ORG/NAME", "https://example.org/a/b/c", "s3://bucket/a/b", "at 1/2"):
         assert short_path(kept) == kept
     assert short_path("local-dir:/a/b/c/model") == "local-dir:…/c/model"
+    assert short_path("/home/me/x/a.csv\n/home/me/y/b.csv") == "…/y/b.csv"
     assert short_path("file:///home/me/photos/a.csv") == "file://…/photos/a.csv"
 
 

@@ -175,6 +175,14 @@ def test_stored_vectors_show_the_pairs_they_were_made_of(maps: Path, tmp_path: P
     assert shown == ["", ""]
 
 
+@pytest.mark.parametrize("data", ["{train: python}", "{train: [1, 2]}", "3"])
+def test_stored_vectors_that_settings_do_not_name(tmp_path: Path, data: str):
+    (tmp_path / "peer.json").touch()
+    (tmp_path / "config.yaml").write_text(f"data: {data}\n")
+    with pytest.raises(ClipRefineError, match="its vectors were given in Python"):
+        open_explorer(tmp_path)
+
+
 def test_what_is_shown_is_escaped(run: Path, tmp_path: Path):
     folder = tmp_path / "photos"
     folder.mkdir()

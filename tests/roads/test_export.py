@@ -359,6 +359,18 @@ def test_an_untrained_model_is_called_converted(tiny_name: str, tmp_path: Path):
     assert "Before and after" not in card
 
 
+@pytest.mark.parametrize("tag", ["openai", "some one/weights.pt"])
+def test_a_card_names_no_folder_of_weights(tag: str, tmp_path: Path, monkeypatch):
+    """Of `ARCHITECTURE@TAG`, which is no model on the Hub, either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some one").mkdir()
+    (tmp_path / "some one" / "weights.pt").touch()
+    provenance, _ = road._origin(f"ViT-B-32@{tag}", None)
+    assert provenance.base.name == f"ViT-B-32 ({Path(tag).name})"
+    hub_id = "timm/vit_base_patch32_clip_224.openai"
+    assert provenance.base.hub_id == (hub_id if tag == "openai" else None)
+
+
 def test_immich_reads_its_own_layout(run: Path, tmp_path: Path, images):
     """Only what immich's machine learning reads: its names, 32-bit ids, unit features."""
     from onnxruntime import InferenceSession

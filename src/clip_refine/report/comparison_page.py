@@ -413,6 +413,9 @@ def _listed(numbers: Iterable[int]) -> str:
 # Several runs of one model → the comparison that they amount to → a page.
 
 
+_UNTOUCHED = "pre-trained"  # as `compare` calls the row
+
+
 def write_runs_report(runs: Sequence[Path]) -> Path:
     """Write `side-by-side.html` beside the first of several runs' folders.
 
@@ -420,7 +423,16 @@ def write_runs_report(runs: Sequence[Path]) -> Path:
         DataError: A run's scores are missing or are none, or the untouched models scored
             otherwise, so that nothing can be told of the refinements.
     """
-    found = {name: read(RunScores, run / "scores.json") for name, run in _names(runs).items()}
+    found, rows, facts = {}, [], {}
+    for name, run in _names(runs).items():
+        found[name] = one = read(RunScores, run / "scores.json")
+        with of_one_run(run):
+            rows.append(_run_row(name, one.after, one.recipe, one.seconds.get("train", 0.0)))
+            facts[name] = (
+                f"{one.recipe.get('name')}, {one.recipe['pairs']:,} training images, "
+                f"{one.recipe['steps']:,} steps, learning rate {_rate(one.recipe)}, "
+                f"seed {one.recipe.get('seed')}"
+            )
     first, *others = found
     base = found[first].before
     for name in others:
@@ -433,11 +445,7 @@ def write_runs_report(runs: Sequence[Path]) -> Path:
                 f"{_said(base.headline)}), so these are different models or held-out images. Give "
                 "runs of one model, scored on the same pairs and tasks."
             )
-    rows = [_run_row("pre-trained", base, {}, 0.0)]
-    rows += [
-        _run_row(name, one.after, one.recipe, one.seconds.get("train", 0.0))
-        for name, one in found.items()
-    ]
+    rows.insert(0, _run_row(_UNTOUCHED, base, {}, 0.0))
     best = pareto_best({row.recipe: row.headline for row in rows})
     paths = {"gap": "geometry.centroid_distance"} | {
         name: name for name in ("mean_recall@1", "zero_shot_top1")
@@ -473,19 +481,14 @@ def write_runs_report(runs: Sequence[Path]) -> Path:
         title="Runs side by side",
         about=f"{len(runs)} runs · model {short_path(str(found[first].recipe.get('model')))} · "
         f"{base.pairs:,} held-out images",
-        facts={
-            name: f"{one.recipe.get('name')}, {one.recipe['pairs']:,} training images, "
-            f"{one.recipe['steps']:,} steps, learning rate {_rate(one.recipe)}, "
-            f"seed {one.recipe.get('seed')}"
-            for name, one in found.items()
-        },
+        facts=facts,
     )
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
     """Runs by what to call them: their folders' names, with the one above where two are alike."""
     short = [run.resolve().name for run in runs]
-    if len(set(short)) < len(short):
+    if len({_UNTOUCHED, *short}) <= len(short):
         short = ["/".join(run.resolve().parts[-2:]) for run in runs]
     if len(set(short)) < len(short):
         raise DataError(f"{', '.join(short)}: two runs of one name. Give each once, or rename one.")
@@ -559,7 +562,8 @@ def _write_suite(scores: SuiteScores, path: Path) -> Path:
                 )
                 rows.append([task, metric(name).heading, *cells])
         images = f"{one.counts.get('images', 0):,}"
-        how_rows.append([task, images, short_path(one.source), one.prompts or "", one.protocol])
+        own = (short_path(one.source), short_path(one.prompts or ""))
+        how_rows.append([task, images, *own, one.protocol])
     tables["How each was taken"] = (
         *(how, how_rows),
         f"Brackets hold 95 % bootstrap intervals over images ({scores.resamples:,} resamples), of "
@@ -570,7 +574,8 @@ def _write_suite(scores: SuiteScores, path: Path) -> Path:
         f"{_some(ranked, name, 'worse')} of {len(ranked)} tasks."
         for name in others
     ]
-    left_out = " ".join(f"Left out: {n}: {short_path(why)}." for n, why in scores.missing.items())
+    # the JSON says where each was looked for, and how to get it
+    left_out = f"Left out, as not found: {', '.join(scores.missing)}." if scores.missing else ""
     of_number = "the pale band its 95 % bootstrap interval"
     return write_page(
         path,

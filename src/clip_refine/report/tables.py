@@ -30,7 +30,7 @@ from clip_refine.results.metrics import METRICS, metric
 # How a run was made, as names and values.
 
 
-_PATH = re.compile(r"(?:(?<=file://)|(?<![\w./]))/(?!/)(?:.*/)?([^/]+/[^/]+/?)$")
+_PATH = re.compile(r"(?s)(?:(?<=file://)|(?<![\w./]))/(?!/)(?:.*/)?([^/]+/[^/]+/?)$")
 
 _LOSSES = {"rafa_weight": "RaFA", "hycd_weight": "HyCD", "m2_mix_weight": "m²-mix"}
 

@@ -179,8 +179,9 @@ def open_explorer(
 def _open_stored(run: Path, images: str | None, limit: int) -> Explorer:
     """The vectors that maps were learnt on, as they were and mapped; `images` are to be shown."""
     settings = read_mapping(run / "config.yaml")
-    source = settings.get("data", {}).get("train")
-    if not source or source == "python":
+    data = settings.get("data")
+    source = data.get("train") if isinstance(data, dict) else None
+    if not isinstance(source, str) or source == "python":
         raise DataError(f"{run}: its vectors were given in Python, so they cannot be read again.")
     found = unit_pairs(read_pairs(source, owner=settings.get("owner")))
     owners, shown = found.text_to_image.tolist(), None

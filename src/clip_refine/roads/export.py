@@ -407,4 +407,6 @@ def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None
     found = read_provenance(folder) if folder.is_dir() else None
     if found:
         return found, None
-    return Provenance(version=__version__, made="converted", base=base_model(source)), None
+    named = ModelConfig(name=source)  # ARCHITECTURE@FILE is two things, and no name on the Hub
+    base = base_model(named.name, named.pretrained)
+    return Provenance(version=__version__, made="converted", base=base), None

@@ -499,7 +499,7 @@ class TestSeveralModels:
     def test_named_once(self, config: CompareConfig):
         with pytest.raises(ConfigError, match="models: a comes twice"):
             run(override(config, models=("a", "a")))
-        with pytest.raises(ConfigError, match="models: .* is model.name, which is compared"):
+        with pytest.raises(ConfigError, match="models: .* is model.name, compared in any case"):
             run(override(config, models=(config.model.name,)))
 
     def test_one_that_cannot_be_loaded_is_said_before_anything_is_trained(

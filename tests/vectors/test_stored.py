@@ -414,6 +414,10 @@ class TestApply:
             apply_stored(fold, tmp_path / "v.faiss", tmp_path / "b.faiss", side="image")
         with pytest.raises(OutputError, match="b.npy: the layout stays, .* ends in .npz"):
             apply_stored(fold, source, tmp_path / "b.npy", side="image")
+        folder = write("clip-retrieval", tmp_path)
+        with pytest.raises(OutputError, match=r"new: lies in .*, which is read\. Choose an --out"):
+            apply_stored(fold, folder, folder / "new", side="image")
+        assert not (folder / "new").exists()
         np.save(tmp_path / "a.npy", IMAGE)
         for unnamed in (tmp_path / "a.npy", write("folder", tmp_path)):
             with pytest.raises(DataError, match="has no column 'words'"):

@@ -471,6 +471,8 @@ def apply_stored(
             f"{peer.name}: appends {peer.score_columns} columns of scores, which no index of "
             "vectors has. Take another transform."
         )
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise OutputError(f"{out}: lies in {source}, which is read. Choose an --out beside it.")
     move = _Move(peer, side)
     named = source.suffix == LANCE or is_dataset(source)  # folders whose vectors have names
     if column is not None and not named and (source.is_dir() or source.suffix == ".npy"):

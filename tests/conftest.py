@@ -84,4 +84,5 @@ def table(tmp_path: Path, pairs: ToyPairs) -> Path:
 
 def pytest_unconfigure() -> None:
     """A suite that has passed and does not end is a fault, too: say where it hangs."""
-    faulthandler.dump_traceback_later(60, exit=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # one that has no more to do waits for the others
+        faulthandler.dump_traceback_later(60, exit=True)

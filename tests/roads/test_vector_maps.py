@@ -448,7 +448,11 @@ class TestCommandLine:
             )
         main(["vectors", "fold", maps, "--model.name", tiny_name, "--out", model])
         main(["vectors", "evaluate", raw, "--map", maps, "--resamples", "10"])
-        assert "rebuild the ANN index" in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "rebuild the ANN index" in said.out
+        assert f"{maps} was learnt from {raw}: if these are the same pairs" in " ".join(
+            said.err.split()
+        )
         again = str(tmp_path / "again.safetensors")
         main(["evaluate", "--model.name", model, *source, "--save-features", again])
         for side in ("image", "text"):

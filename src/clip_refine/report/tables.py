@@ -483,9 +483,9 @@ def letters(scores: SuiteScores) -> list[str]:
 
 def _suite_table(scores: SuiteScores, kind: str, letters: Mapping[str, str]) -> Table:
     table = Table(title=kind, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    for model in scores.models:
-        table.add_column(letters[model.label], justify="right", no_wrap=True)
+    table.add_column("", overflow="fold", min_width=18)
+    for model in scores.models:  # an interval goes below its number where three do not fit
+        table.add_column(letters[model.label], justify="right", no_wrap=len(scores.models) < 3)
     changes = {(d.task, d.score, d.model): d for d in scores.differences}
     by_task: dict[str, list[TaskScores]] = {}
     for found in scores.measured:

@@ -113,7 +113,10 @@ def _compare(
         with quietly():  # what cannot be loaded is said now, not when the first model is done
             build.build_model(other)
     if others:
-        remark(f"The plan is of the first model; the same follows for {', '.join(others)}.")
+        remark(
+            f"The plan is of {config.model.title} (--model.name), the first model; the same "
+            f"follows for {', '.join(others)}."
+        )
     runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
     if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
         build.check_swaps(runs.training, config.seed)  # single runs are quiet

@@ -18,9 +18,10 @@ from clip_refine.evaluation.tasks import SourceFeatures, measure_task
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import EvaluatedModel, SuiteScores, TaskScores
 from clip_refine.roads.suites import differences, score
-from clip_refine.support.console import Clock
+from clip_refine.support.console import Clock, remark
 from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.folder import check_free, describe_environment, write_file
+from clip_refine.support.limits import parse_yaml, read_text
 from clip_refine.vectors.files import (
     FeatureSet,
     check_features_path,
@@ -144,10 +145,27 @@ def evaluate_vectors(
     found = unit_pairs(read_pairs(pairs, owner=owner))
     models: dict[str, Peer | None] = {UNTOUCHED: None}
     models |= {str(folder): load_peer(folder) for folder in maps}
+    for folder in maps:
+        _say_if_learnt_from(folder, pairs)
     scores = measure_transforms(models, found, pairs, resamples, seed, clock, clusters=True)
     if out is not None:
         write_file(out, scores.text)
     return scores
+
+
+def _say_if_learnt_from(folder: Path, pairs: str) -> None:
+    """Maps do better on the pairs that they were learnt from than on any others."""
+    try:
+        learnt_from = str(parse_yaml(read_text(folder / "config.yaml"))["data"]["train"])
+    except (OSError, TypeError, KeyError, ValueError):  # of transforms without settings
+        return
+    if Path(learnt_from).name == Path(pairs).name:
+        remark(
+            f"{folder} was learnt from {learnt_from}: if these are the same pairs, its scores here "
+            "are better than on new ones. `vectors refine` measured it on the pairs it held out: "
+            f"{folder}/scores.json.",
+            style="yellow",
+        )
 
 
 def measure_transforms(

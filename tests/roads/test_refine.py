@@ -106,7 +106,7 @@ def test_a_dry_run_says_what_would_be_done(config: RefineConfig, capsys, tiny: O
         "pairs of",
         "steps of 16",
         "a step, from 16 pairs",
-        "Memory: about",
+        "Weights, optimiser and graph:",
         "Trained are",
     ):
         assert part in said

@@ -344,6 +344,7 @@ def test_a_timm_tower_goes_to_onnx_only(shared: Path, tmp_path: Path):
     [
         (["nowhere", "--to", "onnx"], "nowhere"),
         (["toy", "--to", "onnx", "--out", "."], "exists already"),
+        (["toy", "--to", "onnx", "--no-private"], "goes with --push-to-hub YOU/NAME"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str, tmp_path: Path, capsys):

@@ -315,6 +315,10 @@ def export(
         )
     if push_to_hub:
         _check_hub(push_to_hub)
+    elif not private:
+        raise ConfigError(
+            "--no-private goes with --push-to-hub YOU/NAME. Give that, or leave it out."
+        )
     check_free(out, overwrite=overwrite)
     path = Path(source)
     # the run that the folder is, or is the model of

@@ -105,12 +105,7 @@ _BACKGROUND_RGB = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing to draw and to talk about; each attribute is a word of a caption.
-
-    >>> scene = Scene("star", "red", "small", "at the top", "grey")
-    >>> scene.caption("a {size} {colour} {shape}")
-    'a small red star'
-    """
+    """One thing to draw and to talk about; each attribute is a word of a caption."""
 
     shape: str  # one of `SHAPES`
     colour: str  # a key of `COLOURS`

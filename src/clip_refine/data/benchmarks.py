@@ -58,11 +58,7 @@ class BenchmarkImages(StoredImages):
 
 
 def read_sugarcrepe(folder: Path, images: Path) -> BenchmarkImages:
-    """SugarCrepe's JSON files, one a category, or SugarCrepe++'s, with a `caption2`.
-
-    Raises:
-        DataError: There is no file, an entry lacks a field, or an image is not there.
-    """
+    """SugarCrepe's JSON files, one a category, or SugarCrepe++'s, with a `caption2`."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise DataError(f"{folder}: holds no .json file. Give SugarCrepe's folder `data`.")
@@ -88,11 +84,7 @@ def read_sugarcrepe(folder: Path, images: Path) -> BenchmarkImages:
 
 
 def read_winoground(folder: Path) -> BenchmarkImages:
-    """Winoground's `examples.jsonl` with `images/NAME.png`; its `collapsed_tag` is the category.
-
-    Raises:
-        DataError: A line lacks a field, or an image is not there.
-    """
+    """Winoground's `examples.jsonl` with `images/NAME.png`; its `collapsed_tag` is the category."""
     file = folder / "examples.jsonl"
     paths, captions, categories = [], [], []
     for number, row in enumerate(_lines(file)):
@@ -112,10 +104,6 @@ def read_mixbench(folder: Path) -> BenchmarkImages:
 
     Image paths start at the folder or the one above. Documents that nobody asks for stay in the
     index; a query without a judgement is refused.
-
-    Raises:
-        DataError: A file or an image is not there, a row has neither side, an id is unknown, or a
-            query has nothing that is relevant.
     """
     paths: list[Path] = []
     texts: list[str] = []

@@ -113,11 +113,7 @@ def _hub_file(name: str) -> Path:
 
 
 def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
-    """Rows with the image files that `datasets` itself found for them.
-
-    It writes them as absolute paths into its caches, or as addresses on the Hub. Any other path is
-    the dataset's own and left to be checked.
-    """
+    """Rows with the files or addresses that `datasets` found; other paths are checked later."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -343,10 +339,7 @@ SPLITS = ("train", "validation", "val", "dev", "test")
 
 
 def image_folder_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
-    """The rows of all metadata files, then the images that none of them mentions.
-
-    Where the files lie in folders named like splits, only those of one split are read.
-    """
+    """The rows of all metadata files, of one split where folders are splits; then other images."""
     folder = Path(name)
     paths = sorted(path for metadata in METADATA for path in folder.rglob(metadata))
     paths = [path for path in paths if not is_clutter(path.relative_to(folder))]

@@ -113,19 +113,7 @@ _ROWS = 1024  # hashes compared with their whole bucket at once; bounds the memo
 
 
 def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:
-    """Groups of positions whose hashes differ in few bits, directly or over others of the group.
-
-    Hashes at a distance of d agree in one of d + 1 parts, so only those that share a part are
-    compared: about a second for 100,000 images that look different.
-
-    Args:
-        hashes: (N,) of 64 bits.
-        distance: Largest number of bits that differ.
-
-    Example:
-        >>> near_groups(np.array([0b1111, 0, 0b0111, 1 << 40], dtype=np.uint64), 1)
-        [[0, 2], [1, 3]]
-    """
+    """Groups of positions of 64-bit hashes that differ in few bits, directly or over others."""
     unique, group_of = np.unique(hashes, return_inverse=True)
     edges = [pairs for pairs in _near_pairs(unique, distance) if len(pairs)]
     ends = np.concatenate(edges).T if edges else np.empty((2, 0), np.int64)
@@ -139,6 +127,8 @@ def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:
 
 def _near_pairs(unique: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
     """(P, 2) positions of pairs of different hashes; a pair may come several times."""
+    # Hashes at a distance of d agree in one of d + 1 parts, so only those that share a part are
+    # compared: about a second for 100,000 images that look different.
     edges = np.linspace(0, BITS, distance + 2).astype(int)
     for low, high in pairwise(edges):
         part = (unique >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)

@@ -35,10 +35,7 @@ from clip_refine.support.errors import DataError
 
 
 class Images(Protocol):
-    """What image batches need of a source.
-
-    An object of your own may also have `image_bytes(index) -> bytes`, as `ImageSource` has it.
-    """
+    """What image batches need of a source; it may also have `image_bytes(index) -> bytes`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -199,11 +196,7 @@ def as_images(images: Images) -> ImageSource:
 
 
 def as_pairs(pairs: GivenPairs) -> PairSource:
-    """The pairs with all members declared, from anything that pairs may be given as.
-
-    Raises:
-        DataError: They are nothing of the kind, or have a row that cannot be used.
-    """
+    """The pairs with all members declared, from anything that pairs may be given as."""
     if isinstance(pairs, PairSource):
         return pairs
     if isinstance(pairs, list | tuple):
@@ -276,10 +269,7 @@ def _unreadable(name: str, error: OSError) -> DataError:
 
 
 def image_fingerprint(images: Images, index: int) -> str:
-    """Of the image file's content, wherever it is stored.
-
-    Of the pixels and the name where there is no such content, because the image is drawn.
-    """
+    """Of the image file's content, wherever it is stored; of a drawn image's pixels and name."""
     data = image_bytes(images, index)
     if data is not None:
         return fingerprint(data)
@@ -314,11 +304,7 @@ def _file_size(name: str) -> int:
 
 
 def fingerprint(*parts: bytes) -> str:
-    """32 hexadecimal digits, other ones for other parts.
-
-    >>> fingerprint(b"ab", b"c") == fingerprint(b"a", b"bc")
-    False
-    """
+    """32 hexadecimal digits, other ones for other parts: ("ab", "c") is not ("a", "bc")."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))  # so that parts cannot run together
@@ -457,11 +443,7 @@ class CaptionedImages(StoredImages, PairSource):
 
 
 def collect(name: str, kind: str, rows: Iterable[Row], policy: BadRowPolicy) -> CaptionedImages:
-    """Check every row and put the captions of one image together.
-
-    One image is one content, however many rows or files have it. Images keep the order of their
-    first row.
-    """
+    """Check every row; one image is one content, with its captions, however many files have it."""
     bad = BadRows(name, policy)
     captions: dict[ImagePlace, list[str]] = {}
     checked: dict[ImagePlace, tuple[str | None, Ending | None]] = {}

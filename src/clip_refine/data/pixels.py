@@ -88,10 +88,7 @@ class Levels:
 
 
 def preprocess_fingerprint(preprocess: Preprocess) -> str:
-    """Of what a preprocessing says of itself and of what it makes of a sample.
-
-    Two functions may have one name, so the name is not enough.
-    """
+    """Of what a preprocessing says of itself and makes of a sample, as two may have one name."""
     sample = preprocess(probe_image()).detach().cpu().contiguous().flatten()
     said = _ADDRESS.sub("", repr(preprocess)).encode()
     return fingerprint(said, sample.view(torch.uint8).numpy().tobytes())
@@ -215,12 +212,7 @@ class PixelReader:
 
 
 def side_to_keep(preprocess: Preprocess) -> int | None:
-    """The `side` of a `PixelReader` for a preprocessing; None where it makes no (3, H, W).
-
-    >>> from torchvision.transforms import PILToTensor, Compose, Resize
-    >>> side_to_keep(Compose([Resize((64, 64)), PILToTensor()]))
-    212
-    """
+    """The `side` of a `PixelReader` for a preprocessing; None where it makes no (3, H, W)."""
     shape = preprocess(Image.new("RGB", (64, 64))).shape
     return round(RESERVE * max(shape[1:])) + 1 if len(shape) == 3 else None
 

@@ -122,10 +122,7 @@ def _without_image(sample: Sample) -> str:
 
 
 def read_samples(shard: str, settings: SourceSettings, *, stream: bool = False) -> Iterator[Sample]:
-    """The samples of a shard, local or remote, in order of their first part.
-
-    Their parts may stand anywhere in it. In a stream they stand side by side, and are all kept.
-    """
+    """A shard's samples in order of their first part; in a stream the parts stand side by side."""
     waiting: list[Sample] = []
     current: dict[str, Sample] = {}
     seen: set[str] = set()

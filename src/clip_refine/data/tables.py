@@ -51,13 +51,11 @@ _LONGEST = 100
 
 
 def read_quoted(lines: Iterable[str], delimiter: str) -> Fields:
-    """(number of the last line, fields) of every row; a blank line has no fields.
-
-    A mistake costs one line: reading goes on behind it.
+    """(number of the last line, fields) of every row; a mistake costs one line.
 
     >>> list(read_quoted(['image,text', 'a.png,"never closed', 'b.png,one'], ","))[1:]
     [(2, 'has a double quote that is never closed. Close it, or write it as "".'), (3, ['b.png', \
-'one'])]
+    'one'])]
     """
     rest, ahead, number = iter(lines), deque[str](), 0
     while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
@@ -536,10 +534,7 @@ def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
 
 
 def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
-    """The rows of a COCO captions file: one an annotation, image by image.
-
-    Images without annotations come as rows without captions.
-    """
+    """The rows of a COCO file, one an annotation, image by image; one where it has none."""
     content = read_json(path)
     if not is_coco(content):
         raise DataError(
@@ -582,10 +577,7 @@ def _annotation(where: str, name: str, annotation: Any) -> Written:
 
 
 def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
-    """The rows of a Karpathy split file: one an image.
-
-    Without `split` the training splits (`train` and `restval`) or the validation split.
-    """
+    """One row an image; without `split` those for training (`train`, `restval`) or validation."""
     content = read_json(path)
     if not is_karpathy(content):
         raise DataError(

@@ -115,14 +115,7 @@ def zero_shot_ranks(
     normalize: bool = True,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """(N,) 0-based rank of each image's true class among all classes; 0 is a hit.
-
-    Arguments and errors as in `zero_shot_scores`.
-
-    Example:
-        >>> zero_shot_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0])).tolist()
-        [0, 1]
-    """
+    """(N,) 0-based rank of each image's true class among all classes; 0 is a hit."""
     images, classes, tie = compared_sides(
         image_features, class_features, normalize=normalize, names=("image", "class")
     )
@@ -316,9 +309,8 @@ def expected_calibration_error(
 def calibration_bins(confidence: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:
     """(N,) the bin of each confidence, from 0: the right edge belongs to a bin, the left does not.
 
-    Example:
-        >>> calibration_bins(torch.tensor([0.0, 0.5, 0.6]), bins=2).tolist()
-        [0, 0, 1]
+    >>> calibration_bins(torch.tensor([0.0, 0.5, 0.6]), bins=2).tolist()
+    [0, 0, 1]
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     return torch.bucketize(confidence.double(), edges[1:-1])
@@ -422,10 +414,7 @@ def linear_probe_hits(
     test_labels: Tensor,
     generator: np.random.Generator,
 ) -> tuple[Tensor, float]:
-    """(T,) which test images are right after a fit as in `linear_probe`, and the C chosen for it.
-
-    `generator` draws the part of the training images that C is chosen on.
-    """
+    """(T,) which test images are right after a fit as in `linear_probe`, and the C chosen."""
     train, classes, test, test_classes = _probed(
         train_features, train_labels, test_features, test_labels
     )
@@ -477,13 +466,7 @@ def few_shot_hits(
 def stratified_halves(
     classes: Integers, generator: np.random.Generator
 ) -> tuple[Integers, Integers]:
-    """Two sorted lists of positions, half of each class in either; the odd one goes to the first.
-
-    Example:
-        >>> first, second = stratified_halves(np.array([0, 0, 1]), np.random.default_rng(0))
-        >>> len(first), len(second)
-        (2, 1)
-    """
+    """Two sorted lists of positions, half of each class in either, the odd one in the first."""
     is_first = np.zeros(len(classes), dtype=bool)
     for label in np.unique(classes):
         members = generator.permutation(np.flatnonzero(classes == label))

@@ -19,21 +19,7 @@ STARTS = 10  # of k-means; the tightest of so many solutions counts
 
 @measured
 def find_clusters(features: Tensor, count: int, *, seed: int = 0) -> Tensor:
-    """(N,) int64, the cluster of each row: scikit-learn's k-means on unit rows, `STARTS` starts.
-
-    Args:
-        features: (N, d), raw or unit.
-        count: k, 2 to N.
-        seed: Of the starts.
-
-    Raises:
-        ValueError: If there are fewer rows than clusters, or a row is zero or not finite.
-
-    Example:
-        >>> found = find_clusters(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]]), 2)
-        >>> (found == found[0]).tolist()
-        [True, False, True]
-    """
+    """(N,) int64, the cluster of each row: scikit-learn's k-means on unit rows, `STARTS` starts."""
     unit = unit_rows("features", features)
     if not 2 <= count <= len(unit):
         raise ValueError(f"k-means needs 2 to {len(unit)} clusters, one a row; got {count}")
@@ -44,20 +30,11 @@ def find_clusters(features: Tensor, count: int, *, seed: int = 0) -> Tensor:
 
 @measured
 def agreement(found: Tensor, truth: Tensor) -> dict[str, float]:
-    """How far clusters agree with a known grouping, higher is more.
+    """How far clusters agree with a known grouping, both (N,) whole numbers; higher is more.
 
-    Args:
-        found: (N,) whole numbers, as from `find_clusters`.
-        truth: (N,) whole numbers, classes, or 0 for images and 1 for texts.
-
-    Returns:
-        `v_measure`, 0–1, the harmonic mean of homogeneity and completeness, which is the mutual
-        information over the mean entropy, NMI (Rosenberg and Hirschberg, EMNLP 2007), and
-        `adjusted_rand`, −½–1, 0 for chance (Hubert and Arabie, Journal of Classification 1985).
-
-    Example:
-        >>> agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 5, 2, 2]))
-        {'v_measure': 1.0, 'adjusted_rand': 1.0}
+    `v_measure`, 0–1, the harmonic mean of homogeneity and completeness, which is the mutual
+    information over the mean entropy, NMI (Rosenberg and Hirschberg, EMNLP 2007), and
+    `adjusted_rand`, −½–1, 0 for chance (Hubert and Arabie, Journal of Classification 1985).
     """
     sides = truth.cpu().numpy(), found.cpu().numpy()
     return {
@@ -69,15 +46,7 @@ def agreement(found: Tensor, truth: Tensor) -> dict[str, float]:
 def agreement_numbers(
     prefix: str, found: Tensor, truth: Tensor, owners: Tensor, bootstrap: Bootstrap
 ) -> dict[str, Resampled]:
-    """`agreement` with draws: the clusters stay, the rows are drawn anew.
-
-    Args:
-        prefix: Before the names.
-        found: (N,) as in `agreement`.
-        truth: (N,) as in `agreement`.
-        owners: (N,) what is drawn, with all rows of its own; −1 for a row that stays.
-        bootstrap: Draws it.
-    """
+    """`agreement` with draws: clusters stay, (N,) `owners` are drawn, −1 for a row that stays."""
     rows, places = torch.arange(len(owners)), owners.cpu()
 
     def statistic(counts: Tensor) -> dict[str, Tensor]:

@@ -15,31 +15,12 @@ def compositions(
 ) -> dict[str, Tensor]:
     """Which comparisons are right; what ties counts as wrong, chance is ½ for two texts.
 
-    Args:
-        image_features: (N, d), raw or unit.
-        text_features: (N·T, d), raw or unit: of every image T texts, its own first, the wrong one
-            last; T is 2, or 3 where a text and its paraphrase are both its own.
-        paired: Whether images 2i and 2i + 1 are described by each other's wrong text.
-
-    Returns:
-        Name → bool. Not paired, (N,): `composition_accuracy`, all own texts nearer to the image
-        than the wrong one; with T = 3 also `text_only_accuracy`, the own texts nearer to each other
-        than either is to the wrong one. Paired, (N/2,), Winoground's: `text_score`, both images
-        nearer to their own text, `image_score`, both texts nearer to their own image,
-        `group_score`, both of these.
-
-    Raises:
-        ValueError: If shapes do not fit, or a row is zero or not finite.
-
-    Example:
-        Both images are nearer to their own text, but the second text is nearer to the first image.
-
-        >>> import torch
-        >>> image = torch.tensor([[1.0, 0.0], [0.9, 0.4]])
-        >>> own, other = torch.tensor([0.9, 0.1]), torch.tensor([1.0, 0.2])
-        >>> found = compositions(image, torch.stack([own, other, other, own]), paired=True)
-        >>> {name: value.item() for name, value in found.items()}
-        {'text_score': True, 'image_score': False, 'group_score': False}
+    Of (N·T, d) texts every image has T, its own first, the wrong one last; T is 2, or 3 where a
+    text and its paraphrase are both its own. Not paired, (N,) bool: `composition_accuracy`, all own
+    texts nearer to the image than the wrong one; with T = 3 also `text_only_accuracy`, the own
+    texts nearer to each other than either is to the wrong one. `paired`, where images 2i and 2i + 1
+    are described by each other's wrong text, (N/2,), Winoground's: `text_score`, both images nearer
+    to their own text, `image_score`, both texts nearer to their own image, `group_score`, both.
     """
     image, text = unit_sides(image_features, text_features)
     count, texts = len(image), len(text) // len(image)

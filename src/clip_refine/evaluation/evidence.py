@@ -164,9 +164,8 @@ def most_changed(before: Tensor, after: Tensor) -> tuple[list[int], list[int]]:
 
     From 10th to 1st is more than from 500th to 400th. Only those that really changed.
 
-    Example:
-        >>> most_changed(torch.tensor([9, 499, 0, 3]), torch.tensor([0, 399, 4, 3]))
-        ([0, 1], [2])
+    >>> most_changed(torch.tensor([9, 499, 0, 3]), torch.tensor([0, 399, 4, 3]))
+    ([0, 1], [2])
     """
     gain = (before + 1).double().log() - (after + 1).double().log()
     order = (-gain).argsort(stable=True)

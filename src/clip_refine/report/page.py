@@ -113,10 +113,7 @@ def write_page(
     island: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Path:
-    """Write a page, which is there whole or not at all.
-
-    `island` is what the page's script reads besides the figures.
-    """
+    """Write a page, whole or not at all; `island` is what its script reads besides the figures."""
     figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
     page = _templates().get_template(template)
     text = page.render(

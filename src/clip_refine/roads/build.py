@@ -144,7 +144,7 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def named_model(name: str) -> ModelConfig:
-    """What one word says about a model: a name, `ARCHITECTURE@TAG` or `factory:MODULE:FUNCTION`.
+    """What one word says of a model: a name, `ARCHITECTURE@TAG` or `factory:MODULE:FUNCTION`.
 
     >>> named_model("ViT-B-32@openai")
     ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
@@ -213,10 +213,8 @@ def _check_written(folder: Path) -> None:
 def model_source(name: str) -> tuple[str, str]:
     """What kind of thing `model.name` names, and the folder or name in it.
 
-    >>> model_source("transformers:openai/clip-vit-base-patch32")
-    ('transformers', 'openai/clip-vit-base-patch32')
-    >>> model_source("ViT-B-32")
-    ('open_clip', 'ViT-B-32')
+    >>> model_source("transformers:openai/clip-vit-base-patch32"), model_source("ViT-B-32")
+    (('transformers', 'openai/clip-vit-base-patch32'), ('open_clip', 'ViT-B-32'))
     """
     if name == "toy":
         return "toy", name
@@ -359,10 +357,7 @@ def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
 
 
 def check_swaps(pairs: ImageCaptions | Stream, seed: int) -> None:
-    """Say how many captions have no wrong twin; refuse where none has, among the first thousand.
-
-    Of a stream, whose images come along, the first hundred.
-    """
+    """Say how many captions of some have no wrong twin; refuse where none has."""
     first = pairs.prefix(100) if isinstance(pairs, Stream) else pairs
     texts = [own[0] for own in islice(first.captions, 1000)]
     stay = [text for text in texts if swap_words(text, seed) is None]
@@ -457,13 +452,7 @@ def build_embedder(
 
 
 def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale) -> Prior:
-    """The distribution of the references.
-
-    Args:
-        config: Which one.
-        features: (N, d) raw features of training pairs, for the priors that are fitted to them.
-        scale: What the features are multiplied by in training.
-    """
+    """The distribution of the references, some fitted to raw (N, d) features of training pairs."""
     image = scale.image_factor * features.image_features
     text = scale.text_factor * features.text_features
     match config.kind:

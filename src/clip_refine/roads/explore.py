@@ -45,14 +45,7 @@ class Hit:
 
 
 class SearchIndex:
-    """Unit features of one model.
-
-    Attributes:
-        name: What to call the model.
-        image_unit: (N, d).
-        text_unit: (M, d), M may be 0.
-        captions: The M texts.
-    """
+    """Unit features of one model, (N, d) of images and (M, d) of M captions; M may be 0."""
 
     def __init__(self, embedder: Embedder, images: Images, captions: list[str], name: str) -> None:
         """Encode everything once."""
@@ -358,8 +351,6 @@ def what_changed(base: list[Hit], refined: list[Hit]) -> str:
     """Of one query's hits, in a line.
 
     >>> was = [Hit(1, 7, None, 0.9), Hit(2, 8, None, 0.8)]
-    >>> what_changed(was, was)
-    '2 of 2 the same, in the same order.'
     >>> what_changed(was, [Hit(1, 8, None, 0.9), Hit(2, 9, None, 0.8)])
     '1 of 2 the same, 1 of them at another rank, by 1 at most; another stands first.'
     """

@@ -107,11 +107,7 @@ class Matrix:
 
 
 def open_npy(path: Path) -> Matrix:
-    """The matrix of a `.npy` file.
-
-    Raises:
-        DataError: It is no matrix of floating-point rows, or is cut off.
-    """
+    """The matrix of a `.npy` file; refused where it is no whole matrix of floating-point rows."""
     shape, fortran, dtype, offset = _npy_header(path)
     kind = _TYPES.get(dtype.str[1:])
     if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
@@ -184,16 +180,10 @@ def is_clip_retrieval(path: Path) -> bool:
 
 
 def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
-    """Image and text vectors of pairs, from any of the layouts above.
+    """Image and text vectors of pairs, from any of the layouts above; `IMAGE.npy,TEXT.npy`, too.
 
-    Args:
-        source: A file or folder, or `IMAGE.npy,TEXT.npy`.
-        owner: Column of the Parquet file or of clip-retrieval's metadata that says which image a
-            row is of, where an image has several captions and so several rows.
-
-    Raises:
-        DataError: Files are missing, cut off, of unequal length or dimension; rows are not finite,
-            zero, or of one owner and unlike.
+    `owner` is the column of the Parquet file or of clip-retrieval's metadata that says which image
+    a row is of, where an image has several captions and so several rows.
     """
     images, comma, texts = source.partition(",")
     path = Path(source)
@@ -446,25 +436,11 @@ def apply_stored(
     column: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write a copy of stored vectors in which one side has gone through a transform.
+    """Write a copy of stored vectors whose `side` has gone through a transform, and count them.
 
     The layout, ids, order and type stay; transformed rows have norm 1. Only `.npy` and
-    clip-retrieval's folders take a map that changes the dimension.
-
-    Args:
-        peer: Any transform that adds no score columns.
-        source: A file or folder of the layouts above, or a single `.npy` of one side.
-        out: The new one, which appears complete or not at all.
-        side: Whose vectors are transformed.
-        column: Their array or column, where it is not one of `NAMES`.
-        overwrite: Replace `out`.
-
-    Returns:
-        How many vectors were transformed.
-
-    Raises:
-        DataError: Rows are of another dimension, zero or not finite, or files are cut off.
-        OutputError: `out` exists or cannot be written.
+    clip-retrieval's folders take a map that changes the dimension. `column` is the side's array or
+    column, where it is not one of `NAMES`.
     """
     if peer.score_columns:
         raise DataError(

@@ -40,6 +40,7 @@ from clip_refine.evaluation.classify import (
     calibration_bins,
     can_halve,
     class_vectors,
+    compositions,
     confusion_pairs,
     few_shot_hits,
     linear_probe_hits,
@@ -48,9 +49,14 @@ from clip_refine.evaluation.classify import (
     zero_shot_predictions,
     zero_shot_ranks,
 )
-from clip_refine.evaluation.clustering import agreement, agreement_numbers, find_clusters
-from clip_refine.evaluation.composition import compositions
-from clip_refine.evaluation.geometry import geometry, hubness_skewness, resampled_pairs
+from clip_refine.evaluation.geometry import (
+    agreement,
+    agreement_numbers,
+    find_clusters,
+    geometry,
+    hubness_skewness,
+    resampled_pairs,
+)
 from clip_refine.evaluation.mixed import (
     KINDS,
     document_numbers,

@@ -100,11 +100,7 @@ def read_winoground(folder: Path) -> BenchmarkImages:
 
 
 def read_mixbench(folder: Path) -> BenchmarkImages:
-    """A subset of MixBench: queries and documents with a text, an image path or both.
-
-    Image paths start at the folder or the one above. Documents that nobody asks for stay in the
-    index; a query without a judgement is refused.
-    """
+    """A subset of MixBench: image paths from here or above, judgements for all queries."""
     paths: list[Path] = []
     texts: list[str] = []
     sides: dict[str, dict[str, tuple[int, int]]] = {}

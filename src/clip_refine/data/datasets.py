@@ -126,7 +126,7 @@ def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
         elif _is_on_hub(image):
             inner = image.partition("::")[0].partition("://")[2]
             yield replace(row, image=ImageOnHub(image), name=inner)
-        elif any(_inside(image, root) for root in roots):
+        elif Path(image).is_absolute() and any(map(Path(image).resolve().is_relative_to, roots)):
             yield replace(row, image=Path(image), name=image)
         else:
             yield row
@@ -137,10 +137,6 @@ def _is_on_hub(address: str) -> bool:
     *inner, outer = address.split("::")
     archived = all(part.partition("://")[0] in _ARCHIVES for part in inner)
     return archived and outer.startswith("hf://datasets/")
-
-
-def _inside(path: str, folder: Path) -> bool:
-    return Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder)
 
 
 # --------------------------------------------------------------------------------------------------

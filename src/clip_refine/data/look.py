@@ -65,13 +65,10 @@ class _Scan(Dataset[ImageFacts | Unreadable]):
             return Unreadable(str(error))
 
 
-def scan_images(
-    images: Images, *, workers: int = 0, visible: bool = True
-) -> list[ImageFacts | Unreadable]:
+def scan_images(images: Images, *, workers: int) -> list[ImageFacts | Unreadable]:
     """Decode every image once."""
-    title = "Decoding images"
-    found = in_parallel(_Scan(images), len(images), title, workers=workers, visible=visible)
-    return list(found)
+    scan, title = _Scan(images), "Decoding images"
+    return list(in_parallel(scan, len(images), title, workers=workers, visible=True))
 
 
 def scan_image(data: bytes, name: str) -> ImageFacts:

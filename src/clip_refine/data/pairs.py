@@ -339,9 +339,6 @@ def image_groups(*sources: Images) -> list[list[int]]:
 
     Files are told apart by their size, those of one size by their end, and only those that end
     alike are read as a whole. Drawn images are the same where name and pixels are.
-
-    Raises:
-        DataError: An image cannot be read any more.
     """
     places = [[_place(source, i) for i in range(len(source))] for source in map(as_images, sources)]
     first = {same: (size, at) for of_one in places for same, size, at in of_one}
@@ -532,13 +529,13 @@ class AllRows:
     broken_off: str | None = None  # why reading stopped before the end, if it did
 
 
-def read_all(name: str, kind: str, rows: Iterable[Row], *, visible: bool = True) -> AllRows:
+def read_all(name: str, kind: str, rows: Iterable[Row]) -> AllRows:
     """Go through a source without opening its images or stopping at what is wrong."""
     captions: dict[ImagePlace, list[str]] = {}
     bad: list[BadRow] = []
     count, broken_off = 0, None
     try:
-        for row in Bar(f"Reading {name}", visible=visible, transient=True).over(rows):
+        for row in Bar(f"Reading {name}", transient=True).over(rows):
             count += 1
             problem = row_problem(row)
             if problem is not None:

@@ -267,10 +267,8 @@ def find_image_folder(file: Path, written: Iterable[str], settings: SourceSettin
 
 
 def file_in(folder: Path, written: str) -> Path:
-    """The file that a path means: as written, else with other separators or accents.
-
-    Tables from Windows have back-slashes, archives from macOS hold "é" as an e and an accent.
-    """
+    """The file that a path means: as written, else with other separators or accents."""
+    # tables from Windows have back-slashes, archives from macOS hold "é" as an e and an accent
     path = folder / written
     if ("\\" not in written and written.isascii()) or path.exists():
         return path

@@ -186,7 +186,8 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a table with a header."""
     delimiter = _delimiter(path)
     lines = _rows(path, delimiter)
-    header = [name.strip() for name in _fields(next(lines, (0, []))[1])]
+    first = next(lines, (0, []))[1]
+    header = [name.strip() for name in first] if isinstance(first, list) else []
     image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
     caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
     for number, row in lines:
@@ -206,10 +207,6 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             )
             problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
             yield Written(where, row[0].strip(), (), problem)
-
-
-def _fields(row: list[str] | str) -> list[str]:
-    return [] if isinstance(row, str) else row
 
 
 def _rows(path: Path, delimiter: str) -> Fields:
@@ -562,18 +559,16 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
         if not annotations:
             yield Written(where, name, ())
         for at, annotation in annotations:
-            yield _annotation(f"{path}, annotations[{at}]", name, annotation)
+            caption = annotation.get("caption")
+            texts = (caption,) if isinstance(caption, str) else ()
+            problem = (
+                None if texts else f"has no caption but {caption!r:.40}. Add one or remove it."
+            )
+            yield Written(f"{path}, annotations[{at}]", name, texts, problem)
     for identity, annotations in captions.items():
         for at, _ in annotations:
             problem = f"image id {identity} is not among 'images'. Add the image or remove it."
             yield Written(f"{path}, annotations[{at}]", "", (), problem)
-
-
-def _annotation(where: str, name: str, annotation: Any) -> Written:
-    caption = annotation.get("caption")
-    if isinstance(caption, str):
-        return Written(where, name, (caption,))
-    return Written(where, name, (), f"has no caption but {caption!r:.40}. Add one or remove it.")
 
 
 def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:

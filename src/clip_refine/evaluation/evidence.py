@@ -215,7 +215,6 @@ def gather_evidence(
     tasks: Sequence[TaskChange],
     *,
     seed: int,
-    visible: bool = True,
     pictures: bool = True,
 ) -> Evidence:
     """What `report.json` holds; stored vectors have no `pictures`."""
@@ -242,7 +241,7 @@ def gather_evidence(
     for query in (*captions.most_improved, *captions.most_worsened):
         shown |= {query.image, query.first_before, query.first_after}
     shown = sorted(shown) if pictures else []
-    bar = Bar("Making thumbnails", len(shown), visible=visible, transient=True)
+    bar = Bar("Making thumbnails", len(shown), transient=True)
     return Evidence(
         source=held_out.name,
         clouds=Clouds(

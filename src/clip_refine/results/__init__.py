@@ -636,7 +636,7 @@ class DataFacts(Record):
     name: str  # the file's or data set's name
     images: int  # how many
     captions: int  # how many they have together
-    # 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`; of a stream those
+    # 32 hexadecimal digits, see `clip_refine.data.pairs.pairs_fingerprint`; of a stream those
     # of its first pairs
     fingerprint: str
 

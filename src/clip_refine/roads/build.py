@@ -504,11 +504,7 @@ def build_trainer(
     teacher_scale: float | None = None,
     objective: OwnLoss | None = None,
 ) -> Trainer:
-    """Everything that takes the steps.
-
-    `features` are raw ones of training pairs, as the model gave them; objectives that know the
-    teacher's centroids need them.
-    """
+    """Everything that takes the steps; raw `features` of pairs are for the teacher's centroids."""
     train, loss = config.train, config.loss
     scale = scale or FeatureScale()
     check_objective(loss, objective)
@@ -547,10 +543,7 @@ def build_trainer(
 
 
 def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
-    """Steps of all epochs, or as many as were asked for; incomplete batches are left out.
-
-    What does not go with these pairs or so many processes is refused.
-    """
+    """Steps of all epochs, or as many as were asked for; incomplete batches are left out."""
     if config.batch_size % processes:
         raise ConfigError(
             f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "

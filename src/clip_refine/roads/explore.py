@@ -134,10 +134,7 @@ def open_explorer(
     limit: int = 2000,
     device: str = "auto",
 ) -> Explorer:
-    """Load both models of a run and encode what is to be searched.
-
-    `factory` makes the base model where a function did; the run's own word for it is not taken.
-    """
+    """Load both models of a run and encode what is to be searched; a file names no `factory`."""
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
     if (run / "peer.json").is_file():
@@ -240,7 +237,7 @@ _CSS = """
 """
 
 
-def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = True) -> Any:
+def launch(explorer: Explorer, *, port: int | None, browser: bool) -> None:
     """Serve the page on this machine only."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -264,10 +261,8 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = 
         )
     except OSError as error:
         raise ConfigError(f"port {port}: {error}. Choose another --port.") from error
-    if wait:
-        say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
-        app.block_thread()
-    return app
+    say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
+    app.block_thread()
 
 
 def _no_network() -> Any:

@@ -38,10 +38,7 @@ class _State(BaseModel):
 
 
 class FinishedRuns:
-    """The folder of a comparison: its settings, and a file for each run that is done.
-
-    Who has it holds its lock (`support.folder.alone`).
-    """
+    """A comparison's folder, locked: its settings, and a file for each run that is done."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder  # the comparison's `out`
@@ -54,10 +51,7 @@ class FinishedRuns:
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "FinishedRuns":
-        """Begin at an empty folder, or go on in one with the same settings.
-
-        What is overwritten is kept beside it until the new comparison is complete.
-        """
+        """Begin anew, what was there kept beside till the end, or go on with the same settings."""
         try:
             cls.check(folder, settings, overwrite=overwrite)
             if overwrite:

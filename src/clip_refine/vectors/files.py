@@ -283,8 +283,12 @@ def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
     made_from = [field.name for field in fields(chosen)]
     values: dict[str, Any] = {name: counts[name] for name in COUNTS if name in made_from}
     for name in made_from:
-        if f"{number}.{name}" in tensors:
-            values[name] = _floating(f"{number}.{name}", tensors.pop(f"{number}.{name}"))
+        tensor = tensors.pop(f"{number}.{name}", None)
+        if tensor is None:
+            continue
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{number}.{name} must be float32 or float64, got {tensor.dtype}")
+        values[name] = tensor
     given = [*values, *step.settings]
     if sorted(given) != sorted(made_from):
         raise ValueError(
@@ -300,9 +304,3 @@ def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
             f"dim {peer.dim}, fitted on {peer.fitted_on}"
         )
     return peer
-
-
-def _floating(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}")
-    return tensor

@@ -646,11 +646,7 @@ def _apply_lance(
 
 
 class _Finished:
-    """The files of a folder in the making, each made once, also by a run that goes on after a kill.
-
-    Those that an earlier run noted are kept if they are what it wrote, of sources of the same size
-    and time, by the same transform.
-    """
+    """Files of a folder in the making, those kept that a run before a kill made of the same."""
 
     def __init__(self, out: Path, made_by: str) -> None:
         self._list, self._made_by = hidden_work(out) / FINISHED, made_by

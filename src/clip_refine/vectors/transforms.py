@@ -44,6 +44,12 @@ def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
     return features / norms
 
 
+def unit_sides(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, d) and (M, d) by `unit_rows`."""
+    image_unit = unit_rows("image features", image_features)
+    return image_unit, unit_rows("text features", text_features, dim=image_unit.shape[1])
+
+
 def mean_row(unit: Tensor) -> Tensor:
     """Centroid of the rows, (d,), summed in float64 and given in the rows' dtype."""
     unit_or_copy = unit.cpu() if unit.device.type == "mps" else unit  # no float64 there
@@ -161,10 +167,8 @@ class CentroidPeer(Peer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Take the means."""
-        image_unit = unit_rows("image features", image_features)
-        text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
-        counts = len(image_unit), len(text_unit)
-        return cls(mean_row(image_unit), mean_row(text_unit), *counts, **settings)
+        image, text = unit_sides(image_features, text_features)
+        return cls(mean_row(image), mean_row(text), len(image), len(text), **settings)
 
     @property
     def dim(self) -> int:
@@ -302,8 +306,7 @@ class Standardisation(CentroidPeer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Take means and deviations."""
-        sides = unit_rows("image features", image_features), text_features
-        sides = sides[0], unit_rows("text features", text_features, dim=sides[0].shape[1])
+        sides = unit_sides(image_features, text_features)
         means = [mean_row(side) for side in sides]
         deviations = [
             mean_row((side - mean).square()).sqrt() for side, mean in zip(sides, means, strict=True)
@@ -351,8 +354,7 @@ class ReAlign(CentroidPeer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Take means and traces, then the mean of the texts as they are moved."""
-        image = unit_rows("image features", image_features)
-        text = unit_rows("text features", text_features, dim=image.shape[1])
+        image, text = unit_sides(image_features, text_features)
         means = mean_row(image), mean_row(text)
         traces = [
             mean_row((side - mean).square()).sum()
@@ -461,9 +463,7 @@ class NearestNeighbourNormalisation(Peer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Keep the features as references; a saved peer is as large as they are."""
-        image_unit = unit_rows("image features", image_features)
-        text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
-        return cls(image_unit, text_unit, **settings)
+        return cls(*unit_sides(image_features, text_features), **settings)
 
     @property
     def dim(self) -> int:

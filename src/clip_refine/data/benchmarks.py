@@ -45,16 +45,9 @@ class Documents:
 class BenchmarkImages(StoredImages):
     """Image files with texts, and how they belong together."""
 
-    paths: Sequence[Path]
+    places: Sequence[Path]
     captions: Sequence[Sequence[str]]  # of each image; of documents all texts at the first image
     layout: Compositions | Documents
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def place_of(self, index: int) -> Path:
-        """Where image `index` is."""
-        return self.paths[index]
 
 
 def read_sugarcrepe(folder: Path, images: Path) -> BenchmarkImages:

@@ -255,13 +255,6 @@ class LabelledRows(StoredImages):
     labels: Sequence[int]
     places: Sequence[ImageOfRow]  # where each image is
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def place_of(self, index: int) -> ImageOfRow:
-        """Where image `index` is."""
-        return self.places[index]
-
 
 @dataclass(frozen=True)
 class _First:

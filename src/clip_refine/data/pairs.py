@@ -132,9 +132,14 @@ class PairSource(ImageSource):
 class StoredImages(ImageSource):
     """Images that lie in files, or in something larger such as an archive or a table."""
 
-    @abstractmethod
+    places: Sequence[Any]  # where each image is
+
+    def __len__(self) -> int:
+        return len(self.places)
+
     def place_of(self, index: int) -> ImagePlace:
         """Where image `index` is."""
+        return self.places[index]
 
     def load_image(self, index: int) -> Image.Image:
         """Image `index`, decoded, in RGB; DataError where that cannot be done."""
@@ -428,10 +433,6 @@ class CaptionedImages(StoredImages, PairSource):
     skipped: Sequence[BadRow] = ()
     uncaptioned: Sequence[str] = ()
     endings: Sequence[Ending | None] = ()
-
-    def place_of(self, index: int) -> ImagePlace:
-        """Where image `index` is."""
-        return self.places[index]
 
     def image_ending(self, index: int) -> Ending:
         """Of the image's file; OSError where it is gone."""

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from clip_refine.results import ComparisonRow, flat
+from clip_refine.results import ComparisonRow, Record, flat
 from clip_refine.support.console import remark
 from clip_refine.support.errors import OutputError
 from clip_refine.support.folder import drop_aside, set_aside, write_file
 
 
-class FinishedRun(BaseModel):
+class FinishedRun(Record):
     """A finished run as `rows/NAME.json` has it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     depends_on: str  # everything that its numbers follow from, as one fingerprint
     # the numbers; None where training failed, which happens while learning rates are tried
@@ -28,10 +26,8 @@ class FinishedRun(BaseModel):
     resampled: Mapping[str, tuple[float, ...]]
 
 
-class _State(BaseModel):
+class _State(Record):
     """`state.json`, the one record of what a comparison's runs depend on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: Mapping[str, Any]
     found: Mapping[str, str] = {}  # what was measured once

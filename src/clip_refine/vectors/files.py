@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
+from pydantic import StrictFloat, StrictInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clip_refine.results import Record
 from clip_refine.support.errors import DataError, OutputError, foreign
 from clip_refine.support.folder import (
     check_free,
@@ -150,11 +151,7 @@ def _check_owners(text_to_image: Tensor, image_count: int, text_count: int) -> N
 # A single peer is stored as a chain of one, so there is one format.
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Step(_Record):
+class _Step(Record):
     """One peer: its name, what it was fitted with, and what its tensors must agree with."""
 
     kind: str
@@ -164,7 +161,7 @@ class _Step(_Record):
     settings: dict[str, StrictInt | StrictFloat]
 
 
-class _PeerFile(_Record):
+class _PeerFile(Record):
     format: Literal[1] = 1
     clip_refine_version: str
     steps: list[_Step]

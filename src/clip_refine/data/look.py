@@ -4,6 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch.utils.data import Dataset
 
 from clip_refine.data.images import decode_image, opened
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
@@ -48,27 +48,23 @@ class Unreadable:
     problem: str  # A sentence that names it and says what to do
 
 
-class _Scan(Dataset[ImageFacts | Unreadable]):
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __getitem__(self, index: int) -> ImageFacts | Unreadable:
-        name = self.images.image_name(index)
-        try:
-            data = image_bytes(self.images, index)
-            if data is None:
-                image = self.images.load_image(index)
-                content = fingerprint(image.tobytes())
-                return ImageFacts(content, _look(image), *image.size, DRAWN)
-            return scan_image(data, name)
-        except DataError as error:
-            return Unreadable(str(error))
-
-
 def scan_images(images: Images, *, workers: int) -> list[ImageFacts | Unreadable]:
     """Decode every image once."""
-    scan, title = _Scan(images), "Decoding images"
+    scan, title = partial(_scan, images), "Decoding images"
     return list(in_parallel(scan, len(images), title, workers=workers, visible=True))
+
+
+def _scan(images: Images, index: int) -> ImageFacts | Unreadable:
+    name = images.image_name(index)
+    try:
+        data = image_bytes(images, index)
+        if data is None:
+            image = images.load_image(index)
+            content = fingerprint(image.tobytes())
+            return ImageFacts(content, _look(image), *image.size, DRAWN)
+        return scan_image(data, name)
+    except DataError as error:
+        return Unreadable(str(error))
 
 
 def scan_image(data: bytes, name: str) -> ImageFacts:

@@ -107,19 +107,26 @@ def check_same_shape(name: str, tensor: Tensor, image_features: Tensor) -> None:
         )
 
 
-def check_teacher_pairs(
-    image_features: Tensor, teacher_image_features: Tensor, teacher_text_features: Tensor
-) -> None:
-    """Refuse teacher features that are not pairs, or not of the student's batch.
-
-    The teacher's dimension may differ: only its similarities are looked at.
-    """
+def student_and_teacher(
+    image_features: Tensor,
+    text_features: Tensor,
+    teacher_image_features: Tensor,
+    teacher_text_features: Tensor,
+    *,
+    normalize: bool,
+) -> tuple[Tensor, ...]:
+    """All four checked and in one dtype, of norm 1 if asked for, the teacher's without gradient."""
+    check_pairs(image_features, text_features)
+    # the teacher's dimension may differ: only its similarities are looked at
     check_pairs(teacher_image_features, teacher_text_features, owner="teacher ")
     if len(teacher_image_features) != len(image_features):
         raise ValueError(
             f"student and teacher must see the same batch, got {len(image_features)} "
             f"and {len(teacher_image_features)} pairs"
         )
+    teacher = teacher_image_features.detach(), teacher_text_features.detach()
+    features = widened(image_features, text_features, *teacher)
+    return tuple(to_unit(side, dim=1) for side in features) if normalize else features
 
 
 def check_positive(name: str, value: Scalar) -> None:

@@ -99,6 +99,9 @@ def say_plan(
 
     `measured` are the images that are embedded each time that a model is scored, before all
     trainings and behind each; `trainings` how many there are.
+
+    Raises:
+        Planned: `dry_run` asks for no more.
     """
     run = config if isinstance(config, RefineConfig) else config.refinement()
     steps = build.count_steps(run.train, pairs, accelerator.num_processes)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from clip_refine.evaluation.separation import fit_probability, nonsense
+from clip_refine.evaluation.threshold import fit_probability, nonsense
 
 
 def drawn(count: int, noise: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from torch import nn
 from clip_refine.config import EvaluateConfig, refuse_idle
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
-from clip_refine.evaluation.separation import fit_probability, nonsense
+from clip_refine.evaluation.threshold import fit_probability, nonsense
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import embed_pairs
 from clip_refine.results import Scores

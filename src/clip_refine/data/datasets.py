@@ -62,13 +62,18 @@ class ImageOnHub:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def hub_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
-    """The rows of a dataset on the Hub, which knows its files itself."""
+def hub_table(name: str, settings: SourceSettings) -> tuple[Any, str]:
+    """A dataset on the Hub, fetched where it is not here yet, and the split that was chosen."""
     import datasets
 
     split = _hub_split(name, settings)
     with readable(name):
-        table = datasets.load_dataset(_on_hub(name), settings.subset, split=split)
+        return datasets.load_dataset(_on_hub(name), settings.subset, split=split), split
+
+
+def hub_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
+    """The rows of a dataset on the Hub, which knows its files itself."""
+    table, split = hub_table(name, settings)
     written = _table_written(table, f"{name} ({split})", settings)
     return file_rows(_hub_file(name), hub_paths(written, _on_hub(name)), settings)
 

@@ -8,6 +8,7 @@
 | clip-retrieval's folder | `img_emb/img_emb_0.npy`, `text_emb/…` | rows, or a column of metadata |
 | `.parquet` | two columns of lists | rows, or another column |
 | a saved `datasets` folder, a LanceDB table `DB/NAME.lance` | the same | the same |
+| `hf:ORG/NAME`, `hf:ORG/NAME#split=S`, to learn on only | the same | the same |
 """
 
 import io
@@ -32,6 +33,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from clip_refine.data.datasets import HUB_PREFIX, hub_table
+from clip_refine.data.rows import SourceSettings
 from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import DataError, OutputError, first_line, foreign
 from clip_refine.support.folder import (
@@ -187,14 +190,20 @@ def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
     """
     images, comma, texts = source.partition(",")
     path = Path(source)
-    columns = path.suffix in (".parquet", LANCE) or is_clip_retrieval(path) or is_dataset(path)
+    on_hub = source.startswith(HUB_PREFIX)
+    columns = on_hub or path.suffix in (".parquet", LANCE)
+    columns = columns or is_clip_retrieval(path) or is_dataset(path)
     if owner is not None and not columns:
         raise DataError(
             f"{source}: owner {owner!r} is a column, which only .parquet, saved datasets, LanceDB "
             f"tables and clip-retrieval's folders have. Other files have {_OWNERS}."
         )
     try:
-        if comma:
+        if on_hub:
+            name, _, split = source.partition("#split=")
+            table, _ = hub_table(name, SourceSettings(split=split or None))
+            found = _read_columns(path, table.column_names, partial(_hub_batches, table), owner)
+        elif comma:
             found = FeatureSet(open_npy(Path(images)).read(), open_npy(Path(texts)).read())
         elif is_clip_retrieval(path):
             found = _read_clip_retrieval(path, owner)
@@ -331,6 +340,11 @@ def open_lance(path: Path) -> Any:
 def _lance_batches(table: Any, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     rows = table.search()
     return rows.select(list(columns)).to_batches(_ROWS) if columns else rows.to_batches(_ROWS)
+
+
+def _hub_batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for part in table.select_columns(list(columns)).with_format("arrow").iter(_ROWS):
+        yield from part.combine_chunks().to_batches()
 
 
 def is_dataset(path: Path) -> bool:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import yaml
-from clip_refine.evaluation.clustering import agreement, find_clusters
 from photo_study import towers_and_sources
 from torch import nn
 
 from clip_refine.config import RefineConfig
+from clip_refine.evaluation.geometry import agreement, find_clusters
 from clip_refine.evaluation.mixed import mixed_search
 from clip_refine.evaluation.retrieval import search_within
 from clip_refine.evaluation.scores import embed_model, score_features

@@ -1,6 +1,7 @@
 """The page as a file: small, whole, and of figures that Plotly knows."""
 
 import base64
+import json
 import os
 import re
 from pathlib import Path
@@ -247,6 +248,17 @@ def test_classes_are_shown_beyond_chance_only(tmp_path: Path):
     assert "2 of 3 classes moved, 1 up and none down beyond chance." in text
     assert re.findall(r'<span class="class">(\w+)', text) == ["wren"]
     assert "<td>−0.250 [−0.500, +0.100]</td>" in text
+
+
+def test_what_an_older_version_did_not_keep_is_unknown(tmp_path: Path):
+    run = write_run(tmp_path, evidence(12, 3))
+    found = json.loads((run / "report.json").read_text())
+    for of_class in found["tasks"][0]["classes"]:
+        del of_class["low"], of_class["high"]
+    (run / "report.json").write_text(json.dumps(found))
+    text = write_run_report(run).read_text(encoding="utf-8")
+    assert "<td>−0.250 [unknown]</td>" in text
+    assert "2 of 3 classes moved, how many beyond chance is unknown: an older version" in text
 
 
 def test_folders_of_whoever_made_it_are_left_out(tmp_path: Path):

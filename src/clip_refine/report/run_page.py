@@ -36,6 +36,7 @@ from clip_refine.report.tables import (
     verdict,
 )
 from clip_refine.results import (
+    ClassChange,
     Clouds,
     Evidence,
     Histograms,
@@ -152,23 +153,31 @@ def _task(task: TaskChange) -> dict[str, Any]:
         "classes": task.classes,
         "moved": sum(found.before != found.after for found in task.classes),
         # beyond chance, all classes of the task considered
-        "gained": [found for found in by_gain if found.low > 0],
-        "lost": [found for found in reversed(by_gain) if found.high < 0],
+        "gained": [found for found in by_gain if (found.low or 0) > 0],
+        "lost": [found for found in reversed(by_gain) if (found.high or 0) < 0],
         "rows": [
             (
                 found.name,
                 str(found.images),
                 f"{found.before:.3f}",
                 f"{found.after:.3f}",
-                f"{signed(found.after - found.before)} [{signed(found.low)}, {signed(found.high)}]",
+                _change(found),
             )
             for found in by_gain
         ],
+        "known": all(found.low is not None for found in by_gain),
         "confusions": [
             (pair.label, pair.predicted, str(pair.images), str(pair.before), str(pair.after))
             for pair in task.confusions
         ],
     }
+
+
+def _change(found: ClassChange) -> str:
+    """After less before with its interval, which files of older versions do not have."""
+    known = found.low is not None and found.high is not None
+    ends = f"{signed(found.low or 0)}, {signed(found.high or 0)}" if known else "unknown"
+    return f"{signed(found.after - found.before)} [{ends}]"
 
 
 # --------------------------------------------------------------------------------------------------

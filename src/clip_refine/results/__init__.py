@@ -585,8 +585,10 @@ class ClassChange(Record):
     images: int  # of this class
     before: float  # share of them that is found, 0-1
     after: float  # the same of the refined model
-    low: float  # lower end of an interval of after less before, for all classes of the task at once
-    high: float  # upper end
+    # of an interval of after less before, for all classes of the task at once, the lower end; None
+    # in files of before it was kept
+    low: float | None = None
+    high: float | None = None  # upper end
 
 
 class ConfusionChange(Record):

@@ -154,7 +154,8 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
             from clip_refine.report.tables import threshold_lines
             from clip_refine.results import FitProbability, read
 
-            say(threshold_lines(read(FitProbability, config.save_threshold)))
+            found = read(FitProbability, config.save_threshold)
+            say(threshold_lines(found, config.save_threshold))
     else:
         from clip_refine.roads.suites import evaluate_suite
 

@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from clip_refine.cli import main
@@ -117,10 +120,24 @@ def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Pa
     main([*drawn, "--save-threshold", str(path), "--precision", "0.6"])
     said = capsys.readouterr().out
     found = read(FitProbability, path)
-    assert f"A pair of cosine c fits with probability 1 / (1 + exp(−({found.slope:.1f} c" in said
-    assert "For precision 0.6: " in said
-    assert "For false positive rate 0.01: cosine" in said
+    precise, rare = found.cutoffs["precision"], found.cutoffs["false_positive_rate"]
+    if precise.cosine is None:
+        assert "No cosine lets pairs through of which 60% fit." in said
+    else:
+        assert "So that 60% of what you take fits, take a pair as fitting from cosine" in said
+    assert "To let at most 1% of the wrong pairs through, take a pair as fitting from cosine" in (
+        said
+    )
     assert "of 50 nonsense texts find an image." in said
+    assert f"How probable: 1 / (1 + exp(−({found.slope:.1f} c" in said
+    # lines to paste, which do what is said
+    at = rare.cosine if precise.cosine is None else precise.cosine
+    lines = said.partition("In code, of features of norm 1:\n")[2].splitlines()
+    known: dict[str, Any] = {"Path": Path, "cosine": at, "image_unit": torch.eye(3)}
+    known["text_unit"] = torch.eye(3)[[0, 2, 1]]
+    exec(textwrap.dedent("\n".join(lines[:2])), known)
+    assert known["fits"].tolist() == [True, False, False]
+    assert eval(lines[2].strip(), known) == found.probability(at or 0.0)
     with pytest.raises(SystemExit):
         main([*drawn, "--save-threshold", str(path)])
     assert "exists already" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from clip_refine.report.page import (
     layout,
     line,
     read_mapping,
+    reliability_chart,
     trace,
     write_page,
 )
@@ -33,12 +34,15 @@ from clip_refine.report.tables import (
     seconds,
     short_path,
     signed,
+    threshold_change,
+    threshold_sentence,
     verdict,
 )
 from clip_refine.results import (
     ClassChange,
     Clouds,
     Evidence,
+    FitProbability,
     Histograms,
     Point,
     Ranking,
@@ -73,6 +77,16 @@ def _write(run: Path) -> Path:
         cosines_chart(evidence.histograms),
         spectra_chart(evidence.spectra),
     ]
+    said = []
+    if evidence.fits:
+        sides: dict[str, FitProbability] = {"before": evidence.fits[0], "after": evidence.fits[1]}
+        features.append(
+            reliability_chart(
+                "reliability", "From which cosine on does a pair fit?", sides, (MUTED, AFTER)
+            )
+        )
+        said = [threshold_change(evidence)]
+        said += [threshold_sentence(name, sides["after"]) for name in sides["after"].cutoffs]
     model, source = short_path(scores.recipe["model"]), short_path(evidence.source)
     tabs = {"scores": "Scores", "space": "Feature space", "retrieval": "Retrieval"}
     tabs |= {"classes": "Zero-shot"} if evidence.tasks else {}
@@ -93,6 +107,7 @@ def _write(run: Path) -> Path:
         lines=score_lines(scores),
         scores=scores,
         source=source,
+        thresholds=said,
         training=[chart.name for chart in training],
         tab_names={**tabs, "made": "How it was made"},
         rankings={

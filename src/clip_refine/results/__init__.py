@@ -153,6 +153,8 @@ class FitProbability(Record):
     slope: float  # per unit of cosine
     intercept: float
     calibration_error: float  # expected, 0-1, on images that it was not fitted on
+    # its 95 % interval over those images; None in files of before there was one
+    calibration_interval: tuple[float, float] | None = None
     # the diagram: mean probability, share that fits, pairs
     reliability: tuple[tuple[float, float, int], ...]
     cutoffs: Mapping[str, Cutoff]  # `precision` and `false_positive_rate`
@@ -626,6 +628,9 @@ class Evidence(Record):
     images: Ranking[str]  # as queries
     captions: Ranking[int]  # as queries
     tasks: tuple[TaskChange, ...]  # zero-shot, class by class
+    # before and after; None where there are too few images, and in files of older versions
+    fits: tuple[FitProbability, FitProbability] | None = None
+    kept: Mapping[str, Cutoff] = {}  # what the first one's thresholds do after
     thumbnails: Mapping[int, str]  # position of a held-out image → a small JPEG, base64
 
 

@@ -226,6 +226,22 @@ _ROWS = (
         "that cosine",
     ),
     Metric(
+        *("calibration_error", "separation", "calibration error", "share, 0–1", False),
+        "how far the fitted probability that a pair fits is off, on images it was not fitted on",
+    ),
+    Metric(
+        *("precision", "separation", "precision{at}", "share, 0–1", True),
+        "share of true pairs among those that the first model's threshold for 90 % lets through",
+    ),
+    Metric(
+        *("false_positives", "separation", "false positives{at}", "share, 0–1", False),
+        "share of wrong pairs that the first model's threshold for few of them lets through",
+    ),
+    Metric(
+        *("nonsense_found", "separation", "nonsense that finds an image", "share, 0–1", False),
+        "share of texts of drawn letters with an image above the model's own such threshold",
+    ),
+    Metric(
         # as `true_pair_cosine`, over all captions
         *("true_pair_mean", "separation", "mean of true pairs", "cosine, −1–1", None),
         "mean cosine of captions with their images",

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from clip_refine.config import EvaluateConfig, RefineConfig, load_config, refuse_idle
-from clip_refine.data import ImageCaptions
+from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import image_groups, pairs_fingerprint
 from clip_refine.data.sources import TOY, absolute_source, split_name
 from clip_refine.evaluation import Embedder, score_model
@@ -126,7 +126,10 @@ def _trained_on(folder: Path, config: EvaluateConfig, pairs: ImageCaptions) -> S
             run = load_config(RefineConfig, place / "config.yaml")
             if measured.isdisjoint(split_name(absolute_source(n))[0] for n in run.data.sources):
                 continue
-            trained, _ = build.build_data(run.data, seed=run.seed)
+            listed = run.data.model_copy(update={"streaming": False})
+            trained, _ = build.build_data(listed, seed=run.seed)
+            if isinstance(trained, Stream):
+                continue
             held, used = image_groups(pairs, trained)
             among = set(used)
             return [index for index, group in enumerate(held) if group in among]

@@ -42,6 +42,7 @@ from clip_refine.evaluation.scores import (
     selection_score,
 )
 from clip_refine.evaluation.similarity import unit_sides
+from clip_refine.evaluation.threshold import nonsense
 from clip_refine.losses import PairFeatures
 from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
@@ -55,6 +56,7 @@ from clip_refine.models.weights import (
     set_logit_scale,
 )
 from clip_refine.report.run_page import write_run_report
+from clip_refine.report.tables import threshold_change
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard
@@ -184,6 +186,7 @@ def refine(
         guard = build_guard(config, embedder, selection, tasks)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
+            nonsense_before = embedder.texts(nonsense(), "Encoding nonsense")
             before = score_features(features_before, seed=config.seed)
             tracking.scores(before, step=0)
 
@@ -216,6 +219,7 @@ def refine(
         # 6 frozen features → numbers
         with clock("evaluate_after"):
             features_after = embed_model(embedder, held_out, tasks)
+            nonsense_features = (nonsense_before, embedder.texts(nonsense(), "Encoding nonsense"))
             after = score_features(features_after, seed=config.seed)
             tracking.scores(after, step=steps)
             was, now = measure(features_before), measure(features_after)
@@ -242,7 +246,7 @@ def refine(
             scores.write(folder / "scores.json")
             write_card(folder / "model", provenance, scores)
         if folder and config.report:
-            _report(folder, was, now, held_out, tasks, seed=config.seed)
+            _report(folder, was, now, held_out, tasks, nonsense_features, seed=config.seed)
     if folder:
         shutil.rmtree(config.out / WORK, ignore_errors=True)  # once nothing more depends on it
     return scores
@@ -717,13 +721,22 @@ def _report(
     now: Measured,
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
+    nonsense_features: tuple[Tensor, Tensor],
     *,
     seed: int,
 ) -> None:
-    """Write `report.json` and `report.html`; a run is worth keeping without them, too."""
+    """Write `report.json`, `report.html` and the model's `threshold.json`.
+
+    A run is worth keeping without them, too.
+    """
     try:
         changes = task_changes(was, now, tasks)
-        gather_evidence(was, now, held_out, changes, seed=seed).write(folder / "report.json")
+        more = {"seed": seed, "nonsense": nonsense_features}
+        found = gather_evidence(was, now, held_out, changes, **more)
+        found.write(folder / "report.json")
+        if found.fits:
+            found.fits[1].write(folder / "model" / "threshold.json")
+            remark(threshold_change(found))
         write_run_report(folder)
     except Exception as error:  # whatever is wrong with it, hours of training are not thrown away
         console.print(f"No report: {error}", style="yellow", markup=False)

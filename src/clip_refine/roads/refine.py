@@ -21,6 +21,7 @@ from clip_refine.config import (
     LossConfig,
     RefineConfig,
     dump_config,
+    load_config,
     override,
 )
 from clip_refine.config.runs import unused_settings
@@ -256,27 +257,12 @@ def refine(
 # A run that goes on where an earlier one stopped, and is the same as if none had.
 
 
-MAY_DIFFER = frozenset(
-    {
-        "out",
-        "log",
-        "report",
-        "overwrite",
-        "dry_run",
-        "resume",
-        "recipe",
-        "evaluation",
-        "interpolate",
-        "model",
-    }
-    | {
-        "train.workers",
-        "train.device",
-        "train.save_every",
-        "train.micro_batch",
-        "train.steps",
-        "train.epochs",
-    }
+HOW_IT_RUNS = frozenset({"out", "log", "report", "overwrite", "dry_run", "resume"}) | frozenset(
+    f"train.{name}" for name in ("workers", "device", "save_every", "micro_batch")
+)
+"""Settings that a run's results do not follow from."""
+MAY_DIFFER = HOW_IT_RUNS | frozenset(
+    {"recipe", "evaluation", "interpolate", "model", "train.steps", "train.epochs"}
 )
 """Settings that may be others when a run goes on; model and pairs are known by what is in them."""
 _OF_PAIRS = ("captions", "streaming", "shuffle_buffer", "weights", "draft")
@@ -286,10 +272,25 @@ def find_finished(config: RefineConfig) -> RunScores | None:
     """The scores of the run at `out`, where it is complete and `resume` is auto.
 
     So a job that is started again after its end does nothing.
+
+    Raises:
+        ConfigError: It was made with other settings.
     """
     recover(config.out)
     if config.resume != "auto" or not is_run(config.out) or config.overwrite:
         return None
+    earlier = load_config(RefineConfig, config.out / "config.yaml")
+    was, now = (flat(one.model_dump(mode="json")) for one in (earlier, _from_anywhere(config)))
+    # a function that gave the model, and what was left to be found, stand there as what they became
+    open_still = {name for name in now if now[name] == "auto" or name.startswith("model.")}
+    if config.loss.feature_scale != "as-is":  # what `scale_features` decides
+        open_still |= {"loss.normalize", "loss.temperature"}
+    for name in sorted({*was, *now} - HOW_IT_RUNS - open_still):
+        if was.get(name) != now.get(name):
+            raise ConfigError(
+                f"{config.out}: a complete run with {name} {was.get(name)!r}, now it is "
+                f"{now.get(name)!r}. Choose another --out, or pass --overwrite to make it again."
+            )
     remark(f"{config.out}: this run is complete.")
     return read(RunScores, config.out / "scores.json")
 

@@ -73,6 +73,8 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
     """Loading torch and open_clip takes seconds; both faults are of a moment."""
     nowhere = str(tmp_path / "runs" / "nowhere")
     data = ["--data.train", str(tmp_path / "no.csv")]
+    for name in ("captions.csv", "photo-clip"):
+        (tmp_path / name).touch()
     mistakes = {
         "no such folder. Give an open_clip": [
             *("refine", "--model.name", f"local-dir:{nowhere}", "--data.train", "toy"),
@@ -81,6 +83,11 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "no such open_clip architecture. Did you mean ViT-B-32": ["fold", "ViT-B-33", "--out", "x"],
         "Did you mean RN50": ["compare", "--models", "ViT-B-32", "RN5O", "--data.train", "toy"],
         "no.csv: cannot be read": ["tune", *data],
+        "captons.csv: cannot be read (No such file or directory). Check the path. Did you mean "
+        "captions.csv?": ["refine", "--data.train", "captons.csv"],
+        "There is no folder or file of this name either. Did you mean photo-clip?": [
+            *("evaluate", "--model.name", "photoclip", "--data.val", "toy"),
+        ],
         "other.csv: cannot be read": ["evaluate", "--data.val", f"{tmp_path}/other.csv#kind=table"],
         "There is no folder or file": ["export", nowhere, "--to", "open_clip", "--out", "x"],
         "there.csv: cannot be read": ["data", "check", "there.csv"],

@@ -116,6 +116,7 @@ def test_thresholds_of_another_model_are_measured_on_this_ones_cosines():
     assert measure_cutoffs(after.cutoffs, *narrow, owners) == after.cutoffs
     numbers = threshold_numbers(after, before, *narrow, owners, Bootstrap(200))
     assert numbers["precision@first_threshold"].value == pytest.approx(kept["precision"].precision)
+    assert numbers["recall@first_threshold"].value == pytest.approx(kept["precision"].recall)
     assert numbers["false_positives@first_threshold"].value == pytest.approx(rare)
     assert numbers["calibration_error"].value == pytest.approx(after.calibration_error)
     own = threshold_numbers(after, after, *narrow, owners, Bootstrap(200))

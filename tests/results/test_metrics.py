@@ -115,6 +115,7 @@ def test_directions():
         "image_to_text_median_rank": False,
         "residual_alignment": False,
         "threshold": None,
+        "precision@first_threshold": None,
         # neither is better by itself: wrong pairs may be as near
         "true_pair_cosine": None,
         "true_pair_mean": None,

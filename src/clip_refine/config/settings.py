@@ -138,7 +138,9 @@ class ModelConfig(SettingsGroup):
         schema, _, place = self.name.partition(":")
         if schema == "local-dir":
             if not os.path.isdir(place):
-                raise ModelError(f"{place}: no such folder. Give an open_clip model's folder.")
+                raise ModelError(
+                    f"{place}: no such folder. Give an open_clip model's folder.{_near(place)}"
+                )
         elif schema in ("toy", "transformers", "hf-hub", "factory") or os.path.exists(self.name):
             return
         else:
@@ -166,9 +168,19 @@ def check_architecture(name: str, known: Sequence[str]) -> None:
         raise ModelError(
             f"model.name {name!r}: no such open_clip architecture."
             + (f" Did you mean {', '.join(near)}?" if near else "")
-            + " There is no folder or file of this name either. A model of the Hub is written "
-            "hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
+            + f" There is no folder or file of this name either.{_near(name)} A model of the Hub "
+            "is written hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
         )
+
+
+def _near(path: str) -> str:
+    """What there is beside a path that is not there, and called nearly so."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.75)
+    except (OSError, ValueError):
+        return ""
+    return f" Did you mean {', '.join(os.path.join(folder, one) for one in near)}?" * bool(near)
 
 
 def _architectures() -> list[str]:
@@ -267,7 +279,8 @@ class DataConfig(SettingsGroup):
             if not elsewhere and not set(plain) & set("*?{") and not os.path.exists(plain):
                 hub = " A dataset on the Hub is written hf:ORG/NAME." * ("." not in plain)
                 raise DataError(
-                    f"{plain}: cannot be read (No such file or directory). Check the path.{hub}"
+                    f"{plain}: cannot be read (No such file or directory). Check the path."
+                    f"{_near(plain)}{hub}"
                 )
 
     def for_val(self) -> "DataConfig":

@@ -175,6 +175,7 @@ def threshold_numbers(
             true, wrong = share["true_precision"], share["wrong_precision"]
             # where nothing is let through nothing is right
             found["precision@first_threshold"] = (true / (true + wrong)).nan_to_num()
+            found["recall@first_threshold"] = true
         return found
 
     return numbers | bootstrap.numbers(others.images, of_thresholds)

@@ -469,7 +469,8 @@ def threshold_change(evidence: Evidence) -> str:
             f"{old.recall or 0:.1%} of the true ones are taken: "
             + (f"set it to {now.cosine:.3f}" if drifted or lost else "it still holds")
         )
-    return f"The old thresholds after refinement: {'; '.join(said)}." if said else ""
+    measured = f"measured on {evidence.fits[0].images[1]:,} images"
+    return f"The old thresholds after refinement, {measured}: {'; '.join(said)}." if said else ""
 
 
 DRIFT = 0.02  # of precision either way, and of recall that a threshold may cost

@@ -133,11 +133,11 @@ def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Pa
     # lines to paste, which do what is said
     at = rare.cosine if precise.cosine is None else precise.cosine
     lines = said.partition("In code, of features of norm 1:\n")[2].splitlines()
-    known: dict[str, Any] = {"Path": Path, "cosine": at, "image_unit": torch.eye(3)}
+    known: dict[str, Any] = {"cosine": at, "image_unit": torch.eye(3)}
     known["text_unit"] = torch.eye(3)[[0, 2, 1]]
-    exec(textwrap.dedent("\n".join(lines[:2])), known)
+    exec(textwrap.dedent("\n".join(lines[:3])), known)
     assert known["fits"].tolist() == [True, False, False]
-    assert eval(lines[2].strip(), known) == found.probability(at or 0.0)
+    assert eval(lines[3].strip(), known) == found.probability(at or 0.0)
     with pytest.raises(SystemExit):
         main([*drawn, "--save-threshold", str(path)])
     assert "exists already" in capsys.readouterr().err

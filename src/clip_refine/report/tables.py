@@ -435,6 +435,7 @@ def threshold_lines(found: FitProbability, file: Path) -> str:
         f"c, off by {calibration_text(found)} on average (said: true, {diagram}).",
         "In code, of features of norm 1:\n"
         f"  fits = (image_unit * text_unit).sum(-1) >= {at:.4f}\n"
+        "  from pathlib import Path\n"
         "  from clip_refine.results import FitProbability, read\n"
         f"  read(FitProbability, Path({str(file)!r})).probability(cosine)",
     ]

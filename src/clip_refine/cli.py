@@ -773,7 +773,7 @@ def doctor(json: Annotated[bool, JSON] = False) -> None:
                 say(f"  {'':<{width}}  {one.advice}")
     amiss = [one.about for one in found if one.advice]
     if not json:
-        say(f"{len(amiss)} to see to: {', '.join(amiss)}." if amiss else "All of it is fine.")
+        say(f"{len(amiss)} to see to: {', '.join(amiss)}." if amiss else "Nothing to see to.")
     if amiss:
         raise SystemExit(1)
 

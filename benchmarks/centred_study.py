@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import yaml
+from clip_refine.evaluation.clustering import agreement, find_clusters
 from photo_study import towers_and_sources
 from torch import nn
 
 from clip_refine.config import RefineConfig
-from clip_refine.evaluation.clustering import agreement, find_clusters
 from clip_refine.evaluation.mixed import mixed_search
 from clip_refine.evaluation.retrieval import search_within
 from clip_refine.evaluation.scores import embed_model, score_features
@@ -75,7 +75,10 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("runs/centred-study.jsonl"))
     parser.add_argument(
-        "--runs", nargs="*", default=["centred:1e-4"], help="recipe:rate[:setting=value,...]"
+        "--runs",
+        nargs="*",
+        default=["centred:1e-4"],
+        help="recipe:rate[:setting=value,...], settings of the loss or, with 'train.', of training",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trained-blocks", type=int, default=0)
@@ -110,8 +113,11 @@ def main() -> None:
         keep("fold alone", numbers(embed_model(embedder, held_out, zero_shot)))
     for asked in options.runs:
         recipe, rate, *more = asked.split(":")
-        settings = dict(part.split("=") for part in more[0].split(",")) if more else {}
-        loss = {name: yaml.safe_load(value) for name, value in settings.items()}
+        given = dict(part.split("=") for part in more[0].split(",")) if more else {}
+        settings: dict[str, dict[str, Any]] = {"loss": {}, "train": {}}
+        for name, value in given.items():
+            group, _, key = name.rpartition(".")
+            settings[group or "loss"][key] = yaml.safe_load(value)
         for seed in range(1, options.seeds + 1):
             run = f"{asked} seed {seed} {where}"
             if run in done:
@@ -120,13 +126,14 @@ def main() -> None:
                 {
                     "recipe": recipe,
                     "seed": seed,
-                    "loss": loss,
+                    "loss": settings["loss"],
                     "train": {
                         "batch_size": 100,
                         "precision": "fp32",
                         "learning_rate": float(rate),
                         "parameters": options.parameters,
                         "device": "cpu",
+                        **settings["train"],
                     },
                 }
             )
@@ -135,8 +142,12 @@ def main() -> None:
             trained = train_student(
                 config, student, train, embedder, accelerator, log=StepLog(None)
             )
-            found = numbers(embed_model(embedder, held_out, zero_shot))
-            keep(run, found | {"logit_scale": trained.logit_scale or 0.0})
+            features = embed_model(embedder, held_out, zero_shot)
+            found = numbers(features) | {"logit_scale": trained.logit_scale or 0.0}
+            fitted = measure_features(config, embedder, train)
+            peer = fit_peer("fold", fitted.image_features, fitted.text_features)
+            again = numbers(transformed(features, peer))
+            keep(run, found | {f"folded_again_{name}": value for name, value in again.items()})
 
 
 if __name__ == "__main__":

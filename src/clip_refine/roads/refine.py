@@ -269,13 +269,7 @@ _OF_PAIRS = ("captions", "streaming", "shuffle_buffer", "weights", "draft")
 
 
 def find_finished(config: RefineConfig) -> RunScores | None:
-    """The scores of the run at `out`, where it is complete and `resume` is auto.
-
-    So a job that is started again after its end does nothing.
-
-    Raises:
-        ConfigError: It was made with other settings.
-    """
+    """The scores of a run that is complete, for which nothing is done again; same settings only."""
     recover(config.out)
     if config.resume != "auto" or not is_run(config.out) or config.overwrite:
         return None
@@ -296,11 +290,7 @@ def find_finished(config: RefineConfig) -> RunScores | None:
 
 
 def find_state(config: RefineConfig) -> SavedState | None:
-    """The state that `resume` asks for.
-
-    Raises:
-        ConfigError: The folder that it names has none.
-    """
+    """The state that `resume` asks for."""
     if config.resume is None:
         return None
     named = config.out if config.resume == "auto" else Path(config.resume)
@@ -480,14 +470,11 @@ def train_student(
 def measure_features(
     config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
 ) -> PairFeatures:
-    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
-
-    Of a stream the first few thousand stand for all.
-    """
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample."""
     fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
     sample = MOMENT_SAMPLE if fitted or config.loss.fold or config.loss.fold_text else NORM_SAMPLE
     if isinstance(pairs, Stream):
-        pairs = pairs.prefix(sample)
+        pairs = pairs.prefix(sample)  # which stand for all
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
@@ -690,10 +677,7 @@ def interpolate_student(
     embedder: Embedder,
     selection: ImageCaptions | None,
 ) -> dict[str, Any] | None:
-    """Move the student's weights toward those it started from, as far as the settings say.
-
-    Of equally good weights the lowest is taken, which is nearest to the start.
-    """
+    """Move the student's weights toward its start; of equally good weights the lowest is taken."""
     if config.interpolate is None:
         return None
     refined = student.state_dict()

@@ -457,7 +457,8 @@ def vectors(arguments: list[str]) -> None:
 
     pairs_help = (
         ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, hf:ORG/NAME[#split=S], a LanceDB table "
-        "DB/NAME.lance, or a folder: clip-retrieval's, a saved dataset's, or with image.npy and text.npy."
+        "DB/NAME.lance, or a folder: clip-retrieval's, a saved dataset's, or with image.npy and "
+        "text.npy."
     )
     owner_help = "Column that says which image a row is of, where images have several rows."
     maps_help = "Folder that vectors refine, vectors align or posthoc fit wrote."

@@ -404,8 +404,9 @@ def _without_factories(config: SettingsGroup, path: Path) -> dict[str, Any]:
             f"--models {named[0]}."
         )
     model = getattr(config, "model", None)
-    named_one = isinstance(model, ModelConfig) and model.factory
-    return {"model": as_recorded(model)} if named_one else {}
+    if isinstance(model, ModelConfig) and model.factory:
+        return {"model": as_recorded(model)}
+    return {}
 
 
 def as_recorded(model: ModelConfig) -> ModelConfig:

@@ -98,13 +98,12 @@ def reliability_chart(
     data = [line("as said", [(0, 0), (1, 1)], INK, dash="dot", width=1)]
     for (model, fit), colour in zip(fits.items(), colours, strict=False):
         points = [(said, true) for said, true, _ in fit.reliability]
-        hover = "said %{x:.0%}, true %{y:.0%}"
         # Agresti and Coull's, which is not zero where all fit
         ends = ((2 + true * pairs, 4 + pairs) for _, true, pairs in fit.reliability)
         bars = [1.96 * math.sqrt(k / n * (1 - k / n) / n) for k, n in ends]
         data.append(
-            line(model, points, colour, hover=hover)
-            | {"mode": "lines+markers"}
+            line(model, points, colour)
+            | {"mode": "lines+markers", "hovertemplate": "said %{x:.0%}, true %{y:.0%}"}
             | {"error_y": {"type": "data", "array": bars, "thickness": 1, "width": 0}}
         )
     shares: Figure = {"range": [-0.02, 1.02], "tickformat": ".0%"}

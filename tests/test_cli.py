@@ -69,6 +69,65 @@ def test_lists_take_commas_or_spaces(capsys: pytest.CaptureFixture[str]):
         assert yaml.safe_load(capsys.readouterr().out)["recipes"] == ["a", "b", "c"]
 
 
+def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
+    """Loading torch and open_clip takes seconds; both faults are of a moment."""
+    nowhere = str(tmp_path / "runs" / "nowhere")
+    data = ["--data.train", str(tmp_path / "no.csv")]
+    for name in ("captions.csv", "photo-clip"):
+        (tmp_path / name).touch()
+    mistakes = {
+        "no such folder. Give an open_clip": [
+            *("refine", "--model.name", f"local-dir:{nowhere}", "--data.train", "toy"),
+        ],
+        "no such open_clip architecture. There is no folder": ["evaluate", "--model.name", nowhere],
+        "no such open_clip architecture. Did you mean ViT-B-32": ["fold", "ViT-B-33", "--out", "x"],
+        "Did you mean RN50": ["compare", "--models", "ViT-B-32", "RN5O", "--data.train", "toy"],
+        "no.csv: cannot be read": ["tune", *data],
+        "captons.csv: cannot be read (No such file or directory). Check the path. Did you mean "
+        "captions.csv?": ["refine", "--data.train", "captons.csv"],
+        "There is no folder or file of this name either. Did you mean photo-clip?": [
+            *("evaluate", "--model.name", "photoclip", "--data.val", "toy"),
+        ],
+        "other.csv: cannot be read": ["evaluate", "--data.val", f"{tmp_path}/other.csv#kind=table"],
+        "There is no folder or file": ["export", nowhere, "--to", "open_clip", "--out", "x"],
+        "there.csv: cannot be read": ["data", "check", "there.csv"],
+    }
+    program = (
+        "import sys, json; from clip_refine.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as stop: assert stop.code == 2\n"
+        "heavy = {'torch', 'open_clip', 'accelerate', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    given = json.dumps([*mistakes.values()])
+    shown = subprocess.run(
+        [sys.executable, "-c", program, given], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert shown.returncode == 0, shown.stderr
+    for fault, said in zip(mistakes, shown.stderr.splitlines(), strict=True):
+        assert fault in said
+
+
+def test_models_alone_are_all_that_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    named = tmp_path / "named.yaml"
+    named.write_text("model: {name: D}\n")
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("seeds: 1\n")
+    for words, model, others in (
+        (["--models", "B@tag", "C"], ("B", "tag"), ["C"]),
+        (["--models", "factory:a:b", "C"], ("factory:a:b", None), ["C"]),
+        (["--config", str(plain), "--models=B,C"], ("B", None), ["C"]),
+        (["--config", str(named), "--models", "B", "C"], ("D", None), ["B", "C"]),
+        (["--model.name", "ViT-B-32", "--models", "B", "C"], ("ViT-B-32", None), ["B", "C"]),
+        ([], ("ViT-B-32", None), []),
+    ):
+        main(["compare", *words, "--print-config"])
+        found = yaml.safe_load(capsys.readouterr().out)
+        assert (found["model"]["name"], found["model"]["pretrained"]) == model
+        assert found["models"] == others
+
+
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["refine", "--help"], "")]
 )

@@ -154,7 +154,8 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
             from clip_refine.report.tables import threshold_lines
             from clip_refine.results import FitProbability, read
 
-            say(threshold_lines(read(FitProbability, config.save_threshold)))
+            found = read(FitProbability, config.save_threshold)
+            say(threshold_lines(found, config.save_threshold))
     else:
         from clip_refine.roads.suites import evaluate_suite
 
@@ -198,6 +199,7 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with defaults, then --config, then flags; after --print-config do not call it."""
     from clip_refine.config import (
         EvaluateConfig,
+        ModelConfig,
         RefineConfig,
         dump_config,
         load_config,
@@ -248,9 +250,17 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
         args=split_lists(arguments),
         default=default,
     )
+    flagged = any(word.startswith("--model.") for word in arguments)
+    if kind is CompareConfig and not flagged and "model" not in default.model_fields_set:
+        # tyro hands every setting over, so that the first of --models would stand behind a default
+        config = kind.model_validate(config.model_dump(exclude={"model"}))
     if chosen.print_config:
         print(dump_config(config), end="")
     else:
+        for name in getattr(config, "models", ()):
+            ModelConfig(name=name).check_there()
+        config.model.check_there()
+        config.data.check_there()
         verb(config, as_json=chosen.json, **own)
 
 
@@ -310,6 +320,7 @@ def data(arguments: list[str]) -> None:
 
         Only the tokenizer of --model is used, to count the captions that are too long for it.
         """
+        DataConfig(train=source).check_there()
         from clip_refine.roads.check import check_data, findings_table
 
         findings = check_data(
@@ -344,7 +355,7 @@ def data(arguments: list[str]) -> None:
 @_explained()
 def fold(arguments: list[str]) -> None:
     """Close a model's gap by its weights alone: fold the means of its features out, untrained."""
-    from clip_refine.config import DataConfig
+    from clip_refine.config import DataConfig, ModelConfig
 
     share_help = "Of each tower's mean feature that is taken off, 0 to 1."
 
@@ -362,9 +373,11 @@ def fold(arguments: list[str]) -> None:
 
         The result is an ordinary checkpoint. `refine --recipe centred` starts from it and trains.
         """
+        ModelConfig(name=model).check_there()
+        data.check_there()
         from clip_refine.roads import weights as road
 
-        scale = road.fold(
+        found = road.fold(
             model,
             data,
             out=out,
@@ -373,8 +386,14 @@ def fold(arguments: list[str]) -> None:
             seed=seed,
             overwrite=overwrite,
         )
-        text = f"{model}, its means folded out, logit scale {scale:.1f}: {out}"
-        _say(text, json, model=model, logit_scale=scale, out=out)
+        before, after = found.gap
+        text = (
+            f"{model}, its means folded out, logit scale {found.logit_scale:.1f}: {out}. On "
+            f"{found.pairs:,} pairs that the means were not taken of, the gap goes from "
+            f"{before:.3f} to {after:.3f}; what else changed: `clip-refine evaluate`."
+        )
+        told = {"model": model, "logit_scale": found.logit_scale, "out": out}
+        _say(text, json, **told, gap_before=before, gap_after=after, pairs=found.pairs)
 
     tyro.cli(run, prog="clip-refine fold", args=arguments)
 
@@ -517,7 +536,12 @@ def vectors(arguments: list[str]) -> None:
         from clip_refine.roads.vectors import apply_vectors
 
         count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
-        text = f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them."
+        other = "text" if side == "image" else "image"
+        text = (
+            f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them. "
+            f"What they are compared with needs its own map: --side {other} for stored {other} "
+            "vectors, `clip-refine vectors fold` for the model that encodes new queries."
+        )
         _say(text, json, vectors=count, side=side, maps=maps, out=out)
 
     def align(
@@ -543,6 +567,7 @@ def vectors(arguments: list[str]) -> None:
         json: Annotated[bool, JSON] = False,
     ) -> None:
         """Compute IsoCLIP's maps from a model's projections, for search within one modality."""
+        model.check_there()
         from clip_refine.roads.vector_maps import isoclip_maps
 
         made = isoclip_maps(model, out, top=top, bottom=bottom, overwrite=overwrite)
@@ -556,6 +581,7 @@ def vectors(arguments: list[str]) -> None:
         overwrite: Annotated[bool, OVERWRITE] = False,
     ) -> None:
         """Multiply the maps into a model's two output layers, for new queries."""
+        model.check_there()
         from clip_refine.models.checkpoints import how_to_load
         from clip_refine.roads.vector_maps import fold_vectors
 
@@ -655,6 +681,10 @@ def interpolate(
     overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """Write a model on the line between two, often the best of both."""
+    from clip_refine.config import ModelConfig
+
+    for name in (base, refined):
+        ModelConfig(name=name).check_there()
     from clip_refine.roads import weights as road
 
     road.interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
@@ -681,6 +711,9 @@ def export(
     The features of 16 images and captions must be the same as before, up to 1e-5 of their norm
     (ONNX: 1e-4, with fp16 5e-3, with int8 5e-2); else nothing is written.
     """
+    from clip_refine.config import ModelConfig
+
+    ModelConfig(name=source).check_there()
     from clip_refine.roads import export as road
 
     check = road.export(
@@ -739,7 +772,10 @@ def doctor(json: Annotated[bool, JSON] = False) -> None:
             say(f"{'!' if one.advice else ' '} {one.about:<{width}}  {one.found}")
             if one.advice:
                 say(f"  {'':<{width}}  {one.advice}")
-    if any(one.advice for one in found):
+    amiss = [one.about for one in found if one.advice]
+    if not json:
+        say(f"{len(amiss)} to see to: {', '.join(amiss)}." if amiss else "Nothing to see to.")
+    if amiss:
         raise SystemExit(1)
 
 

@@ -170,6 +170,15 @@ def test_held_out_share(count: int, expected: int):
     assert hold_out(source, fraction=0.01, seed=2)[1].indices != held_out.indices
 
 
+def test_each_part_says_once_what_it_is():
+    source = ManyImages("many", [("a caption",)] * 400)
+    training, held_out = hold_out(source, fraction=0.01, seed=1)
+    parts = [held_out, *hold_out(training, fraction=0.01, seed=1)]
+    assert [part.name.removeprefix(source.name) for part in parts] == [
+        *(" (held-out part)", " (training part)", " (selection part)"),
+    ]
+
+
 def test_too_few_images_to_hold_out():
     source = ManyImages("few", [("caption",)] * 150)
     with pytest.raises(DataError, match="few: 150 images, too few.*--data.val"):

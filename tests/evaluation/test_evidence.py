@@ -10,12 +10,14 @@ from PIL import Image
 
 from clip_refine.evaluation.evidence import (
     cosine_histograms,
+    fits,
     gather_evidence,
     joint_plane,
     spectra,
     thumbnail,
 )
 from clip_refine.evaluation.scores import Measured, ModelFeatures, measure
+from clip_refine.evaluation.threshold import fit_probability
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import Evidence, read
 from clip_refine.support.errors import DataError
@@ -75,6 +77,21 @@ def test_evidence_is_read_back_as_it_was_written(tmp_path):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(DataError, match="no report.json of this version"):
         read(Evidence, tmp_path / "report.json")
+
+
+def test_fits_of_both_models_and_what_the_first_ones_threshold_does_after():
+    before, after = side(0, 60), side(1, 60)
+    texts = torch.eye(6), -torch.eye(6)
+    found = fits(before, after, seed=2, nonsense=texts)
+    for fit, own, nonsense in zip(found["fits"], (before, after), texts, strict=True):
+        pairs = own.features.pairs
+        sides = (pairs.image_features, pairs.text_features, pairs.text_to_image)
+        assert fit == fit_probability(*sides, seed=2, nonsense_features=nonsense)
+    was, now = (fit.cutoffs["false_positive_rate"] for fit in found["fits"])
+    assert found["kept"]["false_positive_rate"].cosine == was.cosine
+    assert found["kept"]["false_positive_rate"].recall != was.recall
+    assert now.cosine != was.cosine
+    assert fits(side(0), side(1), seed=2, nonsense=None) == {}  # of 24 images
 
 
 def test_thumbnails_are_small_jpegs_of_any_image():

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from clip_refine.evaluation.threshold import fit_probability, nonsense
+from clip_refine.evaluation.bootstrap import Bootstrap, interval
+from clip_refine.evaluation.classify import expected_calibration_error
+from clip_refine.evaluation.threshold import (
+    fit_probability,
+    measure_cutoffs,
+    nonsense,
+    threshold_numbers,
+)
 
 
 def drawn(count: int, noise: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,11 +93,57 @@ def test_it_is_measured_on_images_that_it_was_not_fitted_on():
 
 
 def test_wrong_pairs_are_not_all_held_at_once():
-    images, texts = drawn(1000)
+    images, texts = (side.repeat(1, 8) for side in drawn(1000))  # so that resamples take less
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         fit_probability(images, texts, torch.arange(1000))
     largest = max(event.self_cpu_memory_usage for event in seen.events())
     assert largest < 10 * texts[:500].nbytes  # 50 wrong images of each would be 50 times that
+
+
+def test_thresholds_of_another_model_are_measured_on_this_ones_cosines():
+    """A smaller gap moves all cosines, so that the old threshold lets nearly everything through."""
+    images, texts = drawn(400)
+    owners, cone = torch.arange(400), torch.full((400, 1), 12.0)
+    before = fit_probability(images, texts, owners)
+    narrow = torch.cat([cone, images], dim=1), torch.cat([cone, texts], dim=1)
+    after = fit_probability(*narrow, owners)
+    kept = measure_cutoffs(before.cutoffs, *narrow, owners)
+    assert kept["precision"].cosine == before.cutoffs["precision"].cosine
+    assert kept["precision"].precision == pytest.approx(0.5, abs=0.05)
+    rare = kept["false_positive_rate"].false_positive_rate
+    assert rare is not None
+    assert rare > 0.8
+    assert measure_cutoffs(after.cutoffs, *narrow, owners) == after.cutoffs
+    numbers = threshold_numbers(after, before, *narrow, owners, Bootstrap(200))
+    assert numbers["precision@first_threshold"].value == pytest.approx(kept["precision"].precision)
+    assert numbers["recall@first_threshold"].value == pytest.approx(kept["precision"].recall)
+    assert numbers["false_positives@first_threshold"].value == pytest.approx(rare)
+    assert numbers["calibration_error"].value == pytest.approx(after.calibration_error)
+    own = threshold_numbers(after, after, *narrow, owners, Bootstrap(200))
+    share = own["precision@first_threshold"]
+    assert share.value == pytest.approx(after.cutoffs["precision"].precision)
+    low, high = interval(share)
+    assert low is not None
+    assert high is not None
+    assert 0.8 < low < share.value < high < 0.99
+
+
+def test_the_interval_of_the_calibration_error_holds_what_many_images_show():
+    """Fitted on few, so that it is off by something, which 20 times as many others show."""
+    images, texts = drawn(8000)
+    few = slice(0, 400)
+    found = fit_probability(images[few], texts[few], torch.arange(400))
+    assert found.calibration_interval is not None
+    low, high = found.calibration_interval
+    assert low is not None
+    assert high is not None
+    assert 0 <= low < found.calibration_error <= high < 0.2
+    unit = [side / side.norm(dim=1, keepdim=True) for side in (images[400:], texts[400:])]
+    cosines = torch.cat([(unit[0] * side).sum(1) for side in (unit[1], unit[1].roll(1, 0))])
+    said = torch.tensor([found.probability(float(cosine)) for cosine in cosines])
+    fits = torch.arange(len(said)) < len(said) // 2
+    truth = expected_calibration_error(said, fits, bins=10)
+    assert low <= truth <= high
 
 
 def test_what_cannot_be():

@@ -98,7 +98,7 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "missing column": refine(table("d.csv", f"image,words\n{IMAGES[0]},a dog\n")),
         "wrong column": refine(good, "--data.caption-column", "captions"),
         "missing file": refine(str(folder / "nowhere.csv")),
-        "unknown kind of source": refine(str(folder / "pairs.xlsx")),
+        "unknown kind of source": refine(table("pairs.xlsx", "")),
         "json of another layout": refine(table("j.json", '{"data": []}')),
         "folder without captions": refine(str(folder / "exists")),
         "unknown kind": refine(f"{good}#kind=coc"),

@@ -30,7 +30,7 @@ from clip_refine.results import (
     TaskScores,
 )
 from clip_refine.support.errors import DataError
-from tests.report.test_page import in_black
+from tests.report.test_page import fit, in_black
 from tests.report.test_score_lines import MEASURED, side
 
 HARM = "hycd[<script>alert(1)</script>]"
@@ -338,6 +338,23 @@ def test_suites_have_the_same_page(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "<td>…/x/mine.txt</td>" in text
     assert "some one" not in text
     assert 'id="trade"' not in text  # one number a task has none
+
+
+def test_thresholds_of_a_suite_are_drawn_and_said(tmp_path: Path):
+    scores = suite_scores()
+    of_fit = {"fit": fit(0.25, 0.9).model_dump(mode="json")}
+    measured = tuple(
+        one.model_copy(update={"details": of_fit} if one.task == "birds" else {})
+        for one in scores.measured
+    )
+    scores.model_copy(update={"measured": measured}).write(tmp_path / "s.json")
+    text = write_suite_report(tmp_path / "s.json").read_text(encoding="utf-8")
+    assert 'id="tab-thresholds"' in text
+    assert text.count("take a pair as fitting from cosine 0.250 on") == 2
+    assert "&lt;b&gt;mine: So that 90% of what you take fits" in text
+    assert re.findall(r'data-figure="(fit-\d)"', text) == ["fit-0"]
+    scores.write(tmp_path / "none.json")
+    assert 'id="thresholds"' not in write_suite_report(tmp_path / "none.json").read_text()
 
 
 def test_a_suite_of_one_model_has_its_own_intervals(tmp_path: Path):

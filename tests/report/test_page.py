@@ -1,6 +1,7 @@
 """The page as a file: small, whole, and of figures that Plotly knows."""
 
 import base64
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from clip_refine.cli import main
 from clip_refine.config import RefineConfig, dump_config
+from clip_refine.report.page import reliability_chart
 from clip_refine.report.run_page import (
     clouds_chart,
     cosines_chart,
@@ -20,7 +22,9 @@ from clip_refine.results import (
     ClassChange,
     Clouds,
     ConfusionChange,
+    Cutoff,
     Evidence,
+    FitProbability,
     Histograms,
     Pair,
     Query,
@@ -34,6 +38,27 @@ STEPS = [
     {"step": number, "loss_rafa": 1.0, "loss_total": 2.0, "image_norm": 9.0, "text_norm": 8.0}
     for number in (1, 2, 3)
 ]
+
+
+def fit(at: float, precision: float) -> FitProbability:
+    cutoff = Cutoff(
+        wished=0.9,
+        cosine=at,
+        precision=precision,
+        recall=0.5,
+        false_positive_rate=0.05,
+        nonsense_found=0.25,
+    )
+    return FitProbability(
+        slope=20.0,
+        intercept=-5.0,
+        calibration_error=0.0123,
+        calibration_interval=(0.0, 0.02),
+        reliability=((0.1, 0.12, 50), (0.9, 0.88, 60)),
+        cutoffs={"precision": cutoff},
+        images=(40, 41),
+        nonsense=50,
+    )
 
 
 def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evidence:
@@ -122,6 +147,8 @@ def evidence(pairs: int, thumbnails: int, *, thumbnail_bytes: int = 30) -> Evide
                 ),
             ),
         ),
+        fits=(fit(0.25, 0.9), fit(0.5, 0.9)),
+        kept={"precision": fit(0.25, 0.6).cutoffs["precision"]},
         thumbnails={
             number: base64.b64encode(os.urandom(thumbnail_bytes)).decode()
             for number in range(thumbnails)
@@ -148,6 +175,9 @@ def test_figures_are_what_plotly_knows():
             clouds_chart(found.clouds),
             cosines_chart(found.histograms),
             spectra_chart(found.spectra),
+            reliability_chart(
+                "reliability", "?", dict(zip("ab", found.fits or (), strict=True)), ("red",) * 2
+            ),
         ),
         *training_charts(STEPS),
     ]
@@ -247,6 +277,34 @@ def test_classes_are_shown_beyond_chance_only(tmp_path: Path):
     assert "2 of 3 classes moved, 1 up and none down beyond chance." in text
     assert re.findall(r'<span class="class">(\w+)', text) == ["wren"]
     assert "<td>−0.250 [−0.500, +0.100]</td>" in text
+
+
+def test_whether_the_old_threshold_still_holds(tmp_path: Path):
+    found = evidence(12, 3)
+    text = write_run_report(write_run(tmp_path, found)).read_text(encoding="utf-8")
+    assert "The old thresholds after refinement, measured on 41 images: from" in text
+    assert "from cosine 0.250 on 60.0% of what is taken fits (90.0% before), and 50.0% of" in text
+    assert "of the true ones are taken: set it to 0.500.</p>" in text
+    assert "So that 90% of what you take fits, take a pair as fitting from cosine 0.500 on:" in text
+    assert "25% of 50 nonsense texts find an image.</p>" in text
+    assert "before: off by 0.012 (0.000 to 0.020); after: off by" in text
+    assert "<td>after</td><td>90.0%</td><td>88.0%</td><td>60</td>" in text
+    same = {"precision": fit(0.25, 0.885).cutoffs["precision"]}
+    write_run(tmp_path, found.model_copy(update={"kept": same}))
+    assert "are taken: it still holds.</p>" in write_run_report(tmp_path).read_text()
+    write_run(tmp_path, found.model_copy(update={"fits": None, "kept": {}}))
+    assert "chart-reliability" not in write_run_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_what_an_older_version_did_not_keep_is_unknown(tmp_path: Path):
+    run = write_run(tmp_path, evidence(12, 3))
+    found = json.loads((run / "report.json").read_text())
+    for of_class in found["tasks"][0]["classes"]:
+        del of_class["low"], of_class["high"]
+    (run / "report.json").write_text(json.dumps(found))
+    text = write_run_report(run).read_text(encoding="utf-8")
+    assert "<td>−0.250 [unknown]</td>" in text
+    assert "2 of 3 classes moved, how many beyond chance is unknown: an older version" in text
 
 
 def test_folders_of_whoever_made_it_are_left_out(tmp_path: Path):

@@ -1,6 +1,8 @@
 """The recipe `centred`: means folded out first, then the paper's objective at a fitted scale."""
 
 import copy
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def test_without_a_step_worth_the_name_it_is_the_fold(
     tiny_name: str, pairs: ToyPairs, held_out: ToyPairs, config: RefineConfig
 ):
     alone = load_open_clip(tiny_name)
-    _, scale = folded(alone, pairs, config)
+    scale = folded(alone, pairs, config).logit_scale
     model = load_open_clip(tiny_name)
     scores = refine(config, model=model, train_pairs=pairs, held_out=held_out)
     assert scores.recipe["logit_scale"] == pytest.approx(scale)
@@ -136,6 +138,18 @@ def test_student_and_teacher_each_have_their_temperature():
     assert float(found) == pytest.approx(total, rel=1e-9)
     same = hycd_loss(*sides, temperature=0.05, teacher_temperature=0.05)
     assert float(same) == float(hycd_loss(*sides, temperature=0.05))
+
+
+def test_a_fold_says_what_it_did_to_the_gap(tiny_name: str, table: Path, tmp_path: Path, capsys):
+    main(["fold", tiny_name, "--data.train", str(table), "--out", str(tmp_path / "folded")])
+    said = capsys.readouterr().out
+    found = re.search(r"On 16 pairs that the means .* goes from (\S+) to (\S+);", said)
+    assert found
+    before, after = map(float, found.groups())
+    main(["evaluate", "--model.name", tiny_name, "--data.val", str(table), "--json"])
+    measured = json.loads(capsys.readouterr().out)["geometry"]["centroid_distance"]
+    assert before == pytest.approx(measured, abs=0.1)
+    assert after < before / 2
 
 
 def test_siglips_towers_get_a_layer_first_as_the_refusal_says(

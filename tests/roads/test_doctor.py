@@ -31,6 +31,7 @@ def test_where_nothing_is_broken(capsys: pytest.CaptureFixture[str]):
     shown = capsys.readouterr().out
     assert all(one["found"] in shown for about, one in found.items() if about == "torch")
     assert "!" not in shown
+    assert shown.endswith("Nothing to see to.\n")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_a_library_out_of_bounds(monkeypatch, capsys, installed: str | None, fou
     assert found in shown
     assert "pip install 'safetensors>=0.5'" in shown
     assert shown.count("\n!") == 1
+    assert shown.endswith("1 to see to: safetensors.\n")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,28 @@
 """Zero-shot tasks alone, with one prompt or several."""
 
 import json
+import shutil
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from clip_refine.cli import main
-from clip_refine.config import EvaluateConfig, EvaluationConfig
+from clip_refine.config import (
+    DataConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    RefineConfig,
+    dump_config,
+)
+from clip_refine.data import open_pairs
 from clip_refine.results import FitProbability, read
-from clip_refine.roads.evaluate import evaluate
+from clip_refine.roads.build import build_held_out
+from clip_refine.roads.evaluate import _trained_on, evaluate
+from clip_refine.saving import refinement
 from clip_refine.support.errors import ConfigError
 from clip_refine.toy import ToyPairs
 
@@ -68,16 +82,62 @@ def test_every_prompt_has_a_place_for_the_name():
         EvaluationConfig(template=())
 
 
+def test_pairs_that_a_run_was_trained_on_are_no_held_out_ones(
+    tiny_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = ["file_name,caption"]
+    for index in range(210):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / f"{index}.png")
+        lines.append(f"{index}.png,number {index}")
+    (tmp_path / "own.csv").write_text("\n".join(lines))
+    own = str(tmp_path / "own.csv")
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    for folder in (run / "model", moved):
+        shutil.copytree(tiny_name.removeprefix("local-dir:"), folder)
+    refined = RefineConfig(data=DataConfig(train=own), out=run)
+    (run / "config.yaml").write_text(dump_config(refined))
+    (run / "scores.json").write_text("{}")
+    main(["evaluate", "--model.name", str(run), "--data.val", own])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"Beware: {run} was trained on 110 of these 210 images" in said
+
+    def trained_on(model: Path, **data: str) -> int:
+        config = EvaluateConfig.model_validate({"model": {"name": str(model)}, "data": data})
+        return len(_trained_on(model, config, build_held_out(config.data, seed=config.seed)))
+
+    assert trained_on(run / "model", val=own) == 110
+    assert trained_on(run, train=own) == 0  # the part that was held out
+    assert trained_on(moved, val=own) == 0
+    # which knows no source, but what was in it
+    facts = refinement(refined, open_pairs(own), open_pairs(own), steps=1)
+    facts.write(moved / "provenance.json")
+    assert trained_on(moved, val=own) == 210
+
+
 def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Path, capsys):
     drawn = ["evaluate", "--model.name", tiny_name, "--data.val", str(table), "--device", "cpu"]
     path = tmp_path / "threshold.json"
     main([*drawn, "--save-threshold", str(path), "--precision", "0.6"])
     said = capsys.readouterr().out
     found = read(FitProbability, path)
-    assert f"A pair of cosine c fits with probability 1 / (1 + exp(−({found.slope:.1f} c" in said
-    assert "For precision 0.6: " in said
-    assert "For false positive rate 0.01: cosine" in said
+    precise, rare = found.cutoffs["precision"], found.cutoffs["false_positive_rate"]
+    if precise.cosine is None:
+        assert "No cosine lets pairs through of which 60% fit." in said
+    else:
+        assert "So that 60% of what you take fits, take a pair as fitting from cosine" in said
+    assert "To let at most 1% of the wrong pairs through, take a pair as fitting from cosine" in (
+        said
+    )
     assert "of 50 nonsense texts find an image." in said
+    assert f"How probable: 1 / (1 + exp(−({found.slope:.1f} c" in said
+    # lines to paste, which do what is said
+    at = rare.cosine if precise.cosine is None else precise.cosine
+    lines = said.partition("In code, of features of norm 1:\n")[2].splitlines()
+    known: dict[str, Any] = {"cosine": at, "image_unit": torch.eye(3)}
+    known["text_unit"] = torch.eye(3)[[0, 2, 1]]
+    exec(textwrap.dedent("\n".join(lines[:3])), known)
+    assert known["fits"].tolist() == [True, False, False]
+    assert eval(lines[3].strip(), known) == found.probability(at or 0.0)
     with pytest.raises(SystemExit):
         main([*drawn, "--save-threshold", str(path)])
     assert "exists already" in capsys.readouterr().err

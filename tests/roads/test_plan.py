@@ -59,7 +59,7 @@ def test_wrong_captions_take_memory_too(
 
 
 def test_images_are_counted_as_they_are_scored(config: RefineConfig, tiny: OpenClipEncoder, capsys):
-    assert f"scored on {len(HELD_OUT)} images" in planned(config, tiny, capsys)
+    assert f"scored on {len(HELD_OUT)} held-out images." in planned(config, tiny, capsys)
 
 
 @pytest.mark.parametrize("parameters", ["all", "lora", "last-blocks"])

@@ -15,7 +15,7 @@ from clip_refine.config.runs import EvaluateConfig, RefineConfig
 from clip_refine.data import hold_out
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.results import RunScores, read
+from clip_refine.results import Evidence, FitProbability, RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.evaluate import evaluate
@@ -79,7 +79,11 @@ def test_everything_promised_is_written(config: RefineConfig):
         "model/README.md",
         "model/provenance.json",
         "model/open_clip_model.safetensors",
+        "model/threshold.json",
     }
+    before, after = read(Evidence, config.out / "report.json").fits or (None, None)
+    assert read(FitProbability, config.out / "model" / "threshold.json") == after != before
+    assert after.nonsense == 50
     assert read(RunScores, config.out / "scores.json") == scores
     saved = json.loads((config.out / "scores.json").read_text())
     assert set(saved) == {"before", "after", "difference", "recipe", "seconds"}

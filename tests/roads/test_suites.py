@@ -20,7 +20,7 @@ from clip_refine.config import (
 )
 from clip_refine.config.suites import SHIPPED, ZeroShotTask
 from clip_refine.report.tables import suite_tables
-from clip_refine.results import SuiteScores, read
+from clip_refine.results import FitProbability, SuiteScores, read
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.suites import (
     MEAN,
@@ -185,6 +185,16 @@ def test_two_models_side_by_side(config: EvaluateConfig, tiny_name: str, tmp_pat
     assert moved.low is not None
     assert moved.high is not None
     assert moved.low <= moved.mean <= moved.high
+    # the first model's thresholds are those that both are measured at
+    apart = {found.model: found for found in scores.measured if found.kind == "separation"}
+    fits = [FitProbability.model_validate(apart[m].details["fit"]) for m in (tiny_name, other)]
+    passed = [apart[m].scores["false_positives@first_threshold"].value for m in (tiny_name, other)]
+    rare = [fit.cutoffs["false_positive_rate"].false_positive_rate for fit in fits]
+    assert passed[0] == pytest.approx(rare[0])
+    assert passed[1] != pytest.approx(rare[1])
+    assert fits[1].nonsense == 50
+    assert apart[other].scores["calibration_error"].low is not None
+    assert 'id="thresholds"' in page
 
 
 def test_equal_models_do_not_differ(config: EvaluateConfig, tmp_path: Path, tiny_name: str):

@@ -447,6 +447,8 @@ class TestCommandLine:
         main(["vectors", "evaluate", raw, "--map", maps, "--resamples", "10"])
         said = capsys.readouterr()
         assert "rebuild the ANN index" in said.out
+        for side in ("image", "text"):  # each reminds of the other
+            assert f"needs its own map: --side {side} for stored {side} vectors" in said.out
         assert f"{maps} was learnt from {raw}: if these are the same pairs" in " ".join(
             said.err.split()
         )

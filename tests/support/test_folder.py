@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.support.folder import (
@@ -164,6 +166,17 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_who_may_read_the_folder_may_read_its_features(tmp_path: Path):
+    """safetensors lets only the owner read what it writes, whatever the umask is."""
+    usual = os.umask(0o027)
+    try:
+        with complete_file(tmp_path / "x.safetensors") as partial:
+            save_file({"x": torch.zeros(1)}, partial)
+    finally:
+        os.umask(usual)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_file_that_cannot_be_made_is_one_clear_error(tmp_path: Path):

@@ -28,6 +28,7 @@ from clip_refine.config.settings import (
     PriorConfig,
     SettingsGroup,
     TrainConfig,
+    check_architecture,
 )
 from clip_refine.config.suites import Suite, load_suite
 
@@ -47,6 +48,7 @@ __all__ = [
     "Suite",
     "TrainConfig",
     "as_recorded",
+    "check_architecture",
     "demo_config",
     "dump_config",
     "explain",

@@ -263,7 +263,8 @@ class CompareConfig(SettingsGroup):
     and learning rates chosen there."""
     models: tuple[str, ...] = ()
     """More models for the same table, untouched and with every recipe and peer, since another base
-    may be worth more than refining this one: as for `model.name`, and ARCH@TAG."""
+    may be worth more than refining this one: as for `model.name`, and ARCH@TAG. Without `model`
+    the first of them takes its place."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -288,6 +289,17 @@ class CompareConfig(SettingsGroup):
     dry_run: bool = False
     """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
     there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_the_models(cls, values: Any) -> Any:
+        """`models` alone are all that is compared; nobody asked for the default beside them."""
+        models = values.get("models") if isinstance(values, dict) else None
+        if not isinstance(models, list | tuple) or not models or "model" in values:
+            return values
+        factory = str(models[0]).removeprefix("factory:")
+        first = {"name": models[0]} if factory == models[0] else {"factory": factory}
+        return {**values, "model": first, "models": models[1:]}
 
     @model_validator(mode="after")
     def _rates_are_chosen_for_all(self) -> "CompareConfig":
@@ -392,7 +404,9 @@ def _without_factories(config: SettingsGroup, path: Path) -> dict[str, Any]:
             f"--models {named[0]}."
         )
     model = getattr(config, "model", None)
-    return {"model": as_recorded(model)} if isinstance(model, ModelConfig) else {}
+    if isinstance(model, ModelConfig) and model.factory:
+        return {"model": as_recorded(model)}
+    return {}
 
 
 def as_recorded(model: ModelConfig) -> ModelConfig:

@@ -1,13 +1,17 @@
 """Every setting of a run once, in groups: its default, range and sentence of help."""
 
+import difflib
+import importlib.util
 import os
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ConfigError, DataError, ModelError
 
 # --------------------------------------------------------------------------------------------------
 # Named objectives: what each row of the paper's tables and each of its critics sets.
@@ -125,6 +129,23 @@ class ModelConfig(SettingsGroup):
             )
         return self
 
+    def check_there(self) -> None:
+        """Refuse what names nothing here, before a library is loaded for it; no hub is asked.
+
+        Raises:
+            ModelError: There is no such folder, file or architecture.
+        """
+        schema, _, place = self.name.partition(":")
+        if schema == "local-dir":
+            if not os.path.isdir(place):
+                raise ModelError(
+                    f"{place}: no such folder. Give an open_clip model's folder.{_near(place)}"
+                )
+        elif schema in ("toy", "transformers", "hf-hub", "factory") or os.path.exists(self.name):
+            return
+        else:
+            check_architecture(self.name, _architectures())
+
     @property
     def title(self) -> str:
         """The model in a word, as `ViT-B-32@openai`."""
@@ -133,6 +154,42 @@ class ModelConfig(SettingsGroup):
 
 _OF_ONE = ("split", "split_file", "image_column", "caption_column")
 """Settings of `data` that say how `train` is read; `val_split` and so on say it of `val`."""
+
+
+def check_architecture(name: str, known: Sequence[str]) -> None:
+    """Refuse an architecture that open_clip does not know, with near ones.
+
+    Raises:
+        ModelError: It is none of those.
+    """
+    architecture = name.replace("/", "-")
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+        raise ModelError(
+            f"model.name {name!r}: no such open_clip architecture."
+            + (f" Did you mean {', '.join(near)}?" if near else "")
+            + f" There is no folder or file of this name either.{_near(name)} A model of the Hub "
+            "is written hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
+        )
+
+
+def _near(path: str) -> str:
+    """What there is beside a path that is not there, and called nearly so."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), n=3, cutoff=0.75)
+    except (OSError, ValueError):
+        return ""
+    return f" Did you mean {', '.join(os.path.join(folder, one) for one in near)}?" * bool(near)
+
+
+def _architectures() -> list[str]:
+    """Those that open_clip knows, by its files where importing it would take seconds."""
+    if "open_clip" in sys.modules:
+        return sys.modules["open_clip"].list_models()
+    found = importlib.util.find_spec("open_clip")
+    places = found.submodule_search_locations if found else None
+    return [path.stem for at in places or () for path in Path(at, "model_configs").glob("*.json")]
 
 
 class DataConfig(SettingsGroup):
@@ -209,6 +266,22 @@ class DataConfig(SettingsGroup):
         if self.val is None and given:
             raise ValueError(f"{given[0]} says how val is read, which is missing; give both")
         return self
+
+    def check_there(self) -> None:
+        """Refuse files that are not there, before a library is loaded to read them.
+
+        Raises:
+            DataError: With the first of them.
+        """
+        for name in (*self.sources, *filter(None, [self.val])):
+            plain = name if os.path.exists(name) else name.rpartition("#")[0] or name
+            elsewhere = plain == "toy" or plain.startswith("hf:") or "://" in plain
+            if not elsewhere and not set(plain) & set("*?{") and not os.path.exists(plain):
+                hub = " A dataset on the Hub is written hf:ORG/NAME." * ("." not in plain)
+                raise DataError(
+                    f"{plain}: cannot be read (No such file or directory). Check the path."
+                    f"{_near(plain)}{hub}"
+                )
 
     def for_val(self) -> "DataConfig":
         """The settings that `val` is read with; refuses one for a `train` that is missing."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, sums_in_groups
 from clip_refine.evaluation.retrieval import recall_at
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
@@ -306,6 +308,36 @@ def expected_calibration_error(
     place = calibration_bins(confidence, bins=bins)
     surplus = place.bincount(weights=correct - confidence, minlength=bins)
     return surplus.abs().sum().item() / len(confidence)
+
+
+def resampled_calibration_error(
+    confidence: Tensor,
+    correct: Tensor,
+    bootstrap: Bootstrap,
+    *,
+    bins: int = CALIBRATION_BINS,
+    owners: Tensor | None = None,
+) -> Resampled:
+    """`expected_calibration_error` with draws; `owners` (N,) is the image of each, else its own.
+
+    A sum of |accuracy − confidence|: noise makes it larger, as it does a distance. So the draws are
+    without that bias, and where noise alone would make as much, by the 97.5 % quantile of how
+    resampling moves the bins, its interval begins at zero.
+    """
+    place = calibration_bins(confidence, bins=bins)
+    surplus = sums_in_groups(correct.double() - confidence.double(), place, owners)
+    drawn = sums_in_groups(torch.ones(len(place)), torch.zeros_like(place), owners)
+    images = len(place) if owners is None else int(owners.max()) + 1
+    found_off = surplus(torch.ones(1, images, dtype=torch.float64)) / len(place)
+
+    def statistic(counts: Tensor) -> dict[str, Tensor]:
+        off = surplus(counts) / drawn(counts)
+        return {"error": off.abs().sum(dim=1), "noise": (off - found_off).abs().sum(dim=1)}
+
+    found = bootstrap.numbers(images, statistic)
+    error = found["error"].without_bias(least=0.0)
+    by_noise = error.value <= float(found["noise"].draws.quantile(0.975))
+    return replace(error, reach=(0.0, error.value)) if by_noise else error
 
 
 def calibration_bins(confidence: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:

@@ -15,6 +15,7 @@ from clip_refine.evaluation.geometry import variances
 from clip_refine.evaluation.scores import Measured
 from clip_refine.evaluation.separation import Separation, separation
 from clip_refine.evaluation.similarity import measured, tie_width, unit_rows
+from clip_refine.evaluation.threshold import FEWEST, fit_probability, measure_cutoffs
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import (
     Clouds,
@@ -90,6 +91,25 @@ def _separation(side: Measured, seed: int) -> Separation:
     owners = torch.searchsorted(chosen, pairs.text_to_image[captions])
     images, texts = pairs.image_features[chosen], pairs.text_features[captions]
     return separation(images, texts, owners, false_positive_rate=FALSE_POSITIVES, bins=_FINE_BINS)
+
+
+def fits(
+    before: Measured, after: Measured, *, seed: int, nonsense: tuple[Tensor, Tensor] | None
+) -> dict[str, Any]:
+    """Both models' probability that a pair fits, and what the first one's thresholds do after."""
+    sides = [
+        (found.image_features, found.text_features, found.text_to_image)
+        for found in (before.features.pairs, after.features.pairs)
+    ]
+    if len(sides[0][0]) < FEWEST:
+        return {}
+    texts = nonsense or (None, None)
+    was, now = (
+        fit_probability(*side, seed=seed, nonsense_features=own)
+        for side, own in zip(sides, texts, strict=True)
+    )
+    kept = measure_cutoffs(was.cutoffs, *sides[1], seed=seed, nonsense_features=texts[1])
+    return {"fits": (was, now), "kept": kept}
 
 
 @measured
@@ -216,8 +236,12 @@ def gather_evidence(
     *,
     seed: int,
     pictures: bool = True,
+    nonsense: tuple[Tensor, Tensor] | None = None,
 ) -> Evidence:
-    """What `report.json` holds; stored vectors have no `pictures`."""
+    """What `report.json` holds; stored vectors have no `pictures`.
+
+    `nonsense` are both models' features (Q, d) of texts that describe no image.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(held_out), generator=generator)[:DRAWN_PAIRS].sort().values
     planes, explained, fitted_on = joint_plane(before, after, drawn, seed=seed)
@@ -258,6 +282,7 @@ def gather_evidence(
         images=images,
         captions=captions,
         tasks=tuple(tasks),
+        **fits(before, after, seed=seed, nonsense=nonsense),
         thumbnails={index: thumbnail(held_out.load_image(index)) for index in bar.over(shown)},
     )
 

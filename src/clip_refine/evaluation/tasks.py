@@ -37,7 +37,6 @@ from clip_refine.evaluation.bootstrap import (
 )
 from clip_refine.evaluation.classify import (
     CALIBRATION_BINS,
-    calibration_bins,
     can_halve,
     class_vectors,
     compositions,
@@ -46,6 +45,7 @@ from clip_refine.evaluation.classify import (
     linear_probe_hits,
     per_class_recall,
     probe_halves,
+    resampled_calibration_error,
     zero_shot_predictions,
     zero_shot_ranks,
 )
@@ -75,7 +75,9 @@ from clip_refine.evaluation.retrieval import (
 from clip_refine.evaluation.scores import KS, Answers, Outcome
 from clip_refine.evaluation.separation import separation
 from clip_refine.evaluation.similarity import Captions, average_precision, measured, unit_sides
+from clip_refine.evaluation.threshold import FEWEST, fit_probability, threshold_numbers
 from clip_refine.models.embed import EmbeddedPairs
+from clip_refine.results import FitProbability
 from clip_refine.support.errors import DataError
 
 NEIGHBOURS = 10
@@ -302,11 +304,19 @@ def stored(image_unit: Tensor, text_unit: Tensor, form: str) -> tuple[Tensor, Te
 
 
 def separation_task(
-    pairs: EmbeddedPairs, *, protocol: str, false_positive_rate: float, bootstrap: Bootstrap
+    pairs: EmbeddedPairs,
+    *,
+    protocol: str,
+    false_positive_rate: float,
+    bootstrap: Bootstrap,
+    nonsense_features: Tensor | None = None,
+    first: FitProbability | None = None,
 ) -> Outcome:
     """AUC of the cosine, and what the threshold at few false positives finds.
 
-    Intervals are over captions' own pairs; wrong pairs and the threshold stay as they are.
+    Intervals are over captions' own pairs; wrong pairs and the threshold stay as they are. With
+    `FEWEST` images or more also the probability that a pair fits, fitted on half of them, and what
+    thresholds of the `first` model's fit do; without it those of its own.
     """
     pairs = with_protocol(pairs, protocol)
     owners = pairs.text_to_image
@@ -318,6 +328,17 @@ def separation_task(
     )
     recall = f"recall@{100 * false_positive_rate:g}%_false_positives"
     columns = {"auc": found.pair_auc, recall: found.pair_found}
+    of_fit: dict[str, Resampled] = {}
+    details: dict[str, Any] = {}
+    if len(pairs.image_features) >= FEWEST:
+        sides = (pairs.image_features, pairs.text_features, owners)
+        settings = {"false_positive_rate": false_positive_rate, "seed": bootstrap.seed}
+        fit = fit_probability(*sides, nonsense_features=nonsense_features, **settings)
+        of_fit = threshold_numbers(fit, first or fit, *sides, bootstrap)
+        found_any = fit.cutoffs["false_positive_rate"].nonsense_found
+        if found_any is not None:
+            of_fit["nonsense_found"] = Resampled(found_any)
+        details = {"fit": fit.model_dump(mode="json")}
     return Outcome(
         protocol="cosines of every caption with its own image against those with every other; "
         f"{_sentence(protocol)}",
@@ -329,13 +350,20 @@ def separation_task(
             "true_pair_deviation": Resampled(found.true_pairs.deviation),
             "wrong_pair_mean": Resampled(found.wrong_pairs.mean),
             "wrong_pair_deviation": Resampled(found.wrong_pairs.deviation),
+            **of_fit,
         },
-        details={"histogram_range": [-1, 1]}
+        details={"histogram_range": [-1, 1], **details}
         | {
             name: {"pairs": kind.pairs, "histogram": kind.histogram.tolist()}
             for name, kind in (("true_pairs", found.true_pairs), ("wrong_pairs", found.wrong_pairs))
         },
     )
+
+
+def fit_of(outcome: Outcome | None) -> FitProbability | None:
+    """The fit among what stands behind a separation task; None where there were too few images."""
+    fit = outcome and outcome.details.get("fit")
+    return FitProbability.model_validate(fit) if fit else None
 
 
 def geometry_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
@@ -383,20 +411,13 @@ def zero_shot_task(
     recall = per_class_recall(found.predicted, labels, len(class_features))
     sizes = labels.bincount(minlength=len(class_features))
     hits, drawn = sums_in_groups(correct, labels), sums_in_groups(torch.ones(len(labels)), labels)
-    # as `expected_calibration_error`
-    bins = calibration_bins(found.confidence)
-    surplus = sums_in_groups(correct.double() - found.confidence, bins)
     numbers = bootstrap.numbers(
         len(labels),
         means({"top1": ranks == 0, "top5": ranks < 5}),
         # over the classes that have images in a resample
         lambda counts: {"mean_per_class_recall": (hits(counts) / drawn(counts)).nanmean(dim=1)},
-        lambda counts: {
-            "expected_calibration_error": surplus(counts).abs().sum(dim=1) / len(correct)
-        },
     )
-    # a sum of |accuracy − confidence|: noise makes it larger, as it does a distance
-    error = numbers["expected_calibration_error"].without_bias(least=0.0)
+    error = resampled_calibration_error(found.confidence, correct, bootstrap)
     numbers = {**numbers, "expected_calibration_error": error}
     classes = zip(class_names, sizes.tolist(), recall.tolist(), strict=True)
     confusions = confusion_pairs(found.predicted, labels, len(class_features))
@@ -596,6 +617,8 @@ class SourceFeatures:
     training: Split | None = None  # what a probe fits on, where not on half
     layout: Any = None  # `Compositions` or `Documents`
     logit_scale: float = 100.0  # the model's
+    nonsense_features: Tensor | None = None  # (Q, d), of texts that describe no image
+    first: Outcome | None = None  # what the first model did in this task, where this is another
 
     @property
     def pairs(self) -> EmbeddedPairs:
@@ -632,6 +655,8 @@ def measure_task(task: Task, found: SourceFeatures, *, bootstrap: Bootstrap) -> 
                 protocol=task.protocol,
                 false_positive_rate=task.false_positive_rate,
                 bootstrap=bootstrap,
+                nonsense_features=found.nonsense_features,
+                first=fit_of(found.first),
             )
         case GeometryTask():
             return geometry_task(pairs, bootstrap=bootstrap)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError
+from clip_refine.support.folder import readable
 
 # --------------------------------------------------------------------------------------------------
 # What a model must offer to be refined.
@@ -225,16 +226,13 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, header: Mapping[str,
     plain = {  # safetensors refuses tensors that share memory
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()
     }
-    path.unlink(missing_ok=True)
-    path.touch()
-    mode = path.stat().st_mode  # of any new file here; safetensors lets only the owner read its own
-    save_file(plain, path, metadata={**header, "clip_refine_sha256": "0" * 64})
-    _sort_header(path)
-    if noted := _noted_sum(path):
-        with path.open("r+b") as file:
-            file.seek(noted[0])
-            file.write(noted[2])
-    path.chmod(mode)
+    with readable(path):
+        save_file(plain, path, metadata={**header, "clip_refine_sha256": "0" * 64})
+        _sort_header(path)
+        if noted := _noted_sum(path):
+            with path.open("r+b") as file:
+                file.seek(noted[0])
+                file.write(noted[2])
 
 
 def check_weights(path: Path) -> None:

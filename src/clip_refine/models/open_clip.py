@@ -21,6 +21,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 
+from clip_refine.config import check_architecture
 from clip_refine.models.checkpoints import (
     CheckpointFile,
     needs_code,
@@ -428,16 +429,8 @@ def _usual_preprocess(architecture: str) -> dict[str, Any]:
 
 def _resolve_pretrained(name: str, pretrained: str | None) -> str:
     """The tag or path to load for an architecture."""
+    check_architecture(name, open_clip.list_models())
     architecture = name.replace("/", "-")
-    architectures = open_clip.list_models()
-    if architecture not in architectures:
-        near = difflib.get_close_matches(architecture, architectures, n=3, cutoff=0.5)
-        raise ModelError(
-            f"model.name {name!r}: no such open_clip architecture."
-            + (f" Did you mean {', '.join(near)}?" if near else "")
-            + " There is no folder or file of this name either. A model of the Hub is written "
-            "hf-hub:ORG/NAME (open_clip) or transformers:ORG/NAME."
-        )
     if not _is_dual(open_clip.get_model_config(architecture) or {}):
         raise ModelError(
             f"model.name {name!r}: open_clip's model for sound, or for captions alone. Give one "

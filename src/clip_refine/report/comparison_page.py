@@ -28,6 +28,7 @@ from clip_refine.report.page import (
     axis,
     layout,
     read_mapping,
+    reliability_chart,
     trace,
     write_page,
 )
@@ -39,11 +40,13 @@ from clip_refine.report.tables import (
     number,
     short_path,
     signed,
+    threshold_sentence,
 )
 from clip_refine.results import (
     Comparison,
     ComparisonRow,
     Difference,
+    FitProbability,
     RecipeSummary,
     RunScores,
     Score,
@@ -372,6 +375,7 @@ def _side_by_side(path: Path, comparison: Comparison, **more: Any) -> Path:
         how=f"{_DOTS}, {_BAND.format('the untouched model')}. {RULE} {_STAR}",
         kinds={key: name for key, (name, _) in KINDS.items()},
         trade_offs=[chart.name for chart in charts],
+        thresholds={},
         tables={
             name: (("recipe", *head[1:]), rows, legend)
             for name, (head, rows, legend) in tables.items()
@@ -564,10 +568,27 @@ def _write_suite(scores: SuiteScores, path: Path) -> Path:
     # the JSON says where each was looked for, and how to get it
     left_out = f"Left out, as not found: {', '.join(scores.missing)}." if scores.missing else ""
     of_number = "the pale band its 95 % bootstrap interval"
+    fits = {
+        task: {
+            names[model]: FitProbability.model_validate(one.details["fit"])
+            for model, one in found.items()
+        }
+        for task, found in tasks.items()
+        if "fit" in next(iter(found.values())).details
+    }
+    charts = {
+        task: reliability_chart(
+            f"fit-{at}",
+            f"{task}: from which cosine on does a pair fit?",
+            of_models,
+            chain([MUTED], cycle(COLOURS)),
+        )
+        for at, (task, of_models) in enumerate(fits.items())
+    }
     return write_page(
         path,
         "comparison.html.j2",
-        charts=[],
+        charts=list(charts.values()),
         settings={},
         environment=scores.environment,
         title=f"Suite {scores.suite}",
@@ -586,6 +607,14 @@ def _write_suite(scores: SuiteScores, path: Path) -> Path:
         "Better or worse is said where it excludes zero and three places show the difference.",
         kinds={"untouched": first, "trained": ", ".join(others)} if others else {},
         trade_offs=[],
+        thresholds={
+            charts[task].name: [
+                f"{model}: {threshold_sentence(name, fit)}"
+                for model, fit in of_models.items()
+                for name in fit.cutoffs
+            ]
+            for task, of_models in fits.items()
+        },
         tables=tables,
         facts={
             "Suite": scores.suite,

@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clip_refine import __version__
-from clip_refine.report.tables import all_settings, command, interval_text, number, signed, versions
+from clip_refine.report.tables import (
+    all_settings,
+    calibration_text,
+    command,
+    interval_text,
+    number,
+    signed,
+    versions,
+)
+from clip_refine.results import FitProbability
 from clip_refine.support.errors import DataError
 from clip_refine.support.folder import write_file
 from clip_refine.support.limits import parse_yaml, read_text, shown
@@ -79,6 +89,49 @@ def layout(across: Figure, up: Figure, **more: Any) -> Figure:
 def axis(title: str, **settings: Any) -> Figure:
     """An axis with its name."""
     return {"title": {"text": title}, **settings}
+
+
+def reliability_chart(
+    name: str, heading: str, fits: Mapping[str, FitProbability], colours: Iterable[str]
+) -> Chart:
+    """What models promise about pairs and what is true, each model a line of its colour."""
+    data = [line("as said", [(0, 0), (1, 1)], INK, dash="dot", width=1)]
+    for (model, fit), colour in zip(fits.items(), colours, strict=False):
+        points = [(said, true) for said, true, _ in fit.reliability]
+        # Agresti and Coull's, which is not zero where all fit
+        ends = ((2 + true * pairs, 4 + pairs) for _, true, pairs in fit.reliability)
+        bars = [1.96 * math.sqrt(k / n * (1 - k / n) / n) for k, n in ends]
+        data.append(
+            line(model, points, colour)
+            | {"mode": "lines+markers", "hovertemplate": "said %{x:.0%}, true %{y:.0%}"}
+            | {"error_y": {"type": "data", "array": bars, "thickness": 1, "width": 0}}
+        )
+    shares: Figure = {"range": [-0.02, 1.02], "tickformat": ".0%"}
+    both_axes = layout(
+        axis("probability that is said", **shares),
+        axis("share that fits", **shares),
+        hovermode="closest",
+    )
+    off = "; ".join(f"{model}: off by {calibration_text(fit)}" for model, fit in fits.items())
+    images = next(iter(fits.values())).images[1]
+    return Chart(
+        name=name,
+        heading=heading,
+        alternative=f"Line chart of said and true shares. On average {off}.",
+        caption=(
+            "From its cosine a logistic curve says how probably a pair fits, here of "
+            f"{images:,} images that it was not fitted on, where true and wrong pairs are as many. "
+            f"On the dotted line what is said is true; bars are 95 % intervals. On average {off} "
+            "(calibration error; in brackets its 95 % interval)."
+        ),
+        panels=[Panel(name, "", {"data": data, "layout": both_axes})],
+        head=("model", "said", "true", "pairs"),
+        rows=[
+            (model, f"{said:.1%}", f"{true:.1%}", f"{count:,}")
+            for model, fit in fits.items()
+            for said, true, count in fit.reliability
+        ],
+    )
 
 
 # --------------------------------------------------------------------------------------------------

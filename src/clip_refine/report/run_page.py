@@ -21,6 +21,7 @@ from clip_refine.report.page import (
     layout,
     line,
     read_mapping,
+    reliability_chart,
     trace,
     write_page,
 )
@@ -33,11 +34,15 @@ from clip_refine.report.tables import (
     seconds,
     short_path,
     signed,
+    threshold_change,
+    threshold_sentence,
     verdict,
 )
 from clip_refine.results import (
+    ClassChange,
     Clouds,
     Evidence,
+    FitProbability,
     Histograms,
     Point,
     Ranking,
@@ -68,6 +73,16 @@ def _write(run: Path) -> Path:
         cosines_chart(evidence.histograms),
         spectra_chart(evidence.spectra),
     ]
+    said = []
+    if evidence.fits:
+        sides: dict[str, FitProbability] = {"before": evidence.fits[0], "after": evidence.fits[1]}
+        features.append(
+            reliability_chart(
+                "reliability", "From which cosine on does a pair fit?", sides, (MUTED, AFTER)
+            )
+        )
+        said = [threshold_change(evidence)]
+        said += [threshold_sentence(name, sides["after"]) for name in sides["after"].cutoffs]
     model, source = short_path(scores.recipe["model"]), short_path(evidence.source)
     tabs = {"scores": "Scores", "space": "Feature space", "retrieval": "Retrieval"}
     tabs |= {"classes": "Zero-shot"} if evidence.tasks else {}
@@ -88,6 +103,7 @@ def _write(run: Path) -> Path:
         lines=score_lines(scores),
         scores=scores,
         source=source,
+        thresholds=said,
         training=[chart.name for chart in training],
         tab_names={**tabs, "made": "How it was made"},
         rankings={
@@ -145,23 +161,31 @@ def _task(task: TaskChange) -> dict[str, Any]:
         "classes": task.classes,
         "moved": sum(found.before != found.after for found in task.classes),
         # beyond chance, all classes of the task considered
-        "gained": [found for found in by_gain if found.low > 0],
-        "lost": [found for found in reversed(by_gain) if found.high < 0],
+        "gained": [found for found in by_gain if (found.low or 0) > 0],
+        "lost": [found for found in reversed(by_gain) if (found.high or 0) < 0],
         "rows": [
             (
                 found.name,
                 str(found.images),
                 f"{found.before:.3f}",
                 f"{found.after:.3f}",
-                f"{signed(found.after - found.before)} [{signed(found.low)}, {signed(found.high)}]",
+                _change(found),
             )
             for found in by_gain
         ],
+        "known": all(found.low is not None for found in by_gain),
         "confusions": [
             (pair.label, pair.predicted, str(pair.images), str(pair.before), str(pair.after))
             for pair in task.confusions
         ],
     }
+
+
+def _change(found: ClassChange) -> str:
+    """After less before with its interval, which files of older versions do not have."""
+    known = found.low is not None and found.high is not None
+    ends = f"{signed(found.low or 0)}, {signed(found.high or 0)}" if known else "unknown"
+    return f"{signed(found.after - found.before)} [{ends}]"
 
 
 # --------------------------------------------------------------------------------------------------

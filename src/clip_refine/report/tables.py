@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from clip_refine.results import (
     Difference,
+    Evidence,
     FitProbability,
     Interval,
     RunScores,
@@ -419,31 +421,82 @@ def scores_table(scores: Scores) -> Table:
     return table
 
 
-def threshold_lines(found: FitProbability) -> str:
-    """How far a probability can be trusted, and what each threshold does on other images."""
+def threshold_lines(found: FitProbability, file: Path) -> str:
+    """What to do with the thresholds that `file` holds, and how far to trust the probability."""
+    lines = [threshold_sentence(name, found) for name in found.cutoffs]
+    at = next((c.cosine for c in found.cutoffs.values() if c.cosine is not None), 0.0)
     diagram = ", ".join(f"{said:.0%}: {true:.0%}" for said, true, _ in found.reliability)
-    lines = [
-        f"A pair of cosine c fits with probability 1 / (1 + exp(−({found.slope:.1f} c "
-        f"{found.intercept:+.1f}))), fitted on {found.images[0]:,} images. On the other "
-        f"{found.images[1]:,} it is off by {found.calibration_error:.3f} on average (said: true, "
-        f"{diagram})."
+    lines += [
+        f"Measured on {found.images[1]:,} images and fitted on {found.images[0]:,} others; where "
+        "fits are rarer than one in two, as in search, fewer of those taken fit.",
+        f"How probable: 1 / (1 + exp(−({found.slope:.1f} c {found.intercept:+.1f}))) for a cosine "
+        f"c, off by {calibration_text(found)} on average (said: true, {diagram}).",
+        "In code, of features of norm 1:\n"
+        f"  fits = (image_unit * text_unit).sum(-1) >= {at:.4f}\n"
+        "  from pathlib import Path\n"
+        "  from clip_refine.results import FitProbability, read\n"
+        f"  read(FitProbability, Path({str(file)!r})).probability(cosine)",
     ]
-    for name, cutoff in found.cutoffs.items():
-        wished = f"{name.replace('_', ' ')} {cutoff.wished:g}"
-        if cutoff.cosine is None:
-            lines.append(f"For {wished}: no threshold reaches that.")
-            continue
-        lines.append(
-            f"For {wished}: cosine {cutoff.cosine:.3f}, which there gives precision "
-            f"{cutoff.precision:.3f}, recall {cutoff.recall:.3f}, false positives "
-            f"{cutoff.false_positive_rate:.4f}"
-            + (
-                f"; {cutoff.nonsense_found:.0%} of {found.nonsense} nonsense texts find an image."
-                if cutoff.nonsense_found is not None
-                else "."
-            )
-        )
     return "\n".join(lines)
+
+
+def calibration_text(found: FitProbability) -> str:
+    """The calibration error with its interval."""
+    ends = found.calibration_interval
+    between = f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
+    return f"{found.calibration_error:.3f}{between}"
+
+
+def threshold_change(evidence: Evidence) -> str:
+    """Whether the untouched model's thresholds still hold; empty where there are none."""
+    if not evidence.fits:
+        return ""
+    said = []
+    for name, old in evidence.kept.items():
+        was, now = (fit.cutoffs[name] for fit in evidence.fits)
+        if old.cosine is None or now.cosine is None:
+            continue
+        rare = name == "false_positive_rate"
+        before, after = (
+            (one.false_positive_rate if rare else one.precision) or 0.0 for one in (was, old)
+        )
+        drifted = not before / 2 <= after <= 2 * before if rare else abs(after - before) > DRIFT
+        lost = (now.recall or 0.0) - (old.recall or 0.0) > DRIFT
+        what = "of the wrong pairs pass" if rare else "of what is taken fits"
+        said.append(
+            f"from cosine {old.cosine:.3f} on {after:.1%} {what} ({before:.1%} before), and "
+            f"{old.recall or 0:.1%} of the true ones are taken: "
+            + (f"set it to {now.cosine:.3f}" if drifted or lost else "it still holds")
+        )
+    measured = f"measured on {evidence.fits[0].images[1]:,} images"
+    return f"The old thresholds after refinement, {measured}: {'; '.join(said)}." if said else ""
+
+
+DRIFT = 0.02  # of precision either way, and of recall that a threshold may cost
+
+
+def threshold_sentence(name: str, found: FitProbability) -> str:
+    """What to do with one of the thresholds, in plain words."""
+    cutoff = found.cutoffs[name]
+    rare = name == "false_positive_rate"
+    wished = (
+        f"at most {100 * cutoff.wished:g}% of the wrong pairs" if rare else f"{cutoff.wished:.0%}"
+    )
+    if cutoff.cosine is None:
+        return f"No cosine lets pairs through of which {wished} fit."
+    shares = {"fit": cutoff.precision, "found": cutoff.recall, "wrong": cutoff.false_positive_rate}
+    fit, recall, wrong = (f"{share or 0:.1%}" for share in shares.values())
+    text = (
+        f"To let {wished} through, take a pair as fitting from cosine {cutoff.cosine:.3f} on: "
+        f"{wrong} of the wrong pairs pass, and {recall} of the true ones."
+        if rare
+        else f"So that {wished} of what you take fits, take a pair as fitting from cosine "
+        f"{cutoff.cosine:.3f} on: {fit} of those taken fit where true and wrong pairs are as many, "
+        f"and {recall} of the true ones are taken."
+    )
+    if cutoff.nonsense_found is not None:
+        text += f" {cutoff.nonsense_found:.0%} of {found.nonsense} nonsense texts find an image."
+    return text
 
 
 # --------------------------------------------------------------------------------------------------

@@ -148,6 +148,8 @@ class FitProbability(Record):
     slope: float  # per unit of cosine
     intercept: float
     calibration_error: float  # expected, 0-1, on images that it was not fitted on
+    # its 95 % interval over those images; None in files of before there was one
+    calibration_interval: tuple[float, float] | None = None
     # the diagram: mean probability, share that fits, pairs
     reliability: tuple[tuple[float, float, int], ...]
     cutoffs: Mapping[str, Cutoff]  # `precision` and `false_positive_rate`
@@ -576,8 +578,10 @@ class ClassChange(Record):
     images: int  # of this class
     before: float  # share of them that is found, 0-1
     after: float  # the same of the refined model
-    low: float  # lower end of an interval of after less before, for all classes of the task at once
-    high: float  # upper end
+    # of an interval of after less before, for all classes of the task at once, the lower end; None
+    # in files of before it was kept
+    low: float | None = None
+    high: float | None = None  # upper end
 
 
 class ConfusionChange(Record):
@@ -615,6 +619,9 @@ class Evidence(Record):
     images: Ranking[str]  # as queries
     captions: Ranking[int]  # as queries
     tasks: tuple[TaskChange, ...]  # zero-shot, class by class
+    # before and after; None where there are too few images, and in files of older versions
+    fits: tuple[FitProbability, FitProbability] | None = None
+    kept: Mapping[str, Cutoff] = {}  # what the first one's thresholds do after
     thumbnails: Mapping[int, str]  # position of a held-out image → a small JPEG, base64
 
 

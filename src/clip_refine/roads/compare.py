@@ -252,7 +252,11 @@ def _set_up(
     student = build.build_student(encoder, base, accelerator.device)
     student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    scored = [selection, held_out, *tasks]
+    scored = {
+        "held-out images": len(held_out),
+        "of zero-shot tasks": sum(map(len, tasks)),
+        "set aside to choose on": len(selection),
+    }
     say_plan(config, student, training, scored, accelerator, trainings=trainings)
     if label:  # the first model's has been opened
         store = FinishedRuns(config.out)

@@ -1,8 +1,15 @@
 """Measuring a model as it stands: the numbers that a refinement takes before and after."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
 from torch import nn
 
-from clip_refine.config import EvaluateConfig, refuse_idle
+from clip_refine.config import EvaluateConfig, RefineConfig, load_config, refuse_idle
+from clip_refine.data import ImageCaptions, Stream
+from clip_refine.data.pairs import image_groups, pairs_fingerprint
+from clip_refine.data.sources import TOY, absolute_source, split_name
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
 from clip_refine.evaluation.threshold import fit_probability, nonsense
@@ -10,7 +17,9 @@ from clip_refine.models import DualEncoder
 from clip_refine.models.embed import embed_pairs
 from clip_refine.results import Scores
 from clip_refine.roads import build
-from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.saving import read_provenance
+from clip_refine.support.console import quietly, remark
+from clip_refine.support.errors import ClipRefineError, ConfigError, DataError
 from clip_refine.support.folder import check_free, write_file
 from clip_refine.vectors.files import FeatureSet, check_features_path, write_features
 
@@ -46,6 +55,8 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     held_out = [] if tasks_alone else [build.build_held_out(config.data, seed=config.seed)]
     encoder = model or build.build_model(config.model)
     build.warn_of_marks(encoder, *held_out)
+    if held_out and model is None:
+        _warn_of_trained_on(config, held_out[0])
     if isinstance(encoder, nn.Module):
         encoder.float().eval().to(device)
     workers = build.count_workers(config.workers, device)
@@ -81,3 +92,45 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
             raise DataError(f"{held_out[0].name}: save_threshold: {error}.") from error
         write_file(config.save_threshold, found.text)
     return scores
+
+
+def _warn_of_trained_on(config: EvaluateConfig, pairs: ImageCaptions) -> None:
+    """Say how many of the pairs the model was trained on, as far as its folder tells."""
+    folder = Path(build.model_source(config.model.name)[1])
+    if folder.is_dir() and (shared := _trained_on(folder, config, pairs)):
+        remark(
+            f"Beware: {config.model.name} was trained on {len(shared):,} of these {len(pairs):,} "
+            f"images, so these are no held-out scores. The first: {pairs.image_name(shared[0])}. "
+            "A run's scores.json has held-out ones; else give pairs of their own.",
+            "yellow",
+        )
+
+
+def _trained_on(folder: Path, config: EvaluateConfig, pairs: ImageCaptions) -> Sequence[int]:
+    """Positions of the pairs that a saved model was trained on.
+
+    All where its provenance has their fingerprint; where its run's settings name their source,
+    those that are in the part of it which was not held out.
+    """
+    known = {
+        made.train.fingerprint
+        for place in (folder, folder / "model")
+        if (made := read_provenance(place)) and made.train
+    }
+    if known and pairs_fingerprint(pairs) in known:
+        return range(len(pairs))
+    named = [config.data.val] if config.data.val else config.data.sources
+    measured = {split_name(absolute_source(name))[0] for name in named} - {TOY}
+    for place in (folder, folder.parent):
+        with suppress(ClipRefineError), quietly():  # of a version or on a machine that is gone
+            run = load_config(RefineConfig, place / "config.yaml")
+            if measured.isdisjoint(split_name(absolute_source(n))[0] for n in run.data.sources):
+                continue
+            listed = run.data.model_copy(update={"streaming": False})
+            trained, _ = build.build_data(listed, seed=run.seed)
+            if isinstance(trained, Stream):
+                continue
+            held, used = image_groups(pairs, trained)
+            among = set(used)
+            return [index for index, group in enumerate(held) if group in among]
+    return ()

@@ -4,7 +4,7 @@ The plan is said before it begins, in three lines: pairs, time, memory, weights.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from clip_refine.config import RefineConfig, TrainConfig
 from clip_refine.config.runs import CompareConfig
-from clip_refine.data import ImageCaptions, LabelledImages, Stream
+from clip_refine.data import ImageCaptions, Stream
 from clip_refine.losses import Objective
 from clip_refine.roads import build
 from clip_refine.roads.sweeps import MOST_RATES, SHORT
@@ -90,15 +90,15 @@ def say_plan(
     config: RefineConfig | CompareConfig,
     student: Any,
     pairs: ImageCaptions | Stream,
-    measured: Sequence[ImageCaptions | LabelledImages],
+    measured: Mapping[str, int],
     accelerator: Accelerator,
     *,
     trainings: float = 1,
 ) -> None:
     """Say it, from a step that changes nothing; with `dry_run` stop there. Every process asks.
 
-    `measured` are the images that are embedded each time that a model is scored, before all
-    trainings and behind each; `trainings` how many there are.
+    `measured` are the images, by what they are, that are embedded each time that a model is scored,
+    before all trainings and behind each; `trainings` how many there are.
 
     Raises:
         Planned: `dry_run` asks for no more.
@@ -115,7 +115,7 @@ def _lines(
     config: RefineConfig,
     student: Any,
     pairs: ImageCaptions | Stream,
-    measured: Sequence[ImageCaptions | LabelledImages],
+    measured: Mapping[str, int],
     accelerator: Accelerator,
     trainings: float,
     steps: int,
@@ -138,7 +138,7 @@ def _lines(
     more = forward * (Objective(config.loss).needs_teacher + (size < batch))
     free = 1 + build.count_workers(train.workers, device)
     step = batch * (whole + more + load / free)
-    images = sum(map(len, measured)) / processes
+    images = sum(measured.values()) / processes
     score = images * (forward + load / free)
     seconds = trainings * (steps * step + score) + score
     if trainings == 1 and train.learning_rate == "auto":
@@ -146,10 +146,10 @@ def _lines(
     weights = sum(weight.numel() for weight in student.state_dict().values())
     size_of = 4 * COPIES * weights + size * kept
     runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
+    scored = ", ".join(f"{count:,} {what}" for what, count in measured.items() if count)
     return [
         f"{runs}{build.count_pairs(train, pairs, steps):,} pairs of {pairs.name} in {steps:,} "
-        f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {sum(map(len, measured)):,} "
-        "images.",
+        f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {scored}.",
         f"About {duration(seconds)} on {build.device_name(device)}: {step:.2g} s a step, from "
         f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}.",
         f"{part} Learning rate {train.learning_rate}, recipe {config.recipe}."

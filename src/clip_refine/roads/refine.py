@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +32,7 @@ from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.forgetting import task_changes
+from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.evaluation.scores import (
     Measured,
     embed_model,
@@ -41,6 +42,8 @@ from clip_refine.evaluation.scores import (
     scores_along_line,
     selection_score,
 )
+from clip_refine.evaluation.similarity import unit_sides
+from clip_refine.evaluation.threshold import nonsense
 from clip_refine.losses import PairFeatures
 from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
@@ -54,6 +57,7 @@ from clip_refine.models.weights import (
     set_logit_scale,
 )
 from clip_refine.report.run_page import write_run_report
+from clip_refine.report.tables import threshold_change
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard
@@ -171,7 +175,8 @@ def refine(
             workers=config.train.workers,
             visible=accelerator.is_main_process,
         )
-        say_plan(config, student, train_pairs, [held_out, *tasks], accelerator)
+        scored = {"held-out images": len(held_out), "of zero-shot tasks": sum(map(len, tasks))}
+        say_plan(config, student, train_pairs, scored, accelerator)
 
     with (
         _output(config, accelerator, student, saved) as folder,
@@ -182,6 +187,7 @@ def refine(
         guard = build_guard(config, embedder, selection, tasks)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
+            nonsense_before = embedder.texts(nonsense(), "Encoding nonsense")
             before = score_features(features_before, seed=config.seed)
             tracking.scores(before, step=0)
 
@@ -214,6 +220,7 @@ def refine(
         # 6 frozen features → numbers
         with clock("evaluate_after"):
             features_after = embed_model(embedder, held_out, tasks)
+            nonsense_features = (nonsense_before, embedder.texts(nonsense(), "Encoding nonsense"))
             after = score_features(features_after, seed=config.seed)
             tracking.scores(after, step=steps)
             was, now = measure(features_before), measure(features_after)
@@ -240,7 +247,7 @@ def refine(
             scores.write(folder / "scores.json")
             write_card(folder / "model", provenance, scores)
         if folder and config.report:
-            _report(folder, was, now, held_out, tasks, seed=config.seed)
+            _report(folder, was, now, held_out, tasks, nonsense_features, seed=config.seed)
     if folder:
         shutil.rmtree(config.out / WORK, ignore_errors=True)  # once nothing more depends on it
     return scores
@@ -392,7 +399,8 @@ def train_student(
     if config.loss.fold or config.loss.fold_text:
         # the teacher keeps its means; HyCD compares unit features, so that its scale is free
         teacher = Teacher(student) if teacher_features is None else None
-        features, fitted = fold_student(config, student, features, pairs)
+        folded = fold_student(config, student, features, pairs)
+        features, fitted = folded.features, folded.logit_scale
     config, scale = scale_features(config, student, features, pairs)
     try:
         if fitted is not None:
@@ -488,13 +496,21 @@ def warn_of_one(features: PairFeatures, name: str) -> None:
             )
 
 
+class Folded(NamedTuple):
+    """What a fold made of the features of training pairs."""
+
+    features: PairFeatures
+    logit_scale: float  # fitted
+    gap: tuple[float, float]  # before and after, of the pairs that the means were not taken of
+    pairs: int  # how many those are
+
+
 def fold_student(
     config: RefineConfig, student: Any, features: PairFeatures, pairs: ImageCaptions | Stream
-) -> tuple[PairFeatures, float]:
+) -> Folded:
     """Fold both towers' mean features out of their output layers, in place.
 
     The means are those of three quarters of the pairs, the logit scale is fitted on the others.
-    Returns the folded features, and that scale.
     """
     loss = config.loss
     shares = (loss.fold, loss.fold if loss.fold_text is None else loss.fold_text)
@@ -510,17 +526,18 @@ def fold_student(
     pixels, tokens = (sample.to(device) for sample in build.sample_pairs(student, pairs, 2))
     own = float(student.logit_scale.detach())
     fold_towers(student, pixels, tokens, *maps)
-    scale = fitted_logit_scale(
-        (folded.image_features[:held_back], folded.text_features[:held_back]),
-        (features.image_features[:held_back], features.text_features[:held_back]),
-        own,
+    after, before = (
+        (side.image_features[:held_back], side.text_features[:held_back])
+        for side in (folded, features)
     )
+    scale = fitted_logit_scale(after, before, own)
+    gap = (centroid_distance(*unit_sides(*before)), centroid_distance(*unit_sides(*after)))
     console.print(
         f"Folded {shares[0]:.0%} of the images' mean feature and {shares[1]:.0%} of the captions' "
         f"out of the output layers, fitted on {len(features.image_features) - held_back:,} pairs "
         f"of training; logit scale {scale:.1f} instead of {own:.1f} (docs/method.md)."
     )
-    return folded, scale
+    return Folded(folded, scale, gap, held_back)
 
 
 def scale_features(
@@ -689,13 +706,22 @@ def _report(
     now: Measured,
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
+    nonsense_features: tuple[Tensor, Tensor],
     *,
     seed: int,
 ) -> None:
-    """Write `report.json` and `report.html`; a run is worth keeping without them, too."""
+    """Write `report.json`, `report.html` and the model's `threshold.json`.
+
+    A run is worth keeping without them, too.
+    """
     try:
         changes = task_changes(was, now, tasks)
-        gather_evidence(was, now, held_out, changes, seed=seed).write(folder / "report.json")
+        more = {"seed": seed, "nonsense": nonsense_features}
+        found = gather_evidence(was, now, held_out, changes, **more)
+        found.write(folder / "report.json")
+        if found.fits:
+            found.fits[1].write(folder / "model" / "threshold.json")
+            remark(threshold_change(found))
         write_run_report(folder)
     except Exception as error:  # whatever is wrong with it, hours of training are not thrown away
         console.print(f"No report: {error}", style="yellow", markup=False)

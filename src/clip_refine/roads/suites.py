@@ -49,6 +49,7 @@ from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
 from clip_refine.evaluation.forgetting import against
 from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.tasks import SourceFeatures, measure_task
+from clip_refine.evaluation.threshold import nonsense
 from clip_refine.models.embed import FeatureStore, image_fingerprints
 from clip_refine.models.encoder import identity
 from clip_refine.report.comparison_page import suite_page, write_suite_report
@@ -362,17 +363,19 @@ class SuiteBench:
             if isinstance(task, PromptedTask):
                 prompts = self._prompts(task)
                 store.add_texts(embedder, prompts, f"{label}: {task.source} prompts", group)
+        if any(task.kind == "separation" for task in self.tasks):
+            store.add_texts(embedder, nonsense(), f"{label}: nonsense", group)
         scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
         return EncodedModel(made_by, store, scale)
 
-    def measure(self, task: Task, model: EncodedModel) -> Outcome:
-        """One task from the features in the cache."""
+    def measure(self, task: Task, model: EncodedModel, first: Outcome | None = None) -> Outcome:
+        """One task from the features in the cache; `first` is what the first model did in it."""
         try:
-            return self._measure(task, model)
+            return self._measure(task, model, first)
         except ValueError as error:
             raise DataError(f"task {task.title}: {error}.") from error
 
-    def _measure(self, task: Task, model: EncodedModel) -> Outcome:
+    def _measure(self, task: Task, model: EncodedModel, first: Outcome | None) -> Outcome:
         source, features = self.sources[task.source], model.features
         prompted = self._prompts(task) if isinstance(task, PromptedTask) else []
         texts = prompted if source.captions is None else source.texts
@@ -388,6 +391,8 @@ class SuiteBench:
                 training=self._training(task, model),
                 layout=source.layout,
                 logit_scale=model.logit_scale,
+                nonsense_features=features.texts(nonsense()) if task.kind == "separation" else None,
+                first=first,
             ),
             bootstrap=self.bootstrap(task),
         )
@@ -469,7 +474,11 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
             )
         )
         if accelerator.is_main_process:
-            found[label] = {task.title: bench.measure(task, encoded) for task in bench.tasks}
+            first = next(iter(found.values()), {})
+            found[label] = {
+                task.title: bench.measure(task, encoded, first.get(task.title))
+                for task in bench.tasks
+            }
             zero_shot = {
                 t.title: found[label][t.title] for t in bench.tasks if t.kind == "zero-shot"
             }

@@ -173,10 +173,10 @@ def measure_transforms(
     `clusters` adds those of pairs, whose bootstrap takes longer than all else.
     """
     tasks = _tasks(pairs, clusters=clusters)
-    found = {
-        label: _outcomes(peer, pairs, source, tasks, Bootstrap(resamples, seed))
-        for label, peer in models.items()
-    }
+    found: dict[str, dict[str, Outcome]] = {}
+    for label, peer in models.items():
+        first, drawn = next(iter(found.values()), {}), Bootstrap(resamples, seed)
+        found[label] = _outcomes(peer, pairs, source, tasks, drawn, first)
     measured = [
         TaskScores(
             task=task,
@@ -219,6 +219,7 @@ def _outcomes(
     source: str,
     tasks: Sequence[Task],
     bootstrap: Bootstrap,
+    first: Mapping[str, Outcome],
 ) -> dict[str, Outcome]:
     if peer is not None:
         if not peer.returns_unit:
@@ -234,11 +235,14 @@ def _outcomes(
         except ValueError as error:
             raise DataError(f"{source}: {peer.name} cannot be applied. {error}.") from error
         pairs = EmbeddedPairs(*moved, pairs.text_to_image)
-    found = SourceFeatures(
-        pairs.image_features, pairs.text_features, pairs.text_to_image, torch.zeros(0)
-    )
+    sides = (pairs.image_features, pairs.text_features, pairs.text_to_image, torch.zeros(0))
     try:
-        return {task.kind: measure_task(task, found, bootstrap=bootstrap) for task in tasks}
+        return {
+            task.kind: measure_task(
+                task, SourceFeatures(*sides, first=first.get(task.kind)), bootstrap=bootstrap
+            )
+            for task in tasks
+        }
     except ValueError as error:
         raise DataError(f"{source}: {error}.") from error
 

@@ -16,7 +16,7 @@ from clip_refine.models.text_length import PROBES, same_features
 from clip_refine.models.weights import interpolate_weights, set_logit_scale
 from clip_refine.results import Provenance
 from clip_refine.roads import build
-from clip_refine.roads.refine import fold_student, measure_features
+from clip_refine.roads.refine import Folded, fold_student, measure_features
 from clip_refine.saving import base_model, read_provenance, save_model
 from clip_refine.saving.folder import data_facts
 from clip_refine.support.errors import ConfigError, ModelError
@@ -114,8 +114,8 @@ def fold(
     share_text: float | None = None,
     seed: int = 42,
     overwrite: bool = False,
-) -> float:
-    """Write a model whose features are centred by its weights, and return its fitted logit scale.
+) -> Folded:
+    """Write a model whose features are centred by its weights, and return what that did.
 
     The start of the recipe `centred`: nearly all of the gap is closed, nothing is trained. The
     means are those of the pairs of `data.train`, `share` of each is taken off (docs/method.md).
@@ -135,17 +135,17 @@ def fold(
     accelerator = build.build_accelerator(config.train.device)
     reader = build.build_reader(data, encoder, [pairs])
     embedder = build.build_embedder(config, encoder.to(accelerator.device), accelerator, reader)
-    _, scale = fold_student(config, encoder, measure_features(config, embedder, pairs), pairs)
-    set_logit_scale(encoder, scale)
+    folded = fold_student(config, encoder, measure_features(config, embedder, pairs), pairs)
+    set_logit_scale(encoder, folded.logit_scale)
     made = Provenance(
         version=__version__,
         made="folded",
         base=base_model(config.model.name, config.model.pretrained),
         recipe=f"{share:g} of the images' and "
         f"{share if share_text is None else share_text:g} of the captions' mean feature folded "
-        f"out, logit scale {scale:.4g}",
+        f"out, logit scale {folded.logit_scale:.4g}",
         train=None if isinstance(pairs, Stream) else data_facts(pairs),
     )
     with complete_folder(out, overwrite=overwrite) as folder:
         save_model(encoder, folder, made)
-    return scale
+    return folded

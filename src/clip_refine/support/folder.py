@@ -314,7 +314,8 @@ def complete_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent, f".{path.name}.")
-        yield partial
+        with readable(partial):
+            yield partial
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)
@@ -326,6 +327,19 @@ def complete_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of a name too long, or below a file, there is none
             partial.unlink()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Give a file that is written within the block the mode of any new file here.
+
+    safetensors lets only the owner read its own.
+    """
+    path.unlink(missing_ok=True)
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
 
 
 def clear_leftovers(folder: Path, beginning: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from clip_refine.results import flat
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
-from clip_refine.support.folder import WORK, check_sums, seal
+from clip_refine.support.folder import WORK, check_sums, readable, seal
 from clip_refine.support.process import Stopped, stop_asked
 
 KEPT = 2  # should a power cut spoil the last one
@@ -164,7 +164,8 @@ class States:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         try:
-            save_file(_apart(tensors), new / "state.safetensors")
+            with readable(new / "state.safetensors"):
+                save_file(_apart(tensors), new / "state.safetensors")
             plain = {
                 **plain,
                 "step": step,

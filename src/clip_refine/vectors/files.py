@@ -22,6 +22,7 @@ from clip_refine.support.folder import (
     complete_file,
     complete_folder,
     package_version,
+    readable,
 )
 from clip_refine.vectors.maps import MAPS
 from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
@@ -197,9 +198,9 @@ def write_peer(peer: Peer, folder: Path) -> None:
         steps=[_describe(step) for step in steps],
     )
     path, described = folder / "peer.safetensors", folder / "peer.json"
-    save_file(tensors, path)
+    with readable(path):
+        save_file(tensors, path)
     described.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    path.chmod(described.stat().st_mode)  # safetensors lets only the owner read its files
 
 
 def load_peer(folder: Path) -> Peer:

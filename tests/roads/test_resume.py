@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from clip_refine.config import RefineConfig, load_config, override
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, OutputError
 from clip_refine.train import Trainer
 from clip_refine.train.state import States
 from tests.data.test_streams import toy_parquet
-from tests.train.test_processes import free_port, join_two
+from tests.several import in_processes
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_runs.py"
 
@@ -149,10 +149,9 @@ def test_a_stream_goes_on_without_what_was_seen(
     assert_same(tmp_path / "unbroken", config.out)
 
 
-def one_of_two(rank: int, port: int, settings: str) -> None:
+def one_of_two(settings: str) -> None:
     """A run that is not stopped, one that is, and the same going on, by one of two processes."""
-    torch.set_num_threads(1)
-    join_two(rank, port)
+    rank = build.build_accelerator("cpu").process_index
     config = RefineConfig.model_validate_json(settings)
     refine(override(config, out=config.out.parent / "unbroken"))
     with pytest.MonkeyPatch().context() as patch:
@@ -162,14 +161,13 @@ def one_of_two(rank: int, port: int, settings: str) -> None:
         shutil.copytree(partial, partial.with_name(".alone.partial"))
     torch.distributed.barrier()
     refine(override(config, resume="auto"))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_go_on_bit_by_bit_and_one_says_why_not(
     config: RefineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    multiprocessing.spawn(one_of_two, (free_port(), config.model_dump_json()), nprocs=2)
+    in_processes(2, one_of_two, config.model_dump_json())
     assert_same(tmp_path / "unbroken", config.out)
     refine(override(config, out=tmp_path / "alone", resume="auto"))
     assert "goes on, but not bit by bit: processes 2 then" in capsys.readouterr().err

@@ -12,14 +12,18 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 import yaml
+from clip_refine.evaluation.clustering import agreement, find_clusters
 from photo_study import towers_and_sources
+from torch import nn
 
 from clip_refine.config import RefineConfig
 from clip_refine.evaluation.mixed import mixed_search
+from clip_refine.evaluation.retrieval import search_within
 from clip_refine.evaluation.scores import embed_model, score_features
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build
@@ -30,7 +34,10 @@ from clip_refine.vectors.transforms import fit_peer
 
 
 def numbers(features: Any) -> dict[str, float]:
-    """What the study looks at; mixed search over one caption an image."""
+    """What the study looks at; mixed search over one caption an image, clusters as many as classes.
+
+    `modality_v` is of 20 clusters of images and first captions together.
+    """
     scores = score_features(features, seed=0)
     recall = {k: v for k, v in scores.retrieval.items() if "recall" in k}
     mean = {
@@ -39,12 +46,27 @@ def numbers(features: Any) -> dict[str, float]:
     pairs = features.pairs
     mixed = mixed_search(pairs.image_features, pairs.first_caption_features)
     tasks = [task["top1"] for task in scores.zero_shot.values()]
+    sides = pairs.image_features, pairs.first_caption_features
+    kind = torch.arange(2).repeat_interleave(len(sides[0]))
+    found = find_clusters(torch.cat([nn.functional.normalize(side, dim=1) for side in sides]), 20)
+    within, clusters = [], []
+    for task in features.tasks:
+        own = search_within(task.image_features, task.labels).average_precision
+        within.append(own.mean().item())
+        found_classes = find_clusters(task.image_features, len(task.class_features))
+        clusters.append(agreement(found_classes, task.labels)["v_measure"])
     return {
         "gap": scores.geometry["centroid_distance"],
         **{f"mean_recall@{k}": value for k, value in mean.items()},
         "zero_shot": sum(tasks) / len(tasks),
         "ndcg@10": mixed["ndcg@10"],
         "text_first_share": mixed["text_first_share"],
+        "image_map": fmean(within),
+        "text_map": search_within(pairs.text_features, pairs.text_to_image)
+        .average_precision.mean()
+        .item(),
+        "image_v": fmean(clusters),
+        "modality_v": agreement(found, kind)["v_measure"],
     }
 
 
@@ -53,7 +75,10 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--out", type=Path, default=Path("runs/centred-study.jsonl"))
     parser.add_argument(
-        "--runs", nargs="*", default=["centred:1e-4"], help="recipe:rate[:setting=value,...]"
+        "--runs",
+        nargs="*",
+        default=["centred:1e-4"],
+        help="recipe:rate[:setting=value,...], settings of the loss or, with 'train.', of training",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trained-blocks", type=int, default=0)
@@ -88,8 +113,11 @@ def main() -> None:
         keep("fold alone", numbers(embed_model(embedder, held_out, zero_shot)))
     for asked in options.runs:
         recipe, rate, *more = asked.split(":")
-        settings = dict(part.split("=") for part in more[0].split(",")) if more else {}
-        loss = {name: yaml.safe_load(value) for name, value in settings.items()}
+        given = dict(part.split("=") for part in more[0].split(",")) if more else {}
+        settings: dict[str, dict[str, Any]] = {"loss": {}, "train": {}}
+        for name, value in given.items():
+            group, _, key = name.rpartition(".")
+            settings[group or "loss"][key] = yaml.safe_load(value)
         for seed in range(1, options.seeds + 1):
             run = f"{asked} seed {seed} {where}"
             if run in done:
@@ -98,13 +126,14 @@ def main() -> None:
                 {
                     "recipe": recipe,
                     "seed": seed,
-                    "loss": loss,
+                    "loss": settings["loss"],
                     "train": {
                         "batch_size": 100,
                         "precision": "fp32",
                         "learning_rate": float(rate),
                         "parameters": options.parameters,
                         "device": "cpu",
+                        **settings["train"],
                     },
                 }
             )
@@ -113,10 +142,13 @@ def main() -> None:
             trained = train_student(
                 config, student, train, embedder, accelerator, log=StepLog(None)
             )
-            found = numbers(embed_model(embedder, held_out, zero_shot))
-            keep(run, found | {"logit_scale": trained.logit_scale or 0.0})
+            features = embed_model(embedder, held_out, zero_shot)
+            found = numbers(features) | {"logit_scale": trained.logit_scale or 0.0}
+            fitted = measure_features(config, embedder, train)
+            peer = fit_peer("fold", fitted.image_features, fitted.text_features)
+            again = numbers(transformed(features, peer))
+            keep(run, found | {f"folded_again_{name}": value for name, value in again.items()})
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     main()

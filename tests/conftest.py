@@ -7,8 +7,11 @@ from pathlib import Path
 
 # no test reaches the Hub; without this each that asks for it asks five times, a minute in all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# more threads than cores fight over them; where tests run side by side, each has one core
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# more threads than cores fight over them; where tests run side by side, each has one core, whatever
+# the process that starts them has set for itself
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import open_clip
 import pytest

@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments, let it go on, and compare it with an unbroken one.
 
-    python tools/kill_runs.py --moments 25 --folder DIR
+    python tools/kill_runs.py --moments 25 --folder DIR --signals --interrupts 31
 
 Loads, caches pixels in two worker processes, evaluates, trains, saves every few steps and reports,
 on drawn images that lie as files. Each moment is a run of its own: killed once, then resumed until
@@ -14,8 +14,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 # as in a run of its own, so that all have the same
@@ -39,6 +41,18 @@ def write_data(folder: Path, *, images: int) -> None:
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
 
 
+def words(folder: Path, out: Path) -> list[str]:
+    """What is typed behind the program's name."""
+    data = folder / "data"
+    return [
+        *("refine", "--model.name", "toy", "--out", str(out), "--resume", "auto"),
+        *("--data.train", str(data / "train.csv"), "--data.val", str(data / "val.csv")),
+        *("--data.cache-images", "--data.cache-folder", f"{out}-cache", "--train.workers", "2"),
+        *("--train.batch-size", "32", "--train.learning-rate", "3e-4", "--train.epochs", "2"),
+        *("--train.precision", "fp32", "--train.device", "cpu", "--train.save-every", "3"),
+    ]
+
+
 def start(folder: Path, out: Path, *more: str) -> int:
     """A child that refines; its number."""
     child = os.fork()
@@ -50,14 +64,7 @@ def start(folder: Path, out: Path, *more: str) -> int:
     log = os.open(out.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    data = folder / "data"
-    sys.argv = [
-        *("clip-refine", "refine", "--model.name", "toy", "--out", str(out), "--resume", "auto"),
-        *("--data.train", str(data / "train.csv"), "--data.val", str(data / "val.csv")),
-        *("--data.cache-images", "--data.cache-folder", f"{out}-cache", "--train.workers", "2"),
-        *("--train.batch-size", "32", "--train.learning-rate", "3e-4", "--train.epochs", "2"),
-        *("--train.precision", "fp32", "--train.device", "cpu", "--train.save-every", "3", *more),
-    ]
+    sys.argv = ["clip-refine", *words(folder, out), *more]
     status = 1
     try:
         main()
@@ -135,6 +142,44 @@ def result(out: Path) -> tuple[dict[str, list[object]], list[dict[str, float]]]:
     return files, [{k: v for k, v in line.items() if k not in TIMES} for line in log]
 
 
+def interrupted(folder: Path, number: int, after: float) -> list[str]:
+    """Ctrl-C for a process of its own, as a shell starts it, after some seconds: what is wrong."""
+    out = folder / f"interrupted{number}"
+    command = [sys.executable, "-m", "clip_refine", *words(folder, out)]
+    with out.with_suffix(".txt").open("w") as log:
+        child = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        wrong = []
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(after)
+        where, ended = phase(out), child.returncode is not None
+        begin = time.monotonic()
+        if not ended:
+            os.killpg(child.pid, signal.SIGINT)  # the terminal's whole group has it
+        try:
+            status = child.wait(60)
+        except subprocess.TimeoutExpired:
+            wrong.append("not heeded within 60 s")
+            os.killpg(child.pid, signal.SIGKILL)
+            status = child.wait()
+    took = time.monotonic() - begin
+    if status not in ((0,) if ended else (130, 0)):
+        wrong.append(f"exit {status}")
+    if "Traceback" in (said := out.with_suffix(".txt").read_text()):
+        wrong.append(f"a traceback: {said[-300:]}")
+    if alive := session_of(child.pid):
+        wrong.append(f"{len(alive)} processes live on")
+    print(
+        f"Ctrl-C after {after:4.1f} s, {where}: {wrong or status}, {took:.1f} s later", flush=True
+    )
+    return wrong
+
+
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=25)
@@ -142,6 +187,7 @@ def run() -> None:
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signals", action="store_true", help="SIGTERM, SIGHUP, SIGINT as well")
+    parser.add_argument("--interrupts", type=int, default=0, help="so many Ctrl-C, anywhere")
     asked = parser.parse_args()
     folder = asked.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -209,8 +255,10 @@ def run() -> None:
             wrong.append("other weights or log")
         failed += bool(wrong)
         print(f"{name}: {'; '.join(wrong) or f'{128 + number}, the same'} [{said}]", flush=True)
-    count = asked.moments + len(signals)
-    print(f"{count - failed} of {count} the same")
+    for number in range(asked.interrupts):  # from the first import on, evenly
+        failed += bool(interrupted(folder, number, (number + 0.5) / asked.interrupts * (took + 5)))
+    count = asked.moments + len(signals) + asked.interrupts
+    print(f"{count - failed} of {count} as they should be")
     sys.exit(bool(failed))
 
 

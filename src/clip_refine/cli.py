@@ -437,8 +437,9 @@ def vectors(arguments: list[str]) -> None:
     from clip_refine.config.runs import VectorsConfig
 
     pairs_help = (
-        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, a LanceDB table DB/NAME.lance, or a "
-        "folder: clip-retrieval's, a saved dataset's, or with image.npy and text.npy."
+        ".npz, .safetensors, .parquet, IMAGE.npy,TEXT.npy, hf:ORG/NAME[#split=S], a LanceDB table "
+        "DB/NAME.lance, or a folder: clip-retrieval's, a saved dataset's, or with image.npy and "
+        "text.npy."
     )
     owner_help = "Column that says which image a row is of, where images have several rows."
     maps_help = "Folder that vectors refine, vectors align or posthoc fit wrote."

@@ -43,8 +43,27 @@ class Prior(Protocol):
         ...
 
 
+class _Drawn:
+    """What the priors here share: numbers are drawn where the generator is, and then moved."""
+
+    def sample(
+        self,
+        count: int,
+        dim: int,
+        *,
+        generator: torch.Generator,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """See `Prior.sample`; a ValueError where the prior is of another dimension."""
+        return self._draw(count, dim, generator).to(device, dtype)
+
+    def _draw(self, count: int, dim: int, generator: torch.Generator) -> Tensor:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class StandardNormal:
+class StandardNormal(_Drawn):
     """N(0, βI), the paper's prior: β = 1 by default, varied from 0 to 100 in its ablation.
 
     Attributes:
@@ -63,22 +82,13 @@ class StandardNormal:
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"scale is a variance, finite and at least 0; got {self.scale}")
 
-    def sample(
-        self,
-        count: int,
-        dim: int,
-        *,
-        generator: torch.Generator,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """See `Prior.sample`."""
+    def _draw(self, count: int, dim: int, generator: torch.Generator) -> Tensor:
         noise = _standard_normal(count, dim, generator)
-        return (math.sqrt(self.scale) * noise).to(device, dtype)
+        return math.sqrt(self.scale) * noise
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_Drawn):
     """Every coordinate uniform in [low, high); by default variance 1, as the standard normal's.
 
     Example:
@@ -95,22 +105,13 @@ class Uniform:
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"low must be below high, both finite; got {self.low}, {self.high}")
 
-    def sample(
-        self,
-        count: int,
-        dim: int,
-        *,
-        generator: torch.Generator,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """See `Prior.sample`."""
+    def _draw(self, count: int, dim: int, generator: torch.Generator) -> Tensor:
         share = torch.rand(count, dim, generator=generator, device=generator.device)
-        return (self.low + (self.high - self.low) * share).to(device, dtype)
+        return self.low + (self.high - self.low) * share
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class Gaussian(_Drawn):
     """Independent coordinates with given moments, for example those of pre-trained features.
 
     Attributes:
@@ -133,27 +134,14 @@ class Gaussian:
         if not (self.mean.isfinite().all() and self.std.isfinite().all() and (self.std >= 0).all()):
             raise ValueError("mean and std must be finite, and std at least 0")
 
-    def sample(
-        self,
-        count: int,
-        dim: int,
-        *,
-        generator: torch.Generator,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """See `Prior.sample`.
-
-        Raises:
-            ValueError: If `dim` is not the moments' dimension.
-        """
+    def _draw(self, count: int, dim: int, generator: torch.Generator) -> Tensor:
         _check_dim(self.mean, dim)
         noise = _standard_normal(count, dim, generator)
-        return (self.mean.to(noise) + self.std.to(noise) * noise).to(device, dtype)
+        return self.mean.to(noise) + self.std.to(noise) * noise
 
 
 @dataclass(frozen=True, eq=False)
-class Fixed:
+class Fixed(_Drawn):
     """One and the same vector for every pair; draws nothing from the generator.
 
     Attributes:
@@ -171,26 +159,13 @@ class Fixed:
         if self.vector.ndim != 1 or not self.vector.isfinite().all():
             raise ValueError(f"vector must be (dim,) and finite, got {tuple(self.vector.shape)}")
 
-    def sample(
-        self,
-        count: int,
-        dim: int,
-        *,
-        generator: torch.Generator,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """See `Prior.sample`.
-
-        Raises:
-            ValueError: If `dim` is not the vector's dimension.
-        """
+    def _draw(self, count: int, dim: int, generator: torch.Generator) -> Tensor:
         _check_dim(self.vector, dim)
-        return self.vector.to(device, dtype).repeat(count, 1)
+        return self.vector.repeat(count, 1)
 
 
 @dataclass(frozen=True)
-class NormMatched:
+class NormMatched(_Drawn):
     """N(0, s²I) with s such that the expected norm of a reference is `norm`.
 
     s = norm / (√2 · Γ((d + 1)/2) / Γ(d/2)), by the mean of the chi distribution. The prior for a
@@ -219,18 +194,9 @@ class NormMatched:
         log_ratio = math.lgamma((dim + 1) / 2) - math.lgamma(dim / 2)
         return self.norm / (math.sqrt(2) * math.exp(log_ratio))
 
-    def sample(
-        self,
-        count: int,
-        dim: int,
-        *,
-        generator: torch.Generator,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """See `Prior.sample`."""
+    def _draw(self, count: int, dim: int, generator: torch.Generator) -> Tensor:
         noise = _standard_normal(count, dim, generator)
-        return (self.standard_deviation(dim) * noise).to(device, dtype)
+        return self.standard_deviation(dim) * noise
 
 
 def _standard_normal(count: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -105,12 +106,7 @@ _BACKGROUND_RGB = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing to draw and to talk about; each attribute is a word of a caption.
-
-    >>> scene = Scene("star", "red", "small", "at the top", "grey")
-    >>> scene.caption("a {size} {colour} {shape}")
-    'a small red star'
-    """
+    """One thing to draw and to talk about; each attribute is a word of a caption."""
 
     shape: str  # one of `SHAPES`
     colour: str  # a key of `COLOURS`
@@ -141,10 +137,11 @@ def random_scene(generator: np.random.Generator, **fixed: str) -> Scene:
     return Scene(**drawn | fixed)
 
 
-def draw_scene(scene: Scene, generator: np.random.Generator) -> Image.Image:
-    """Draw `scene`, jittered by `generator` in place, size, tilt and colour."""
-    canvas = _draw_background(scene.background, generator)
-    _draw_shape(canvas, scene, generator)
+def draw_scenes(scenes: Sequence[Scene], generator: np.random.Generator) -> Image.Image:
+    """Draw scenes of one background, jittered by `generator` in place, size, tilt and colour."""
+    canvas = _draw_background(scenes[0].background, generator)
+    for scene in scenes:
+        _draw_shape(canvas, scene, generator)
     return canvas.reduce(_SUPERSAMPLING)
 
 
@@ -232,6 +229,8 @@ _OUTLINES = _outlines()
 class _Drawn(ImageSource):
     """Images of one stream, drawn when they are asked for."""
 
+    scenes: tuple[Any, ...]  # what each image shows
+
     def __init__(
         self, name: str, size: int, seed: int, fixed: Sequence[dict[str, str]] = ({},)
     ) -> None:
@@ -255,7 +254,10 @@ class _Drawn(ImageSource):
         """Image `index`, drawn now: RGB, 48x48 pixels, the same every time."""
         position = range(len(self))[index]  # counts from the end where negative, as a list does
         generator = stream_generator(f"{self.name}/pixels", self.seed, position)
-        return draw_scene(self.scenes[position], generator)
+        return draw_scenes(self._shown(position), generator)
+
+    def _shown(self, position: int) -> Sequence[Scene]:
+        return (self.scenes[position],)
 
     def image_name(self, index: int) -> str:
         """The stream and the index, as in `toy-train[17]`."""
@@ -374,7 +376,7 @@ class ToyClasses(_Drawn):
         self.labels = tuple(index % len(fixed) for index in range(size))
 
 
-class ToyCompositions(ImageSource):
+class ToyCompositions(_Drawn):
     """Drawn images of two shapes, and the captions of both with the colours exchanged.
 
     Images 2i and 2i + 1 show the same two shapes in the same two places, the colours exchanged:
@@ -421,22 +423,8 @@ class ToyCompositions(ImageSource):
 
         return pair(*colours), pair(*colours[::-1])
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.scenes)
-
-    def load_image(self, index: int) -> Image.Image:
-        """Image `index`, drawn now: RGB, 48x48 pixels, the same every time."""
-        position = range(len(self))[index]
-        generator = stream_generator(f"{self.name}/pixels", self.seed, position)
-        canvas = _draw_background(self.scenes[position][0].background, generator)
-        for scene in self.scenes[position]:
-            _draw_shape(canvas, scene, generator)
-        return canvas.reduce(_SUPERSAMPLING)
-
-    def image_name(self, index: int) -> str:
-        """The stream and the index."""
-        return f"{self.name}[{index}]"
+    def _shown(self, position: int) -> Sequence[Scene]:
+        return self.scenes[position]
 
 
 def toy_train(seed: int = 0) -> ToyPairs:

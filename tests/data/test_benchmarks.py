@@ -45,7 +45,7 @@ def test_sugarcrepe_has_a_file_a_category(tmp_path: Path):
     assert found.layout.categories == ["add_att", "swap_obj", "swap_obj"]
     assert found.layout.places == [0, 0, 1]
     assert found.captions[0] == ("a dog on a cat", "a cat on a dog")
-    assert [path.name for path in found.paths] == ["a.jpg", "a.jpg", "b.jpg"]
+    assert [path.name for path in found.places] == ["a.jpg", "a.jpg", "b.jpg"]
     assert found.load_image(1).size == (8, 8)
 
 
@@ -76,7 +76,7 @@ def test_winogrounds_items_are_two_images_each(tmp_path: Path):
     assert isinstance(found.layout, Compositions)
     assert found.layout == Compositions(["Object", "Object"], [0, 0], paired=True)
     assert found.captions[1] == (row["caption_1"], row["caption_0"])
-    assert [path.name for path in found.paths] == ["ex_0_img_0.png", "ex_0_img_1.png"]
+    assert [path.name for path in found.places] == ["ex_0_img_0.png", "ex_0_img_1.png"]
 
 
 def mixbench(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def test_mixbench_rows_may_have_one_side(tmp_path: Path):
     assert found.layout.relevant == [[1, 0], [0], [2]]
     assert found.captions[0] == ("a cat", "which bird?", "a cat sleeps", "a robin")
     assert sum(len(texts) for texts in found.captions[1:]) == 0
-    assert [path.name for path in found.paths] == ["q.jpg", "q.jpg", "d.jpg", "e.jpg"]
+    assert [path.name for path in found.places] == ["q.jpg", "q.jpg", "d.jpg", "e.jpg"]
 
 
 def test_what_is_wrong_is_named_with_file_and_row(tmp_path: Path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
 from clip_refine.evaluation.bootstrap import Bootstrap, interval
-from clip_refine.evaluation.clustering import agreement, agreement_numbers, find_clusters
+from clip_refine.evaluation.geometry import agreement, agreement_numbers, find_clusters
 from clip_refine.evaluation.scores import Outcome
 from clip_refine.evaluation.tasks import clustering_task, pair_clustering_task
 from clip_refine.models.embed import EmbeddedPairs

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from clip_refine.data.benchmarks import Compositions
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.composition import compositions
+from clip_refine.evaluation.classify import compositions
 from clip_refine.evaluation.tasks import composition_task
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, rotation, seeds

@@ -16,11 +16,17 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+try:
+    import atheris  # type: ignore[import-not-found]
+except ImportError:
+    atheris = None
 
 from tests.fuzz.targets import TARGETS, changed
 from tests.fuzz.trial import CORPUS, judged
@@ -46,9 +52,11 @@ def _fuzz(name: str, seconds: float, told: TextIO) -> None:
     target, faults, count = TARGETS[name], set[str](), 0
     folder = Path(tempfile.mkdtemp()) / "sound"
     os.chdir(folder.parent)
-    files = target.prepare(folder)
-    for file, content in files.items():  # so that all is imported
-        judged(target, folder, file, content)
+    # only code that is imported like this tells atheris where a file has led it
+    with atheris.instrument_imports(include=["clip_refine"]) if atheris else nullcontext():
+        files = target.prepare(folder)
+        for file, content in files.items():  # so that all is imported
+            judged(target, folder, file, content)
     taken = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -78,31 +86,20 @@ def _fuzz(name: str, seconds: float, told: TextIO) -> None:
             print(f"{name}: {kept}\n{wrong[-_SHOWN:]}", file=told, flush=True)
 
     one = trial.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
-    end, how = time.monotonic() + seconds, "random"
+    end, how = time.monotonic() + seconds, "by coverage" if atheris else "random"
+
+    def tried(choices: bytes) -> None:
+        if time.monotonic() > end:  # atheris has no other end
+            print(f"{name}: {count:,} files, {how}, {len(faults)} faults", file=told, flush=True)
+            os._exit(bool(faults))
+        one(choices)
+
+    if atheris:
+        atheris.Setup([sys.argv[0], "-verbosity=0", "-max_len=4000", "-len_control=0"], tried)
+        atheris.Fuzz()
     generator = random.Random()
-    try:
-        import atheris  # type: ignore[import-not-found]
-    except ImportError:
-        while time.monotonic() < end:
-            one(generator.randbytes(generator.choice((200, 1000, 4000))))
-    else:
-        how = "by coverage"
-        try:
-            atheris.Setup([sys.argv[0], "-verbosity=0", "-print_final_stats=0"], _until(one, end))
-            atheris.Fuzz()
-        except SystemExit:
-            pass
-    print(f"{name}: {count:,} files, {how}, {len(faults)} faults", file=told, flush=True)
-    os._exit(bool(faults))
-
-
-def _until(one, end: float):
-    def stopping(data: bytes) -> None:
-        if time.monotonic() > end:
-            raise SystemExit
-        one(data)
-
-    return stopping
+    while True:
+        tried(generator.randbytes(generator.choice((200, 1000, 4000))))
 
 
 def main() -> None:

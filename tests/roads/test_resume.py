@@ -310,6 +310,8 @@ def test_a_state_that_rotted_gives_way_to_the_one_before(
 def test_a_run_that_is_complete_is_not_made_again(config: RefineConfig):
     scores = refine(config)
     assert refine(override(config, resume="auto")) == scores
+    with pytest.raises(ConfigError, match=r"a complete run with seed 1, now it is 43\. Choose an"):
+        refine(override(config, resume="auto", seed=43))
     with pytest.raises(OutputError, match="exists already"):
         refine(config)
 

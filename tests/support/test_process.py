@@ -41,7 +41,7 @@ LEFT = """
 import sys
 from clip_refine.data.pixels import in_parallel
 if __name__ == "__main__":
-    items = in_parallel(list(range(1000)), 1000, "left", workers=2, visible=False)
+    items = in_parallel(abs, 1000, "left", workers=2, visible=False)
     next(items)
     sys.modules["left"] = items  # as the traceback of an exception may hold them to the end
 """

@@ -70,7 +70,7 @@ def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray =
                 table = pa.table({"image_path": OWNERS[rows], "id": IDS[rows]})
                 path = folder / f"v.clip-retrieval/metadata/metadata_{number}.parquet"
                 pq.write_table(table, path)
-        case "parquet" | "fixed.parquet" | "dataset" | "lance":
+        case "parquet" | "fixed.parquet" | "dataset" | "lance" | "hub":
             kinds = pa.list_(pa.float16(), 6 if kind in OF_SIX else -1)
             columns = {"id": pa.array(IDS), "owner": pa.array(OWNERS)}
             sides = {
@@ -81,6 +81,9 @@ def write(kind: str, folder: Path, image: np.ndarray = IMAGE, text: np.ndarray =
             if kind == "dataset":
                 Dataset(table).save_to_disk(folder / "v", num_shards=2)
                 return folder / "v"
+            if kind == "hub":
+                pq.write_table(table, folder / "train.parquet")
+                return folder
             if kind == "lance":
                 lancedb = pytest.importorskip("lancedb", reason=LANCE)
                 lancedb.connect(str(folder)).create_table("v", data=table)
@@ -140,6 +143,16 @@ class TestPairs:
         image, text = found_in(write(kind, tmp_path))
         assert np.array_equal(image.numpy(), IMAGE)
         assert np.array_equal(text.numpy(), TEXT)
+
+    def test_a_dataset_on_the_hub(self, tmp_path: Path):
+        name = f"hf:{write('hub', tmp_path, SHARED)}"
+        found = read_pairs(name, owner="owner")
+        assert np.array_equal(found.text_features.numpy(), TEXT)
+        assert len(read_pairs(f"{name}#split=train").image_features) == len(TEXT)
+        with pytest.raises(DataError, match="has no split 'test', only train"):
+            read_pairs(f"{name}#split=test")
+        with pytest.raises(DataError, match="hf:nobody/nothing: cannot be read"):
+            read_pairs("hf:nobody/nothing")
 
     def test_two_files(self, tmp_path: Path):
         folder = write("folder", tmp_path)

@@ -125,11 +125,7 @@ class EvaluateConfig(SettingsGroup):
 
 
 def refuse_idle(config: EvaluateConfig) -> None:
-    """Refuse settings that this call would not heed: a suite's without one, others beside one.
-
-    Raises:
-        ConfigError: With the first of them.
-    """
+    """Refuse settings that this call would not heed: a suite's without one, others beside one."""
     of_suite = ("data_root", "models", "prompts", "missing", "download", "cache")
     why = {
         "save_features": "does not go with --suite, which keeps them in --cache.",
@@ -207,11 +203,7 @@ class VectorsConfig(SettingsGroup):
 
 
 def recipe_settings(name: Any) -> dict[str, Any]:
-    """What a recipe sets in `loss`.
-
-    Raises:
-        ValueError: There is no such recipe; near ones are named.
-    """
+    """What a recipe sets in `loss`; a ValueError names near ones where there is none."""
     if name in RECIPES:
         return RECIPES[name]
     near = difflib.get_close_matches(str(name), RECIPES, n=1)
@@ -375,11 +367,7 @@ Settings = TypeVar("Settings", bound=SettingsGroup)
 
 
 def load_config(kind: type[Settings], path: Path) -> Settings:
-    """Read `kind` from a YAML file.
-
-    Raises:
-        ConfigError: The file is missing, is no YAML mapping, or holds an unknown or bad setting.
-    """
+    """Read `kind` from a YAML file; a ConfigError says what in it is missing, unknown or bad."""
     try:
         values = parse_yaml(read_text(path)) or {}
     except OSError as error:
@@ -418,16 +406,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def override(config: Settings, **changes: Any) -> Settings:
-    """A validated copy with some settings replaced.
-
-    Args:
-        config: What to start from.
-        changes: Settings by name; for a group a dict of those to replace in it, as in
-            `override(config, seed=1, train={"epochs": 2})`.
-
-    Raises:
-        ConfigError: A setting does not exist or is out of range.
-    """
+    """A validated copy, some settings replaced: `override(config, seed=1, train={"epochs": 2})`."""
     values = config.model_dump()
     for name, change in changes.items():
         values[name] = {**values[name], **change} if isinstance(change, dict) else change
@@ -515,11 +494,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
 
 
 def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
-    """`config` with another recipe: all of `loss` is the recipe's, the other groups stay.
-
-    Raises:
-        ConfigError: There is no such recipe; near ones are named.
-    """
+    """`config` with another recipe: all of `loss` is the recipe's, the other groups stay."""
     try:
         loss = LossConfig(**recipe_settings(name)).model_dump()
         return override(config, recipe=name, loss=loss)

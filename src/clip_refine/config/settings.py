@@ -211,11 +211,7 @@ class DataConfig(SettingsGroup):
         return self
 
     def for_val(self) -> "DataConfig":
-        """The settings that `val` is read with: `val_split` for `split`, and so on.
-
-        Raises:
-            ConfigError: One of them is given for `train`, which is missing, so nobody would use it.
-        """
+        """The settings that `val` is read with; refuses one for a `train` that is missing."""
         given = [name for name in _OF_ONE if getattr(self, name) is not None]
         if given and not self.sources:
             raise ConfigError(

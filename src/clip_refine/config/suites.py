@@ -423,11 +423,7 @@ class Suite(SettingsGroup):
 
 
 def load_suite(name: str) -> Suite:
-    """A shipped suite by its name, or one from a YAML file.
-
-    Raises:
-        ConfigError: There is none, or it does not hold together.
-    """
+    """A shipped suite by its name, or one from a YAML file."""
     if name in SHIPPED:
         text, where = shipped(f"{name}.yaml"), f"suite {name}"
     else:

@@ -45,24 +45,13 @@ class Documents:
 class BenchmarkImages(StoredImages):
     """Image files with texts, and how they belong together."""
 
-    paths: Sequence[Path]
+    places: Sequence[Path]
     captions: Sequence[Sequence[str]]  # of each image; of documents all texts at the first image
     layout: Compositions | Documents
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def place_of(self, index: int) -> Path:
-        """Where image `index` is."""
-        return self.paths[index]
-
 
 def read_sugarcrepe(folder: Path, images: Path) -> BenchmarkImages:
-    """SugarCrepe's JSON files, one a category, or SugarCrepe++'s, with a `caption2`.
-
-    Raises:
-        DataError: There is no file, an entry lacks a field, or an image is not there.
-    """
+    """SugarCrepe's JSON files, one a category, or SugarCrepe++'s, with a `caption2`."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise DataError(f"{folder}: holds no .json file. Give SugarCrepe's folder `data`.")
@@ -88,11 +77,7 @@ def read_sugarcrepe(folder: Path, images: Path) -> BenchmarkImages:
 
 
 def read_winoground(folder: Path) -> BenchmarkImages:
-    """Winoground's `examples.jsonl` with `images/NAME.png`; its `collapsed_tag` is the category.
-
-    Raises:
-        DataError: A line lacks a field, or an image is not there.
-    """
+    """Winoground's `examples.jsonl` with `images/NAME.png`; its `collapsed_tag` is the category."""
     file = folder / "examples.jsonl"
     paths, captions, categories = [], [], []
     for number, row in enumerate(_lines(file)):
@@ -108,15 +93,7 @@ def read_winoground(folder: Path) -> BenchmarkImages:
 
 
 def read_mixbench(folder: Path) -> BenchmarkImages:
-    """A subset of MixBench: queries and documents with a text, an image path or both.
-
-    Image paths start at the folder or the one above. Documents that nobody asks for stay in the
-    index; a query without a judgement is refused.
-
-    Raises:
-        DataError: A file or an image is not there, a row has neither side, an id is unknown, or a
-            query has nothing that is relevant.
-    """
+    """A subset of MixBench: image paths from here or above, judgements for all queries."""
     paths: list[Path] = []
     texts: list[str] = []
     sides: dict[str, dict[str, tuple[int, int]]] = {}

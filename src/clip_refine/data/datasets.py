@@ -62,13 +62,18 @@ class ImageOnHub:
             return file.read()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def hub_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
-    """The rows of a dataset on the Hub, which knows its files itself."""
+def hub_table(name: str, settings: SourceSettings) -> tuple[Any, str]:
+    """A dataset on the Hub, fetched where it is not here yet, and the split that was chosen."""
     import datasets
 
     split = _hub_split(name, settings)
     with readable(name):
-        table = datasets.load_dataset(_on_hub(name), settings.subset, split=split)
+        return datasets.load_dataset(_on_hub(name), settings.subset, split=split), split
+
+
+def hub_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
+    """The rows of a dataset on the Hub, which knows its files itself."""
+    table, split = hub_table(name, settings)
     written = _table_written(table, f"{name} ({split})", settings)
     return file_rows(_hub_file(name), hub_paths(written, _on_hub(name)), settings)
 
@@ -113,11 +118,7 @@ def _hub_file(name: str) -> Path:
 
 
 def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
-    """Rows with the image files that `datasets` itself found for them.
-
-    It writes them as absolute paths into its caches, or as addresses on the Hub. Any other path is
-    the dataset's own and left to be checked.
-    """
+    """Rows with the files or addresses that `datasets` found; other paths are checked later."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -130,7 +131,7 @@ def hub_paths(written: Iterable[Written], name: str) -> Iterator[Written]:
         elif _is_on_hub(image):
             inner = image.partition("::")[0].partition("://")[2]
             yield replace(row, image=ImageOnHub(image), name=inner)
-        elif any(_inside(image, root) for root in roots):
+        elif Path(image).is_absolute() and any(map(Path(image).resolve().is_relative_to, roots)):
             yield replace(row, image=Path(image), name=image)
         else:
             yield row
@@ -141,10 +142,6 @@ def _is_on_hub(address: str) -> bool:
     *inner, outer = address.split("::")
     archived = all(part.partition("://")[0] in _ARCHIVES for part in inner)
     return archived and outer.startswith("hf://datasets/")
-
-
-def _inside(path: str, folder: Path) -> bool:
-    return Path(path).is_absolute() and Path(path).resolve().is_relative_to(folder)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -343,10 +340,7 @@ SPLITS = ("train", "validation", "val", "dev", "test")
 
 
 def image_folder_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Iterator[Row]:
-    """The rows of all metadata files, then the images that none of them mentions.
-
-    Where the files lie in folders named like splits, only those of one split are read.
-    """
+    """The rows of all metadata files, of one split where folders are splits; then other images."""
     folder = Path(name)
     paths = sorted(path for metadata in METADATA for path in folder.rglob(metadata))
     paths = [path for path in paths if not is_clutter(path.relative_to(folder))]

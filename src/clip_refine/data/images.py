@@ -81,16 +81,7 @@ def _decoded(encoded: Encoded, side: int | None) -> Image.Image:
 
 
 def check_image(encoded: Encoded) -> str | None:
-    """What is wrong with a file or its content as far as its header tells, or None.
-
-    Reads the header only, so an image that is cut off later is found when it is decoded.
-
-    Example:
-        >>> check_image(b"")
-        'is empty (0 bytes)'
-        >>> check_image(b"GIF12345").startswith("is not a readable image")
-        True
-    """
+    """What is wrong with a file or its content as far as its header tells, or None."""
     try:
         with opened(encoded):
             return None
@@ -278,16 +269,7 @@ def is_clutter(path: PurePath) -> bool:
 def image_files(
     folder: Path, *, expected: frozenset[str] = frozenset(), links: bool = False
 ) -> list[Path]:
-    """The images in a folder and below by their endings, sorted; says what else lies there.
-
-    Args:
-        folder: Where to look.
-        expected: Endings of other files that belong there, of which nothing is said.
-        links: Follow links out of the folder.
-
-    Raises:
-        DataError: There is such a link, and none is to be followed.
-    """
+    """The images in a folder and below, sorted; says what else is there but `expected` endings."""
     found, others = find_images(folder, links=links)
     say_others(folder, Counter({end: n for end, n in others.items() if end not in expected}))
     return found

@@ -27,12 +27,7 @@ _SHOWN = 4  # classes that are named where the order of a list is said
 
 
 def readable(name: str, naming: str) -> str:
-    """A folder's name as one would write it.
-
-    Example:
-        >>> readable("001.Black_footed_Albatross", "numbered"), readable("YoYo", "camel-case")
-        ('Black footed Albatross', 'yo yo')
-    """
+    """A folder's name as one would write it: "001.Black_footed_Bird" is Black footed Bird."""
     if naming == "numbered":
         name = re.sub(r"^\d+[.\-_ ]+", "", name)
     if naming == "camel-case":
@@ -259,13 +254,6 @@ class LabelledRows(StoredImages):
     class_names: Sequence[str]
     labels: Sequence[int]
     places: Sequence[ImageOfRow]  # where each image is
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def place_of(self, index: int) -> ImageOfRow:
-        """Where image `index` is."""
-        return self.places[index]
 
 
 @dataclass(frozen=True)

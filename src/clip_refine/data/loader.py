@@ -69,8 +69,6 @@ class EpochPlan:
 def mixed_order(mixing: Mixing, *, generator: torch.Generator) -> torch.Tensor:
     """As many positions as there are images, shuffled, each group with its share of them.
 
-    Within a group every image comes equally often, or once more than others.
-
     >>> order = mixed_order(([0, 0, 1, 1, 1, 1], [2, 1]), generator=torch.Generator())
     >>> sorted((order < 2).tolist())
     [False, False, True, True, True, True]
@@ -126,20 +124,13 @@ def swap_words(caption: str, seed: int) -> str | None:
     mostly stands for a noun; a phrase is what stands between function words, participles (-ing) and
     punctuation, in English. Where the phrases are only linked and would become each other, as in "a
     cat and a dog", they say the same in either order and stay. One caption and seed always give the
-    same.
+    same. Source: the swaps of FSC-CLIP (Oh et al., EMNLP 2024, arXiv 2410.05210) and CLIC (Peleg et
+    al., NeurIPS 2025, arXiv 2505.24424), by this rule instead of a parser.
 
-    Source: the swaps of FSC-CLIP (Oh et al., EMNLP 2024, arXiv 2410.05210) and CLIC (Peleg et al.,
-    NeurIPS 2025, arXiv 2505.24424), by this rule instead of a parser.
-
-    Args:
-        caption: Any text.
-        seed: Chooses among the exchanges that there are.
-
-    Example:
-        >>> swap_words("a red circle on a blue square", seed=0)
-        'a red square on a blue circle'
-        >>> swap_words("a red circle", seed=0), swap_words("a cat and a dog", seed=0)
-        (None, None)
+    >>> swap_words("a red circle on a blue square", seed=0)
+    'a red square on a blue circle'
+    >>> swap_words("a red circle", seed=0), swap_words("a cat and a dog", seed=0)
+    (None, None)
     """
     pieces = _WORD.split(caption)  # words at odd places, what stands between them at even ones
     lower = [piece.casefold() for piece in pieces]
@@ -289,11 +280,7 @@ def _decoded(loader: DataLoader[Any]) -> Iterator[PairBatch]:
 
 
 def batches_ahead(batch_size: int, workers: int) -> int | None:
-    """Batches that each worker process holds ready: up to 4, fewer where batches are large.
-
-    >>> batches_ahead(512, 8), batches_ahead(128, 2), batches_ahead(128, 0)
-    (1, 4, None)
-    """
+    """Batches that each worker process holds ready: up to 4, fewer where batches are large."""
     return max(1, min(4, IMAGES_AHEAD // (batch_size * workers))) if workers else None
 
 

@@ -4,6 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch.utils.data import Dataset
 
 from clip_refine.data.images import decode_image, opened
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
@@ -48,30 +48,23 @@ class Unreadable:
     problem: str  # A sentence that names it and says what to do
 
 
-class _Scan(Dataset[ImageFacts | Unreadable]):
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __getitem__(self, index: int) -> ImageFacts | Unreadable:
-        name = self.images.image_name(index)
-        try:
-            data = image_bytes(self.images, index)
-            if data is None:
-                image = self.images.load_image(index)
-                content = fingerprint(image.tobytes())
-                return ImageFacts(content, _look(image), *image.size, DRAWN)
-            return scan_image(data, name)
-        except DataError as error:
-            return Unreadable(str(error))
-
-
-def scan_images(
-    images: Images, *, workers: int = 0, visible: bool = True
-) -> list[ImageFacts | Unreadable]:
+def scan_images(images: Images, *, workers: int) -> list[ImageFacts | Unreadable]:
     """Decode every image once."""
-    title = "Decoding images"
-    found = in_parallel(_Scan(images), len(images), title, workers=workers, visible=visible)
-    return list(found)
+    scan, title = partial(_scan, images), "Decoding images"
+    return list(in_parallel(scan, len(images), title, workers=workers, visible=True))
+
+
+def _scan(images: Images, index: int) -> ImageFacts | Unreadable:
+    name = images.image_name(index)
+    try:
+        data = image_bytes(images, index)
+        if data is None:
+            image = images.load_image(index)
+            content = fingerprint(image.tobytes())
+            return ImageFacts(content, _look(image), *image.size, DRAWN)
+        return scan_image(data, name)
+    except DataError as error:
+        return Unreadable(str(error))
 
 
 def scan_image(data: bytes, name: str) -> ImageFacts:
@@ -113,19 +106,7 @@ _ROWS = 1024  # hashes compared with their whole bucket at once; bounds the memo
 
 
 def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:
-    """Groups of positions whose hashes differ in few bits, directly or over others of the group.
-
-    Hashes at a distance of d agree in one of d + 1 parts, so only those that share a part are
-    compared: about a second for 100,000 images that look different.
-
-    Args:
-        hashes: (N,) of 64 bits.
-        distance: Largest number of bits that differ.
-
-    Example:
-        >>> near_groups(np.array([0b1111, 0, 0b0111, 1 << 40], dtype=np.uint64), 1)
-        [[0, 2], [1, 3]]
-    """
+    """Groups of positions of 64-bit hashes that differ in few bits, directly or over others."""
     unique, group_of = np.unique(hashes, return_inverse=True)
     edges = [pairs for pairs in _near_pairs(unique, distance) if len(pairs)]
     ends = np.concatenate(edges).T if edges else np.empty((2, 0), np.int64)
@@ -139,6 +120,8 @@ def near_groups(hashes: NDArray[np.uint64], distance: int) -> list[list[int]]:
 
 def _near_pairs(unique: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.int64]]:
     """(P, 2) positions of pairs of different hashes; a pair may come several times."""
+    # Hashes at a distance of d agree in one of d + 1 parts, so only those that share a part are
+    # compared: about a second for 100,000 images that look different.
     edges = np.linspace(0, BITS, distance + 2).astype(int)
     for low, high in pairwise(edges):
         part = (unique >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)

@@ -35,10 +35,7 @@ from clip_refine.support.errors import DataError
 
 
 class Images(Protocol):
-    """What image batches need of a source.
-
-    An object of your own may also have `image_bytes(index) -> bytes`, as `ImageSource` has it.
-    """
+    """What image batches need of a source; it may also have `image_bytes(index) -> bytes`."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -135,9 +132,14 @@ class PairSource(ImageSource):
 class StoredImages(ImageSource):
     """Images that lie in files, or in something larger such as an archive or a table."""
 
-    @abstractmethod
+    places: Sequence[Any]  # where each image is
+
+    def __len__(self) -> int:
+        return len(self.places)
+
     def place_of(self, index: int) -> ImagePlace:
         """Where image `index` is."""
+        return self.places[index]
 
     def load_image(self, index: int) -> Image.Image:
         """Image `index`, decoded, in RGB; DataError where that cannot be done."""
@@ -199,11 +201,7 @@ def as_images(images: Images) -> ImageSource:
 
 
 def as_pairs(pairs: GivenPairs) -> PairSource:
-    """The pairs with all members declared, from anything that pairs may be given as.
-
-    Raises:
-        DataError: They are nothing of the kind, or have a row that cannot be used.
-    """
+    """The pairs with all members declared, from anything that pairs may be given as."""
     if isinstance(pairs, PairSource):
         return pairs
     if isinstance(pairs, list | tuple):
@@ -276,10 +274,7 @@ def _unreadable(name: str, error: OSError) -> DataError:
 
 
 def image_fingerprint(images: Images, index: int) -> str:
-    """Of the image file's content, wherever it is stored.
-
-    Of the pixels and the name where there is no such content, because the image is drawn.
-    """
+    """Of the image file's content, wherever it is stored; of a drawn image's pixels and name."""
     data = image_bytes(images, index)
     if data is not None:
         return fingerprint(data)
@@ -314,11 +309,7 @@ def _file_size(name: str) -> int:
 
 
 def fingerprint(*parts: bytes) -> str:
-    """32 hexadecimal digits, other ones for other parts.
-
-    >>> fingerprint(b"ab", b"c") == fingerprint(b"a", b"bc")
-    False
-    """
+    """32 hexadecimal digits, other ones for other parts: ("ab", "c") is not ("a", "bc")."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))  # so that parts cannot run together
@@ -353,9 +344,6 @@ def image_groups(*sources: Images) -> list[list[int]]:
 
     Files are told apart by their size, those of one size by their end, and only those that end
     alike are read as a whole. Drawn images are the same where name and pixels are.
-
-    Raises:
-        DataError: An image cannot be read any more.
     """
     places = [[_place(source, i) for i in range(len(source))] for source in map(as_images, sources)]
     first = {same: (size, at) for of_one in places for same, size, at in of_one}
@@ -446,10 +434,6 @@ class CaptionedImages(StoredImages, PairSource):
     uncaptioned: Sequence[str] = ()
     endings: Sequence[Ending | None] = ()
 
-    def place_of(self, index: int) -> ImagePlace:
-        """Where image `index` is."""
-        return self.places[index]
-
     def image_ending(self, index: int) -> Ending:
         """Of the image's file; OSError where it is gone."""
         known = self.endings[index] if self.endings else None
@@ -457,11 +441,7 @@ class CaptionedImages(StoredImages, PairSource):
 
 
 def collect(name: str, kind: str, rows: Iterable[Row], policy: BadRowPolicy) -> CaptionedImages:
-    """Check every row and put the captions of one image together.
-
-    One image is one content, however many rows or files have it. Images keep the order of their
-    first row.
-    """
+    """Check every row; one image is one content, with its captions, however many files have it."""
     bad = BadRows(name, policy)
     captions: dict[ImagePlace, list[str]] = {}
     checked: dict[ImagePlace, tuple[str | None, Ending | None]] = {}
@@ -550,13 +530,13 @@ class AllRows:
     broken_off: str | None = None  # why reading stopped before the end, if it did
 
 
-def read_all(name: str, kind: str, rows: Iterable[Row], *, visible: bool = True) -> AllRows:
+def read_all(name: str, kind: str, rows: Iterable[Row]) -> AllRows:
     """Go through a source without opening its images or stopping at what is wrong."""
     captions: dict[ImagePlace, list[str]] = {}
     bad: list[BadRow] = []
     count, broken_off = 0, None
     try:
-        for row in Bar(f"Reading {name}", visible=visible, transient=True).over(rows):
+        for row in Bar(f"Reading {name}", transient=True).over(rows):
             count += 1
             problem = row_problem(row)
             if problem is not None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,10 +89,7 @@ class Levels:
 
 
 def preprocess_fingerprint(preprocess: Preprocess) -> str:
-    """Of what a preprocessing says of itself and of what it makes of a sample.
-
-    Two functions may have one name, so the name is not enough.
-    """
+    """Of what a preprocessing says of itself and makes of a sample, as two may have one name."""
     sample = preprocess(probe_image()).detach().cpu().contiguous().flatten()
     said = _ADDRESS.sub("", repr(preprocess)).encode()
     return fingerprint(said, sample.view(torch.uint8).numpy().tobytes())
@@ -121,12 +119,20 @@ _CHUNK = 16
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class _Each(Dataset[Item]):
+    make: Callable[[int], Item]
+
+    def __getitem__(self, index: int) -> Item:
+        return self.make(index)
+
+
 def in_parallel(
-    items: Dataset[Item], count: int, title: str, *, workers: int, visible: bool
+    make: Callable[[int], Item], count: int, title: str, *, workers: int, visible: bool
 ) -> Iterator[Item]:
-    """All items in order, with a progress bar."""
+    """What `make` gives for each of so many positions, in order, with a progress bar."""
     loader: DataLoader[Any] = DataLoader(
-        items,
+        _Each(make),
         sampler=range(count),
         batch_size=_CHUNK,
         collate_fn=list,
@@ -215,12 +221,7 @@ class PixelReader:
 
 
 def side_to_keep(preprocess: Preprocess) -> int | None:
-    """The `side` of a `PixelReader` for a preprocessing; None where it makes no (3, H, W).
-
-    >>> from torchvision.transforms import PILToTensor, Compose, Resize
-    >>> side_to_keep(Compose([Resize((64, 64)), PILToTensor()]))
-    212
-    """
+    """The `side` of a `PixelReader` for a preprocessing; None where it makes no (3, H, W)."""
     shape = preprocess(Image.new("RGB", (64, 64))).shape
     return round(RESERVE * max(shape[1:])) + 1 if len(shape) == 3 else None
 
@@ -282,9 +283,8 @@ def with_cached_pixels(
                     markup=False,
                     soft_wrap=True,
                 )
-            encoded = _over(
-                _EncodedImages(reader, levels, missing), workers, "Caching pixels", visible
-            )
+            make = partial(_encoded, reader, levels, missing)
+            encoded = _over(make, len(missing), workers, "Caching pixels", visible)
             while batch := dict(islice(encoded, _BATCH)):
                 store.add(list(batch), np.stack(list(batch.values())))
     known = store.known()
@@ -303,45 +303,29 @@ def _key(reader: PixelReader, levels: Levels) -> str:
     )
 
 
-class _Fingerprints(Dataset[tuple[str, str | DataError | None]]):
-    """The name of each image and what its file holds; None where it is no file."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[str, str | DataError | None]:
-        name = self.images.image_name(index)
-        try:
-            data = image_bytes(self.images, index)
-        except DataError as error:
-            return name, error
-        return name, None if data is None else fingerprint(data)
+def _looked_up(images: Images, index: int) -> tuple[str, str | DataError | None]:
+    """The name of an image and what its file holds; None where it is no file."""
+    name = images.image_name(index)
+    try:
+        data = image_bytes(images, index)
+    except DataError as error:
+        return name, error
+    return name, None if data is None else fingerprint(data)
 
 
-class _EncodedImages(Dataset[tuple[str, NDArray[np.uint8] | DataError]]):
-    """The content and the levels of images."""
-
-    def __init__(self, reader: PixelReader, levels: Levels, places: Sequence[_Place]) -> None:
-        self.reader = reader
-        self.levels = levels
-        self.places = places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[str, NDArray[np.uint8] | DataError]:
-        images, at = self.places[index]
-        name = images.image_name(at)
-        try:
-            # once more, since the file may have changed since it was looked up
-            data = image_bytes(images, at) or b""
-            image = decode_image(data, name, side=self.reader.side)
-            return fingerprint(data), self.levels.encode(self.reader.preprocess(image), name)
-        except DataError as error:
-            return name, error
+def _encoded(
+    reader: PixelReader, levels: Levels, places: Sequence[_Place], index: int
+) -> tuple[str, NDArray[np.uint8] | DataError]:
+    """The content and the levels of an image."""
+    images, at = places[index]
+    name = images.image_name(at)
+    try:
+        # once more, since the file may have changed since it was looked up
+        data = image_bytes(images, at) or b""
+        image = decode_image(data, name, side=reader.side)
+        return fingerprint(data), levels.encode(reader.preprocess(image), name)
+    except DataError as error:
+        return name, error
 
 
 def _contents(
@@ -356,7 +340,8 @@ def _contents(
     places: dict[str, _Place] = {}
     ambiguous: set[str] = set()
     for images in sources:
-        found = _over(_Fingerprints(images), workers, "Looking images up", visible)
+        make = partial(_looked_up, images)
+        found = _over(make, len(images), workers, "Looking images up", visible)
         for index, (name, key) in enumerate(found):
             if key is None:
                 ambiguous.add(name)
@@ -367,10 +352,11 @@ def _contents(
     return {name: key for name, key in named.items() if name not in ambiguous}, places
 
 
-def _over(dataset: Any, workers: int, title: str, visible: bool) -> Iterator[tuple[str, Any]]:
-    """The items of a dataset in order."""
-    count = len(dataset)
-    for name, item in in_parallel(dataset, count, title, workers=workers, visible=visible):
+def _over(
+    make: Callable[[int], Any], count: int, workers: int, title: str, visible: bool
+) -> Iterator[tuple[str, Any]]:
+    """The items in order; the first that cannot be read stops them."""
+    for name, item in in_parallel(make, count, title, workers=workers, visible=visible):
         if isinstance(item, DataError):
             raise item
         yield name, item

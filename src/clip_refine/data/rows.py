@@ -183,13 +183,8 @@ def is_remote(name: str) -> bool:
 def expand_braces(name: str) -> list[str]:
     """Every name that a pattern with braces stands for.
 
-    >>> expand_braces("a-{08..10}.tar")
-    ['a-08.tar', 'a-09.tar', 'a-10.tar']
-    >>> expand_braces("{a,b}.tar")
-    ['a.tar', 'b.tar']
-
-    Raises:
-        DataError: They are too many.
+    >>> expand_braces("a-{08..10}.tar"), expand_braces("{a,b}.tar")
+    (['a-08.tar', 'a-09.tar', 'a-10.tar'], ['a.tar', 'b.tar'])
     """
     found = _BRACES.search(name)
     if found is None:
@@ -272,10 +267,8 @@ def find_image_folder(file: Path, written: Iterable[str], settings: SourceSettin
 
 
 def file_in(folder: Path, written: str) -> Path:
-    """The file that a path means: as written, else with other separators or accents.
-
-    Tables from Windows have back-slashes, archives from macOS hold "é" as an e and an accent.
-    """
+    """The file that a path means: as written, else with other separators or accents."""
+    # tables from Windows have back-slashes, archives from macOS hold "é" as an e and an accent
     path = folder / written
     if ("\\" not in written and written.isascii()) or path.exists():
         return path
@@ -572,12 +565,7 @@ class BadRowPolicy:
 
 
 class BadRows:
-    """The bad rows of one source.
-
-    Attributes:
-        found: All of them.
-        total: Rows seen, good ones too.
-    """
+    """The bad rows of one source, and of how many rows in all."""
 
     def __init__(self, source: str, policy: BadRowPolicy) -> None:
         self.source = source

@@ -92,7 +92,8 @@ def _sample_rows(shard: str, settings: SourceSettings, *, stream: bool = False) 
     listed = settings.listed
     for sample in read_samples(shard, settings, stream=stream):
         captions, problem = _sample_texts(sample, settings)
-        extension = _sample_image(sample, settings)
+        wanted = (settings.image_column,) if settings.image_column else _IMAGES
+        extension = next((part for part in wanted if part in sample.places), None)
         name = f"{sample.key}.{extension}"
         if listed is not None and name not in listed and sample.key not in listed:
             continue
@@ -122,10 +123,7 @@ def _without_image(sample: Sample) -> str:
 
 
 def read_samples(shard: str, settings: SourceSettings, *, stream: bool = False) -> Iterator[Sample]:
-    """The samples of a shard, local or remote, in order of their first part.
-
-    Their parts may stand anywhere in it. In a stream they stand side by side, and are all kept.
-    """
+    """A shard's samples in order of their first part; in a stream the parts stand side by side."""
     waiting: list[Sample] = []
     current: dict[str, Sample] = {}
     seen: set[str] = set()
@@ -178,12 +176,6 @@ def _key(name: str, settings: SourceSettings) -> tuple[str, str]:
             more, _, extension = extension.partition(".")
             stem = f"{stem}.{more}"
     return (f"{folder}{slash}{stem}" if dot and stem else ""), extension.lower()
-
-
-def _sample_image(sample: Sample, settings: SourceSettings) -> str | None:
-    """The extension of the sample's image, None where it has none."""
-    wanted = (settings.image_column,) if settings.image_column else _IMAGES
-    return next((extension for extension in wanted if extension in sample.places), None)
 
 
 def _sample_texts(sample: Sample, settings: SourceSettings) -> tuple[tuple[str, ...], str | None]:

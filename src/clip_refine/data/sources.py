@@ -310,11 +310,7 @@ of `data` that it is."""
 
 
 def split_name(name: str) -> tuple[str, dict[str, str]]:
-    """A source and the settings behind its last `#`, where they are such.
-
-    >>> split_name("hf:nlphuji/flickr30k#split=test")
-    ('hf:nlphuji/flickr30k', {'split': 'test'})
-    """
+    """A source and the settings behind its last `#`, where they are such: `NAME#split=test`."""
     source, mark, settings = name.rpartition("#")
     pairs = [setting.partition("=") for setting in settings.split("&")]
     own = {key.replace("-", "_"): value for key, equals, value in pairs if equals}

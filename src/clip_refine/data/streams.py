@@ -281,13 +281,7 @@ class StreamMixture:
 
 
 class WatchedStream:
-    """A stream whose images are compared with held-out ones as they come.
-
-    Attributes:
-        stream: What is watched.
-        held_out: Images that should not come.
-        seen: Positions of those that came all the same.
-    """
+    """A stream that notes positions of images that come (`seen`) and are among `held_out`."""
 
     def __init__(self, stream: "Stream", held_out: Images) -> None:
         self.stream = stream
@@ -340,9 +334,6 @@ def shuffled(
     """All items, each drawn from a buffer that the next one then takes a place in.
 
     The first `skip` come as None, and `found` makes items of what the buffer then holds.
-
-    >>> sorted(shuffled(iter(range(5)), 2, random.Random(0)))
-    [0, 1, 2, 3, 4]
     """
     buffer = list(itertools.islice(items, size))
     for item in items:

@@ -51,13 +51,11 @@ _LONGEST = 100
 
 
 def read_quoted(lines: Iterable[str], delimiter: str) -> Fields:
-    """(number of the last line, fields) of every row; a blank line has no fields.
-
-    A mistake costs one line: reading goes on behind it.
+    """(number of the last line, fields) of every row; a mistake costs one line.
 
     >>> list(read_quoted(['image,text', 'a.png,"never closed', 'b.png,one'], ","))[1:]
     [(2, 'has a double quote that is never closed. Close it, or write it as "".'), (3, ['b.png', \
-'one'])]
+    'one'])]
     """
     rest, ahead, number = iter(lines), deque[str](), 0
     while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
@@ -188,7 +186,8 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     """The rows of a table with a header."""
     delimiter = _delimiter(path)
     lines = _rows(path, delimiter)
-    header = [name.strip() for name in _fields(next(lines, (0, []))[1])]
+    first = next(lines, (0, []))[1]
+    header = [name.strip() for name in first] if isinstance(first, list) else []
     image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
     caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
     for number, row in lines:
@@ -208,10 +207,6 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
             )
             problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
             yield Written(where, row[0].strip(), (), problem)
-
-
-def _fields(row: list[str] | str) -> list[str]:
-    return [] if isinstance(row, str) else row
 
 
 def _rows(path: Path, delimiter: str) -> Fields:
@@ -536,10 +531,7 @@ def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
 
 
 def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
-    """The rows of a COCO captions file: one an annotation, image by image.
-
-    Images without annotations come as rows without captions.
-    """
+    """The rows of a COCO file, one an annotation, image by image; one where it has none."""
     content = read_json(path)
     if not is_coco(content):
         raise DataError(
@@ -567,25 +559,20 @@ def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
         if not annotations:
             yield Written(where, name, ())
         for at, annotation in annotations:
-            yield _annotation(f"{path}, annotations[{at}]", name, annotation)
+            caption = annotation.get("caption")
+            texts = (caption,) if isinstance(caption, str) else ()
+            problem = (
+                None if texts else f"has no caption but {caption!r:.40}. Add one or remove it."
+            )
+            yield Written(f"{path}, annotations[{at}]", name, texts, problem)
     for identity, annotations in captions.items():
         for at, _ in annotations:
             problem = f"image id {identity} is not among 'images'. Add the image or remove it."
             yield Written(f"{path}, annotations[{at}]", "", (), problem)
 
 
-def _annotation(where: str, name: str, annotation: Any) -> Written:
-    caption = annotation.get("caption")
-    if isinstance(caption, str):
-        return Written(where, name, (caption,))
-    return Written(where, name, (), f"has no caption but {caption!r:.40}. Add one or remove it.")
-
-
 def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
-    """The rows of a Karpathy split file: one an image.
-
-    Without `split` the training splits (`train` and `restval`) or the validation split.
-    """
+    """One row an image; without `split` those for training (`train`, `restval`) or validation."""
     content = read_json(path)
     if not is_karpathy(content):
         raise DataError(

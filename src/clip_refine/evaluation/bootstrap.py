@@ -91,16 +91,9 @@ def interval(number: Resampled, *, level: float = 0.95) -> tuple[float, float] |
     moves out to the value, and what it does not leave out any more the other end does, so that as
     many intervals hold the truth as were to. None where the number is not resampled.
 
-    Args:
-        number: With its draws.
-        level: Share of them inside.
-
-    Example:
-        >>> draws = torch.linspace(0, 1, 101, dtype=torch.float64)
-        >>> interval(Resampled(0.5, draws), level=0.9)
-        (0.05, 0.95)
-        >>> interval(Resampled(2.0, draws), level=0.9)
-        (0.1, 2.0)
+    >>> draws = torch.linspace(0, 1, 101, dtype=torch.float64)
+    >>> interval(Resampled(0.5, draws), level=0.9), interval(Resampled(2.0, draws), level=0.9)
+    ((0.05, 0.95), (0.1, 2.0))
     """
     if not len(number.draws):
         return None, None
@@ -128,18 +121,6 @@ class Bootstrap:
 
         Two calls with one seed and one number of images draw the same images, so that results of
         two models can be compared pair by pair.
-
-        Args:
-            image_count: N.
-            statistics: Each gives some numbers.
-
-        Raises:
-            ValueError: If there are no images or resamples.
-
-        Example:
-            >>> numbers = Bootstrap(2, seed=0).numbers(5, means({"hit": torch.full((5,), 0.25)}))
-            >>> numbers["hit"].value, numbers["hit"].draws.tolist()
-            (0.25, [0.25, 0.25])
         """
         if image_count < 1 or self.resamples < 1:
             raise ValueError(
@@ -175,15 +156,7 @@ class Bootstrap:
 
 
 def means(columns: Mapping[str, Tensor], owners: Tensor | None = None) -> Statistics:
-    """Means over queries, (Q,) numbers each.
-
-    Example:
-        Image 0 is drawn twice, and its two queries with it.
-
-        >>> mean = means({"hit": torch.tensor([1, 0, 1])}, torch.tensor([0, 0, 1]))
-        >>> mean(torch.tensor([[2.0, 0.0]]).double())["hit"].tolist()
-        [0.5]
-    """
+    """Means over queries, (Q,) numbers each; a query is drawn with the image that it belongs to."""
     values = torch.stack([column.detach().cpu().double() for column in columns.values()], dim=1)
     counted = torch.cat([values, torch.ones(len(values), 1, dtype=torch.float64)], dim=1)
     owners = _owners(owners, len(values))
@@ -200,10 +173,9 @@ def means(columns: Mapping[str, Tensor], owners: Tensor | None = None) -> Statis
 def median_ranks(name: str, ranks: Tensor, owners: Tensor | None = None) -> Statistics:
     """The median over queries of 0-based `ranks` (Q,), 1-based; of an even number the middle two's.
 
-    Example:
-        >>> median = median_ranks("rank", torch.tensor([0, 9, 2, 3]))
-        >>> median(torch.ones(1, 4).double())["rank"].tolist()
-        [3.5]
+    >>> median = median_ranks("rank", torch.tensor([0, 9, 2, 3]))
+    >>> median(torch.ones(1, 4).double())["rank"].tolist()
+    [3.5]
     """
     distinct, places = ranks.detach().cpu().double().unique(return_inverse=True)
     sums = sums_in_groups(torch.ones(len(places)), places, owners)

@@ -1,4 +1,4 @@
-"""Images → classes: zero-shot, confusions, probes."""
+"""Images → classes or texts to choose from: zero-shot, confusions, compositions, probes."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ from clip_refine.evaluation.similarity import (
     compared_sides,
     measured,
     row_blocks,
+    tie_width,
     unit_rows,
+    unit_sides,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -115,14 +117,7 @@ def zero_shot_ranks(
     normalize: bool = True,
     chunk_size: int = CHUNK_SIZE,
 ) -> Tensor:
-    """(N,) 0-based rank of each image's true class among all classes; 0 is a hit.
-
-    Arguments and errors as in `zero_shot_scores`.
-
-    Example:
-        >>> zero_shot_ranks(torch.eye(2), torch.eye(2), torch.tensor([0, 0])).tolist()
-        [0, 1]
-    """
+    """(N,) 0-based rank of each image's true class among all classes; 0 is a hit."""
     images, classes, tie = compared_sides(
         image_features, class_features, normalize=normalize, names=("image", "class")
     )
@@ -316,9 +311,8 @@ def expected_calibration_error(
 def calibration_bins(confidence: Tensor, *, bins: int = CALIBRATION_BINS) -> Tensor:
     """(N,) the bin of each confidence, from 0: the right edge belongs to a bin, the left does not.
 
-    Example:
-        >>> calibration_bins(torch.tensor([0.0, 0.5, 0.6]), bins=2).tolist()
-        [0, 0, 1]
+    >>> calibration_bins(torch.tensor([0.0, 0.5, 0.6]), bins=2).tolist()
+    [0, 0, 1]
     """
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
     return torch.bucketize(confidence.double(), edges[1:-1])
@@ -336,6 +330,55 @@ def _check_classes(predicted: Tensor, labels: Tensor, class_count: int) -> None:
                 f"{name} must be from 0 to {class_count - 1}, "
                 f"got {int(classes.min())} to {int(classes.max())}"
             )
+
+
+# --------------------------------------------------------------------------------------------------
+# Whether a model hears the order of words: an image against texts of nearly the same words.
+#
+# Sources: SugarCrepe (Hsieh et al., NeurIPS 2023, arXiv 2306.14610), SugarCrepe++ (Dumpala et al.,
+# NeurIPS 2024, arXiv 2406.11171), Winoground (Thrush et al., CVPR 2022, arXiv 2204.03162).
+
+
+@measured
+def compositions(
+    image_features: Tensor, text_features: Tensor, *, paired: bool = False
+) -> dict[str, Tensor]:
+    """Which comparisons are right; what ties counts as wrong, chance is ½ for two texts.
+
+    Of (N·T, d) texts every image has T, its own first, the wrong one last; T is 2, or 3 where a
+    text and its paraphrase are both its own. Not paired, (N,) bool: `composition_accuracy`, all own
+    texts nearer to the image than the wrong one; with T = 3 also `text_only_accuracy`, the own
+    texts nearer to each other than either is to the wrong one. `paired`, where images 2i and 2i + 1
+    are described by each other's wrong text, (N/2,), Winoground's: `text_score`, both images nearer
+    to their own text, `image_score`, both texts nearer to their own image, `group_score`, both.
+    """
+    image, text = unit_sides(image_features, text_features)
+    count, texts = len(image), len(text) // len(image)
+    if (
+        len(text) != count * texts
+        or texts not in ((2,) if paired else (2, 3))
+        or (paired and count % 2)
+    ):
+        raise ValueError(
+            "compositions are images with two texts each, own and wrong, or three, own, own and "
+            f"wrong; paired ones an even number with two. Got {count} images and {len(text)} texts"
+        )
+    tie = tie_width(image.dtype)
+    text = text.view(count, texts, -1)
+    own, wrong = text[:, :-1], text[:, -1]
+    scores = (own @ image[:, :, None])[:, :, 0]
+    right = (scores > (wrong * image).sum(dim=1, keepdim=True) + tie).all(dim=1)
+    if paired:
+        elsewhere = (own[:, 0] * image.view(-1, 2, image.shape[1]).flip(1).flatten(0, 1)).sum(dim=1)
+        found = (scores[:, 0] > elsewhere + tie).view(-1, 2).all(dim=1)
+        both = right.view(-1, 2).all(dim=1)
+        return {"text_score": both, "image_score": found, "group_score": both & found}
+    hits = {"composition_accuracy": right}
+    if texts == 3:
+        together = (own[:, 0] * own[:, 1]).sum(dim=1, keepdim=True)
+        apart = (own @ wrong[:, :, None])[:, :, 0]
+        hits["text_only_accuracy"] = (together > apart + tie).all(dim=1)
+    return hits
 
 
 # --------------------------------------------------------------------------------------------------
@@ -422,10 +465,7 @@ def linear_probe_hits(
     test_labels: Tensor,
     generator: np.random.Generator,
 ) -> tuple[Tensor, float]:
-    """(T,) which test images are right after a fit as in `linear_probe`, and the C chosen for it.
-
-    `generator` draws the part of the training images that C is chosen on.
-    """
+    """(T,) which test images are right after a fit as in `linear_probe`, and the C chosen."""
     train, classes, test, test_classes = _probed(
         train_features, train_labels, test_features, test_labels
     )
@@ -477,13 +517,7 @@ def few_shot_hits(
 def stratified_halves(
     classes: Integers, generator: np.random.Generator
 ) -> tuple[Integers, Integers]:
-    """Two sorted lists of positions, half of each class in either; the odd one goes to the first.
-
-    Example:
-        >>> first, second = stratified_halves(np.array([0, 0, 1]), np.random.default_rng(0))
-        >>> len(first), len(second)
-        (2, 1)
-    """
+    """Two sorted lists of positions, half of each class in either, the odd one in the first."""
     is_first = np.zeros(len(classes), dtype=bool)
     for label in np.unique(classes):
         members = generator.permutation(np.flatnonzero(classes == label))

@@ -164,9 +164,8 @@ def most_changed(before: Tensor, after: Tensor) -> tuple[list[int], list[int]]:
 
     From 10th to 1st is more than from 500th to 400th. Only those that really changed.
 
-    Example:
-        >>> most_changed(torch.tensor([9, 499, 0, 3]), torch.tensor([0, 399, 4, 3]))
-        ([0, 1], [2])
+    >>> most_changed(torch.tensor([9, 499, 0, 3]), torch.tensor([0, 399, 4, 3]))
+    ([0, 1], [2])
     """
     gain = (before + 1).double().log() - (after + 1).double().log()
     order = (-gain).argsort(stable=True)
@@ -216,7 +215,6 @@ def gather_evidence(
     tasks: Sequence[TaskChange],
     *,
     seed: int,
-    visible: bool = True,
     pictures: bool = True,
 ) -> Evidence:
     """What `report.json` holds; stored vectors have no `pictures`."""
@@ -243,7 +241,7 @@ def gather_evidence(
     for query in (*captions.most_improved, *captions.most_worsened):
         shown |= {query.image, query.first_before, query.first_after}
     shown = sorted(shown) if pictures else []
-    bar = Bar("Making thumbnails", len(shown), visible=visible, transient=True)
+    bar = Bar("Making thumbnails", len(shown), transient=True)
     return Evidence(
         source=held_out.name,
         clouds=Clouds(

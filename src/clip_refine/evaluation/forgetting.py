@@ -36,22 +36,8 @@ def churn(
 ) -> dict[str, Resampled]:
     """Share of queries whose top answer changed, 0–1; 0 for the same model, lower is calmer.
 
-    Source: Milani Fard et al., "Launch and Iterate: Reducing Prediction Churn", NeurIPS 2016.
-
-    Args:
-        before: Name of a kind of query → the first model's answers.
-        after: The other model's, of the same queries.
-        bootstrap: Draws images.
-
-    Returns:
-        `churn`, or where there are several kinds `KIND_churn` each.
-
-    Example:
-        >>> import torch
-        >>> was = Answers(torch.tensor([0, 1, 2, 3]))
-        >>> now = Answers(torch.tensor([0, 1, 2, 0]))
-        >>> churn({"": was}, {"": now}, Bootstrap(2))["churn"].value
-        0.25
+    Of each kind of query by its name: `churn` where there is one, else `KIND_churn`. Source: Milani
+    Fard et al., "Launch and Iterate: Reducing Prediction Churn", NeurIPS 2016.
     """
     numbers: dict[str, Resampled] = {}
     for kind, was in before.items():
@@ -65,29 +51,21 @@ def churn(
 def class_losses(before: Tensor, after: Tensor, labels: Tensor) -> list[ClassLoss]:
     """Every class's recall before and after, with intervals that hold for all classes at once.
 
-    The interval rests on images that only one of the models gets right: of m such images a share p
-    speaks for the second model, with an exact binomial interval (Clopper and Pearson, Biometrika
-    1934) at 1 − (1 − `LEVEL`)/C for C classes (Bonferroni); the change is m/n (2p − 1), given m. It
-    lies beside zero only where McNemar's exact test says so at that level. Not resampled: a
-    thousand resamples have no tail of 0.05/C.
+    `before` and `after` say of each image whether a model is right. The interval rests on images
+    that only one of them gets right: of m such images a share p speaks for the second model, with
+    an exact binomial interval (Clopper and Pearson, Biometrika 1934) at 1 − (1 − `LEVEL`)/C for C
+    classes (Bonferroni); the change is m/n (2p − 1), given m. It lies beside zero only where
+    McNemar's exact test says so at that level. Not resampled: a thousand resamples have no tail of
+    0.05/C.
 
-    Args:
-        before: (N,) bool, whether the first model is right.
-        after: (N,) bool, whether the second one is.
-        labels: (N,) whole numbers, the class of each image.
+    Ten images, all of them lost; and ten of which none changed:
 
-    Returns:
-        Of every class with images, by class.
-
-    Example:
-        Ten images, all of them lost; and ten of which none changed.
-
-        >>> import torch
-        >>> was = torch.ones(20).bool()
-        >>> now = torch.tensor([False] * 10 + [True] * 10)
-        >>> lost, kept = class_losses(was, now, torch.arange(2).repeat_interleave(10))
-        >>> round(lost.low, 3), round(lost.high, 3), kept.low, kept.high
-        (-1.0, -0.29, 0.0, 0.0)
+    >>> import torch
+    >>> was = torch.ones(20).bool()
+    >>> now = torch.tensor([False] * 10 + [True] * 10)
+    >>> lost, kept = class_losses(was, now, torch.arange(2).repeat_interleave(10))
+    >>> round(lost.low, 3), round(lost.high, 3), kept.low, kept.high
+    (-1.0, -0.29, 0.0, 0.0)
     """
     found = []
     classes = labels.unique().tolist()

@@ -1,10 +1,13 @@
-"""How the two clouds of features lie: gap, alignment, uniformity, hubs."""
+"""How the two clouds of features lie: gap, alignment, uniformity, hubs, clusters."""
 
 import math
+from typing import Any
 
 import torch
 from scipy.stats import skew
+from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_rand_score, v_measure_score
 from torch import Tensor
 
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, means, norm_of_mean
@@ -16,6 +19,7 @@ from clip_refine.evaluation.similarity import (
     measured,
     row_blocks,
     tie_width,
+    unit_rows,
     unit_sides,
 )
 
@@ -32,12 +36,7 @@ SEPARABILITY_PAIRS = 10_000
 
 @measured
 def mean_row(unit: Tensor) -> Tensor:
-    """Centroid of the rows, (d,) in float64, without a float64 copy of them all.
-
-    Example:
-        >>> mean_row(torch.eye(2)).tolist()
-        [0.5, 0.5]
-    """
+    """Centroid of the rows, (d,) in float64, without a float64 copy of them all."""
     total = torch.zeros(unit.shape[1], dtype=torch.float64, device=unit.device)
     for rows in row_blocks(len(unit), ROWS_AT_ONCE):
         total += unit[rows].double().sum(dim=0)
@@ -46,35 +45,19 @@ def mean_row(unit: Tensor) -> Tensor:
 
 @measured
 def centroid_distance(image_unit: Tensor, text_unit: Tensor) -> float:
-    """‖μ_image − μ_text‖, 0–2, lower is a smaller gap (Liang et al., NeurIPS 2022, section 2).
-
-    Example:
-        >>> round(centroid_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])), 4)
-        1.4142
-    """
+    """‖μ_image − μ_text‖, 0–2, lower is a smaller gap (Liang et al., NeurIPS 2022, section 2)."""
     return torch.linalg.vector_norm(mean_row(image_unit) - mean_row(text_unit)).item()
 
 
 @measured
 def centroid_squared_over_dim(image_unit: Tensor, text_unit: Tensor) -> float:
-    """‖μ_image − μ_text‖² / d, 0–4/d, lower is a smaller gap; the CLIP-Refine paper prints × 10³.
-
-    Example:
-        >>> image, text = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-        >>> centroid_squared_over_dim(image, text)
-        1.0
-    """
+    """‖μ_image − μ_text‖² / d, 0–4/d, lower is a smaller gap; the paper prints it × 10³."""
     return (mean_row(image_unit) - mean_row(text_unit)).square().mean().item()
 
 
 @measured
 def true_pair_cosine(image_unit: Tensor, text_unit: Tensor) -> float:
-    """E x·y over pairs, −1 to 1, higher is nearer.
-
-    Example:
-        >>> true_pair_cosine(torch.eye(2), torch.eye(2))
-        1.0
-    """
+    """E x·y over pairs, −1 to 1, higher is nearer."""
     total = 0.0
     for rows in row_blocks(len(image_unit), ROWS_AT_ONCE):
         total += (image_unit[rows].double() * text_unit[rows].double()).sum().item()
@@ -86,24 +69,13 @@ def alignment(image_unit: Tensor, text_unit: Tensor) -> float:
     """E ‖x − y‖² over pairs (Wang and Isola, ICML 2020, section 4), 0–4, lower is nearer.
 
     Equal to 2 − 2 · `true_pair_cosine`, and to `residual_alignment` + `centroid_distance`².
-
-    Example:
-        >>> alignment(torch.eye(2), torch.eye(2).flip(0))
-        2.0
     """
     return _mean_squared_distance(image_unit, text_unit, torch.zeros(image_unit.shape[1]))
 
 
 @measured
 def residual_alignment(image_unit: Tensor, text_unit: Tensor) -> float:
-    """E ‖(x − μ_image) − (y − μ_text)‖², 0–4, lower is nearer: `alignment` without the gap.
-
-    Example:
-        One pair is its own centre.
-
-        >>> residual_alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
-        0.0
-    """
+    """E ‖(x − μ_image) − (y − μ_text)‖², 0–4, lower is nearer: `alignment` without the gap."""
     gap = mean_row(image_unit) - mean_row(text_unit)
     return _mean_squared_distance(image_unit, text_unit, gap)
 
@@ -124,12 +96,6 @@ def relative_modality_gap(image_unit: Tensor, text_unit: Tensor) -> float:
     a / (a + ½ (b_image + b_text)), with a = (1 − E x·y)/2 over true pairs and
     b = (1 − mean cosine of two different rows)/2 within one modality. 0 where pairs coincide, ½
     where a pair is as far apart as two strangers of one modality. Source: METHOD §3.
-
-    Example:
-        Pairs at cosine 0, strangers within a modality too: ½ / (½ + ½).
-
-        >>> relative_modality_gap(torch.eye(2), torch.eye(2).flip(0))
-        0.5
     """
     pair_distance = (1 - true_pair_cosine(image_unit, text_unit)) / 2
     image_distance = (1 - mean_cosine_of_strangers(image_unit)) / 2
@@ -140,11 +106,10 @@ def relative_modality_gap(image_unit: Tensor, text_unit: Tensor) -> float:
 
 @measured
 def mean_cosine_of_strangers(unit: Tensor) -> float:
-    """Mean off-diagonal cosine, −1 to 1: (‖Σ x_i‖² − Σ ‖x_i‖²) / (N (N − 1)), in O(N·d), N ≥ 2.
+    """Mean off-diagonal cosine: (‖Σ x_i‖² − Σ ‖x_i‖²) / (N (N − 1)), in O(N·d), N ≥ 2.
 
-    Example:
-        >>> mean_cosine_of_strangers(torch.eye(3))
-        0.0
+    >>> mean_cosine_of_strangers(torch.eye(3))
+    0.0
     """
     count = len(unit)
     if count < 2:
@@ -162,11 +127,6 @@ def linear_separability(image_unit: Tensor, text_unit: Tensor, *, seed: int = 0)
     by `seed`, teach it and both sides of the other half test it, so no pair is on both sides of
     the split. Features are scaled by √d, which makes an average coordinate about 1 and leaves the
     answer independent of a rotation; the L2 penalty is scikit-learn's default C = 1.
-
-    Example:
-        >>> image, text = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[0.0, 1.0]] * 4)
-        >>> linear_separability(image, text)
-        1.0
     """
     count, dim = image_unit.shape
     if count < 2:
@@ -201,12 +161,6 @@ def uniformity_mean(
 
     Source: Wang and Isola, ICML 2020, arXiv 2005.10242, section 4 with t = 2; their uniformity is
     the logarithm of this, the CLIP-Refine paper prints it without.
-
-    Example:
-        Two points at squared distance 2: e⁻⁴.
-
-        >>> round(uniformity_mean(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])), 5)
-        0.01832
     """
     total = torch.zeros((), dtype=torch.float64, device=image_unit.device)
     for unit, others in ((image_unit, image_unit), (text_unit, text_unit), (image_unit, text_unit)):
@@ -233,12 +187,6 @@ def text_first_share(
     The index of query i holds all images and all captions but i itself; where an image and a
     caption are equally near, the image counts as first. A single space of meaning would give about
     ½ or less, CLIP models give 1.
-
-    Example:
-        Both captions are alike, and the images lie elsewhere.
-
-        >>> text_first_share(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[0.0, 1], [0, 1]]))
-        1.0
     """
     return float(text_first(image_unit, text_unit, chunk_size=chunk_size).double().mean())
 
@@ -265,13 +213,6 @@ def hubness_skewness(
     With n_j the number of images that have text j among their k nearest (equally near texts by
     lower index): E (n − μ)³ / (E (n − μ)²)^{3/2}, 0 where all are found equally often. Source:
     Radovanović et al., "Hubs in Space", JMLR 2010, section 2.
-
-    Example:
-        Three images point at text 0 and one at text 1: n = (3, 1, 0, 0), deviations (2, 0, −1, −1).
-
-        >>> image, text = torch.eye(4)[[0, 0, 0, 1]], torch.eye(4)
-        >>> round(hubness_skewness(image, text, k=1), 4)
-        0.8165
     """
     if not 1 <= k < len(text_unit):
         raise ValueError(
@@ -321,12 +262,6 @@ def effective_rank(image_unit: Tensor, text_unit: Tensor) -> float:
 
     exp(−Σ p log p), with p the eigenvalues of their joint covariance over its trace; 1 where all
     features coincide. Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007.
-
-    Example:
-        Four points at the ends of two equal axes fill two directions.
-
-        >>> round(effective_rank(torch.eye(2), -torch.eye(2)), 4)
-        2.0
     """
     eigenvalues = variances(image_unit, text_unit)
     # the variance of unit vectors is at most 1; below this it is rounding
@@ -424,4 +359,65 @@ def resampled_pairs(
         "true_pair_cosine": cosine,
         "alignment": alignment,
         "residual_alignment": alignment - distance.squared(),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# k-means on images, on texts and on both: do clusters follow meaning, or modality?
+#
+# Closing the gap helps clustering of mixed sets more than retrieval: "ModGap", ICLR 2026,
+# arXiv 2601.18525.
+
+
+STARTS = 10  # of k-means; the tightest of so many solutions counts
+
+
+@measured
+def find_clusters(features: Tensor, count: int, *, seed: int = 0) -> Tensor:
+    """(N,) int64, the cluster of each row: scikit-learn's k-means on unit rows, `STARTS` starts."""
+    unit = unit_rows("features", features)
+    if not 2 <= count <= len(unit):
+        raise ValueError(f"k-means needs 2 to {len(unit)} clusters, one a row; got {count}")
+    starts: Any = STARTS  # sklearn's default gives its type, which is not all that it takes
+    kmeans = KMeans(count, n_init=starts, random_state=seed)
+    return torch.from_numpy(kmeans.fit_predict(unit.cpu().double().numpy())).long()
+
+
+@measured
+def agreement(found: Tensor, truth: Tensor) -> dict[str, float]:
+    """How far clusters agree with a known grouping, both (N,) whole numbers; higher is more.
+
+    `v_measure`, 0–1, the harmonic mean of homogeneity and completeness, which is the mutual
+    information over the mean entropy, NMI (Rosenberg and Hirschberg, EMNLP 2007), and
+    `adjusted_rand`, −½–1, 0 for chance (Hubert and Arabie, Journal of Classification 1985).
+    """
+    sides = truth.cpu().numpy(), found.cpu().numpy()
+    return {
+        "v_measure": float(v_measure_score(*sides)),
+        "adjusted_rand": float(adjusted_rand_score(*sides)),
+    }
+
+
+def agreement_numbers(
+    prefix: str, found: Tensor, truth: Tensor, owners: Tensor, bootstrap: Bootstrap
+) -> dict[str, Resampled]:
+    """`agreement` with draws: clusters stay, (N,) `owners` are drawn, −1 for a row that stays."""
+    rows, places = torch.arange(len(owners)), owners.cpu()
+
+    def statistic(counts: Tensor) -> dict[str, Tensor]:
+        drawn: dict[str, list[float]] = {}
+        for row in counts.long():
+            # behind the last stands how often a row that stays counts
+            times = torch.cat([row, row.new_ones(1)])[places]
+            chosen = rows.repeat_interleave(times)
+            for name, value in agreement(found[chosen], truth[chosen]).items():
+                drawn.setdefault(f"{prefix}_{name}", []).append(value)
+        return {name: torch.tensor(values).double() for name, values in drawn.items()}
+
+    numbers = bootstrap.numbers(int(places.max()) + 1, statistic)
+    v_measure, rand = (numbers[f"{prefix}_{name}"] for name in ("v_measure", "adjusted_rand"))
+    return {
+        # mutual information is too large on few rows, and on a resample's fewer again
+        f"{prefix}_v_measure": v_measure.without_bias(least=0.0),
+        f"{prefix}_adjusted_rand": rand.centred(least=-0.5),
     }

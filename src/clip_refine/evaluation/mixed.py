@@ -134,30 +134,10 @@ class MixedDocuments(NamedTuple):
 def joined(
     image_features: Tensor, text_features: Tensor, *, image_weight: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Unit vectors of what is an image, a text or both.
+    """Unit vectors of what is an image, a text or both (the other row NaN), and places in `KINDS`.
 
     Both is normalise(w · image + (1 − w) · text) of the unit vectors with w = `image_weight`; a row
     with one side is that side, whatever the weight. Source: arXiv 2507.19054, section 3.
-
-    Args:
-        image_features: (N, d), raw or unit; a row of NaN where there is no image.
-        text_features: (N, d), raw or unit; a row of NaN where there is no text.
-        image_weight: w, 0–1.
-
-    Returns:
-        (N, d) rows of norm 1 and (N,) int64, their places in `KINDS`.
-
-    Raises:
-        ValueError: If shapes or weight do not fit, a row has neither side, or one is zero,
-            infinite or partly NaN.
-
-    Example:
-        >>> nothing = torch.full((2,), torch.nan)
-        >>> image = torch.stack([torch.tensor([2.0, 0.0]), nothing, torch.tensor([1.0, 0.0])])
-        >>> text = torch.stack([nothing, torch.tensor([0.0, 3.0]), torch.tensor([0.0, 1.0])])
-        >>> vectors, kinds = joined(image, text)
-        >>> vectors.tolist(), kinds.tolist()
-        ([[1.0, 0.0], [0.0, 1.0], [0.7071, 0.7071]], [0, 1, 2])
     """
     if not 0 <= image_weight <= 1:
         raise ValueError(f"image_weight must be from 0 to 1, got {image_weight}")
@@ -188,21 +168,10 @@ def joined(
 def draw_documents(
     text_to_image: Tensor, image_count: int, *, mixing: Sequence[float], seed: int
 ) -> MixedDocuments:
-    """Make of every image one document: its image, its first caption, or both.
+    """Make of every image one document: its image, first caption, or both, in parts of `mixing`.
 
     What is not in a document is a query: the image of a text, and all captions but the first of a
     text or both, all of an image. So a set with one caption an image has queries, too.
-
-    Args:
-        text_to_image: (M,) the image of each caption, rising.
-        image_count: N.
-        mixing: How many parts of the documents are an image, a text, both.
-        seed: Of which are which.
-
-    Example:
-        >>> drawn = draw_documents(torch.tensor([0, 0, 1, 1]), 2, mixing=(1, 1, 0), seed=0)
-        >>> drawn.kinds.tolist(), drawn.text_queries.tolist(), drawn.image_queries.tolist()
-        ([0, 1], [0, 1, 3], [1])
     """
     shares = torch.tensor(mixing, dtype=torch.float64)
     if len(shares) != len(KINDS) or (shares < 0).any() or not shares.sum() > 0:
@@ -233,19 +202,11 @@ def document_numbers(
     owners: Tensor,
     bootstrap: Bootstrap,
 ) -> dict[str, Resampled]:
-    """NDCG@10 and recall of every kind of query, and whether texts push images away.
+    """NDCG@10 and recall of every kind of query, and whether texts push images away, all in 0–1.
 
-    Args:
-        found: Of all queries.
-        query_kinds: (Q,) places in `KINDS`.
-        document_kinds: (M,) likewise.
-        owners: (Q,) what is drawn anew, with all queries of its own.
-        bootstrap: Draws it.
-
-    Returns:
-        `ndcg@10` over all queries; `image_query_ndcg@10`, `image_query_recall@1`, `@10`, and so for
-        `text` and `both`, of kinds that there are; `text_first_share`, the share of text queries
-        whose top hit is a document that is a text alone. All in 0–1.
+    `ndcg@10` over all queries; `image_query_ndcg@10`, `image_query_recall@1`, `@10`, and so for
+    `text` and `both`, of kinds that there are; `text_first_share`, the share of text queries
+    whose top hit is a document that is a text alone. `owners` (Q,) are drawn with their queries.
     """
     best = best_of(found.ranks)
     columns = {"ndcg@10": ndcg(found.ranks, k=10)}

@@ -77,15 +77,7 @@ def retrieval(
 
 
 def recall_at(ranks: Tensor, k: int) -> float:
-    """Share of queries whose best partner is among the first k.
-
-    Raises:
-        ValueError: If `k` is below 1.
-
-    Example:
-        >>> recall_at(torch.tensor([0, 4, 5, 9]), 5)
-        0.5
-    """
+    """Share of queries whose best partner is among the first k."""
     if k < 1:
         raise ValueError(f"recall is taken at k of at least 1, got {k}")
     return (ranks < k).double().mean().item()
@@ -105,14 +97,6 @@ def retrieval_ranks(
 
     With `every`, for mAP and slower: where all of them stand, `image_to_text` (N, P) padded with −1
     and `text_to_image` (M, 1). Other arguments and errors as in `retrieval`.
-
-    Example:
-        >>> pairs = torch.eye(3)
-        >>> retrieval_ranks(pairs, pairs.flip(0)).image_to_text.tolist()
-        [1, 0, 2]
-        >>> image, text, owners = torch.eye(2), torch.eye(2)[[0, 1, 1]], torch.tensor([0, 0, 1])
-        >>> retrieval_ranks(image, text, owners, every=True).image_to_text.tolist()
-        [[0, 1], [1, -1]]
     """
     check_chunk_size(chunk_size)
     image_side, text_side, tie = compared_sides(image_features, text_features, normalize=normalize)
@@ -155,20 +139,10 @@ def search(
     hidden: Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Found:
-    """Where every query's relevant items stand among all, and what stands first.
+    """Where every query's `relevant` items (Q, P; −1 where fewer) stand among all, and what is top.
 
-    Of equally near items (nearer than rounding) the lower index stands first.
-
-    Args:
-        query_unit: (Q, d), rows of norm 1.
-        item_unit: (M, d), rows of norm 1.
-        relevant: (Q, P) items, −1 where a query has fewer than P; at least one a row.
-        hidden: (Q,) an item that a query does not search, such as itself; none where None.
-        chunk_size: Queries compared at once; bounds the memory, not the result.
-
-    Example:
-        >>> search(torch.eye(2), torch.eye(2), torch.tensor([[0], [0]])).ranks.tolist()
-        [[0], [1]]
+    Of equally near items (nearer than rounding) the lower index stands first. `hidden` (Q,) is an
+    item that a query does not search, such as itself.
     """
     tie = tie_width(query_unit.dtype)
     relevant = relevant.to(query_unit.device)
@@ -208,22 +182,6 @@ def search_within(
 
     Cosines are compared as multiples of the width below which they tie everywhere else; of equals
     the lower index stands first.
-
-    Args:
-        features: (N, d), raw or unit, of one modality.
-        groups: (N,) whole numbers, the class of an image or the image of a caption.
-        k: How many neighbours are kept, all where there are fewer.
-        chunk_size: Queries compared at once; bounds the memory, not the result.
-
-    Raises:
-        ValueError: If shapes do not fit, a row is zero or not finite, or no group has two rows.
-
-    Example:
-        Row 2 is nearer to row 0 than row 1 of its group is: precision 1/2 for 0, 1 for 1.
-
-        >>> rows = torch.tensor([[1.0, 0.0], [0.7, 0.7], [1.0, 0.1]])
-        >>> search_within(rows, torch.tensor([0, 0, 1])).average_precision.tolist()
-        [0.5, 0.5]
     """
     unit = unit_rows("features", features)
     if groups.shape != (len(unit),) or groups.is_floating_point():
@@ -262,12 +220,6 @@ def votes(found: Within, groups: Tensor) -> Tensor:
     """(N,) bool, whether the most frequent group of a row's neighbours is its own: k-NN accuracy.
 
     Of equally frequent groups the lowest counts, as in scikit-learn's KNeighborsClassifier.
-
-    Example:
-        >>> rows = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-        >>> groups = torch.tensor([0, 0, 1])
-        >>> votes(search_within(rows, groups, k=1), groups).tolist()
-        [True, True, False]
     """
     groups = groups.cpu()
     return groups[found.neighbours].mode(dim=1).values == groups

@@ -344,11 +344,7 @@ def summarise(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation.
-
-    >>> spread([1.0, 3.0])
-    Spread(mean=2.0, deviation=1.4142135623730951)
-    """
+    """Mean and sample standard deviation."""
     return Spread(mean=fmean(values), deviation=stdev(values) if len(values) > 1 else None)
 
 

@@ -28,12 +28,7 @@ COLUMNS_AT_ONCE = 8192  # of a block looked at together where looking makes wide
 
 
 def tie_width(dtype: torch.dtype) -> float:
-    """Difference below which two cosines computed in `dtype` count as equal, 16 roundings.
-
-    Example:
-        >>> tie_width(torch.float32)
-        1.9073486328125e-06
-    """
+    """Difference below which two cosines computed in `dtype` count as equal, 16 roundings."""
     return 16 * torch.finfo(dtype).eps
 
 
@@ -51,12 +46,7 @@ def measured(metric: Callable[P, R]) -> Callable[P, R]:
 
 
 def unit_rows(name: str, features: Tensor) -> Tensor:
-    """(N, d) rows scaled to norm 1, in float32, or in float64 if they are given so.
-
-    Example:
-        >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
-        tensor([[0.6000, 0.8000]])
-    """
+    """(N, d) rows scaled to norm 1, in float32, or in float64 if they are given so."""
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(
             f"{name} must be (rows, dim), both at least 1; got {tuple(features.shape)}"
@@ -119,9 +109,8 @@ def check_chunk_size(chunk_size: int) -> None:
 def row_blocks(count: int, chunk_size: int) -> Iterator[slice]:
     """Slices of at most `chunk_size` rows that cover `count` rows in order.
 
-    Example:
-        >>> [(rows.start, rows.stop) for rows in row_blocks(5, 2)]
-        [(0, 2), (2, 4), (4, 5)]
+    >>> [(rows.start, rows.stop) for rows in row_blocks(5, 2)]
+    [(0, 2), (2, 4), (4, 5)]
     """
     check_chunk_size(chunk_size)
     for start in range(0, count, chunk_size):
@@ -129,20 +118,10 @@ def row_blocks(count: int, chunk_size: int) -> Iterator[slice]:
 
 
 def best_rank(similarity: Tensor, partners: Tensor, *, tie: float) -> Tensor:
-    """(Q,) how many items stand before the best-placed of a query's own; 0 is the top.
+    """(Q,) 0-based, how many items stand before the best-placed of a query's own; equals by index.
 
-    Equals stand in the order of their index.
-
-    Args:
-        similarity: (Q, M), higher is nearer; any sign.
-        partners: (Q, P) item indices, −1 where a query has fewer than P; at least one a row.
-        tie: Scores that differ by no more than this are equal.
-
-    Example:
-        Item 1 is the partner; items 0 and 1 tie, so item 0 stands before it.
-
-        >>> best_rank(torch.tensor([[0.5, 0.5, 0.1]]), torch.tensor([[1]]), tie=0).tolist()
-        [1]
+    `similarity` (Q, M), higher is nearer; `partners` (Q, P) item indices, −1 where a query has
+    fewer than P, at least one a row; scores that differ by no more than `tie` are equal.
     """
     own = similarity.gather(1, partners.clamp(min=0)).masked_fill_(partners < 0, -torch.inf)
     best_score = own.amax(dim=1, keepdim=True)
@@ -210,9 +189,8 @@ class Captions:
     def of_images(self, images: Tensor | slice) -> Tensor:
         """(rows, P) indices of each image's captions, rising, padded with −1.
 
-        Example:
-            >>> Captions(torch.tensor([1, 0, 1]), 2).of_images(slice(0, 2)).tolist()
-            [[1, -1], [0, 2]]
+        >>> Captions(torch.tensor([1, 0, 1]), 2).of_images(slice(0, 2)).tolist()
+        [[1, -1], [0, 2]]
         """
         counts = self._counts[images]
         column = torch.arange(int(counts.max()), device=counts.device)
@@ -223,9 +201,8 @@ class Captions:
     def beside(self, rows: slice) -> Tensor:
         """(rows, P − 1) indices of the other captions of each caption's image, padded with −1.
 
-        Example:
-            >>> Captions(torch.tensor([1, 0, 1]), 2).beside(slice(0, 3)).tolist()
-            [[2], [-1], [0]]
+        >>> Captions(torch.tensor([1, 0, 1]), 2).beside(slice(0, 3)).tolist()
+        [[2], [-1], [0]]
         """
         together = self.of_images(self._owners[rows])
         itself = torch.arange(rows.start, rows.stop, device=together.device)[:, None]
@@ -238,15 +215,7 @@ class Captions:
 
 
 def partner_ranks(similarity: Tensor, partners: Tensor, *, tie: float) -> Tensor:
-    """(Q, P) how many items stand before each of a query's own, −1 where there are fewer.
-
-    Arguments and order as in `best_rank`.
-
-    Example:
-        >>> similarity = torch.tensor([[0.9, 0.5, 0.7]])
-        >>> partner_ranks(similarity, torch.tensor([[1, 0, -1]]), tie=0).tolist()
-        [[2, 0, -1]]
-    """
+    """(Q, P) how many items stand before each of a query's own, −1 where fewer, as `best_rank`."""
     columns = [best_rank(similarity, own.clamp(min=0)[:, None], tie=tie) for own in partners.T]
     return torch.stack(columns, dim=1).masked_fill_(partners < 0, -1)
 
@@ -257,12 +226,6 @@ def average_precision(ranks: Tensor) -> Tensor:
     AP = 1/R Σ_j j / r_j, with r_1 < … < r_R the 1-based ranks of its R items; its mean over queries
     is mAP. Source: Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 2008,
     section 8.4. `ranks` are (Q, P) 0-based, −1 where there are fewer; at least one a row.
-
-    Example:
-        Own items first and fourth of the list: (1/1 + 2/4) / 2.
-
-        >>> average_precision(torch.tensor([[3, 0, -1]])).tolist()
-        [0.75]
     """
     in_order, found = _in_order(ranks)
     position = torch.arange(1, ranks.shape[1] + 1, device=ranks.device)
@@ -276,12 +239,6 @@ def ndcg(ranks: Tensor, *, k: int = 10) -> Tensor:
     DCG / ideal DCG with DCG = Σ 1 / log2(r + 1) over own items with 1-based rank r ≤ k. The ideal
     puts all own items of the whole index first, not only those that were found. Source: Järvelin
     and Kekäläinen, ACM TOIS 2002, with binary gains. `ranks` as in `average_precision`.
-
-    Example:
-        One of two own items is third, the other is not found: (1/2) / (1 + 1/log2 3).
-
-        >>> [round(value, 3) for value in ndcg(torch.tensor([[2, 50]])).tolist()]
-        [0.307]
     """
     if k < 1:
         raise ValueError(f"NDCG is taken at k of at least 1, got {k}")
@@ -295,12 +252,7 @@ def ndcg(ranks: Tensor, *, k: int = 10) -> Tensor:
 
 
 def median_rank(ranks: Tensor) -> float:
-    """Median over queries of the 1-based rank, from (Q,) 0-based; of an even number the middle two.
-
-    Example:
-        >>> median_rank(torch.tensor([0, 9, 2, 3]))
-        3.5
-    """
+    """Median over queries of the 1-based rank, from (Q,) 0-based; of an even number the mid two."""
     return float(np.median(ranks.cpu().numpy())) + 1
 
 

@@ -40,6 +40,7 @@ from clip_refine.evaluation.classify import (
     calibration_bins,
     can_halve,
     class_vectors,
+    compositions,
     confusion_pairs,
     few_shot_hits,
     linear_probe_hits,
@@ -48,9 +49,14 @@ from clip_refine.evaluation.classify import (
     zero_shot_predictions,
     zero_shot_ranks,
 )
-from clip_refine.evaluation.clustering import agreement, agreement_numbers, find_clusters
-from clip_refine.evaluation.composition import compositions
-from clip_refine.evaluation.geometry import geometry, hubness_skewness, resampled_pairs
+from clip_refine.evaluation.geometry import (
+    agreement,
+    agreement_numbers,
+    find_clusters,
+    geometry,
+    hubness_skewness,
+    resampled_pairs,
+)
 from clip_refine.evaluation.mixed import (
     KINDS,
     document_numbers,
@@ -276,21 +282,10 @@ dimension."""
 
 @measured
 def stored(image_unit: Tensor, text_unit: Tensor, form: str) -> tuple[Tensor, Tensor]:
-    """Unit vectors as an index holds them, read back; not scaled to norm 1 again.
+    """Unit vectors as an index holds them in one of `FORMS`, read back; not scaled to 1 again.
 
-    Args:
-        image_unit: (N, d), rows of norm 1.
-        text_unit: (M, d), rows of norm 1.
-        form: One of `FORMS`. int8: 256 even steps between each dimension's least and greatest
-            value in both together. binary: signs, 0 as +1; their cosine is 1 − 2 · Hamming / d.
-
-    Returns:
-        Both, (N, d') and (M, d').
-
-    Example:
-        >>> image, text = torch.tensor([[0.6, -0.8]]), torch.tensor([[0.0, 1.0]])
-        >>> stored(image, text, "binary")[1].tolist(), stored(image, text, "d/2")[0].tolist()
-        ([[1.0, 1.0]], [[0.6]])
+    int8: 256 even steps between each dimension's least and greatest value in both together.
+    binary: signs, 0 as +1; their cosine is 1 − 2 · Hamming / d.
     """
     dim = image_unit.shape[1]
     both = torch.cat([image_unit, text_unit])
@@ -515,8 +510,7 @@ def linear_probe_task(
 ) -> Outcome:
     """Accuracy of a logistic regression on the images that it was not fitted on.
 
-    It is fitted on the features and classes of `training`, or else on half of the others; the seed
-    of `bootstrap` is that of the splits, too.
+    It is fitted on the features and classes of `training`, or else on half of the others.
     """
     generator = np.random.default_rng(bootstrap.seed)
     train, test, how = _split(image_features, labels, training, generator)

@@ -7,7 +7,6 @@ Network", 2015, section 2.1 (matching logits) and Romero et al., "FitNets", ICLR
 
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from torch.nn.functional import normalize as to_unit
 
 from clip_refine.losses.tensors import (
     ALL,
@@ -15,8 +14,8 @@ from clip_refine.losses.tensors import (
     check_pairs,
     check_positive,
     check_same_shape,
-    check_teacher_pairs,
     outside_autocast,
+    student_and_teacher,
     widened,
 )
 
@@ -114,18 +113,14 @@ def logit_distillation_loss(
         >>> logit_distillation_loss(3 * one, one, one, one).item()
         4.0
     """
-    check_pairs(image_features, text_features)
-    check_teacher_pairs(image_features, teacher_image_features, teacher_text_features)
-    check_positive("temperature", temperature)
-    features = widened(
+    image, text, teacher_image, teacher_text = student_and_teacher(
         image_features,
         text_features,
-        teacher_image_features.detach(),
-        teacher_text_features.detach(),
+        teacher_image_features,
+        teacher_text_features,
+        normalize=normalize,
     )
-    if normalize:
-        features = tuple(to_unit(side, dim=1) for side in features)
-    image, text, teacher_image, teacher_text = features
+    check_positive("temperature", temperature)
     found = image[rows] @ text.T / temperature
     known = teacher_image[rows] @ teacher_text.T / temperature
     return mse_loss(found, known) * (len(found) / len(image))

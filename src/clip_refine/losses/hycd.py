@@ -6,18 +6,15 @@ contrastive-distillation.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as to_unit
 
 from clip_refine.losses.tensors import (
     ALL,
     Scalar,
     both_ways,
-    check_pairs,
     check_positive,
-    check_teacher_pairs,
     outside_autocast,
     partner_shares,
-    widened,
+    student_and_teacher,
 )
 
 
@@ -106,23 +103,19 @@ def hycd_loss(
         >>> round(hycd_loss(same, same, same, same, alpha=1.0).item(), 4)
         0.6931
     """
-    check_pairs(image_features, text_features)
-    check_teacher_pairs(image_features, teacher_image_features, teacher_text_features)
+    image, text, teacher_image, teacher_text = student_and_teacher(
+        image_features,
+        text_features,
+        teacher_image_features,
+        teacher_text_features,
+        normalize=normalize,
+    )
     check_positive("temperature", temperature)
     if teacher_temperature is None:
         teacher_temperature = temperature
     check_positive("teacher_temperature", teacher_temperature)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
-    features = widened(
-        image_features,
-        text_features,
-        teacher_image_features.detach(),
-        teacher_text_features.detach(),
-    )
-    if normalize:
-        features = tuple(to_unit(side, dim=1) for side in features)
-    image, text, teacher_image, teacher_text = features
 
     with torch.no_grad():
         targets = [

@@ -38,11 +38,7 @@ def outside_autocast(
 
 
 def widened(*features: Tensor) -> tuple[Tensor, ...]:
-    """All tensors in one dtype: float64 if one of them is, float32 otherwise.
-
-    >>> [f.dtype for f in widened(torch.ones(1, dtype=torch.bfloat16), torch.ones(1))]
-    [torch.float32, torch.float32]
-    """
+    """All tensors in one dtype: float64 if one of them is, float32 otherwise."""
     dtype = torch.float32
     for tensor in features:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -127,13 +123,7 @@ def without(ignored: Tensor, logits: Tensor) -> Tensor:
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor, *, owner: str = "") -> None:
-    """Refuse features that are not two matrices of one shape, at least (1, 1).
-
-    Args:
-        image_features: Expected (B, d).
-        text_features: Expected (B, d), row i the partner of image row i.
-        owner: Put before the names in the message, for example `"teacher "`.
-    """
+    """Refuse features that are not two (B, d), at least (1, 1); `owner` stands before names."""
     image_shape, text_shape = tuple(image_features.shape), tuple(text_features.shape)
     if len(image_shape) != 2 or image_shape != text_shape or 0 in image_shape:
         raise ValueError(
@@ -152,18 +142,31 @@ def check_same_shape(name: str, tensor: Tensor, image_features: Tensor) -> None:
 
 
 def check_teacher_pairs(
-    image_features: Tensor, teacher_image_features: Tensor, teacher_text_features: Tensor
+    image_features: Tensor, teacher_image: Tensor, teacher_text: Tensor
 ) -> None:
-    """Refuse teacher features that are not pairs, or not of the student's batch.
-
-    The teacher's dimension may differ: only its similarities are looked at.
-    """
-    check_pairs(teacher_image_features, teacher_text_features, owner="teacher ")
-    if len(teacher_image_features) != len(image_features):
+    """Refuse those of another batch; their dimension may differ, only similarities count."""
+    check_pairs(teacher_image, teacher_text, owner="teacher ")
+    if len(teacher_image) != len(image_features):
         raise ValueError(
             f"student and teacher must see the same batch, got {len(image_features)} "
-            f"and {len(teacher_image_features)} pairs"
+            f"and {len(teacher_image)} pairs"
         )
+
+
+def student_and_teacher(
+    image_features: Tensor,
+    text_features: Tensor,
+    teacher_image_features: Tensor,
+    teacher_text_features: Tensor,
+    *,
+    normalize: bool,
+) -> tuple[Tensor, ...]:
+    """All four checked and in one dtype, of norm 1 if asked for, the teacher's without gradient."""
+    check_pairs(image_features, text_features)
+    check_teacher_pairs(image_features, teacher_image_features, teacher_text_features)
+    teacher = teacher_image_features.detach(), teacher_text_features.detach()
+    features = widened(image_features, text_features, *teacher)
+    return tuple(to_unit(side, dim=1) for side in features) if normalize else features
 
 
 def check_positive(name: str, value: Scalar) -> None:

@@ -49,11 +49,7 @@ class ScriptModule:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive.
-
-    Raises:
-        ModelError: It is an archive that unpacks to more than it is long, or a damaged one.
-    """
+    """Whether a file is a TorchScript archive; refuses a damaged one, or one unpacking larger."""
     with foreign(ModelError, f"{path}: {_DAMAGED}"):
         if not zipfile.is_zipfile(path):
             return False

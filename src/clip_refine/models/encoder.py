@@ -238,11 +238,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, header: Mapping[str,
 
 
 def check_weights(path: Path) -> None:
-    """Compare a file of `save_weights`, wherever it got to, with the checksum in its header.
-
-    Raises:
-        ModelError: It is not what was written.
-    """
+    """Compare a file of `save_weights`, wherever it got to, with the checksum in its header."""
     noted = _noted_sum(path) if path.suffix == ".safetensors" else None
     if noted and noted[1] != noted[2]:
         raise ModelError(

@@ -67,11 +67,7 @@ class OpenClipTokenizer:
         return self.tokenizer.context_length if known else None
 
     def token_counts(self, texts: Sequence[str]) -> list[int] | None:
-        """Tokens of each text with start and end, before it is cut.
-
-        >>> OpenClipTokenizer(open_clip.get_tokenizer("ViT-B-32")).token_counts(["a red circle"])
-        [5]
-        """
+        """Tokens of each text with start and end, before it is cut."""
         match self.tokenizer:
             case SimpleTokenizer():
                 return [len(self.tokenizer.encode(text)) + 2 for text in texts]

@@ -194,13 +194,6 @@ def fold_matrix(mean: Tensor, share: float = 1.0) -> Tensor:
     features and holds for raw ones. Subtracting the mean itself cannot be put into weights, since
     the normalisation stands between (docs/method.md).
 
-    Args:
-        mean: (d,), of the tower's features, not zero.
-        share: Of the mean's direction that is taken off, 0-1.
-
-    Raises:
-        ValueError: The mean is zero or not finite.
-
     >>> fold_matrix(torch.tensor([3.0, 4.0])) @ torch.tensor([3.0, 4.0], dtype=torch.float64)
     tensor([0., 0.], dtype=torch.float64)
     """
@@ -215,13 +208,7 @@ def fold_matrix(mean: Tensor, share: float = 1.0) -> Tensor:
 def fold_towers(
     model: Any, pixels: Tensor, tokens: Tensor, image_fold: Tensor, text_fold: Tensor
 ) -> None:
-    """Put (d, d) maps behind both towers, into their output layers, in place.
-
-    `pixels` and `tokens` are a sample on the model's device, on which the result is checked.
-
-    Raises:
-        ModelError: A tower does not end in a linear layer of its own.
-    """
+    """Put (d, d) maps into both towers' output layers, checked on a sample on their device."""
     image, text = (lambda: model.encode_image(pixels)), (lambda: model.encode_text(tokens))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
@@ -284,11 +271,7 @@ def _fold(
 def output_projection(
     model: nn.Module, encode: Callable[[], Tensor], tower: str, *, other: Callable[[], Tensor]
 ) -> Tensor:
-    """P (d, d_in) of a tower that ends in features P h + b, with `other` as in `output_layer`.
-
-    Raises:
-        ModelError: The tower does not end in a linear layer of its own.
-    """
+    """P (d, d_in) of a tower that ends in P h + b; a ModelError where no layer of its own does."""
     layer = output_layer(model, encode, tower, other=other)
     weight = next((parameter for parameter in layer if parameter.ndim == 2), None)
     expected = encode().clone()
@@ -316,11 +299,6 @@ def fitted_logit_scale(
     argmin over s of the cross-entropy of softmax(s·x yᵀ) to softmax(teacher_scale·x yᵀ), to 1 %.
     Cosines of centred features spread more widely than those of the model they come from, so the
     model's own scale would be too sharp for them.
-
-    Args:
-        student: (N, d) image and text features of pairs, raw or unit.
-        teacher: Those of the teacher, of the same pairs.
-        teacher_scale: The teacher's factor on cosines.
     """
     cosines, known = (
         functional.normalize(images.double(), dim=1) @ functional.normalize(texts.double(), dim=1).T
@@ -347,11 +325,7 @@ def fitted_logit_scale(
 
 @torch.no_grad()
 def set_logit_scale(model: Any, scale: float) -> None:
-    """Make `scale` the model's own factor on cosines, as parameter or as its logarithm.
-
-    Raises:
-        ModelError: The model has no parameter that its `logit_scale` follows from.
-    """
+    """Make `scale` the model's own factor on cosines, as parameter or as its logarithm."""
     own = float(model.logit_scale)
     single = [(n, p) for n, p in model.named_parameters() if p.numel() == 1]
     # one called logit_scale first, should another number be the same by chance
@@ -385,13 +359,7 @@ def _multiply(parameters: list[nn.Parameter], factor: float) -> None:
 def interpolate_weights(
     base: Mapping[str, Tensor], refined: Mapping[str, Tensor], weight: float
 ) -> dict[str, Tensor]:
-    """(1 − weight)·base + weight·refined, computed in float32 at least.
-
-    Example:
-        >>> base, refined = {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([4.0, 2.0])}
-        >>> interpolate_weights(base, refined, 0.25)["w"].tolist()
-        [1.0, 2.0]
-    """
+    """(1 − weight)·base + weight·refined, computed in float32 at least."""
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be from 0 to 1, got {weight}")
     shapes = [{name: tensor.shape for name, tensor in side.items()} for side in (base, refined)]

@@ -75,12 +75,7 @@ class Decision:
 
 
 def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
-    """Whether a row beats the untouched model by `RULE`, and what follows.
-
-    Args:
-        comparison: Its summary begins with the untouched model.
-        out: The comparison's folder, for the command line.
-    """
+    """Whether a row beats the untouched model, the first one, by `RULE`, and what follows."""
     untouched, *others = comparison.summary
     found = [(line, changes(line, untouched)) for line in others]
     winners = [

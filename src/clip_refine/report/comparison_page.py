@@ -314,11 +314,7 @@ def capitalised(text: str) -> str:
 
 
 def write_comparison_report(folder: Path, *, shown_as: Path | None = None) -> Path:
-    """Write `report.html` from the other files of a comparison, which will be at `shown_as`.
-
-    Raises:
-        DataError: One is missing or not what a comparison writes, or they do not fit each other.
-    """
+    """Write `report.html` from the other files of a comparison, which will be at `shown_as`."""
     with of_one_run(folder):
         return _write(folder, shown_as or folder)
 
@@ -417,12 +413,7 @@ _UNTOUCHED = "pre-trained"  # as `compare` calls the row
 
 
 def write_runs_report(runs: Sequence[Path]) -> Path:
-    """Write `side-by-side.html` beside the first of several runs' folders.
-
-    Raises:
-        DataError: A run's scores are missing or are none, or the untouched models scored
-            otherwise, so that nothing can be told of the refinements.
-    """
+    """Write `side-by-side.html` beside the first of several runs, whose models began alike."""
     found, rows, facts = {}, [], {}
     for name, run in _names(runs).items():
         found[name] = one = read(RunScores, run / "scores.json")
@@ -525,11 +516,7 @@ def _run_row(name: str, scores: Scores, recipe: Mapping[str, Any], seconds: floa
 
 
 def write_suite_report(file: Path) -> Path:
-    """Write the page of a suite's scores beside their JSON file, by the same name.
-
-    Raises:
-        DataError: The file is missing or not what `evaluate --suite` writes.
-    """
+    """Write the page of a suite's scores beside their JSON file, by the same name."""
     scores = read(SuiteScores, file)
     with of_one_run(file):
         return _write_suite(scores, suite_page(file))

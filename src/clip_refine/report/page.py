@@ -59,12 +59,7 @@ def trace(
 
 
 def line(
-    name: str,
-    points: Iterable[tuple[float, float | None]],
-    colour: str,
-    *,
-    hover: str = "%{y:.4g}",
-    **style: Any,
+    name: str, points: Iterable[tuple[float, float | None]], colour: str, **style: Any
 ) -> Figure:
     """A line that tells its name and value where it is pointed at; a None is a gap in it."""
     return trace(
@@ -72,7 +67,7 @@ def line(
         "lines",
         points,
         line={"color": colour, "dash": "solid", "width": 2, **style},
-        hovertemplate=f"{hover}<extra>%{{fullData.name}}</extra>",
+        hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
     )
 
 
@@ -113,10 +108,7 @@ def write_page(
     island: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> Path:
-    """Write a page, which is there whole or not at all.
-
-    `island` is what the page's script reads besides the figures.
-    """
+    """Write a page, whole or not at all; `island` is what its script reads besides the figures."""
     figures = {panel.name: panel.figure for chart in charts for panel in chart.panels}
     page = _templates().get_template(template)
     text = page.render(

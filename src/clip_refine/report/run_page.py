@@ -52,11 +52,7 @@ from clip_refine.support.limits import WHOLE, parse_json, read_text
 
 
 def write_run_report(run: Path) -> Path:
-    """Write `report.html` from the other files of a run.
-
-    Raises:
-        DataError: One is missing or not what a run writes, or they do not fit each other.
-    """
+    """Write `report.html` from the other files of a run."""
     with of_one_run(run):
         return _write(run)
 
@@ -124,10 +120,7 @@ def read_steps(path: Path) -> list[dict[str, float]]:
 
 
 def _moved(ranking: Ranking, together: float) -> dict[str, Any]:
-    """Queries whose rank moved, and whether more of them moved one way than chance would do.
-
-    A sign test, as if so many queries moved `together` as one.
-    """
+    """Queries whose rank moved, and whether a sign test says so, so many `together` being one."""
     least = 1.96 * math.sqrt((ranking.improved + ranking.worsened) * together)
     way = ranking.improved - ranking.worsened
     sides = {

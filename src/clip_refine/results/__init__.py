@@ -77,11 +77,6 @@ def headline(
     """What a run or recipe is judged by: the gap, mean recalls, and mean top-1 over the tasks.
 
     Of numbers, or of whatever adds up and can be divided, as numbers with their resamples do.
-
-    Args:
-        geometry: With `centroid_distance`, or empty where there are no pairs.
-        retrieval: With recalls of both directions at one and the same depths.
-        top1: One a zero-shot task; may be empty.
     """
     found = {"gap": geometry["centroid_distance"]} if geometry else {}
     for k in (1, 10):
@@ -423,11 +418,7 @@ class NumberSpread(Record):
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> "NumberSpread | None":
-        """That of some numbers, None where there are none.
-
-        >>> NumberSpread.of([4, 1, 1, 2]).median
-        1
-        """
+        """That of some numbers, None where there are none."""
         if not numbers:
             return None
         ranked = sorted(numbers)
@@ -645,7 +636,7 @@ class DataFacts(Record):
     name: str  # the file's or data set's name
     images: int  # how many
     captions: int  # how many they have together
-    # 32 hexadecimal digits, see `clip_refine.data.content.pairs_fingerprint`; of a stream those
+    # 32 hexadecimal digits, see `clip_refine.data.pairs.pairs_fingerprint`; of a stream those
     # of its first pairs
     fingerprint: str
 

@@ -294,15 +294,7 @@ METRICS = {row.name: row for row in _ROWS}
 
 
 def metric(name: str) -> Metric:
-    """The row of a number, with its headings filled in.
-
-    Raises:
-        KeyError: If there is none, so that no number goes without a direction.
-
-    Example:
-        >>> metric("image_to_text_recall@5").heading, metric("median_image_rank").higher_is_better
-        ('image to text R@5', False)
-    """
+    """The row of a number, headings filled in; else a KeyError, as each needs a direction."""
     row_name, mark, depth = name.partition("@")
     if row_name not in METRICS:
         raise KeyError(f"{name}: no metric of this name; results/metrics.py has a row for each")
@@ -317,12 +309,7 @@ OBJECTIVES = ("gap", "mean_recall@1", "zero_shot_top1", "linear_probe")
 
 
 def pareto_best(scores: Mapping[str, Mapping[str, float]]) -> set[str]:
-    """Those that no other one dominates: as good in every objective and better in one.
-
-    Example:
-        >>> sorted(pareto_best({"a": {"gap": 1}, "b": {"gap": 0.5}, "c": {"gap": 0.5}}))
-        ['b', 'c']
-    """
+    """Those that no other one dominates: as good in every objective and better in one."""
     signed = {
         name: [
             found[key] * (1 if metric(key).higher_is_better else -1)

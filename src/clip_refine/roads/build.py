@@ -158,7 +158,7 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
 
 
 def named_model(name: str) -> ModelConfig:
-    """What one word says about a model: a name, `ARCHITECTURE@TAG` or `factory:MODULE:FUNCTION`.
+    """What one word says of a model: a name, `ARCHITECTURE@TAG` or `factory:MODULE:FUNCTION`.
 
     >>> named_model("ViT-B-32@openai")
     ModelConfig(name='ViT-B-32', pretrained='openai', factory=None)
@@ -227,10 +227,8 @@ def _check_written(folder: Path) -> None:
 def model_source(name: str) -> tuple[str, str]:
     """What kind of thing `model.name` names, and the folder or name in it.
 
-    >>> model_source("transformers:openai/clip-vit-base-patch32")
-    ('transformers', 'openai/clip-vit-base-patch32')
-    >>> model_source("ViT-B-32")
-    ('open_clip', 'ViT-B-32')
+    >>> model_source("transformers:openai/clip-vit-base-patch32"), model_source("ViT-B-32")
+    (('transformers', 'openai/clip-vit-base-patch32'), ('open_clip', 'ViT-B-32'))
     """
     if name == "toy":
         return "toy", name
@@ -373,10 +371,7 @@ def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
 
 
 def check_swaps(pairs: ImageCaptions | Stream, seed: int) -> None:
-    """Say how many captions have no wrong twin; refuse where none has, among the first thousand.
-
-    Of a stream, whose images come along, the first hundred.
-    """
+    """Say how many captions of some have no wrong twin; refuse where none has."""
     first = pairs.prefix(100) if isinstance(pairs, Stream) else pairs
     texts = [own[0] for own in islice(first.captions, 1000)]
     stay = [text for text in texts if swap_words(text, seed) is None]
@@ -471,13 +466,7 @@ def build_embedder(
 
 
 def build_prior(config: PriorConfig, features: PairFeatures, scale: FeatureScale) -> Prior:
-    """The distribution of the references.
-
-    Args:
-        config: Which one.
-        features: (N, d) raw features of training pairs, for the priors that are fitted to them.
-        scale: What the features are multiplied by in training.
-    """
+    """The distribution of the references, some fitted to raw (N, d) features of training pairs."""
     image = scale.image_factor * features.image_features
     text = scale.text_factor * features.text_features
     match config.kind:
@@ -529,11 +518,7 @@ def build_trainer(
     teacher_scale: float | None = None,
     objective: OwnLoss | None = None,
 ) -> Trainer:
-    """Everything that takes the steps.
-
-    `features` are raw ones of training pairs, as the model gave them; objectives that know the
-    teacher's centroids need them.
-    """
+    """Everything that takes the steps; raw `features` of pairs are for the teacher's centroids."""
     train, loss = config.train, config.loss
     scale = scale or FeatureScale()
     check_objective(loss, objective)
@@ -580,10 +565,7 @@ def build_trainer(
 
 
 def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
-    """Steps of all epochs, or as many as were asked for; incomplete batches are left out.
-
-    What does not go with these pairs or so many processes is refused.
-    """
+    """Steps of all epochs, or as many as were asked for; incomplete batches are left out."""
     if config.batch_size % processes:
         raise ConfigError(
             f"train.batch_size {config.batch_size} cannot be shared by {processes} processes. "

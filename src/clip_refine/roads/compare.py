@@ -439,11 +439,7 @@ class Runs:
         return student
 
     def train(self, config: RefineConfig, *, fraction: float) -> Training:
-        """Refine the model in place, from its untouched weights, on the road that `refine` takes.
-
-        But for the teacher, whose features are looked up. `fraction` is the share of the training
-        pairs to use.
-        """
+        """Refine on `refine`'s road from the untouched weights, the teacher looked up."""
         clock, memory = Clock(), PeakMemory(self.accelerator.device)
         config = override(config, train={"precision": self.precision.name})
         pairs = self.part(fraction)
@@ -468,10 +464,7 @@ class Runs:
         )
 
     def part(self, fraction: float) -> Subset:
-        """A share of the training pairs, the same ones for every recipe and seed.
-
-        A smaller part lies in a larger one.
-        """
+        """A share of the training pairs, the same for all; a smaller lies in a larger one."""
         count = len(self.training)
         generator = build.seeded_generator(self.config.seed, "fraction")
         order = torch.randperm(count, generator=generator).tolist()
@@ -615,10 +608,7 @@ def score_row(
     seed: int,
     resamples: int,
 ) -> tuple[ComparisonRow, dict[str, list[float]]]:
-    """A row of the table, and its headline resampled.
-
-    `seed` is of splits in the evaluation and of the bootstrap.
-    """
+    """A row of the table, and its headline resampled; `seed` is of splits and the bootstrap."""
     scores, probes = score_features(features, seed=seed), probe_features(features, seed=seed)
     row = ComparisonRow(
         recipe=name,

@@ -24,13 +24,7 @@ _BROKEN = "See to what it names; a library is best installed anew, torch and tor
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        about: What.
-        found: What it is.
-        advice: What to do where a run would trip over it; empty where it would not.
-    """
+    """One thing that was looked at; `advice` is empty where no run would trip over it."""
 
     about: str
     found: str

@@ -45,14 +45,7 @@ class Hit:
 
 
 class SearchIndex:
-    """Unit features of one model.
-
-    Attributes:
-        name: What to call the model.
-        image_unit: (N, d).
-        text_unit: (M, d), M may be 0.
-        captions: The M texts.
-    """
+    """Unit features of one model, (N, d) of images and (M, d) of M captions; M may be 0."""
 
     def __init__(self, embedder: Embedder, images: Images, captions: list[str], name: str) -> None:
         """Encode everything once."""
@@ -141,10 +134,7 @@ def open_explorer(
     limit: int = 2000,
     device: str = "auto",
 ) -> Explorer:
-    """Load both models of a run and encode what is to be searched.
-
-    `factory` makes the base model where a function did; the run's own word for it is not taken.
-    """
+    """Load both models of a run and encode what is to be searched; a file names no `factory`."""
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
     if (run / "peer.json").is_file():
@@ -247,7 +237,7 @@ _CSS = """
 """
 
 
-def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = True) -> Any:
+def launch(explorer: Explorer, *, port: int | None, browser: bool) -> None:
     """Serve the page on this machine only."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -271,10 +261,8 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool, wait: bool = 
         )
     except OSError as error:
         raise ConfigError(f"port {port}: {error}. Choose another --port.") from error
-    if wait:
-        say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
-        app.block_thread()
-    return app
+    say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
+    app.block_thread()
 
 
 def _no_network() -> Any:
@@ -358,8 +346,6 @@ def what_changed(base: list[Hit], refined: list[Hit]) -> str:
     """Of one query's hits, in a line.
 
     >>> was = [Hit(1, 7, None, 0.9), Hit(2, 8, None, 0.8)]
-    >>> what_changed(was, was)
-    '2 of 2 the same, in the same order.'
     >>> what_changed(was, [Hit(1, 8, None, 0.9), Hit(2, 9, None, 0.8)])
     '1 of 2 the same, 1 of them at another rank, by 1 at most; another stands first.'
     """

@@ -303,8 +303,7 @@ def export(
     """Write a model in another library's format, if it gives the same features there.
 
     The written folder is loaded back with that library and compared on 16 images and captions: of
-    the run's held-out pairs where they can be read, else drawn ones. Then it goes to the Hub, where
-    that is asked for.
+    the run's held-out pairs where they can be read, else drawn ones. Then it goes to the Hub.
     """
     if to not in FORMATS:
         raise ConfigError(f"--to {to}: there is no such format. Allowed: {', '.join(FORMATS)}.")

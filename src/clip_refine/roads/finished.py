@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from clip_refine.results import ComparisonRow, flat
+from clip_refine.results import ComparisonRow, Record, flat
 from clip_refine.support.console import remark
 from clip_refine.support.errors import OutputError
 from clip_refine.support.folder import drop_aside, set_aside, write_file
 
 
-class FinishedRun(BaseModel):
+class FinishedRun(Record):
     """A finished run as `rows/NAME.json` has it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     depends_on: str  # everything that its numbers follow from, as one fingerprint
     # the numbers; None where training failed, which happens while learning rates are tried
@@ -28,20 +26,15 @@ class FinishedRun(BaseModel):
     resampled: Mapping[str, tuple[float, ...]]
 
 
-class _State(BaseModel):
+class _State(Record):
     """`state.json`, the one record of what a comparison's runs depend on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: Mapping[str, Any]
     found: Mapping[str, str] = {}  # what was measured once
 
 
 class FinishedRuns:
-    """The folder of a comparison: its settings, and a file for each run that is done.
-
-    Who has it holds its lock (`support.folder.alone`).
-    """
+    """A comparison's folder, locked: its settings, and a file for each run that is done."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder  # the comparison's `out`
@@ -54,10 +47,7 @@ class FinishedRuns:
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "FinishedRuns":
-        """Begin at an empty folder, or go on in one with the same settings.
-
-        What is overwritten is kept beside it until the new comparison is complete.
-        """
+        """Begin anew, what was there kept beside till the end, or go on with the same settings."""
         try:
             cls.check(folder, settings, overwrite=overwrite)
             if overwrite:
@@ -115,11 +105,7 @@ class FinishedRuns:
 
 
 def digest(value: Any) -> str:
-    """A fingerprint of plain data: 32 hexadecimal digits.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    True
-    """
+    """A fingerprint of plain data, whatever the order of its keys: 32 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -21,23 +21,14 @@ COLLAPSED = 0.1  # of the rank, and of the norms, that the model had at first
 
 @dataclass
 class Guard:
-    """Probes of a model in training, and what they decide.
-
-    Attributes:
-        config: The run's settings.
-        embedder: The model that is trained.
-        pairs: Held-out training pairs.
-        tasks: The zero-shot tasks, and bystanders with classes.
-        bystanders: Bystanders with captions.
-        stopped: The step that was the last one, and that of the weights kept; None if it went on.
-    """
+    """Probes of a model in training, and what they decide."""
 
     config: RefineConfig
-    embedder: Embedder
-    pairs: ImageCaptions
-    tasks: Sequence[LabelledImages]
-    bystanders: ImageCaptions | None = None
-    stopped: dict[str, Any] | None = None
+    embedder: Embedder  # of the model that is trained
+    pairs: ImageCaptions  # held-out training pairs
+    tasks: Sequence[LabelledImages]  # zero-shot tasks, and bystanders with classes
+    bystanders: ImageCaptions | None = None  # with captions
+    stopped: dict[str, Any] | None = None  # the last step and that of the weights kept
     _start: list[Measured] = field(default_factory=list)
     _steps: int = 0
     _warned: bool = False

@@ -21,6 +21,7 @@ from clip_refine.config import (
     LossConfig,
     RefineConfig,
     dump_config,
+    load_config,
     override,
 )
 from clip_refine.config.runs import unused_settings
@@ -249,50 +250,40 @@ def refine(
 # A run that goes on where an earlier one stopped, and is the same as if none had.
 
 
-MAY_DIFFER = frozenset(
-    {
-        "out",
-        "log",
-        "report",
-        "overwrite",
-        "dry_run",
-        "resume",
-        "recipe",
-        "evaluation",
-        "interpolate",
-        "model",
-    }
-    | {
-        "train.workers",
-        "train.device",
-        "train.save_every",
-        "train.micro_batch",
-        "train.steps",
-        "train.epochs",
-    }
+HOW_IT_RUNS = frozenset({"out", "log", "report", "overwrite", "dry_run", "resume"}) | frozenset(
+    f"train.{name}" for name in ("workers", "device", "save_every", "micro_batch")
+)
+"""Settings that a run's results do not follow from."""
+MAY_DIFFER = HOW_IT_RUNS | frozenset(
+    {"recipe", "evaluation", "interpolate", "model", "train.steps", "train.epochs"}
 )
 """Settings that may be others when a run goes on; model and pairs are known by what is in them."""
 _OF_PAIRS = ("captions", "streaming", "shuffle_buffer", "weights", "draft")
 
 
 def find_finished(config: RefineConfig) -> RunScores | None:
-    """The scores of the run at `out`, where it is complete and `resume` is auto.
-
-    So a job that is started again after its end does nothing.
-    """
+    """The scores of a run that is complete, for which nothing is done again; same settings only."""
     recover(config.out)
     if config.resume != "auto" or not is_run(config.out) or config.overwrite:
         return None
+    earlier = load_config(RefineConfig, config.out / "config.yaml")
+    was, now = (flat(one.model_dump(mode="json")) for one in (earlier, _from_anywhere(config)))
+    # a function that gave the model, and what was left to be found, stand there as what they became
+    open_still = {name for name in now if now[name] == "auto" or name.startswith("model.")}
+    if config.loss.feature_scale != "as-is":  # what `scale_features` decides
+        open_still |= {"loss.normalize", "loss.temperature"}
+    for name in sorted({*was, *now} - HOW_IT_RUNS - open_still):
+        if was.get(name) != now.get(name):
+            raise ConfigError(
+                f"{config.out}: a complete run with {name} {was.get(name)!r}, now it is "
+                f"{now.get(name)!r}. Choose another --out, or pass --overwrite to make it again."
+            )
     remark(f"{config.out}: this run is complete.")
     return read(RunScores, config.out / "scores.json")
 
 
 def find_state(config: RefineConfig) -> SavedState | None:
-    """The state that `resume` asks for.
-
-    Raises:
-        ConfigError: The folder that it names has none.
-    """
+    """The state that `resume` asks for."""
     if config.resume is None:
         return None
     named = config.out if config.resume == "auto" else Path(config.resume)
@@ -472,14 +463,11 @@ def train_student(
 def measure_features(
     config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
 ) -> PairFeatures:
-    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
-
-    Of a stream the first few thousand stand for all.
-    """
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample."""
     fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
     sample = MOMENT_SAMPLE if fitted or config.loss.fold or config.loss.fold_text else NORM_SAMPLE
     if isinstance(pairs, Stream):
-        pairs = pairs.prefix(sample)
+        pairs = pairs.prefix(sample)  # which stand for all
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
@@ -673,10 +661,7 @@ def interpolate_student(
     embedder: Embedder,
     selection: ImageCaptions | None,
 ) -> dict[str, Any] | None:
-    """Move the student's weights toward those it started from, as far as the settings say.
-
-    Of equally good weights the lowest is taken, which is nearest to the start.
-    """
+    """Move the student's weights toward its start; of equally good weights the lowest is taken."""
     if config.interpolate is None:
         return None
     refined = student.state_dict()

@@ -128,10 +128,7 @@ class SuitePlaces:
 def read_sources(
     config: EvaluateConfig, suite: Suite, accelerator: Accelerator
 ) -> tuple[dict[str, OpenedSource], dict[str, str]]:
-    """Open all sources before anything is computed, and look at every image.
-
-    Also what is not there, with how to get it.
-    """
+    """Open all sources before anything is computed; also what is missing, with how to get it."""
     places = SuitePlaces.of(config)
     opened: dict[str, OpenedSource] = {}
     missing: dict[str, str] = {}

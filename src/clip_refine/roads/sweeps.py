@@ -46,13 +46,7 @@ class Sweep:
 def list_variants(
     base: RefineConfig, *, recipes: Sequence[str], sweeps: Sequence[str]
 ) -> list[Variant]:
-    """Every recipe, or with sweeps every recipe with every swept value.
-
-    Example:
-        >>> found = list_variants(RefineConfig(), recipes=["hycd"], sweeps=["loss.alpha=0,1"])
-        >>> [variant.name for variant in found]
-        ['hycd[loss.alpha=0]', 'hycd[loss.alpha=1]']
-    """
+    """Every recipe, or with sweeps every recipe with every swept value."""
     parsed = [parse_sweep(text) for text in sweeps]
     variants = []
     for recipe in recipes:
@@ -85,12 +79,7 @@ def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
 
 
 def parse_sweep(text: str) -> Sweep:
-    """Read `group.setting=value,value,...`.
-
-    Example:
-        >>> parse_sweep("loss.alpha=0,0.5").values
-        (('0', 0), ('0.5', 0.5))
-    """
+    """Read `group.setting=value,value,...`."""
     name, equals, listed = text.partition("=")
     group, dot, setting = name.strip().partition(".")
     written = [value.strip() for value in listed.split(",")]
@@ -107,12 +96,7 @@ def parse_sweep(text: str) -> Sweep:
 
 
 def split_combination(name: str, recipes: Sequence[str]) -> tuple[str, str]:
-    """Split `recipe+peer`, both of which may hold a `+` themselves.
-
-    Example:
-        >>> split_combination("hycd+align+mean-centring", ["hycd", "hycd+align"])
-        ('hycd+align', 'mean-centring')
-    """
+    """Split `recipe+peer`, both of which may hold a `+` themselves."""
     begins = [recipe for recipe in recipes if name.startswith(f"{recipe}+")]
     if not begins:
         raise ConfigError(

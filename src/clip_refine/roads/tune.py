@@ -31,19 +31,8 @@ def tune(
 ) -> dict[str, Any]:
     """Search settings, and write the best as `tuned.yaml` to `config.out` for `refine --config`.
 
-    Args:
-        config: Every setting.
-        model: As for `compare`, which takes the others alike.
-        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
-        held_out: Used instead of opening `config.data.val`; scored, but not looked at.
-        tasks: Used instead of opening `config.evaluation.zero_shot`; the guard.
-
-    Returns:
-        `recipe`, `learning_rate`, `loss` and `selection`, the mean recall on selection pairs, of
-        the best; `untouched`, that of the model as it came; and how many were `tried`.
-
-    Raises:
-        ClipRefineError: As `compare`; Optuna is missing; or nothing beats the guard.
+    Returns `recipe`, `learning_rate`, `loss` and `selection`, the mean recall on selection pairs,
+    of the best; `untouched`, that of the model as it came; and how many were `tried`.
     """
     try:
         import optuna

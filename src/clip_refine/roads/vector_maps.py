@@ -71,19 +71,8 @@ def refine_vectors(
 ) -> tuple[RefinedMaps, SuiteScores]:
     """Learn both maps on a part of some stored pairs and measure them on the rest.
 
-    Args:
-        pairs: What `read_pairs` reads, or the vectors themselves.
-        config: Every setting.
-        out: Folder for the maps, `scores.json`, `report.html` and what belongs to them as for any
-            refinement, and for `evaluation.json`, which is returned; None writes nothing.
-        overwrite: Replace `out` where it exists.
-
-    Returns:
-        The maps, and what they, the fold alone and the vectors as they are come to.
-
-    Raises:
-        ConfigError: There is no such recipe.
-        DataError: The vectors are no pairs, or too few.
+    Returns the maps, and what they, the fold alone and the vectors as they are come to. The folder
+    `out` has what any refinement's has, and `evaluation.json`; None writes nothing.
     """
     clock = Clock()
     if out is not None:
@@ -348,18 +337,8 @@ def compare_vectors(
 ) -> Comparison:
     """Learn maps by several recipes on the same pairs and batches, and score all of them alike.
 
-    Args:
-        pairs: What `read_pairs` reads, or the vectors themselves.
-        config: Every setting but the recipe.
-        out: Folder for what `compare` writes.
-        recipes: As for `refine --recipe`.
-        seeds: Trainings of each, with `config.seed`, `config.seed` + 1, ... on one split.
-        peers: As for `compare --peers`, fitted on the pairs that are learnt from.
-        overwrite: Replace `out` where it exists.
-
-    Raises:
-        ConfigError: There is no such recipe or peer.
-        DataError: The vectors are no pairs, or too few.
+    `seeds` trainings of each have `config.seed`, `config.seed` + 1, ... on one split; `peers` are
+    fitted on the pairs that are learnt from.
     """
     check_free(out, overwrite=overwrite)
     defaults, given = VectorsConfig().model_dump(mode="json"), config.model_dump(mode="json")
@@ -428,19 +407,7 @@ def fold_vectors(
     model: DualEncoder | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model whose output layers hold the maps, so that its features are mapped ones.
-
-    Args:
-        maps: Folder of linear maps: of `vectors refine`, or a fold of `posthoc fit`.
-        config: The model that made the vectors.
-        out: Folder for the new one.
-        model: Folded in place instead of loading `config`.
-        overwrite: Replace `out` where it exists.
-
-    Raises:
-        DataError: The transform is not linear, as means and NNN are not.
-        ModelError: A tower does not end in a linear layer of its own.
-    """
+    """Write a model with linear maps of `vectors refine` or a fold's in its output layers."""
     check_free(out, overwrite=overwrite)
     peer = load_peer(maps)
     if isinstance(peer, Fold):
@@ -508,20 +475,7 @@ def isoclip_maps(
     model: DualEncoder | None = None,
     overwrite: bool = False,
 ) -> IsoClip:
-    """Write IsoCLIP's maps of a model's vectors, computed from its two projections.
-
-    Args:
-        config: The model that made the vectors.
-        out: Folder for the maps.
-        top: Directions of the largest singular values to drop.
-        bottom: Directions of the smallest to drop.
-        model: Used instead of loading `config`.
-        overwrite: Replace `out` where it exists.
-
-    Raises:
-        ConfigError: No direction is left.
-        ModelError: A tower does not end in a linear layer of its own.
-    """
+    """Write IsoCLIP's maps, without so many `top` and `bottom` directions, from two projections."""
     check_free(out, overwrite=overwrite)
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()

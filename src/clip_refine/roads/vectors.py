@@ -128,17 +128,7 @@ def evaluate_vectors(
     out: Path | None = None,
     overwrite: bool = False,
 ) -> SuiteScores:
-    """Measure stored pairs as they are, and through maps or other transforms.
-
-    Args:
-        pairs: What `read_pairs` reads.
-        maps: Folders of `vectors refine`, `vectors align` or `posthoc fit`.
-        owner: As for `read_pairs`.
-        resamples: Of the bootstrap over images.
-        seed: Of bootstrap and splits.
-        out: JSON file for the scores.
-        overwrite: Replace `out` where it exists.
-    """
+    """Measure stored pairs as they are, and through maps or other transforms."""
     clock = Clock()
     if out is not None:
         check_free(out, overwrite=overwrite, folder=False)
@@ -289,14 +279,7 @@ def apply_vectors(
 
 
 def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -> Procrustes:
-    """Fit the rotation that brings a new model's vectors into an old index's space.
-
-    Args:
-        old: `.npy`, or a file of image and text features, which are then taken together.
-        new: The same items in the same order, from the new model.
-        out: Folder for the map.
-        overwrite: Replace `out` where it exists.
-    """
+    """Fit the rotation that brings a new model's vectors into an old index's space, row by row."""
     check_free(out, overwrite=overwrite)
     sides = [_all_rows(path) for path in (old, new)]
     try:

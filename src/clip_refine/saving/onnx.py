@@ -275,11 +275,7 @@ def _halve_weights(graph: Any) -> None:
 
 
 def external_files(path: Path) -> list[str]:
-    """The files beside an ONNX file that hold its large tensors; they move together.
-
-    Raises:
-        ModelError: One is missing, or is not beside it.
-    """
+    """The files beside an ONNX file that hold its large tensors; they move together."""
     import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 

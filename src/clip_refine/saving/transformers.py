@@ -101,11 +101,7 @@ def write_transformers(model: Any, folder: Path, header: Mapping[str, str]) -> N
 
 
 def write_sentence_transformers(model: Any, folder: Path, header: Mapping[str, str]) -> None:
-    """Write what `SentenceTransformer(folder)` loads; Transformers loads the same folder.
-
-    Its features are raw, as the model's own; `encode(..., normalize_embeddings=True)` makes them
-    unit ones.
-    """
+    """Write what `SentenceTransformer(folder)` and Transformers load; features are raw."""
     write_transformers(model, folder, header)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     SentenceFolder.beside_transformers(pad_to_context=kind != "clip").write(folder)

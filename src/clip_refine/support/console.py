@@ -145,9 +145,9 @@ def quietly() -> Iterator[None]:
         console.quiet = before
 
 
-def say(*texts: object, end: str = "\n") -> None:
+def say(*texts: object) -> None:
     """Print results to standard output, names of others' files as they can be shown."""
-    print(*(printable(str(text)) for text in texts), end=end)
+    print(*(printable(str(text)) for text in texts))
 
 
 def remark(line: str, style: str | None = None) -> None:
@@ -183,12 +183,12 @@ class Bar:
         self._lines = visible and (TALK.always or not console.is_terminal)
         self._said = time.monotonic()
 
-    def over(self, items: Iterable[Item], *, step: int = 1) -> Iterator[Item]:
-        """Yield the items, moving on by `step` after each."""
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items, moving on after each."""
         with self.progress:
             for item in items:
                 yield item
-                self.advance(step)
+                self.advance()
 
     def advance(self, step: int = 1) -> None:
         """Move on, and say so where it is time to."""

@@ -55,14 +55,7 @@ def foreign(kind: type[ClipRefineError], before: str, after: str = "") -> Iterat
     """Around another library's parser: whatever a file makes it raise becomes one of our errors.
 
     Parsers of damaged and hostile files trip in more ways than a list of exceptions can hold.
-
-    Args:
-        kind: Of error.
-        before: What stands in front of the reason: the file and what is wrong.
-        after: What to do.
-
-    Raises:
-        ClipRefineError: Of `kind`; one that comes from inside passes as it is.
+    `before`, the file and what is wrong, stands in front of the reason; `after` says what to do.
     """
     try:
         yield

@@ -46,10 +46,8 @@ def locked(file: Path, *, wait: str | None = None) -> Iterator[bool]:
 
     The kernel drops the lock of a process that dies. The file is removed while the lock is held,
     and whoever then gets the lock of a removed file begins again with the one that is there: so no
-    two hold it at once. With `wait`, which is said after a second, the file stays.
-
-    Raises:
-        OSError: The file cannot be made, or the file system has no locks.
+    two hold it at once. With `wait`, which is said after a second, the file stays. An OSError where
+    the file system has no locks.
     """
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)  # again, where who held it removed all
@@ -367,11 +365,7 @@ def seal(folder: Path) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Compare the tensors of a folder with the checksums beside them, where there are any.
-
-    Raises:
-        DataError: A file is another one than was written, or is missing.
-    """
+    """Compare the tensors of a folder with the checksums beside them, where there are any."""
     try:
         lines = read_text(folder / SUMS).splitlines() if is_regular(folder / SUMS) else ()
     except (FileNotFoundError, NotADirectoryError):

@@ -52,12 +52,7 @@ def shown(value: Any) -> str:
 
 
 def read_text(path: Path, most: int = TEXT) -> str:
-    """A file in UTF-8, up to `most` bytes; a pipe from the shell, too.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger, or no UTF-8.
-    """
+    """A file in UTF-8, up to `most` bytes (else a ValueError); a pipe from the shell, too."""
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -66,11 +61,7 @@ def read_text(path: Path, most: int = TEXT) -> str:
 
 
 def lines_of(file: IO[AnyStr], most: int) -> Iterator[AnyStr]:
-    """The lines of a file.
-
-    Raises:
-        ValueError: One is longer than `most`.
-    """
+    """The lines of a file; a ValueError where one is longer than `most`."""
     number = 0
     while line := file.readline(most + 1):
         number += 1
@@ -81,11 +72,7 @@ def lines_of(file: IO[AnyStr], most: int) -> Iterator[AnyStr]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON text.
-
-    Raises:
-        ValueError: It is none, or nested too deeply.
-    """
+    """A JSON text; a ValueError where it is none, or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -93,11 +80,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """A YAML text of plain values.
-
-    Raises:
-        ValueError: It is none, is nested too deeply, or stands for far more than it is long.
-    """
+    """A YAML text of plain values; refuses one nested too deeply or far more than it is long."""
     try:
         loader = yaml.SafeLoader(text)  # the one in Python, which knows how deep it is
         node = loader.get_single_node()

@@ -68,11 +68,7 @@ PROJECT = "clip-refine"
 
 
 class Tracking:
-    """Numbers on their way to a tracker, or nowhere.
-
-    Attributes:
-        tracker: Accelerate's, None for nowhere.
-    """
+    """Numbers on their way to Accelerate's tracker, or nowhere."""
 
     def __init__(self, tracker: GeneralTracker | None) -> None:
         self.tracker = tracker

@@ -30,11 +30,7 @@ COPIES = 5
 
 @dataclass(frozen=True)
 class EncodedParts:
-    """A batch whose features were computed without a graph.
-
-    Attributes:
-        output: What the loss is to be computed on; `backward` hands its gradient to the towers.
-    """
+    """A batch without a graph; `backward` hands the gradient of its `output` to the towers."""
 
     output: TowerOutput
     _parts: list[tuple[Tensor, Tensor]]
@@ -66,15 +62,7 @@ class EncodedParts:
 
 @torch.no_grad()
 def encode_in_parts(towers: Encode, pixels: Tensor, tokens: Tensor, *, size: int) -> EncodedParts:
-    """Features of a batch, computed in parts of `size` pairs without a graph.
-
-    Args:
-        towers: (pixels, tokens) → features, logit scale and bias. Not wrapped for several
-            processes: each part would be added up over them.
-        pixels: (B, 3, H, W), on the towers' device.
-        tokens: (B, L), there, too.
-        size: Pairs a part; the last may have fewer.
-    """
+    """Features of a batch, computed in parts of `size` pairs without a graph."""
     parts = list(zip(pixels.split(size), tokens.split(size), strict=True))
     random, outputs = [], []
     for part in parts:
@@ -142,10 +130,7 @@ def _bytes_kept(towers: Encode, pixels: Tensor, tokens: Tensor) -> int:
 
 
 def memory_of(device: torch.device, system: Path = Path("/")) -> int:
-    """Bytes of the device in all, so that one machine always chooses the same.
-
-    Of a CPU those that the system (at `system`), or the container in it, lets this process have.
-    """
+    """Bytes in all, of a CPU what system and container allow; so a machine always chooses alike."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

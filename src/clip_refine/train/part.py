@@ -20,10 +20,7 @@ _BLOCK_LISTS = re.compile(r"(res)?blocks?|layers?\d*")
 
 
 class Towers:
-    """Both towers as functions of a sample, to see what their features depend on.
-
-    The sample is a plain image and short texts, since any will do.
-    """
+    """Both towers as functions of any sample, to see what their features depend on."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -175,11 +172,7 @@ _NAME = "refinement"
 
 
 class Adapters:
-    """Adapters beside every linear layer and attention that the towers call.
-
-    Attributes:
-        layers: How many layers have one.
-    """
+    """Adapters beside every linear layer and attention that the towers call, `layers` of them."""
 
     def __init__(self, model: nn.Module, *, rank: int, alpha: float) -> None:
         """Put them in place; the features stay what they are, since one factor starts at zero."""

@@ -136,10 +136,7 @@ class StudentTowers(nn.Module):
 def encode_pairs(
     encoder: DualEncoder | Teacher, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
 ) -> PairFeatures:
-    """Raw features of a batch, each tower in its own precision; float32 unless they are float64.
-
-    Tokens of K texts an image, (B, K, L), give text features of (B, K, d).
-    """
+    """Raw features, each tower in its own precision; tokens (B, K, L) give texts (B, K, d)."""
     with autocast(precision.image_bf16, pixels.device):
         image_features = encoder.encode_image(pixels)
     with autocast(precision.text_bf16, tokens.device):

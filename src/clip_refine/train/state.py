@@ -70,11 +70,7 @@ def _plain_sum(plain: Mapping[str, Any]) -> str:
 
 
 def check_same(saved: SavedState, about: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings, another model or other pairs; say which.
-
-    Raises:
-        ConfigError: The first that differs, what it was and what it is.
-    """
+    """Refuse to go on with other settings, another model or other pairs; say which."""
     was, now = flat(saved.plain["about"]), flat(json.loads(json.dumps(about)))
     for name in sorted({*was, *now}):
         if was.get(name) == now.get(name):

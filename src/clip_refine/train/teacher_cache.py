@@ -19,10 +19,7 @@ from clip_refine.train.precision import TowerPrecision, autocast
 
 
 class CachedTeacher(Teacher):
-    """A teacher that looks its features up instead of running.
-
-    It follows the batches that go to the trainer, so that it knows which pairs are asked for.
-    """
+    """A teacher that looks features up instead of running, following the trainer's batches."""
 
     runs = False
 
@@ -61,11 +58,7 @@ class CachedTeacher(Teacher):
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """Features on disk, a folder for each model, preprocessing and precision.
-
-    Every row stands beside the fingerprint of the image or caption that it was made from, so that
-    a changed or new one is computed and all others are read.
-    """
+    """Features on disk by fingerprint, a folder for each model, preprocessing and precision."""
 
     folder: Path  # where; made when needed
     model: Any  # the untouched dual encoder, in evaluation mode on `device`

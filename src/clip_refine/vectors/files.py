@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, ValidationError
+from pydantic import StrictFloat, StrictInt, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clip_refine.results import Record
 from clip_refine.support.errors import DataError, OutputError, foreign
 from clip_refine.support.folder import (
     check_free,
@@ -150,11 +151,7 @@ def _check_owners(text_to_image: Tensor, image_count: int, text_count: int) -> N
 # A single peer is stored as a chain of one, so there is one format.
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Step(_Record):
+class _Step(Record):
     """One peer: its name, what it was fitted with, and what its tensors must agree with."""
 
     kind: str
@@ -164,7 +161,7 @@ class _Step(_Record):
     settings: dict[str, StrictInt | StrictFloat]
 
 
-class _PeerFile(_Record):
+class _PeerFile(Record):
     format: Literal[1] = 1
     clip_refine_version: str
     steps: list[_Step]
@@ -283,8 +280,12 @@ def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
     made_from = [field.name for field in fields(chosen)]
     values: dict[str, Any] = {name: counts[name] for name in COUNTS if name in made_from}
     for name in made_from:
-        if f"{number}.{name}" in tensors:
-            values[name] = _floating(f"{number}.{name}", tensors.pop(f"{number}.{name}"))
+        tensor = tensors.pop(f"{number}.{name}", None)
+        if tensor is None:
+            continue
+        if tensor.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{number}.{name} must be float32 or float64, got {tensor.dtype}")
+        values[name] = tensor
     given = [*values, *step.settings]
     if sorted(given) != sorted(made_from):
         raise ValueError(
@@ -300,9 +301,3 @@ def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:
             f"dim {peer.dim}, fitted on {peer.fitted_on}"
         )
     return peer
-
-
-def _floating(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{name} must be float32 or float64, got {tensor.dtype}")
-    return tensor

@@ -19,11 +19,6 @@ class LinearMaps(Peer):
 
     Since unit(W·k·z) = unit(W·z), maps learnt on unit vectors do the same to raw ones, and W behind
     a linear output layer P is the layer W·P: `clip-refine vectors fold` writes that.
-
-    Example:
-        >>> maps = LinearMaps(torch.eye(2).flip(0), torch.eye(2), 8, 8)
-        >>> maps.transform_image(torch.tensor([[3.0, 4.0]]))
-        tensor([[0.8000, 0.6000]])
     """
 
     image_map: Tensor  # (d′, d)
@@ -110,17 +105,7 @@ class IsoClip(LinearMaps):
     def from_projections(
         cls, image_projection: Tensor, text_projection: Tensor, *, top: int, bottom: int
     ) -> Self:
-        """Compute the maps, in float64.
-
-        Args:
-            image_projection: (d, d_i), P_i: features are P_i h.
-            text_projection: (d, d_t), P_t.
-            top: Directions of the largest singular values to drop.
-            bottom: Directions of the smallest to drop, of as many as Ψ has at most.
-
-        Raises:
-            ValueError: The projections do not end in one space, or no direction is left.
-        """
+        """Compute the maps in float64 from P_i (d, d_i) and P_t (d, d_t), less directions of Ψ."""
         check_rows("image_projection", image_projection)
         check_rows("text_projection", text_projection)
         if len(image_projection) != len(text_projection):
@@ -153,24 +138,13 @@ class Procrustes(LinearMaps):
     space leaves the new model's own similarities as they are; of unequal dimensions it has
     orthonormal rows or columns. Row i of both is one item, encoded by both models. Source:
     Schönemann, Psychometrika 1966; for indexes "Drift-Adapter", arXiv 2509.23471.
-
-    Example:
-        The new model has the old one's axes swapped.
-
-        >>> old = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-        >>> Procrustes.align(old, old.flip(1)).transform_image(torch.tensor([[0.0, 2.0]])).round()
-        tensor([[1., 0.]])
     """
 
     kind: ClassVar[str] = "procrustes"
 
     @classmethod
     def align(cls, old_features: Tensor, new_features: Tensor) -> Self:
-        """Fit R on (N, d_old) and (N, d_new), row by row, in float64.
-
-        Raises:
-            ValueError: The rows are not as many, or one is zero or not finite.
-        """
+        """Fit R on (N, d_old) and (N, d_new), row by row, in float64."""
         old = unit_rows("old features", old_features.double())
         new = unit_rows("new features", new_features.double())
         if len(old) != len(new):
@@ -195,12 +169,8 @@ MAPS: dict[str, type[LinearMaps]] = {
 class VectorStudent(nn.Module):
     """A `DualEncoder` whose pixels and tokens are vectors: W = start + change in each modality.
 
-    Only the change is a parameter, so that weight decay pulls W toward its start and not toward
-    zero. Of rank r it is a product of two factors, the second one zero at first.
-
-    Attributes:
-        image_start: (d, d), where the image map starts.
-        text_start: (d, d), where the text map starts.
+    Only the change is a parameter, so that weight decay pulls W toward its start, (d, d), and not
+    toward zero. Of rank r it is a product of two factors, the second one zero at first.
     """
 
     image_start: Tensor

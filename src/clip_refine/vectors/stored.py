@@ -8,6 +8,7 @@
 | clip-retrieval's folder | `img_emb/img_emb_0.npy`, `text_emb/…` | rows, or a column of metadata |
 | `.parquet` | two columns of lists | rows, or another column |
 | a saved `datasets` folder, a LanceDB table `DB/NAME.lance` | the same | the same |
+| `hf:ORG/NAME`, `hf:ORG/NAME#split=S`, to learn on only | the same | the same |
 """
 
 import io
@@ -32,6 +33,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from clip_refine.data.datasets import HUB_PREFIX, hub_table
+from clip_refine.data.rows import SourceSettings
 from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import DataError, OutputError, first_line, foreign
 from clip_refine.support.folder import (
@@ -107,11 +110,7 @@ class Matrix:
 
 
 def open_npy(path: Path) -> Matrix:
-    """The matrix of a `.npy` file.
-
-    Raises:
-        DataError: It is no matrix of floating-point rows, or is cut off.
-    """
+    """The matrix of a `.npy` file; refused where it is no whole matrix of floating-point rows."""
     shape, fortran, dtype, offset = _npy_header(path)
     kind = _TYPES.get(dtype.str[1:])
     if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
@@ -184,27 +183,27 @@ def is_clip_retrieval(path: Path) -> bool:
 
 
 def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
-    """Image and text vectors of pairs, from any of the layouts above.
+    """Image and text vectors of pairs, from any of the layouts above; `IMAGE.npy,TEXT.npy`, too.
 
-    Args:
-        source: A file or folder, or `IMAGE.npy,TEXT.npy`.
-        owner: Column of the Parquet file or of clip-retrieval's metadata that says which image a
-            row is of, where an image has several captions and so several rows.
-
-    Raises:
-        DataError: Files are missing, cut off, of unequal length or dimension; rows are not finite,
-            zero, or of one owner and unlike.
+    `owner` is the column of the Parquet file or of clip-retrieval's metadata that says which image
+    a row is of, where an image has several captions and so several rows.
     """
     images, comma, texts = source.partition(",")
     path = Path(source)
-    columns = path.suffix in (".parquet", LANCE) or is_clip_retrieval(path) or is_dataset(path)
+    on_hub = source.startswith(HUB_PREFIX)
+    columns = on_hub or path.suffix in (".parquet", LANCE)
+    columns = columns or is_clip_retrieval(path) or is_dataset(path)
     if owner is not None and not columns:
         raise DataError(
             f"{source}: owner {owner!r} is a column, which only .parquet, saved datasets, LanceDB "
             f"tables and clip-retrieval's folders have. Other files have {_OWNERS}."
         )
     try:
-        if comma:
+        if on_hub:
+            name, _, split = source.partition("#split=")
+            table, _ = hub_table(name, SourceSettings(split=split or None))
+            found = _read_columns(path, table.column_names, partial(_hub_batches, table), owner)
+        elif comma:
             found = FeatureSet(open_npy(Path(images)).read(), open_npy(Path(texts)).read())
         elif is_clip_retrieval(path):
             found = _read_clip_retrieval(path, owner)
@@ -343,6 +342,11 @@ def _lance_batches(table: Any, columns: Sequence[str] | None = None) -> Iterator
     return rows.select(list(columns)).to_batches(_ROWS) if columns else rows.to_batches(_ROWS)
 
 
+def _hub_batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for part in table.select_columns(list(columns)).with_format("arrow").iter(_ROWS):
+        yield from part.combine_chunks().to_batches()
+
+
 def is_dataset(path: Path) -> bool:
     """Whether `datasets` saved this folder."""
     return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
@@ -446,25 +450,11 @@ def apply_stored(
     column: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Write a copy of stored vectors in which one side has gone through a transform.
+    """Write a copy of stored vectors whose `side` has gone through a transform, and count them.
 
     The layout, ids, order and type stay; transformed rows have norm 1. Only `.npy` and
-    clip-retrieval's folders take a map that changes the dimension.
-
-    Args:
-        peer: Any transform that adds no score columns.
-        source: A file or folder of the layouts above, or a single `.npy` of one side.
-        out: The new one, which appears complete or not at all.
-        side: Whose vectors are transformed.
-        column: Their array or column, where it is not one of `NAMES`.
-        overwrite: Replace `out`.
-
-    Returns:
-        How many vectors were transformed.
-
-    Raises:
-        DataError: Rows are of another dimension, zero or not finite, or files are cut off.
-        OutputError: `out` exists or cannot be written.
+    clip-retrieval's folders take a map that changes the dimension. `column` is the side's array or
+    column, where it is not one of `NAMES`.
     """
     if peer.score_columns:
         raise DataError(
@@ -670,11 +660,7 @@ def _apply_lance(
 
 
 class _Finished:
-    """The files of a folder in the making, each made once, also by a run that goes on after a kill.
-
-    Those that an earlier run noted are kept if they are what it wrote, of sources of the same size
-    and time, by the same transform.
-    """
+    """Files of a folder in the making, those kept that a run before a kill made of the same."""
 
     def __init__(self, out: Path, made_by: str) -> None:
         self._list, self._made_by = hidden_work(out) / FINISHED, made_by

@@ -29,17 +29,7 @@ def check_rows(name: str, features: Tensor) -> None:
 
 
 def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
-    """Rows scaled to norm 1, in float32, or in float64 if they are given so.
-
-    Args:
-        name: What to call the features in a message.
-        features: (N, d), raw or unit.
-        dim: What d has to be.
-
-    Example:
-        >>> unit_rows("image features", torch.tensor([[3.0, 4.0]]))
-        tensor([[0.6000, 0.8000]])
-    """
+    """Rows scaled to norm 1, in float32, or in float64 if they are given so; d must be `dim`."""
     check_rows(name, features)
     if dim is not None and features.shape[1] != dim:
         raise ValueError(f"{name} must have dimension {dim}, got {features.shape[1]}")
@@ -54,24 +44,20 @@ def unit_rows(name: str, features: Tensor, *, dim: int | None = None) -> Tensor:
     return features / norms
 
 
-def mean_row(unit: Tensor) -> Tensor:
-    """Centroid of the rows, (d,), summed in float64 and given in the rows' dtype.
+def unit_sides(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, d) and (M, d) by `unit_rows`."""
+    image_unit = unit_rows("image features", image_features)
+    return image_unit, unit_rows("text features", text_features, dim=image_unit.shape[1])
 
-    Example:
-        >>> mean_row(torch.eye(2)).tolist()
-        [0.5, 0.5]
-    """
+
+def mean_row(unit: Tensor) -> Tensor:
+    """Centroid of the rows, (d,), summed in float64 and given in the rows' dtype."""
     unit_or_copy = unit.cpu() if unit.device.type == "mps" else unit  # no float64 there
     return unit_or_copy.mean(dim=0, dtype=torch.float64).to(unit)
 
 
 def dot_products(rows: Tensor, columns: Tensor) -> Tensor:
-    """`rows @ columns.T` with autocast off, which would round it to eight bits.
-
-    Example:
-        >>> dot_products(torch.eye(2), torch.tensor([[1.0, 2.0]])).tolist()
-        [[1.0], [2.0]]
-    """
+    """`rows @ columns.T` with autocast off, which would round it to eight bits."""
     dtype = torch.promote_types(rows.dtype, columns.dtype)
     with torch.autocast(device_type=rows.device.type, enabled=False):
         return rows.to(dtype) @ columns.to(rows.device, dtype).T
@@ -132,10 +118,7 @@ class Peer(ABC):
 
     @property
     def score_columns(self) -> int:
-        """Columns appended behind the `dim` first ones that carry scores, no place in the space.
-
-        Geometry is measured without them: `transform_image(...)[:, :peer.dim]`.
-        """
+        """Columns behind the first `dim` that carry scores; geometry is measured without."""
         return 0
 
     def transform_image(self, image_features: Tensor) -> Tensor:
@@ -184,10 +167,8 @@ class CentroidPeer(Peer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Take the means."""
-        image_unit = unit_rows("image features", image_features)
-        text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
-        counts = len(image_unit), len(text_unit)
-        return cls(mean_row(image_unit), mean_row(text_unit), *counts, **settings)
+        image, text = unit_sides(image_features, text_features)
+        return cls(mean_row(image), mean_row(text), len(image), len(text), **settings)
 
     @property
     def dim(self) -> int:
@@ -221,16 +202,6 @@ class DistributionNormalisation(CentroidPeer):
     of each gallery text (and a constant), so lengths carry meaning: a cosine of these features is
     another method and ranks differently. Source: "Test-Time Distribution Normalization for
     Contrastively Learned Visual-language Models", NeurIPS 2023, arXiv 2302.11084.
-
-    Example:
-        Both means are (½, ½), so (1, 0) becomes (¾, −¼) on either side: 9/16 + 1/16 with itself.
-
-        >>> import torch
-        >>> peer = DistributionNormalisation.fit(torch.eye(2), torch.eye(2))
-        >>> peer.transform_image(torch.tensor([[2.0, 0.0]])).tolist()
-        [[0.75, -0.25]]
-        >>> peer.similarity(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).item()
-        0.625
     """
 
     kind: ClassVar[str] = "distribution-normalisation"
@@ -253,14 +224,6 @@ class MeanCentring(CentroidPeer):
     Closes the centroid gap up to the renormalisation and up to how well the means of the fitted
     pairs stand for those of others. Source: "Closing the Modality Gap for Mixed Modality Search"
     (GR-CLIP), arXiv 2507.19054.
-
-    Example:
-        Images (1, 0) and (0, 1) have the mean (½, ½), so (1, 0) becomes (½, −½) / √½.
-
-        >>> import torch
-        >>> peer = MeanCentring.fit(torch.eye(2), torch.eye(2))
-        >>> peer.transform_image(torch.tensor([[2.0, 0.0]]))
-        tensor([[ 0.7071, -0.7071]])
     """
 
     kind: ClassVar[str] = "mean-centring"
@@ -279,20 +242,9 @@ class MeanCentring(CentroidPeer):
 class Fold(CentroidPeer):
     """image′ = normalise(W x), W = I − s·m mᵀ/‖m‖², m = μ_image; texts alike with m = μ_text.
 
-    Features have a nearly constant component along their mean m, so that W removes the mean almost
-    exactly: mean-centring without a bias. W is linear and unit(W·k·z) = unit(W·z), so fitted on
-    unit vectors it folds into the layer that made the raw ones (`LinearMaps.of`); at s = 1 it is
-    the projection with W·m = 0 and W² = W. Means are float64. Source: docs/vectors.md.
-
-    Example:
-        Images (1, 0) and (0, 1) have the mean (½, ½), so that (1, 0) keeps only (½, −½).
-
-        >>> import torch
-        >>> peer = Fold.fit(torch.eye(2), torch.eye(2))
-        >>> peer.transform_image(torch.tensor([[2.0, 0.0]]))
-        tensor([[ 0.7071, -0.7071]])
-        >>> peer.matrix("image").tolist()
-        [[0.5, -0.5], [-0.5, 0.5]]
+    Mean-centring without a bias (`models.weights.fold_matrix` says why): fitted on unit vectors it
+    folds into the layer that made the raw ones (`LinearMaps.of`); at s = 1 it is the projection
+    with W·m = 0 and W² = W. Means are float64. Source: docs/vectors.md.
     """
 
     share: float = DEFAULTS.share  # s
@@ -337,14 +289,6 @@ class Standardisation(CentroidPeer):
     σ is the deviation with N in the denominator; a dimension in which the fitted features do not
     vary is only centred. Source: An et al., "I0T: Embedding Standardization Method Towards Zero
     Modality Gap", ACL 2025, arXiv 2412.14384, its post-hoc form.
-
-    Example:
-        Images (1, 0) and (0, 1) have the mean (½, ½) and the deviation ½ in both dimensions.
-
-        >>> import torch
-        >>> peer = Standardisation.fit(torch.eye(2), torch.eye(2))
-        >>> peer.transform_image(torch.tensor([[2.0, 0.0]]))
-        tensor([[ 0.7071, -0.7071]])
     """
 
     image_deviation: Tensor  # (d,), of unit image features, above 0
@@ -362,8 +306,7 @@ class Standardisation(CentroidPeer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Take means and deviations."""
-        sides = unit_rows("image features", image_features), text_features
-        sides = sides[0], unit_rows("text features", text_features, dim=sides[0].shape[1])
+        sides = unit_sides(image_features, text_features)
         means = [mean_row(side) for side in sides]
         deviations = [
             mean_row((side - mean).square()).sqrt() for side, mean in zip(sides, means, strict=True)
@@ -394,14 +337,6 @@ class ReAlign(CentroidPeer):
     Large Language Models", arXiv 2602.07026, its anchor, trace and centroid alignment.
 
     Like modality shift it leaves what all features have in common, and items near that become hubs.
-
-    Example:
-        Opposite texts vary as much as the images, so that they take the images' places.
-
-        >>> import torch
-        >>> peer = ReAlign.fit(torch.eye(2), -torch.eye(2).flip(0))
-        >>> peer.transform_text(torch.tensor([[0.0, -2.0]]))
-        tensor([[1., 0.]])
     """
 
     scale: Tensor  # 0-d, s
@@ -419,8 +354,7 @@ class ReAlign(CentroidPeer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Take means and traces, then the mean of the texts as they are moved."""
-        image = unit_rows("image features", image_features)
-        text = unit_rows("text features", text_features, dim=image.shape[1])
+        image, text = unit_sides(image_features, text_features)
         means = mean_row(image), mean_row(text)
         traces = [
             mean_row((side - mean).square()).sum()
@@ -460,15 +394,6 @@ class ModalityShift(CentroidPeer):
     Unlike mean-centring it leaves what the centroids have in common, and items near that become
     hubs: on CLIP's features of 500 COCO pairs λ = 1 takes the gap away and R@1 falls from .552 to
     .358 for images and from .506 to .366 for texts; with `nnn` after it they are .566 and .536.
-
-    Example:
-        Δ = (1, −1), so at λ = 1 both modalities meet halfway, at normalise(½, ½).
-
-        >>> import torch
-        >>> image, text = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-        >>> peer = ModalityShift.fit(image, text)
-        >>> peer.transform_image(image), peer.transform_text(text)
-        (tensor([[0.7071, 0.7071]]), tensor([[0.7071, 0.7071]]))
     """
 
     strength: float = DEFAULTS.strength  # λ
@@ -510,16 +435,6 @@ class NearestNeighbourNormalisation(Peer):
     is a constant: ranks, recall and softmax over the gallery are exactly NNN's in both directions.
     Scores themselves are NNN's up to that constant; for these add `image_bias` to the rows of
     `similarity` (images are queries) or `text_bias` to its columns (texts are).
-
-    Example:
-        The text (0.6, 0.8) is at 0.6 and 0.8 from the reference images, so with k = 2 and α = ½ its
-        bias is 0.35.
-
-        >>> peer = NearestNeighbourNormalisation.fit(
-        ...     torch.eye(2), torch.eye(2), neighbours=2, alpha=0.5
-        ... )
-        >>> peer.transform_text(torch.tensor([[0.6, 0.8]]))
-        tensor([[ 0.6000,  0.8000,  1.0000, -0.3500]])
     """
 
     image_references: Tensor  # (N, d), unit image features, the queries that texts are corrected by
@@ -548,9 +463,7 @@ class NearestNeighbourNormalisation(Peer):
     @classmethod
     def fit(cls, image_features: Tensor, text_features: Tensor, **settings: Any) -> Self:
         """Keep the features as references; a saved peer is as large as they are."""
-        image_unit = unit_rows("image features", image_features)
-        text_unit = unit_rows("text features", text_features, dim=image_unit.shape[1])
-        return cls(image_unit, text_unit, **settings)
+        return cls(*unit_sides(image_features, text_features), **settings)
 
     @property
     def dim(self) -> int:
@@ -604,15 +517,6 @@ class Chain(Peer):
 
     A peer scales what it gets to norm 1, so one whose lengths carry meaning (`returns_unit` is
     False) can only stand at the end.
-
-    Example:
-        Mean-centring takes the means away, so there is nothing left to shift.
-
-        >>> import torch
-        >>> image, text = torch.eye(2), -torch.eye(2)
-        >>> chain = Chain.fit(image, text, steps=[MeanCentring.fit, ModalityShift.fit])
-        >>> chain.name, chain.transform_image(image)[0]
-        ('mean-centring+modality-shift', tensor([ 0.7071, -0.7071]))
     """
 
     steps: tuple[Peer, ...]  # at least one, in order
@@ -708,20 +612,7 @@ def fit_peer(
     text_features: Tensor,
     settings: PosthocConfig = DEFAULTS,
 ) -> Peer:
-    """Fit a peer, or a chain of them, by name.
-
-    Args:
-        name: One of `PEERS`, or several joined by `+` in the order in which they are applied, as
-            `mean-centring+nnn`.
-        image_features: (N, d), raw or unit, of held-out training pairs.
-        text_features: (M, d), raw or unit, of held-out training pairs.
-        settings: Of all peers; each looks at its own.
-
-    Example:
-        >>> import torch
-        >>> fit_peer("modality-shift+nnn", torch.eye(3), torch.eye(3).flip(0)).name
-        'modality-shift+nnn'
-    """
+    """Fit a peer by name, or a chain joined by `+` as applied, on held-out training pairs."""
     check_name(name)
     steps: list[Fit] = []
     for kind in name.split("+"):

@@ -83,7 +83,6 @@ def partner_shares(logits: Tensor, caption_ids: Tensor | None, rows: slice = ALL
     return own / own.sum(dim=1, keepdim=True)
 
 
-@outside_autocast
 def unit_pairs(image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
     """Both sides scaled to norm 1, in one dtype."""
     image, text = widened(image_features, text_features)

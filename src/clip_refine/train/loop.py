@@ -508,15 +508,19 @@ class Trainer:
         for parameter in self._parameters():
             if parameter.grad is not None:
                 kinds.setdefault(isinstance(parameter, DTensor), []).append(parameter)
-        norms = [whole(get_total_norm([p.grad for p in kind])) for kind in kinds.values()]
+        norms = [
+            whole(get_total_norm([p.grad for p in kind if p.grad is not None]))
+            for kind in kinds.values()
+        ]
         norm = math.hypot(*map(float, norms))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {number}: the gradient's norm is {norm}, so the weights were left as they "
                 "are. Try a lower learning rate, --train.clip-norm 1, or --train.precision fp32."
             )
-        for kind in kinds.values() if self.config.clip_norm is not None else ():
-            clip_grads_with_norm_(kind, self.config.clip_norm, norms[0].new_tensor(norm))
+        if (limit := self.config.clip_norm) is not None:
+            for kind in kinds.values():
+                clip_grads_with_norm_(kind, limit, norms[0].new_tensor(norm))
         return norm
 
     def _parameters(self) -> list[nn.Parameter]:

@@ -1,7 +1,8 @@
 """Peak memory of a refine step by batch and micro-batch: `python benchmarks/memory.py`.
 
-Each row is a process of its own, since a process never gives its peak back. Weights and data are
-random, as memory does not depend on them.
+With `--losses 4096` that of every objective's loss alone, forward and backward on so many pairs of
+512 dimensions, for one of `--processes 1 2 8`. Each row is a process of its own, since a process
+never gives its peak back. Weights and data are random, as memory does not depend on them.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from accelerate import Accelerator
 from step import random_model
 
 from clip_refine.config import RefineConfig
+from clip_refine.config.settings import RECIPES
 from clip_refine.data import PairBatch
+from clip_refine.losses import Objective, PairFeatures
 from clip_refine.models import Teacher
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
@@ -44,6 +47,30 @@ def measure(options: argparse.Namespace) -> None:
     print(f"| {options.batch} | {options.micro} | {peak:.1f} | {seconds:.1f} |", flush=True)
 
 
+def measure_loss(recipe: str, batch: int, processes: int) -> None:
+    """One line: objective, processes, MiB above the features, that in float32 matrices (B, B)."""
+    objective = Objective(RefineConfig.model_validate({"recipe": recipe}).loss)
+    for count in (8, batch):  # what libraries take once is not the loss's
+        features = [torch.randn(count, 512) for _ in range(5)]
+        mix, gap = torch.rand(count), torch.zeros(512)
+        student = PairFeatures(*(side.requires_grad_() for side in features[:2]))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        terms = objective(
+            student,
+            PairFeatures(*features[2:4]),
+            features[4],
+            logit_scale=torch.tensor(100.0),
+            mix=mix,
+            centroid_gap=gap,
+            rows=slice(0, count // processes),
+        )
+        terms.total.backward()
+        del terms
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    matrices = taken * 2**20 / (4 * batch**2)
+    print(f"| {recipe} | {processes} | {taken:.0f} | {matrices:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-32")
@@ -51,7 +78,22 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[64, 128, 256, 512])
     parser.add_argument("--micro", type=int, default=32)
     parser.add_argument("--batch", type=int, help="measure one, in this process")
+    parser.add_argument("--losses", type=int, help="pairs; measure the losses alone")
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 8])
+    parser.add_argument("--recipe", help="measure one, in this process")
     options = parser.parse_args()
+    if options.recipe:
+        measure_loss(options.recipe, options.losses, options.processes[0])
+        return
+    if options.losses:
+        print("| objective | processes | MiB | matrices |\n|---|---|---|---|", flush=True)
+        one = [sys.executable, __file__, "--losses", str(options.losses)]
+        for recipe in RECIPES:
+            for processes in options.processes if recipe != "own" else ():
+                subprocess.run(
+                    [*one, "--recipe", recipe, "--processes", str(processes)], check=True
+                )
+        return
     if options.batch:
         measure(options)
         return

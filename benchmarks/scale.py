@@ -52,8 +52,10 @@ def seconds(
     """What each part of one epoch takes by itself; the largest is what the epoch waits for."""
     machines, steps = -(-gpus // 8), pairs / (BATCH * gpus)
     link = ASSUMED["network"] if machines > 1 else ASSUMED["nvlink"]
-    moved = 2 * 4 * parameters + 2 * 4 * dim * BATCH * gpus  # gradients; features of all
-    similarities = 4 * 3 * 2 * dim * (BATCH * gpus) ** 2 * steps  # of all pairs, on every process
+    # gradients there and back; features of all, and their gradients there and back
+    moved = 2 * 4 * parameters + 3 * 2 * 4 * dim * BATCH * gpus
+    # both directions of the student, forward and backward, and of the teacher: own rows with all
+    similarities = 2 * 4 * 2 * dim * BATCH * BATCH * gpus * steps
     stored = 3 * 224**2 if cached else ASSUMED["image"]
     decoding = 0.0 if cached else pairs / gpus / (ASSUMED["cores"] * ASSUMED["decoded"])
     rate = ASSUMED["peak"] * ASSUMED["utilisation"]

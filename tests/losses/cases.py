@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_refine import losses
-from clip_refine.losses.tensors import cosines
+from clip_refine.losses.tensors import unit_pairs
 from tests.reference import losses as loops
 from tests.reference.draws import normals
 
@@ -36,8 +36,8 @@ class Case:
     uses_teacher: bool = False
 
 
-def judged(x: Inputs) -> Tensor:
-    return cosines(x.teacher_image, x.teacher_text)
+def judged(x: Inputs) -> tuple[Tensor, Tensor]:
+    return unit_pairs(x.teacher_image, x.teacher_text)
 
 
 def judged_rows(teacher_image: loops.Rows, teacher_text: loops.Rows) -> loops.Rows:
@@ -88,9 +88,7 @@ CASES = [
     ),
     Case(
         "contrastive-masked",
-        lambda x: losses.contrastive_loss(
-            x.image, x.text, logit_scale=7.0, teacher_similarity=judged(x)
-        ),
+        lambda x: losses.contrastive_loss(x.image, x.text, logit_scale=7.0, teacher_unit=judged(x)),
         lambda i, t, ti, tt, r: loops.contrastive(
             loops.unit(i), loops.unit(t), 7, None, judged_rows(ti, tt)
         ),
@@ -109,7 +107,7 @@ CASES = [
     Case(
         "sigmoid-contrastive-masked",
         lambda x: losses.sigmoid_contrastive_loss(
-            x.image, x.text, logit_scale=4.0, logit_bias=-2.0, teacher_similarity=judged(x)
+            x.image, x.text, logit_scale=4.0, logit_bias=-2.0, teacher_unit=judged(x)
         ),
         lambda i, t, ti, tt, r: loops.sigmoid_contrastive(
             loops.unit(i), loops.unit(t), 4, -2, None, judged_rows(ti, tt)
@@ -164,7 +162,7 @@ CASES = [
     Case(
         "m2-mix-masked",
         lambda x: losses.m2_mix_loss(
-            x.image, x.text, logit_scale=3.0, mix=MIX, teacher_similarity=judged(x)
+            x.image, x.text, logit_scale=3.0, mix=MIX, teacher_unit=judged(x)
         ),
         lambda i, t, ti, tt, r: loops.m2_mix(i, t, 3, [0.3] * len(i), None, judged_rows(ti, tt)),
         is_pair_symmetric=False,

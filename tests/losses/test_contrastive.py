@@ -92,8 +92,9 @@ def test_a_sigmoid_pair_depends_on_no_other_pair():
 def test_masks_by_hand():
     # all students' cosines are 1; the teacher holds text 1 nearer to image 0 than its own
     same = torch.ones(3, 2, dtype=torch.float64)
-    teacher = torch.tensor([[0.3, 0.4, 0.2], [0.1, 0.5, 0.2], [0.1, 0.2, 0.6]])
-    loss = contrastive_loss(same, same, logit_scale=9.0, teacher_similarity=teacher)
+    similarity = torch.tensor([[0.3, 0.4, 0.2], [0.1, 0.5, 0.2], [0.1, 0.2, 0.6]])
+    teacher = similarity, torch.eye(3)
+    loss = contrastive_loss(same, same, logit_scale=9.0, teacher_unit=teacher)
     assert loss.item() == pytest.approx((math.log(2) + 5 * math.log(3)) / 6)
 
 
@@ -120,7 +121,7 @@ def test_wrong_texts_get_a_gradient_and_none_of_them_change_nothing():
 def test_a_teacher_that_puts_every_pair_first_masks_nothing():
     image, text, *_ = made_inputs(seed=4)
     sure = torch.eye(4)
-    settings = {"logit_scale": 7.0, "teacher_similarity": sure}
+    settings = {"logit_scale": 7.0, "teacher_unit": (sure, sure)}
     assert contrastive_loss(image, text, **settings) == contrastive_loss(image, text, logit_scale=7)
     sigmoid = sigmoid_contrastive_loss(image, text, logit_bias=-2.0, **settings)
     assert sigmoid == sigmoid_contrastive_loss(image, text, logit_scale=7, logit_bias=-2)

@@ -7,8 +7,7 @@ import torch
 from clip_refine import losses
 from clip_refine.config import LossConfig
 from clip_refine.losses import LossTerms, Objective, PairFeatures, sigmoid_contrastive_loss
-from clip_refine.losses.tensors import cosines
-from tests.losses.cases import Inputs, made_inputs
+from tests.losses.cases import Inputs, judged, made_inputs
 
 NOTHING: dict[str, Any] = {
     "rafa_weight": 0.0,
@@ -185,7 +184,7 @@ def test_the_contrastive_term_may_be_siglips():
 def test_the_teacher_masks_false_negatives_of_every_contrastive_term():
     weights = {"contrastive_weight": 1.0, "m2_mix_weight": 1.0, "false_negatives": "masked"}
     terms = terms_of(**weights)
-    own = {"logit_scale": 20.0, "teacher_similarity": cosines(*X[2:4])}
+    own = {"logit_scale": 20.0, "teacher_unit": judged(X)}
     assert terms.contrastive == losses.contrastive_loss(*X[:2], **own)
     assert terms.m2_mix == losses.m2_mix_loss(*X[:2], mix=MIX, **own)
     assert Objective(LossConfig(**NOTHING | weights)).needs_teacher
@@ -204,6 +203,49 @@ def test_wrong_captions_go_to_the_contrastive_term():
         objective(pairs, None, None, logit_scale=SCALE)
     with pytest.raises(ValueError, match="does not go with contrastive_form sigmoid; use softmax"):
         LossConfig(**settings, contrastive_form="sigmoid")
+
+
+MASKED = {"positives": "same-caption", "false_negatives": "masked"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({f"{name}_weight": 1.0} for name in EXPECTED),
+        {**MASKED, "hycd_weight": 1.0, "m2_mix_weight": 1.0},
+        {**MASKED, "contrastive_weight": 1.0, "negatives": "swapped-words"},
+        {**MASKED, "contrastive_weight": 1.0, "contrastive_form": "sigmoid"},
+        {"own_weight": 1.0},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_the_parts_of_several_processes_add_up(settings: dict[str, Any]):
+    """Losses and gradients, of parts that need not be of one size."""
+    teacher = PairFeatures(*X[2:4])
+    leaves = [x.clone().requires_grad_() for x in (X.image, X.text, SCALE)]
+    objective = Objective(
+        LossConfig(**NOTHING | settings), lambda student, *_: student.text_features.pow(3).sum()
+    )
+
+    def found(rows: slice) -> list[torch.Tensor]:
+        total = objective(
+            PairFeatures(leaves[0], leaves[1]),
+            teacher,
+            X.references,
+            logit_scale=leaves[2],
+            logit_bias=torch.tensor(-1.0),
+            mix=torch.tensor([0.1, 0.4, 0.6, 0.7]),
+            caption_ids=torch.tensor([0, 1, 0, 2]) if "positives" in settings else None,
+            wrong_text_features=X.references.detach(),
+            rows=rows,
+        ).total
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        return [total.detach(), *(x for x in gradients if x is not None)]
+
+    whole = found(slice(None))
+    parts = [found(rows) for rows in (slice(0, 1), slice(1, 2), slice(2, 4))]
+    for one, *others in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(sum(others), one, rtol=1e-12, atol=1e-12)
 
 
 def test_what_is_not_needed_may_be_missing():

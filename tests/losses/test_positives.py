@@ -11,8 +11,7 @@ from torch import Tensor
 from clip_refine import losses
 from clip_refine.config import LossConfig
 from clip_refine.losses import Objective, PairFeatures
-from clip_refine.losses.tensors import cosines
-from tests.losses.cases import MIX, Inputs, made_inputs
+from tests.losses.cases import MIX, Inputs, judged, judged_rows, made_inputs
 from tests.reference import losses as loops
 from tests.reference.draws import repeatable, seeds, shuffled
 
@@ -122,9 +121,8 @@ def test_the_objective_passes_them_on():
 
 
 def masked(x: Inputs, ids: Any) -> Tensor:
-    judged = cosines(x.teacher_image, x.teacher_text)
     return losses.contrastive_loss(
-        x.image, x.text, logit_scale=7.0, caption_ids=ids, teacher_similarity=judged
+        x.image, x.text, logit_scale=7.0, caption_ids=ids, teacher_unit=judged(x)
     )
 
 
@@ -153,10 +151,8 @@ def test_with_a_softmax_equal_captions_have_the_same_gradient_anyway(loss: Loss,
 def test_a_teacher_masks_no_partner():
     """Of those that share a caption the teacher holds one image nearer to it than another."""
     inputs, ids = made_inputs(6, seed=6), torch.tensor(IDS)
-    similarity = cosines(*inputs[2:4])
-    loss = losses.contrastive_loss(
-        *inputs[:2], logit_scale=7.0, caption_ids=ids, teacher_similarity=similarity
-    )
     sides = (loops.unit(side.tolist()) for side in inputs[:2])
-    expected = loops.contrastive(*sides, 7, IDS, similarity.tolist())
+    similarity = judged_rows(*(side.tolist() for side in inputs[2:4]))
+    expected = loops.contrastive(*sides, 7, IDS, similarity)
+    loss = masked(inputs, ids)
     assert loss.item() == pytest.approx(expected, rel=1e-12)

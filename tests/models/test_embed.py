@@ -1,13 +1,10 @@
 """Features are computed once, also by several processes, also after an interruption."""
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import multiprocessing
 
 from clip_refine.data import Subset
 from clip_refine.models import OpenClipEncoder, load_open_clip
@@ -16,6 +13,7 @@ from clip_refine.roads import build
 from clip_refine.support.cache import RowCache
 from clip_refine.support.errors import ModelError
 from clip_refine.toy import ToyPairs
+from tests.several import in_processes
 
 
 def embedder(model: OpenClipEncoder) -> Embedder:
@@ -68,30 +66,12 @@ def encode(name: str, folder: Path) -> None:
     (folder / f"{mine}.txt").write_text("done")
 
 
-def one_of_two(rank: int, port: int, name: str, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    encode(name, folder)
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.timeout(120)
 def test_two_processes_share_the_work(tiny_name: str, tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
     encode(tiny_name, tmp_path / "one")
-    multiprocessing.spawn(one_of_two, (port, tiny_name, tmp_path / "two"), nprocs=2)
+    in_processes(2, encode, tiny_name, tmp_path / "two")
     done = {path.name for path in (tmp_path / "two").glob("*.txt")}
     assert done == {"0 of 2.txt", "1 of 2.txt"}
     pairs = ToyPairs("shared-work", size=21)

@@ -8,7 +8,6 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from clip_refine.config import load_config, override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
@@ -31,7 +30,7 @@ from clip_refine.support.errors import (
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog
 from tests.conftest import TINY, write_model
-from tests.train.test_processes import free_port, join_two
+from tests.several import in_processes
 
 HELD_OUT = ToyPairs("auto-held-out", size=20)
 WEIGHTS = "open_clip_model.safetensors"
@@ -134,10 +133,9 @@ def test_a_learning_rate_of_its_own(config: RefineConfig, tiny: OpenClipEncoder,
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def rates_of_two(rank: int, port: int, settings: str) -> None:
+def rates_of_two(settings: str) -> None:
     """Tries rates, by one of two processes that do not agree on which is the best."""
-    torch.set_num_threads(1)
-    join_two(rank, port)
+    rank = build.build_accelerator("cpu").process_index
     config = RefineConfig.model_validate_json(settings)
     score = road.selection_score
     pairs = {"train_pairs": ToyPairs("auto", size=220), "held_out": HELD_OUT}
@@ -146,14 +144,13 @@ def rates_of_two(rank: int, port: int, settings: str) -> None:
         scores = refine(config, **pairs)
     rate = str(scores.recipe["train"]["learning_rate"])
     config.out.with_name(f"rate-{rank}").write_text(rate)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_try_and_choose_the_same_rates(config: RefineConfig):
     """Else they would train at two rates, or one would wait for ever for a run of the other."""
     config = override(config, train={"learning_rate": "auto", "steps": 1, "warmup_steps": 0})
-    multiprocessing.spawn(rates_of_two, (free_port(), config.model_dump_json()), nprocs=2)
+    in_processes(2, rates_of_two, config.model_dump_json())
     one, other = (config.out.with_name(f"rate-{rank}").read_text() for rank in (0, 1))
     assert one == other
 

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import multiprocessing
 
 from clip_refine.config import RefineConfig, load_config, override
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, OutputError
 from clip_refine.train import Trainer
 from clip_refine.train.state import States
 from tests.data.test_streams import toy_parquet
-from tests.train.test_processes import free_port, join_two
+from tests.several import in_processes
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_runs.py"
 
@@ -149,10 +149,9 @@ def test_a_stream_goes_on_without_what_was_seen(
     assert_same(tmp_path / "unbroken", config.out)
 
 
-def one_of_two(rank: int, port: int, settings: str) -> None:
+def one_of_two(settings: str) -> None:
     """A run that is not stopped, one that is, and the same going on, by one of two processes."""
-    torch.set_num_threads(1)
-    join_two(rank, port)
+    rank = build.build_accelerator("cpu").process_index
     config = RefineConfig.model_validate_json(settings)
     refine(override(config, out=config.out.parent / "unbroken"))
     with pytest.MonkeyPatch().context() as patch:
@@ -162,19 +161,79 @@ def one_of_two(rank: int, port: int, settings: str) -> None:
         shutil.copytree(partial, partial.with_name(".alone.partial"))
     torch.distributed.barrier()
     refine(override(config, resume="auto"))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_go_on_bit_by_bit_and_one_says_why_not(
     config: RefineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    multiprocessing.spawn(one_of_two, (free_port(), config.model_dump_json()), nprocs=2)
+    in_processes(2, one_of_two, config.model_dump_json())
     assert_same(tmp_path / "unbroken", config.out)
     refine(override(config, out=tmp_path / "alone", resume="auto"))
     assert "goes on, but not bit by bit: processes 2 then" in capsys.readouterr().err
-    steps = [line["step"] for line in outcome(tmp_path / "alone")[0]]
-    assert steps == [line["step"] for line in outcome(config.out)[0]]
+    alone, together = outcome(tmp_path / "alone")[0], outcome(config.out)[0]
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)  # the same pairs and references
+
+
+def share_weights(settings: str) -> None:
+    """Runs by one of two processes that share the weights out (FSDP2), and by one that does not."""
+    rank = build.build_accelerator("cpu").process_index
+    config = RefineConfig.model_validate_json(settings)
+    last = {"parameters": "last-blocks", "blocks": 1, "gradient_checkpointing": True}
+    some = override(config, train={**last, "micro_batch": 5, "clip_norm": 0.1, "layer_decay": 0.5})
+    with pytest.MonkeyPatch().context() as patch:
+        for name, one in (("all", config), ("some", some)):
+            refine(override(one, out=config.out.parent / name))
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        patch.setenv("FSDP_VERSION", "2")
+        for name, one in (("all shared", config), ("some shared", some)):
+            refine(override(one, out=config.out.parent / name))
+        partial = stopped(config, 4, patch)
+        with pytest.raises(ConfigError, match="PEFT's layers cannot be shared out"):
+            refine(override(config, train={"parameters": "lora"}, out=config.out.parent / "lora"))
+    torch.distributed.barrier()
+    if rank == 0:
+        shutil.copytree(partial, partial.with_name(".alone.partial"))
+    torch.distributed.barrier()
+    refine(override(config, resume="auto"))
+
+
+@pytest.mark.timeout(300)
+def test_shared_weights_are_the_same_run(config: RefineConfig, tmp_path: Path):
+    """With folds, scales, guard and interpolation; their states go on in other ways, too."""
+    config = override(
+        config,
+        train={"epochs": 1, "learning_rate": 1e-4},
+        loss={"fold": 1.0, "feature_scale": "canonical"},
+        interpolate=0.5,
+        guard={"every": 2, "pairs": config.data.val, "bound": 100.0},
+    )
+    in_processes(2, share_weights, config.model_dump_json())
+    refine(override(config, out=tmp_path / "alone", resume="auto"))
+    for name, like in (
+        ("all shared", "all"),
+        ("some shared", "some"),
+        ("run", "all"),
+        ("alone", "all"),
+    ):
+        (steps, weights), (expected, before) = outcome(tmp_path / name), outcome(tmp_path / like)
+        for step, one in zip(steps, expected, strict=True):
+            assert step == pytest.approx(one, rel=2e-3), (name, one)
+        for (
+            key,
+            value,
+        ) in before.items():  # Adam makes steps of gradients that are 0 but for rounding
+            assert torch.allclose(weights[key], value, atol=1e-3), (name, key)
+
+
+@pytest.mark.parametrize("more", [{}, {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}])
+def test_another_fsdp_is_refused(more: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="Give --fsdp_version 2 and no --fsdp_offload_params"):
+        build.build_accelerator("cpu")
 
 
 def test_a_run_goes_on_elsewhere_and_for_longer(

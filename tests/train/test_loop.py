@@ -34,8 +34,8 @@ FP32 = TowerPrecision.from_name("fp32")
 
 def with_plain_descent(trainer: Trainer) -> Trainer:
     """Adam turns a gradient that is zero but for rounding into a full step; this one does not."""
-    [group] = trainer.schedule.optimizer.param_groups
-    descent = torch.optim.SGD(group["params"], lr=group["lr"])
+    groups = trainer.schedule.optimizer.param_groups
+    descent = torch.optim.SGD([{"params": g["params"], "lr": g["lr"]} for g in groups])
     return replace(trainer, schedule=LambdaLR(descent, lambda _: 1.0))
 
 

@@ -14,6 +14,7 @@ from clip_refine.config import RefineConfig, override
 from clip_refine.config.settings import RECIPES
 from clip_refine.data import PairBatch
 from clip_refine.losses import PairFeatures
+from clip_refine.losses.objective import OwnLoss
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
@@ -74,14 +75,26 @@ def gradients(
     return [p.grad for p in student.parameters() if p.grad is not None]
 
 
-def trainer_of(config: RefineConfig, student: nn.Module, micro_batch: int | None) -> Trainer:
+def trainer_of(
+    config: RefineConfig,
+    student: nn.Module,
+    micro_batch: int | None,
+    objective: OwnLoss | None = None,
+) -> Trainer:
     accelerator = build.build_accelerator("cpu")
     other = copy.deepcopy(student)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.01)
     trainer = build.build_trainer(
-        config, student, Teacher(other), FP32, StandardNormal(), accelerator, steps=4
+        config,
+        student,
+        Teacher(other),
+        FP32,
+        StandardNormal(),
+        accelerator,
+        steps=4,
+        objective=objective,
     )
     gap = torch.linspace(-1, 1, 8, dtype=torch.float64)
     return replace(trainer, micro_batch=micro_batch, centroid_gap=gap)

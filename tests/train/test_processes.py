@@ -1,52 +1,122 @@
-"""Two processes give the gradients of one, in parts of a batch, too, whatever the loss uses."""
+"""Several processes give the losses and gradients of one, whatever the loss uses."""
 
-import os
-import socket
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import multiprocessing
+from accelerate.utils import patch_environment
+from torch import Tensor
 
 from clip_refine.config import RefineConfig
+from clip_refine.config.settings import RECIPES
 from clip_refine.losses import PairFeatures
 from clip_refine.models import Teacher, load_open_clip
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.toy import ToyPairs
-from clip_refine.train import StepLog, TowerPrecision
+from clip_refine.train import StepLog, TowerPrecision, Trainer
 from tests.conftest import TINY, write_model
+from tests.several import in_processes
 from tests.train.test_loop import with_plain_descent
-
-TRAIN = {"batch_size": 8, "learning_rate": 1e-3, "logit_scale": "trained"}
-SCALE_AND_TEACHER = {"loss": {"contrastive_weight": 0.5}}
-# neither looks at all that the model has of logit scale and bias
-SCALE_UNUSED, BIAS_UNUSED = {"recipe": "clip-refine"}, {"recipe": "contrastive"}
-
-OTHER_NEGATIVES = {
-    "recipe": "contrastive",
-    "loss": {"negatives": "swapped-words", "false_negatives": "masked"},
-}
-# a function that looks at neither the scale nor the image tower
-OWN = {"recipe": "own"}
+from tests.train.test_micro_batch import SIZE, Dropping, random_batch, trainer_of
 
 
-def own_loss(student: PairFeatures, teacher: PairFeatures, logit_scale: torch.Tensor):
+def own_loss(student: PairFeatures, teacher: PairFeatures, logit_scale: Tensor) -> Tensor:
+    """Looks at neither the scale nor the image tower."""
     return (student.text_features - teacher.text_features.flip(0)).square().mean()
 
 
-def train(
-    name: str, settings: dict[str, Any], result: Path, micro_batch: int | None = None
-) -> None:
+# --------------------------------------------------------------------------------------------------
+# One step of every objective in float64.
+
+
+MASKED = {"false_negatives": "masked", "positives": "same-caption"}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **{recipe: {"recipe": recipe} for recipe in RECIPES},
+    "independent references": {"loss": {"references": "independent", "rafa_reduction": "sum"}},
+    "shared captions": {"loss": {"positives": "same-caption", "normalize": True}},
+    "wrong captions": {"recipe": "contrastive", "loss": {**MASKED, "negatives": "swapped-words"}},
+    "sigmoid": {"recipe": "contrastive", "loss": {**MASKED, "contrastive_form": "sigmoid"}},
+    "mixtures": {"recipe": "m2-mix", "loss": MASKED},
+}
+
+
+def gradients(settings: dict[str, Any], micro_batch: int | None) -> list[Tensor]:
+    """The losses of one batch, and the gradient of every weight; of all processes together."""
+    torch.manual_seed(0)
+    config = RefineConfig.model_validate({"train": {"batch_size": SIZE}, **settings})
+    student = Dropping().double().eval()
+    own = own_loss if config.loss.own_weight else None
+    trainer = trainer_of(config, student, micro_batch, own)
+    batch = random_batch(student)
+    tokens = torch.cat([batch.tokens[:-1], batch.tokens[:1]])  # two captions are one
+    wrong = tokens.flip(1) if trainer.objective.needs_wrong_texts else None
+    share = SIZE // trainer.accelerator.num_processes
+    start = share * trainer.accelerator.process_index
+    rows = slice(start, start + share)
+    part = replace(
+        batch,
+        pixels=batch.pixels[rows],
+        tokens=tokens[rows],
+        indices=batch.indices[rows],
+        wrong_tokens=None if wrong is None else wrong[rows],
+    )
+    losses, _ = trainer._gradient(2, part, 4)  # pyright: ignore[reportPrivateUsage]
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()]
+    return [torch.tensor(list(losses.values()), dtype=torch.float64), *found]
+
+
+def one_step(folder: Path) -> None:
+    group = build.build_accelerator("cpu")
+    sizes = (None, SIZE // group.num_processes - 1)
+    found = {name: [gradients(one, n) for n in sizes] for name, one in OBJECTIVES.items()}
+    torch.save(found, folder / f"{group.process_index}.pt")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_objective_gives_what_it_gives_in_one_process(processes: int, tmp_path: Path):
+    in_processes(processes, one_step, tmp_path)
+    everywhere = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
+    for name, settings in OBJECTIVES.items():
+        alone = gradients(settings, None)
+        for found in everywhere:
+            for together in found[name]:
+                for one, other in zip(alone, together, strict=True):
+                    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9), name
+
+
+# --------------------------------------------------------------------------------------------------
+# Steps of a real architecture, behind which a few pairs are left over.
+
+
+STEPS = 4  # a parameter without a gradient is waited for in the step after its first
+TRAIN = {"batch_size": 8, "learning_rate": 1e-3, "logit_scale": "trained"}
+# neither of the second and third looks at all that the model has of logit scale and bias
+CASES: dict[str, dict[str, Any]] = {
+    "every scale is used": {"loss": {"contrastive_weight": 0.5}},
+    "no loss looks at the scale": {"recipe": "clip-refine"},
+    "no loss looks at the bias": {"recipe": "contrastive"},
+    "a loss of one's own looks at texts alone": {"recipe": "own"},
+}
+
+
+SHARED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def made_trainer(name: str, settings: dict[str, Any]) -> tuple[Trainer, Callable[..., Any]]:
+    """It, and its batches behind so many steps."""
     config = RefineConfig.model_validate({"train": TRAIN, "seed": 5, **settings})
     accelerator = build.build_accelerator("cpu")
     model = load_open_clip(name)
-    pairs = ToyPairs("processes", size=32)
+    pairs = ToyPairs("processes", size=35)
     student = build.build_student(model, config, accelerator.device)
-    steps = build.count_steps(config.train, pairs, accelerator.num_processes)
-    assert steps > 3  # a parameter without a gradient is waited for in the step after its first
     trainer = build.build_trainer(
         config,
         student,
@@ -54,72 +124,91 @@ def train(
         TowerPrecision.from_name("fp32"),
         StandardNormal(),
         accelerator,
-        steps=steps,
+        steps=STEPS,
         objective=own_loss if config.loss.own_weight else None,
     )
+    assert build.count_steps(config.train, pairs, accelerator.num_processes) == STEPS
+    return trainer, partial(build.build_batches, config, pairs, model, accelerator)
+
+
+def train(
+    name: str, settings: dict[str, Any], result: Path, micro_batch: int | None = None
+) -> None:
+    trainer, batches = made_trainer(name, settings)
+    shared = "shared" in result.name
+    assert (trainer.student is not None) == shared
     trainer = replace(with_plain_descent(trainer), micro_batch=micro_batch)
-    batches = build.build_batches(config, pairs, model, accelerator)
     with StepLog(None) as log:
-        trainer.train(batches, steps=steps, log=log)
-    if accelerator.is_main_process:
-        torch.save([accelerator.num_processes, student.state_dict()], result)
+        trainer.train(batches(), steps=STEPS, log=log)
+    student: Any = trainer.student or trainer.accelerator.unwrap_model(trainer.towers)
+    if trainer.accelerator.is_main_process:
+        torch.save([trainer.accelerator.num_processes, student.encoder.state_dict()], result)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def model_of(case: str, folder: Path) -> str:
+    bias = {"init_logit_bias": -10.0} if "bias" in case else {}
+    return write_model(folder / f"model{len(bias)}", {**TINY, **bias})
 
 
-def join_two(rank: int, port: int) -> None:
-    """Be one of two processes, as a launcher would say it."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
+def several_steps(folder: Path) -> None:
+    for case, settings in CASES.items():
+        name = f"local-dir:{folder}/model{int('bias' in case)}"
+        train(name, settings, folder / f"{case}, two")
+        train(name, settings, folder / f"{case}, parts", micro_batch=3)  # of 4 pairs each
+    case = "every scale is used"
+    with patch_environment(**SHARED):
+        train(f"local-dir:{folder}/model0", CASES[case], folder / f"{case}, shared")
+        train(f"local-dir:{folder}/model0", CASES[case], folder / f"{case}, shared parts", 3)
 
 
-def one_of_two(rank: int, port: int, name: str, settings: dict[str, Any], result: Path) -> None:
-    torch.set_num_threads(1)
-    join_two(rank, port)
-    train(name, settings, result)
-    train(name, settings, result.with_name("parts.pt"), micro_batch=3)  # of 4 pairs each
-    torch.distributed.destroy_process_group()
+@pytest.mark.timeout(300)
+def test_two_processes_train_as_one(tmp_path: Path):
+    """Also where they share the weights (FSDP2)."""
+    names = {case: model_of(case, tmp_path) for case in CASES}
+    in_processes(2, several_steps, tmp_path)
+    for case, settings in CASES.items():
+        train(names[case], settings, tmp_path / f"{case}, one")
+        one, *others = (torch.load(path) for path in sorted(tmp_path.glob(f"{case}, *")))
+        assert [one[0], *(other[0] for other in others)] == [1, *[2] * len(others)]
+        assert any("logit_bias" in name for name in one[1]) == ("bias" in case)
+        for name, weight in one[1].items():
+            for _, together in others:
+                assert torch.allclose(weight, together[name], atol=1e-6), (case, name)
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("settings", "bias"),
-    [
-        (SCALE_AND_TEACHER, False),
-        (SCALE_UNUSED, False),
-        (BIAS_UNUSED, True),
-        (OTHER_NEGATIVES, False),
-        (OWN, False),
-    ],
-    ids=[
-        "every scale is used",
-        "no loss looks at the scale",
-        "no loss looks at the bias",
-        "wrong captions and masks",
-        "a loss of one's own looks at texts alone",
-    ],
-)
-def test_two_processes_train_as_one(settings: dict[str, Any], bias: bool, tmp_path: Path):
-    name = write_model(tmp_path / "model", {**TINY, "init_logit_bias": -10.0} if bias else TINY)
-    assert any("logit_bias" in one for one in load_open_clip(name).state_dict()) == bias
-    train(name, settings, tmp_path / "one.pt")
-    multiprocessing.spawn(one_of_two, (free_port(), name, settings, tmp_path / "two.pt"), nprocs=2)
-    files = ("one.pt", "two.pt", "parts.pt")
-    counts, weights = zip(
-        *(torch.load(tmp_path / file, weights_only=True) for file in files), strict=True
-    )
-    assert counts == (1, 2, 2)
-    for name, weight in weights[0].items():
-        for together in weights[1:]:
-            assert torch.allclose(weight, together[name], atol=1e-6), name
+# --------------------------------------------------------------------------------------------------
+# States of a training whose weights are shared out, and of one whose weights are not.
+
+
+def steps_of(shared: bool, name: str, taken: int, until: int, state: Any = None) -> Any:
+    """The state behind so many steps, from one behind those that are taken."""
+    with patch_environment(**SHARED if shared else {}):
+        trainer, batches = made_trainer(name, CASES["every scale is used"])
+    for group in trainer.schedule.optimizer.param_groups:
+        group["eps"] = 1e-3  # else a gradient that is 0 but for rounding becomes a whole step
+    if state:
+        trainer.restore(*copy.deepcopy(state))
+    with StepLog(None) as log:
+        trainer.train(islice(batches(done=taken), until - taken), steps=STEPS, log=log)
+    return trainer.state()
+
+
+def exchange(name: str, folder: Path) -> None:
+    kinds = (False, True)
+    halves = [steps_of(shared, name, 0, 2) for shared in kinds]
+    found = [steps_of(s, name, 2, STEPS, half)[0] for s in kinds for half in halves]
+    torch.save([steps_of(False, name, 0, STEPS)[0], *found], folder / "states.pt")
+
+
+@pytest.mark.timeout(300)
+def test_states_go_from_one_kind_to_the_other(tiny_name: str, tmp_path: Path):
+    in_processes(2, exchange, tiny_name, tmp_path)
+    unbroken, *others = torch.load(tmp_path / "states.pt")
+    assert len(others) == 4
+    assert any(name.startswith("optimiser.") and v.ndim == 2 for name, v in unbroken.items())
+    for other in others:
+        assert other.keys() == unbroken.keys()
+        for name, value in unbroken.items():
+            if name == "random":  # of what else was drawn in these processes
+                continue
+            assert torch.allclose(value.double(), other[name].double(), atol=1e-6), name

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
-from clip_refine.losses.tensors import check_pairs, outside_autocast, widened, without
+from clip_refine.losses.tensors import (
+    ALL,
+    check_pairs,
+    outside_autocast,
+    partners,
+    unit_pairs,
+    widened,
+    without,
+)
 
 
 @outside_autocast
@@ -42,14 +50,14 @@ def alignment_loss(
         25.0
     """
     check_pairs(image_features, text_features)
-    image, text = widened(image_features, text_features)
-    if normalize:
-        image, text = to_unit(image, dim=1), to_unit(text, dim=1)
+    image, text = (unit_pairs if normalize else widened)(image_features, text_features)
     return (image - text).square().sum(dim=1).mean()
 
 
 @outside_autocast
-def centroid_uniformity_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
+def centroid_uniformity_loss(
+    image_features: Tensor, text_features: Tensor, *, rows: slice = ALL
+) -> Tensor:
     """How far the middles of the pairs are from an even spread over the sphere.
 
     With x, y the unit features and c_i = (x_i + y_i) / ‖x_i + y_i‖:
@@ -62,6 +70,7 @@ def centroid_uniformity_loss(image_features: Tensor, text_features: Tensor) -> T
     Args:
         image_features: (B, d), raw; scaled to norm 1 inside.
         text_features: (B, d), raw; row i is the partner of image i.
+        rows: The pairs whose part of the loss this is; parts add up (`losses/tensors.py`).
 
     Returns:
         A scalar from −8 to 0, lower is more even; 0 where all middles, or the only one, are one.
@@ -78,15 +87,27 @@ def centroid_uniformity_loss(image_features: Tensor, text_features: Tensor) -> T
         -4.0
     """
     check_pairs(image_features, text_features)
-    image, text = widened(image_features, text_features)
-    middles = to_unit(to_unit(image, dim=1) + to_unit(text, dim=1), dim=1)
-    if len(middles) == 1:
+    image, text = unit_pairs(image_features, text_features)
+    middles = to_unit(image + text, dim=1)
+    count, size = len(middles), len(middles[rows])
+    if count == 1:
         return 0 * middles.sum()
-    # ‖c_i − c_j‖² = 2 − 2 c_i·c_j; the gradient of pdist takes (B − 1)·B·d numbers on a GPU
-    exponents = 4 * (middles @ middles.T) - 4
-    itself = torch.eye(len(middles), dtype=torch.bool, device=middles.device)
-    both = torch.logsumexp(without(itself, exponents).flatten(), dim=0)  # i < j and i > j
-    return both - math.log(len(middles) * (len(middles) - 1))
+
+    def log_sum(rows: slice) -> Tensor:  # of i < j and i > j
+        # ‖c_i − c_j‖² = 2 − 2 c_i·c_j; the gradient of pdist takes (B − 1)·B·d numbers on a GPU
+        exponents = 4 * (middles[rows] @ middles.T) - 4
+        itself = partners(exponents, None, rows) > 0
+        return torch.logsumexp(without(itself, exponents).flatten(), dim=0)
+
+    own, pairs = log_sum(rows), math.log(count * (count - 1))
+    if size == count:
+        return own - pairs
+    # the logarithm of a sum has no parts; its gradient has, and those of its value are even
+    with torch.no_grad():
+        sums = [log_sum(slice(at, at + size)) for at in range(0, count, size)]
+        whole = torch.logsumexp(torch.stack(sums), dim=0)
+    part = (own - whole).exp()
+    return (whole - pairs) * (size / count) + part - part.detach()
 
 
 @outside_autocast
@@ -115,7 +136,7 @@ def covariance_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
         0.25
     """
     check_pairs(image_features, text_features)
-    sides = (to_unit(side, dim=1) for side in widened(image_features, text_features))
+    sides = unit_pairs(image_features, text_features)
     of_image, of_text = (
         torch.cov(side.T, correction=0).reshape(side.shape[1], -1) for side in sides
     )

@@ -13,13 +13,18 @@ from torch.nn.functional import cross_entropy, logsigmoid, pad
 from torch.nn.functional import normalize as to_unit
 
 from clip_refine.losses.tensors import (
+    ALL,
     Scalar,
+    both_ways,
     check_pairs,
     check_positive,
+    check_teacher_pairs,
     false_negatives,
+    known_similarity,
     outside_autocast,
     partner_shares,
     partners,
+    unit_pairs,
     widened,
     without,
 )
@@ -33,8 +38,9 @@ def contrastive_loss(
     logit_scale: Scalar,
     normalize: bool = True,
     caption_ids: Tensor | None = None,
-    teacher_similarity: Tensor | None = None,
+    teacher_unit: tuple[Tensor, Tensor] | None = None,
     wrong_text_features: Tensor | None = None,
+    rows: slice = ALL,
 ) -> Tensor:
     """Cross-entropy of picking a pair's partner out of the batch, both directions.
 
@@ -54,9 +60,10 @@ def contrastive_loss(
         normalize: Whether features are scaled to norm 1 first, as CLIP does.
         caption_ids: (B,), equal where captions are, which then all are partners; None: pair i has
             only partner i.
-        teacher_similarity: (B, B), the teacher's of images (rows) with texts; None: all negatives
-            count.
+        teacher_unit: (B, d′) image and text features of the teacher, of norm 1; None: all
+            negatives count.
         wrong_text_features: (N, d), raw, of captions that no image of the batch has.
+        rows: The queries whose part of the loss this is; parts add up (`losses/tensors.py`).
 
     Returns:
         A scalar ≥ 0 in nats, lower is better; log B for a model that cannot tell pairs apart.
@@ -73,18 +80,19 @@ def contrastive_loss(
         0.3133
     """
     image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
-    logits = logit_scale * (image @ text.T)
-    own = of_images = partner_shares(logits, caption_ids)
-    to_texts, to_images = logits, logits.T
-    if teacher_similarity is not None:
-        to_texts = without(false_negatives(teacher_similarity, own), to_texts)
-        to_images = without(false_negatives(teacher_similarity.T, own), to_images)
+    to_texts, to_images = both_ways(image, text, rows, logit_scale)
+    own = of_images = partner_shares(to_texts, caption_ids, rows)
+    if teacher_unit is not None:
+        check_teacher_pairs(image, *teacher_unit)
+        ignored = false_negatives(teacher_unit, own, rows)
+        to_texts, to_images = without(ignored[0], to_texts), without(ignored[1], to_images)
     if wrong_text_features is not None:
         _, wrong = widened(image, wrong_text_features)
         wrong = to_unit(wrong, dim=1) if normalize else wrong
-        to_texts = torch.cat([to_texts, logit_scale * (image @ wrong.T)], dim=1)
+        to_texts = torch.cat([to_texts, logit_scale * (image[rows] @ wrong.T)], dim=1)
         of_images = pad(own, (0, len(wrong)))
-    return (cross_entropy(to_texts, of_images) + cross_entropy(to_images, own)) / 2
+    forth = cross_entropy(to_texts, of_images, reduction="sum")
+    return (forth + cross_entropy(to_images, own, reduction="sum")) / (2 * len(image))
 
 
 @outside_autocast
@@ -96,7 +104,8 @@ def sigmoid_contrastive_loss(
     logit_bias: Scalar,
     normalize: bool = True,
     caption_ids: Tensor | None = None,
-    teacher_similarity: Tensor | None = None,
+    teacher_unit: tuple[Tensor, Tensor] | None = None,
+    rows: slice = ALL,
 ) -> Tensor:
     """Every image-text combination judged on its own: a pair or not (SigLIP).
 
@@ -111,8 +120,9 @@ def sigmoid_contrastive_loss(
         logit_bias: Added to every logit; SigLIP starts at −10.
         normalize: Whether features are scaled to norm 1 first, as SigLIP does.
         caption_ids: (B,), equal where captions are; None: pair i has only partner i.
-        teacher_similarity: (B, B), the teacher's of images (rows) with texts: combinations that it
-            holds nearer than the own pair of the image, or of the text, are left out.
+        teacher_unit: (B, d′) image and text features of the teacher, of norm 1: combinations that
+            it holds nearer than the own pair of the image, or of the text, are left out.
+        rows: The images whose part of the loss this is; parts add up (`losses/tensors.py`).
 
     Returns:
         A scalar ≥ 0 in nats per pair, lower is better.
@@ -130,13 +140,15 @@ def sigmoid_contrastive_loss(
         0.3133
     """
     image, text = _checked(image_features, text_features, logit_scale, normalize=normalize)
-    logits = logit_scale * (image @ text.T) + logit_bias
-    own = partners(logits, caption_ids)
+    logits = logit_scale * (image[rows] @ text.T) + logit_bias
+    own = partners(logits, caption_ids, rows)
     costs = -logsigmoid((2 * own - 1) * logits)
-    if teacher_similarity is not None:
-        of_images = false_negatives(teacher_similarity, own)
-        costs = costs.masked_fill(of_images | false_negatives(teacher_similarity.T, own).T, 0)
-    return costs.sum() / len(logits)
+    if teacher_unit is not None:
+        check_teacher_pairs(image, *teacher_unit)
+        known = known_similarity(teacher_unit)
+        nearer = teacher_unit[0][rows] @ teacher_unit[1].T > known[rows, None].minimum(known)
+        costs = costs.masked_fill(nearer & (own == 0), 0)
+    return costs.sum() / len(image)
 
 
 def _checked(
@@ -144,7 +156,5 @@ def _checked(
 ) -> tuple[Tensor, Tensor]:
     check_pairs(image_features, text_features)
     check_positive("logit_scale", logit_scale)
-    image, text = widened(image_features, text_features)
-    if normalize:
-        return to_unit(image, dim=1), to_unit(text, dim=1)
+    image, text = (unit_pairs if normalize else widened)(image_features, text_features)
     return image, text

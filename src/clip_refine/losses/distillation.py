@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from clip_refine.losses.tensors import (
+    ALL,
     Scalar,
     check_pairs,
     check_positive,
@@ -83,6 +84,7 @@ def logit_distillation_loss(
     *,
     temperature: Scalar = 1.0,
     normalize: bool = False,
+    rows: slice = ALL,
 ) -> Tensor:
     """Squared difference of the student's and the teacher's similarities, over all B² of them.
 
@@ -95,6 +97,7 @@ def logit_distillation_loss(
         teacher_text_features: (B, d′), raw; no gradient flows into it.
         temperature: Divides both similarities; a number or a 0-d tensor.
         normalize: Whether features are scaled to norm 1 first.
+        rows: The images whose part of the loss this is; parts add up (`losses/tensors.py`).
 
     Returns:
         A scalar ≥ 0 in squared logits, 0 where no similarity has moved.
@@ -118,4 +121,6 @@ def logit_distillation_loss(
         normalize=normalize,
     )
     check_positive("temperature", temperature)
-    return mse_loss(image @ text.T / temperature, teacher_image @ teacher_text.T / temperature)
+    found = image[rows] @ text.T / temperature
+    known = teacher_image[rows] @ teacher_text.T / temperature
+    return mse_loss(found, known) * (len(found) / len(image))

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from clip_refine.losses.tensors import (
+    ALL,
     Scalar,
+    both_ways,
     check_positive,
     outside_autocast,
     partner_shares,
@@ -17,7 +19,11 @@ from clip_refine.losses.tensors import (
 
 
 def hybrid_targets(
-    teacher_logits: Tensor, *, alpha: float, caption_ids: Tensor | None = None
+    teacher_logits: Tensor,
+    *,
+    alpha: float,
+    caption_ids: Tensor | None = None,
+    rows: slice = ALL,
 ) -> Tensor:
     """The rows that the student is to reproduce: part the true pairs, part the teacher's.
 
@@ -25,18 +31,19 @@ def hybrid_targets(
     n_i pairs that have the caption of pair i.
 
     Args:
-        teacher_logits: (B, B), row i the query, column j the candidate.
+        teacher_logits: (b, B), a row for each query of `rows`, a column for each candidate.
         alpha: Share of the true pairs, 0–1.
         caption_ids: (B,), equal where captions are; None where pair i has only partner i.
+        rows: Which of the B pairs are the queries.
 
     Returns:
-        (B, B) probabilities, rows sum to 1.
+        (b, B) probabilities, rows sum to 1.
 
     Example:
         >>> hybrid_targets(torch.zeros(2, 2), alpha=0.5).tolist()
         [[0.75, 0.25], [0.25, 0.75]]
     """
-    own = partner_shares(teacher_logits, caption_ids)
+    own = partner_shares(teacher_logits, caption_ids, rows)
     return alpha * own + (1 - alpha) * teacher_logits.softmax(dim=1)
 
 
@@ -52,6 +59,7 @@ def hycd_loss(
     teacher_temperature: Scalar | None = None,
     normalize: bool = False,
     caption_ids: Tensor | None = None,
+    rows: slice = ALL,
 ) -> Tensor:
     """Divergence of the student's matching probabilities from hybrid targets, both directions.
 
@@ -80,6 +88,7 @@ def hycd_loss(
         normalize: Whether features are scaled to norm 1 first.
         caption_ids: (B,), equal where captions are, which then all are partners; None: pair i has
             only partner i.
+        rows: The queries whose part of the loss this is; parts add up (`losses/tensors.py`).
 
     Returns:
         A scalar ≥ 0 in nats, lower is better.
@@ -108,20 +117,17 @@ def hycd_loss(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
 
-    student_logits = image @ text.T / temperature
     with torch.no_grad():
-        teacher_logits = teacher_image @ teacher_text.T / teacher_temperature
-        image_to_text_targets = hybrid_targets(teacher_logits, alpha=alpha, caption_ids=caption_ids)
-        text_to_image_targets = hybrid_targets(
-            teacher_logits.T, alpha=alpha, caption_ids=caption_ids
-        )
-    image_to_text = _mean_row_divergence(image_to_text_targets, student_logits)
-    text_to_image = _mean_row_divergence(text_to_image_targets, student_logits.T)
-    return (image_to_text + text_to_image) / 2
+        targets = [
+            hybrid_targets(logits, alpha=alpha, caption_ids=caption_ids, rows=rows)
+            for logits in both_ways(teacher_image, teacher_text, rows, 1 / teacher_temperature)
+        ]
+    logits = both_ways(image, text, rows, 1 / temperature)
+    directions = [_divergence(*both) for both in zip(targets, logits, strict=True)]
+    return (directions[0] + directions[1]) / (2 * len(image))
 
 
-def _mean_row_divergence(targets: Tensor, logits: Tensor) -> Tensor:
-    """KL(targets ‖ softmax(logits)), summed over columns, averaged over rows."""
+def _divergence(targets: Tensor, logits: Tensor) -> Tensor:
+    """KL(targets ‖ softmax(logits)), summed over rows and columns."""
     # xlogy, because a target that underflows to 0 contributes 0 and not NaN
-    divergence = torch.xlogy(targets, targets) - targets * logits.log_softmax(dim=1)
-    return divergence.sum(dim=1).mean()
+    return (torch.xlogy(targets, targets) - targets * logits.log_softmax(dim=1)).sum()

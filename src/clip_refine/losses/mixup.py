@@ -10,12 +10,15 @@ from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as to_unit
 
 from clip_refine.losses.tensors import (
+    ALL,
     Scalar,
     check_pairs,
     check_positive,
+    check_teacher_pairs,
     false_negatives,
     outside_autocast,
     partners,
+    unit_pairs,
     widened,
     without,
 )
@@ -72,7 +75,8 @@ def m2_mix_loss(
     logit_scale: Scalar,
     mix: Tensor,
     caption_ids: Tensor | None = None,
-    teacher_similarity: Tensor | None = None,
+    teacher_unit: tuple[Tensor, Tensor] | None = None,
+    rows: slice = ALL,
 ) -> Tensor:
     """Contrastive loss whose negatives are mixtures of the other pairs' image and text.
 
@@ -94,8 +98,10 @@ def m2_mix_loss(
         mix: λ, the image's share in 0–1, drawn by the caller: 0-d, or (B,) for one a pair. No
             gradient flows into it.
         caption_ids: (B,), equal where captions are; mixtures with such pairs are no negatives.
-        teacher_similarity: (B, B), the teacher's of images (rows) with texts; nor are mixtures with
-            pairs whose text it holds nearer to the image than the image's own, and alike of texts.
+        teacher_unit: (B, d′) image and text features of the teacher, of norm 1; nor are mixtures
+            with pairs whose text it holds nearer to the image than the image's own, and alike of
+            texts.
+        rows: The queries whose part of the loss this is; parts add up (`losses/tensors.py`).
 
     Returns:
         A scalar ≥ 0 in nats, lower is better.
@@ -119,19 +125,20 @@ def m2_mix_loss(
             f"got {tuple(mix.shape)}"
         )
     image, text, mix = widened(image_features, text_features, mix.detach())
-    image_unit, text_unit = to_unit(image, dim=1), to_unit(text, dim=1)
+    image_unit, text_unit = unit_pairs(image, text)
     mixed_unit = geodesic_mix(image_unit, text_unit, mix)
-    positives = (image_unit * text_unit).sum(dim=1)
-    targets = torch.arange(len(positives), device=positives.device)
-    logits = [logit_scale * query @ mixed_unit.T for query in (image_unit, text_unit)]
-    own = partners(logits[0], caption_ids)
+    positives = logit_scale * (image_unit * text_unit).sum(dim=1)[rows]
+    first = rows.start or 0
+    targets = torch.arange(first, first + len(positives), device=positives.device)
+    logits = [logit_scale * query[rows] @ mixed_unit.T for query in (image_unit, text_unit)]
+    own = partners(logits[0], caption_ids, rows)
     ignored = [own > 0, own > 0]  # in the place of their own mixture stand the positives
-    if teacher_similarity is not None:
-        sides = (teacher_similarity, teacher_similarity.T)
-        ignored = [(own > 0) | false_negatives(side, own) for side in sides]
+    if teacher_unit is not None:
+        check_teacher_pairs(image, *teacher_unit)
+        ignored = [(own > 0) | nearer for nearer in false_negatives(teacher_unit, own, rows)]
     logits = [without(*both) for both in zip(ignored, logits, strict=True)]
     directions = [
-        cross_entropy(torch.diagonal_scatter(side, logit_scale * positives), targets)
+        cross_entropy(torch.diagonal_scatter(side, positives, first), targets, reduction="sum")
         for side in logits
     ]
-    return (directions[0] + directions[1]) / 2
+    return (directions[0] + directions[1]) / (2 * len(image))

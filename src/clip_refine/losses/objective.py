@@ -18,7 +18,7 @@ from clip_refine.losses.distillation import feature_distillation_loss, logit_dis
 from clip_refine.losses.hycd import hycd_loss
 from clip_refine.losses.mixup import m2_mix_loss
 from clip_refine.losses.rafa import rafa_loss
-from clip_refine.losses.tensors import Scalar, cosines
+from clip_refine.losses.tensors import ALL, Scalar, unit_pairs
 from clip_refine.support.errors import ConfigError, TrainingError
 
 Given = TypeVar("Given")
@@ -33,6 +33,8 @@ class PairFeatures(NamedTuple):
 
 OwnLoss = Callable[[PairFeatures, PairFeatures, Tensor], Tensor]
 """Raw features of the student and of its teacher, the logit scale (0-d) → a loss (0-d)."""
+_BY_ROWS = {"hycd", "contrastive", "centroid_uniformity", "m2_mix", "logit_distillation"}
+"""Terms over all combinations of pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +72,13 @@ class LossTerms:
             raise ValueError("no loss term is present, so there is nothing to minimise")
         return torch.stack(present).sum()
 
-    def as_floats(self) -> dict[str, float]:
-        """Each term present and `total`, read from the device in one go."""
+    def as_floats(self, added_up: Callable[[Tensor], Tensor] = torch.clone) -> dict[str, float]:
+        """Each term present and `total`, read from the device in one go.
+
+        Of several processes `added_up` adds the parts of all.
+        """
         named = self._present() | {"total": self.total}
-        values = torch.stack([value.detach() for value in named.values()]).tolist()
+        values = added_up(torch.stack([value.detach() for value in named.values()])).tolist()
         return dict(zip(named, values, strict=True))
 
     def _present(self) -> dict[str, Tensor]:
@@ -167,6 +172,7 @@ class Objective:
         centroid_gap: Tensor | None = None,
         progress: float = 0.0,
         teacher_scale: float | None = None,
+        rows: slice = ALL,
     ) -> LossTerms:
         """The weighted terms of one batch.
 
@@ -186,6 +192,9 @@ class Objective:
                 None unless `needs_centroid_gap`.
             teacher_scale: The teacher's own multiplier where the student has another one; then
                 HyCD's softmax has it on the teacher's side.
+            rows: The pairs whose part of the loss is asked for, of several processes those of this
+                one; the parts of all add up to the loss. Terms over all combinations of pairs are
+                computed for these rows against all columns, others whole and shared evenly.
             progress: Share of the run that is over, for what changes with it: RaFA's weight and the
                 contrastive scale, where they are told to.
 
@@ -197,9 +206,9 @@ class Objective:
         """
         scale = self._contrastive_scale(logit_scale, progress)
         teacher = _given("teacher", teacher) if self.needs_teacher else None
-        shared: dict[str, Any] = {"logit_scale": scale, "caption_ids": caption_ids}
+        shared: dict[str, Any] = {"logit_scale": scale, "caption_ids": caption_ids, "rows": rows}
         if teacher is not None and self._masks:
-            shared["teacher_similarity"] = cosines(*teacher)
+            shared["teacher_unit"] = unit_pairs(*teacher)
         terms = self._student_terms(student, shared, logit_bias, mix, wrong_text_features)
         if self.loss.rafa_weight:
             loss = rafa_loss(
@@ -212,9 +221,12 @@ class Objective:
             terms = {"rafa": left * self.loss.rafa_weight * loss} | terms
         if teacher is not None:
             terms |= self._teacher_terms(
-                student, teacher, logit_scale, centroid_gap, teacher_scale, caption_ids
+                student, teacher, shared, logit_scale, centroid_gap, teacher_scale
             )
-        return LossTerms(**terms)
+        share = len(student.image_features[rows]) / len(student.image_features)
+        return LossTerms(
+            **{name: term if name in _BY_ROWS else share * term for name, term in terms.items()}
+        )
 
     def _contrastive_scale(self, logit_scale: Tensor, progress: float) -> Scalar:
         """1/τ, where asked for with τ on the line from the first to the last one.
@@ -252,10 +264,11 @@ class Objective:
             loss = alignment_loss(*student, normalize=self.loss.alignment_normalize)
             terms["alignment"] = self.loss.alignment_weight * loss
         if self.loss.centroid_uniformity_weight:
-            loss = centroid_uniformity_loss(*student)
+            loss = centroid_uniformity_loss(*student, rows=shared["rows"])
             terms["centroid_uniformity"] = self.loss.centroid_uniformity_weight * loss
         if self.loss.covariance_weight:
-            terms["covariance"] = self.loss.covariance_weight * covariance_loss(*student)
+            loss = covariance_loss(*student)
+            terms["covariance"] = self.loss.covariance_weight * loss
         if self.loss.m2_mix_weight:
             loss = m2_mix_loss(*student, mix=_given("mix", mix), **shared)
             terms["m2_mix"] = self.loss.m2_mix_weight * loss
@@ -265,10 +278,10 @@ class Objective:
         self,
         student: PairFeatures,
         teacher: PairFeatures,
+        shared: dict[str, Any],
         logit_scale: Tensor,
         centroid_gap: Tensor | None,
         teacher_scale: float | None,
-        caption_ids: Tensor | None,
     ) -> dict[str, Tensor]:
         own_temperature = 1 / logit_scale.detach()
         temperature = own_temperature if self.loss.temperature is None else self.loss.temperature
@@ -281,7 +294,8 @@ class Objective:
                 temperature=temperature,
                 teacher_temperature=None if teacher_scale is None else 1 / teacher_scale,
                 normalize=self.loss.normalize,
-                caption_ids=caption_ids,
+                caption_ids=shared["caption_ids"],
+                rows=shared["rows"],
             )
             terms["hycd"] = self.loss.hycd_weight * loss
         if self.loss.anchor_weight:
@@ -292,7 +306,11 @@ class Objective:
             terms["anchor"] = self.loss.anchor_weight * loss
         if self.loss.logit_distillation_weight:
             loss = logit_distillation_loss(
-                *student, *teacher, temperature=temperature, normalize=self.loss.normalize
+                *student,
+                *teacher,
+                temperature=temperature,
+                normalize=self.loss.normalize,
+                rows=shared["rows"],
             )
             terms["logit_distillation"] = self.loss.logit_distillation_weight * loss
         if self.loss.own_weight:

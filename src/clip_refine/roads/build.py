@@ -13,7 +13,7 @@ import open_clip
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, patch_environment
 from torch import Tensor, nn
 
 from clip_refine.config import (
@@ -80,6 +80,7 @@ from clip_refine.train import (
     make_optimiser,
     make_schedule,
     prepare_student,
+    share_out,
     trained_part,
 )
 from clip_refine.train.part import TrainedPart
@@ -107,14 +108,27 @@ def build_accelerator(device: str) -> Accelerator:
         os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
         if device != "auto":
             os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    offload = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
+    if shares_weights() and (offload or os.environ.get("FSDP_VERSION") != "2"):
+        raise ConfigError(
+            "accelerate launch --use_fsdp: weights are shared out as version 2 does it, and stay "
+            "on their device. Give --fsdp_version 2 and no --fsdp_offload_params, or leave "
+            "--use_fsdp out: then each process has all of the weights."
+        )
     # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
     handler = DistributedDataParallelKwargs(static_graph=True)
-    return Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no",  # each tower has its own autocast
-        gradient_accumulation_steps=1,
-        kwargs_handlers=[handler],
-    )
+    with patch_environment(ACCELERATE_USE_FSDP="false"):  # `share_out` does it, on a CPU, too
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no",  # each tower has its own autocast
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[handler],
+        )
+
+
+def shares_weights() -> bool:
+    """Whether `accelerate launch --use_fsdp` started this."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def count_workers(workers: int | None, device: torch.device) -> int:
@@ -514,20 +528,28 @@ def build_trainer(
             "loss.contrastive_form sigmoid needs a model with a logit bias, as SigLIP's have; this "
             "one has none. Use softmax."
         )
+    towers = own = StudentTowers(student, precision)
+    rates = learning_rates(student, train)
+    shared = shares_weights() and accelerator.num_processes > 1
+    if shared:
+        towers = share_out(own, accelerator.device)
+        both = zip(own.parameters(), towers.parameters(), strict=True)
+        rates = {id(new): rates[id(old)] for old, new in both if id(old) in rates}
     optimiser = make_optimiser(
-        student.named_parameters(),
+        towers.named_parameters(),
         learning_rate=train.rate,
         weight_decay=train.weight_decay,
         decay=train.decay,
         device=accelerator.device,
-        rates=learning_rates(student, train),
+        rates=rates,
     )
     schedule = make_schedule(
         optimiser, schedule=train.schedule, warmup_steps=train.warmup_steps, steps=steps
     )
     return Trainer(
         accelerator=accelerator,
-        towers=accelerator.prepare_model(StudentTowers(student, precision)),
+        towers=towers if shared else accelerator.prepare_model(towers),
+        student=own if shared else None,
         teacher=teacher,
         objective=Objective(loss, objective),
         precision=precision,
@@ -554,6 +576,11 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
             "train.normalization_statistics updated: each process would count its own share of a "
             "batch, so the model would depend on how many there are. Train in one process, or "
             "leave them frozen."
+        )
+    if config.parameters == "lora" and processes > 1 and shares_weights():
+        raise ConfigError(
+            "train.parameters lora: PEFT's layers cannot be shared out. Leave --use_fsdp out: "
+            "gradients and moments of adapters, which every process then has, are small."
         )
     length = pairs.length if isinstance(pairs, Stream) else len(pairs)
     if length is not None and length < config.batch_size:  # no epoch would have a batch

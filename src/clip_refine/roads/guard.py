@@ -43,6 +43,7 @@ class Guard:
         # the last step's weights are those that are saved, so they are probed in any case
         if guard.every is None or (step % guard.every and step != self._steps):
             return False
+        trainer.hand_back()
         now = self._measure()
         self._warn_of_collapse(now)
         found = self._differences(now)

@@ -442,6 +442,7 @@ def train_student(
                     "micro_batch": size,
                     "begin": begin,
                     "processes": accelerator.num_processes,
+                    "shared_weights": trainer.student is not None,
                     "device": build.device_name(accelerator.device),
                 }
                 states.decide(decided)

@@ -8,6 +8,7 @@ from clip_refine.train.precision import (
     TowerPrecision,
     faster_precision,
     prepare_student,
+    share_out,
 )
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "make_optimiser",
     "make_schedule",
     "prepare_student",
+    "share_out",
     "trained_part",
 ]

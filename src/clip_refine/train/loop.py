@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -23,11 +25,14 @@ from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
 from clip_refine.train.micro_batch import EncodedParts, encode_in_parts
 from clip_refine.train.precision import (
+    StudentTowers,
     TowerOutput,
     TowerPrecision,
     batch_statistics,
     encode_pairs,
+    shared_as,
     training_mode,
+    whole,
 )
 from clip_refine.train.state import States
 
@@ -42,22 +47,29 @@ _AT_CHANCE = 0.005  # relative distance from ln B
 def gather_features(features: PairFeatures, accelerator: Any) -> PairFeatures:
     """Concatenate the rows of all processes in rank order.
 
-    Every process then computes the loss of the whole batch, with gradients for its own rows only.
-    Data-parallel training averages the weights' gradients over P processes, so each process's rows
-    carry P times their gradient: the average is then the gradient of one process with the whole
-    batch, for the towers and for a trained logit scale alike.
+    Every process then computes its part of the loss, its own rows against all columns; the gradient
+    of a row is what all parts together have found.
     """
     if accelerator.num_processes == 1:
         return features
-    return PairFeatures(*(_gather(rows, accelerator) for rows in features))
+    sides = [side.flatten(1) for side in features]
+    rows: Any = _Gathered.apply(torch.cat(sides, dim=1), accelerator)
+    image, text = rows.split([side.shape[1] for side in sides], dim=1)
+    return PairFeatures(image, text.unflatten(1, features.text_features.shape[1:]))
 
 
-def _gather(own: Tensor, accelerator: Any) -> Tensor:
-    rows: Tensor = accelerator.gather(own.detach())
-    start = accelerator.process_index * len(own)
-    # adds exactly 0 to the value and P - 1 times the gradient
-    own = own + (accelerator.num_processes - 1) * (own - own.detach())
-    return torch.cat([rows[:start], own, rows[start + len(own) :]])
+class _Gathered(torch.autograd.Function):
+    """PyTorch's gathering with a gradient is deprecated, and what takes its place is private."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, accelerator: Any) -> Tensor:
+        ctx.accelerator = accelerator
+        return accelerator.gather(own)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        found: Tensor = ctx.accelerator.reduce(gradients[0].contiguous())
+        return found.chunk(ctx.accelerator.num_processes)[ctx.accelerator.process_index], None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -84,14 +96,15 @@ def make_optimiser(
         device: Where the parameters are.
         rates: Learning rates of parameters by their `id`.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for _, parameter in named_parameters:
         if parameter.requires_grad:
             rate = (rates or {}).get(id(parameter), learning_rate)
             decayed = weight_decay if decay == "all" or parameter.ndim >= 2 else 0.0
-            groups.setdefault((rate, decayed), []).append(parameter)
+            # what is one number is never shared out, and no kernel takes both
+            groups.setdefault((rate, decayed, parameter.ndim == 0), []).append(parameter)
     return AdamW(
-        [{"params": g, "lr": r, "weight_decay": d} for (r, d), g in groups.items()],
+        [{"params": g, "lr": r, "weight_decay": d} for (r, d, _), g in groups.items()],
         lr=learning_rate,
         fused=device.type in ("cuda", "cpu"),
     )
@@ -144,6 +157,8 @@ class Trainer:
         teacher_scale: The teacher's logit scale where the student has another one.
         micro_batch: Pairs of a process that are encoded with a graph at a time; None for all. It
             is halved where memory turns out too little.
+        student: The model that gets the weights where `towers` is a copy that is shared out among
+            processes; None where it is trained itself.
         centroid_gap: (d,) on the device, the teacher's mean text feature less its mean image
             feature, at the scale of training; None where the objective does not need it.
     """
@@ -161,6 +176,7 @@ class Trainer:
     centroid_gap: Tensor | None = None
     teacher_scale: float | None = None
     micro_batch: int | None = None
+    student: StudentTowers | None = None
     first: dict[str, float] = field(default_factory=dict)  # the first step's record
     best: dict[str, Tensor] = field(default_factory=dict)  # weights, on the CPU
     best_step: int = 0
@@ -216,20 +232,34 @@ class Trainer:
                     break
                 if states:
                     states.after(number, steps, self, log.flush)
+        self.hand_back()
         if states:
             states.say_cost(time.perf_counter() - begin)
 
     def keep_best(self, step: int, score: float) -> None:
         """Keep the weights as they are, where the score is higher than any before."""
         if score > self.best_score:
-            weights = self.accelerator.unwrap_model(self.towers).state_dict()
-            self.best = {name: w.detach().to("cpu", copy=True) for name, w in weights.items()}
+            self.best = {n: w.detach().to("cpu", copy=True) for n, w in self._weights().items()}
             self.best_step, self.best_score = step, score
 
     def go_back(self) -> int:
         """Take the best weights that were kept; the step that they are of."""
-        self.accelerator.unwrap_model(self.towers).load_state_dict(self.best)
+        self._load(self.best)
         return self.best_step
+
+    def hand_back(self) -> None:
+        """Let the student have the weights; every process has to ask."""
+        if self.student is not None:
+            self.student.load_state_dict(self._weights())
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights = self.accelerator.unwrap_model(self.towers).state_dict()
+        return {name: whole(value) for name, value in weights.items()}
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        towers = self.accelerator.unwrap_model(self.towers)
+        own = towers.state_dict()
+        towers.load_state_dict({n: shared_as(own[n], value) for n, value in weights.items()})
 
     def _check_health(self, number: int, record: dict[str, float], pairs: int) -> None:
         """Stop where training destroys the model; say where it can tell nothing apart."""
@@ -260,11 +290,10 @@ class Trainer:
         Every process has to ask, since each has a generator for dropout of its own.
         """
         kept = self.schedule.optimizer.state_dict()
-        weights = self.accelerator.unwrap_model(self.towers).state_dict()
         device = self.accelerator.device
-        tensors = {f"weights.{name}": value for name, value in weights.items()}
+        tensors = {f"weights.{name}": value for name, value in self._weights().items()}
         for number, moments in kept["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
+            tensors |= {f"optimiser.{number}.{name}": whole(m) for name, m in moments.items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         tensors["references"] = self.generator.get_state()
         tensors["random"] = self.accelerator.gather(torch.get_rng_state().to(device)[None])
@@ -287,10 +316,12 @@ class Trainer:
             if rest:
                 named[group][rest] = value
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = self._parameters()
         for name, value in named["optimiser"].items():
             number, _, what = name.partition(".")
-            moments.setdefault(int(number), {})[what] = value
-        self.accelerator.unwrap_model(self.towers).load_state_dict(named["weights"])
+            part = shared_as(parameters[int(number)], value)
+            moments.setdefault(int(number), {})[what] = part
+        self._load(named["weights"])
         self.first, self.best = dict(plain["first"]), named["best"]
         if plain["best"]:
             self.best_step, self.best_score = plain["best"]
@@ -386,11 +417,14 @@ class Trainer:
             centroid_gap=self.centroid_gap,
             teacher_scale=self.teacher_scale,
             progress=(number - 1) / steps,
+            rows=self._own_rows(batch),
         )
-        losses = check_finite(number, terms)
-        self.accelerator.backward(terms.total)
+        losses = check_finite(number, terms, self.accelerator.reduce)
+        # data-parallel training takes the mean over processes, whose parts add up
+        self.accelerator.backward(self.accelerator.num_processes * terms.total)
         if parts:
             parts.backward()
+        if parts or self.student is not None:
             self._average_gradients()
         return losses, student
 
@@ -405,13 +439,19 @@ class Trainer:
         return encode_in_parts(towers, pixels, tokens, size=size)
 
     def _average_gradients(self) -> None:
-        """Over processes, once for all parts, as data-parallel training does it for a batch."""
+        """Over processes, once for all parts; of what is shared out that has been done."""
         if (processes := self.accelerator.num_processes) == 1:
             return
         for parameter in self._parameters():
-            if parameter.grad is not None:
+            if parameter.grad is not None and not isinstance(parameter, DTensor):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= processes
+
+    def _own_rows(self, batch: PairBatch) -> slice:
+        """Where this process's pairs are among those of all."""
+        count = len(batch.indices)
+        start = self.accelerator.process_index * count
+        return slice(start, start + count)
 
     def _statistics(self, student: PairFeatures) -> dict[str, float]:
         values = batch_statistics(student)
@@ -463,22 +503,35 @@ class Trainer:
         return ids.view(tokens.shape[:-1])
 
     def _clip(self, number: int) -> float:
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = float(self.accelerator.clip_grad_norm_(self._parameters(), limit))
+        # apart, as no kernel takes both, what is shared out and what is not
+        kinds: dict[bool, list[nn.Parameter]] = {}
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                kinds.setdefault(isinstance(parameter, DTensor), []).append(parameter)
+        norms = [
+            whole(get_total_norm([p.grad for p in kind if p.grad is not None]))
+            for kind in kinds.values()
+        ]
+        norm = math.hypot(*map(float, norms))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {number}: the gradient's norm is {norm}, so the weights were left as they "
                 "are. Try a lower learning rate, --train.clip-norm 1, or --train.precision fp32."
             )
+        if (limit := self.config.clip_norm) is not None:
+            for kind in kinds.values():
+                clip_grads_with_norm_(kind, limit, norms[0].new_tensor(norm))
         return norm
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.schedule.optimizer.param_groups for p in group["params"]]
 
 
-def check_finite(number: int, terms: LossTerms) -> dict[str, float]:
-    """The terms as numbers."""
-    losses = terms.as_floats()
+def check_finite(
+    number: int, terms: LossTerms, added_up: Callable[[Tensor], Tensor] = torch.clone
+) -> dict[str, float]:
+    """The terms as numbers, `added_up` over processes."""
+    losses = terms.as_floats(added_up)
     if not math.isfinite(losses["total"]):
         listed = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         raise TrainingError(

@@ -1,5 +1,6 @@
 """The student's towers, each at its own precision."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -7,10 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, Teacher
 from clip_refine.models.weights import used_parameters
+from clip_refine.train.part import tower_blocks
 
 PrecisionName = Literal["fp32", "bf16", "bf16-image", "bf16-text"]
 # one thread with AMX: towers of 2^16 and 2^14 (toy) take twice as long in bf16, those of 2^19 and
@@ -121,8 +126,11 @@ class StudentTowers(nn.Module):
     def forward(self, pixels: Tensor, tokens: Tensor) -> TowerOutput:
         """Features, logit scale and bias of a batch."""
         encoder: DualEncoder = self.encoder  # pyright: ignore[reportAssignmentType]
-        features = encode_pairs(encoder, pixels, tokens, self.precision)
-        return TowerOutput(features, encoder.logit_scale, getattr(encoder, "logit_bias", None))
+        image, text = encode_pairs(encoder, pixels, tokens, self.precision)
+        scale, bias = encoder.logit_scale, getattr(encoder, "logit_bias", None)
+        # clones, since what has shared weights must not return views
+        features = PairFeatures(image.clone(), text.clone())
+        return TowerOutput(features, scale.clone(), None if bias is None else bias.clone())
 
 
 def encode_pairs(
@@ -170,6 +178,33 @@ def training_mode(model: nn.Module, *, statistics: bool, dropout: bool) -> Itera
         yield
     finally:
         model.eval()
+
+
+# --------------------------------------------------------------------------------------------------
+# Weights shared out among processes (FSDP2): each holds a part of every one, with its gradient and
+# moments; a block is whole while it runs.
+
+
+def share_out(towers: StudentTowers, device: torch.device) -> StudentTowers:
+    """A copy of the towers so shared; what is one number only is whole in every process."""
+    copied = copy.deepcopy(towers)
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    numbers = {parameter for parameter in copied.parameters() if parameter.ndim == 0}
+    for module in (*tower_blocks(copied), copied):
+        fully_shard(module, mesh=mesh, ignored_params=numbers)
+    return copied
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of what may be shared out; every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shared_as(pattern: Tensor, tensor: Tensor) -> Tensor:
+    """This process's part of a whole tensor, where `pattern` is shared out."""
+    if not isinstance(pattern, DTensor) or tensor.shape != pattern.shape:
+        return tensor
+    return distribute_tensor(tensor.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 
 @torch.no_grad()

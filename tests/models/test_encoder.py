@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_refine.models import OpenClipEncoder, Teacher
-from clip_refine.models.encoder import quick_bf16
+from clip_refine.models.encoder import quick_on_cpu
 from clip_refine.train.precision import autocast
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def distance(some: list[Tensor], others: list[Tensor]) -> float:
 
 def test_float32_stays_as_it_is_bit_by_bit(tiny: OpenClipEncoder):
     plain = gradients(tiny, bf16=False)
-    undo = quick_bf16(tiny)
+    undo = quick_on_cpu(tiny)
     quick = gradients(tiny, bf16=False)
     undo()
     for before, after in zip(plain, quick, strict=True):
@@ -61,7 +61,7 @@ def test_float32_stays_as_it_is_bit_by_bit(tiny: OpenClipEncoder):
 
 def test_bf16_is_as_near_to_float32_as_pytorchs_own_kernels(tiny: OpenClipEncoder):
     exact, plain = gradients(tiny, bf16=False), gradients(tiny, bf16=True)
-    quick_bf16(tiny)
+    quick_on_cpu(tiny)
     quick = gradients(tiny, bf16=True)
     for truth, theirs, ours in zip(exact, plain, quick, strict=True):
         assert 0 < distance(ours, truth) < 1.2 * distance(theirs, truth)
@@ -75,7 +75,7 @@ def test_the_slow_kernels_are_not_called(tiny: OpenClipEncoder, *, teacher: bool
     assert plain.count["convolution_backward"] == 1
     model: Any = Teacher(tiny) if teacher else tiny
     if not teacher:
-        quick_bf16(tiny)
+        quick_on_cpu(tiny)
     size = tiny.clip.visual.image_size[0]
     with Called() as quick, autocast(enabled=True, device=CPU):
         if teacher:
@@ -90,7 +90,7 @@ def test_what_it_does_not_know_goes_pytorchs_way():
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     theirs = copy.deepcopy(attention)
-    undo = quick_bf16(nn.ModuleList([attention]))
+    undo = quick_on_cpu(nn.ModuleList([attention]))
     query, other = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     hidden = torch.tensor([[False, True, False]] * 2)
     with autocast(enabled=True, device=CPU):
@@ -101,3 +101,16 @@ def test_what_it_does_not_know_goes_pytorchs_way():
         ):
             torch.testing.assert_close(attention(*arguments, **named), theirs(*arguments, **named))
     undo()
+
+
+def test_convolutional_towers_get_their_pixels_channels_last():
+    torch.manual_seed(0)
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 8, 3, groups=8))
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = convolutions(pixels)
+    undo = quick_on_cpu(convolutions)
+    found = convolutions(pixels)
+    undo()
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
+    assert convolutions(pixels).is_contiguous()

@@ -304,7 +304,7 @@ class Teacher:
         tokenizer = getattr(model, "tokenizer", None)
         copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
         self._encoder: Any = copied.requires_grad_(False).eval()
-        quick_bf16(copied)
+        quick_on_cpu(copied)
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -327,16 +327,17 @@ class Teacher:
 
 
 # --------------------------------------------------------------------------------------------------
-# bf16 on a CPU: the same functions where PyTorch's own way is slow (docs/log.md has by how much).
+# The same functions on a CPU where PyTorch's own way is slow (docs/log.md has by how much).
 
 
 _SHORT = 128  # tokens; PyTorch's fused attention is faster above, and keeps less
 
 
-def quick_bf16(model: nn.Module) -> Callable[[], None]:
-    """Take faster ways through attention and patches under bf16 autocast on a CPU.
+def quick_on_cpu(model: nn.Module) -> Callable[[], None]:
+    """Take faster ways through a model on a CPU; beside a GPU it stays what it was.
 
-    Everywhere else they stay what they were. Returns what undoes it.
+    Under bf16 autocast those are ways of attention and patches. Convolutional towers get their
+    pixels channels last, in any precision. Returns what undoes it.
     """
     changed: list[Any] = []
     for module in model.modules():
@@ -347,6 +348,8 @@ def quick_bf16(model: nn.Module) -> Callable[[], None]:
                 module.stride == module.kernel_size != (1, 1)
             ):
                 quick = _patches
+            case nn.Conv2d(in_channels=3):
+                quick = _stem
             case _:
                 continue
         if "forward" not in vars(module):
@@ -401,8 +404,15 @@ def _attention(
     return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
 
 
+def _stem(self: Any, pixels: Tensor) -> Tensor:
+    """Channels last, which everything behind it keeps: twice as fast, with other rounding."""
+    if pixels.device.type == "cpu":
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return nn.Conv2d.forward(self, pixels)
+
+
 def _patches(self: Any, pixels: Tensor) -> Tensor:
-    """Patches beside each other as one matrix product: the convolution's gradient takes 30 times."""
+    """Patches side by side in one matrix product: the convolution's gradient takes 30 times."""
     (height, width), size = self.kernel_size, pixels.shape[-2:]
     if size[0] % height or size[1] % width or not _is_slow(pixels):
         return nn.Conv2d.forward(self, pixels)

@@ -463,8 +463,12 @@ class Trainer:
         return ids.view(tokens.shape[:-1])
 
     def _clip(self, number: int) -> float:
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = float(self.accelerator.clip_grad_norm_(self._parameters(), limit))
+        parameters, limit = self._parameters(), self.config.clip_norm
+        if limit is None:  # clipping to infinity would multiply all gradients by 1
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(gradients))
+        else:
+            norm = float(self.accelerator.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"step {number}: the gradient's norm is {norm}, so the weights were left as they "

@@ -1,5 +1,8 @@
 """Pairs per second of our refine step against a textbook loop: `python benchmarks/step.py`.
 
+`--profile` shows where a step's time goes instead, the floor that its arithmetic has at the rate of
+matrix products measured in the same minute, and in turn with PyTorch's own attention and patches.
+
 The textbook loop is the method as one would first write it: full-length text, float32, AdamW one
 parameter at a time. Both take the same batches of the same data, in turn, and the ratio is taken
 within each round, because the machine's speed drifts.
@@ -14,15 +17,19 @@ from collections.abc import Callable
 import open_clip
 import torch
 from accelerate import Accelerator
-from torch.nn.functional import cross_entropy, log_softmax, mse_loss, softmax
+from torch.nn.functional import cross_entropy, linear, log_softmax, mse_loss, softmax
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from clip_refine.config import RefineConfig
 from clip_refine.data import EpochPlan, PairBatch
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
+from clip_refine.models.encoder import quick_on_cpu
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.roads.plan import choose_precision
 from clip_refine.toy import ToyPairs, model_directory
+from clip_refine.train import Trainer
 
 
 def random_model(architecture: str) -> OpenClipEncoder:
@@ -88,15 +95,111 @@ def trainer_step(student: OpenClipEncoder) -> Callable[[PairBatch, torch.Tensor]
     return step
 
 
-def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Callable[..., object]:
-    config = RefineConfig.model_validate({"train": {"batch_size": batch_size}})
+def our_trainer(
+    student: OpenClipEncoder, pairs: ToyPairs, batch_size: int, micro_batch: int | None = None
+) -> Trainer:
+    train = {"batch_size": batch_size, "micro_batch": micro_batch or batch_size}
+    config = RefineConfig.model_validate({"train": train})
     accelerator = Accelerator()
     model = build.build_student(student, config, accelerator.device)
     precision = choose_precision(config.train, model, pairs, accelerator)
-    trainer = build.build_trainer(
-        config, model, Teacher(model), precision, StandardNormal(), accelerator, steps=1
-    )
+    teacher, prior = Teacher(model), StandardNormal()
+    quick_on_cpu(model)  # as `refine` does for as long as it trains
+    return build.build_trainer(config, model, teacher, precision, prior, accelerator, steps=1)
+
+
+def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Callable[..., object]:
+    trainer = our_trainer(student, pairs, batch_size)
     return lambda batch, number: trainer.step(number, batch, steps=1)
+
+
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "attention, convolution": ("_scaled_dot_product", "convolution", "mkldnn_convolution"),
+    "casts and copies": ("copy_", "_to_copy", "cat", "fill_"),
+    "optimiser": ("_fused_adamw_",),
+    "gradient norm": ("linalg_vector_norm", "_foreach_norm", "mul_"),
+}
+
+
+def kind_of(operator: str) -> str:
+    if not operator.startswith("aten::"):
+        return "Python and autograd"
+    name = operator.removeprefix("aten::")
+    found = (k for k, names in KINDS.items() if name in names or name.startswith(names[0] + "_"))
+    return next(found, "element by element")
+
+
+def product_rate(rows: int, width: int, dtype: torch.dtype) -> float:
+    """FLOP a second of CPU time of the image tower's largest product, in a quarter of a second."""
+    given, weight = torch.randn(rows, width).to(dtype), torch.randn(4 * width, width).to(dtype)
+    linear(given, weight)
+    count, begin = 0, time.process_time()
+    while time.process_time() - begin < 0.25:
+        linear(given, weight)
+        count += 1
+    return 8 * count * rows * width**2 / (time.process_time() - begin)
+
+
+def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: ToyPairs) -> None:
+    """CPU seconds, which other jobs on the machine change least."""
+    size, micro = options.batch_size, options.micro_batch or options.batch_size
+    texts = [pairs.captions[index][0] for index in range(size)]
+    begin = time.process_time()
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in range(size)])
+    batch = PairBatch(pixels, model.tokenizer(texts), range(size))
+    data = time.process_time() - begin
+    with FlopCounterMode(display=False) as counter:  # without a graph attention is not counted
+        model.encode_image(batch.pixels[:2])
+        model.encode_text(batch.tokens[:2])
+    work = 4 * size * counter.get_total_flops() / 2  # a student there and back, a teacher there
+    trainer = our_trainer(model, pairs, size, options.micro_batch)
+    towers = (model, trainer.teacher._encoder)
+    visual = model.clip.visual
+    rows, width = micro * (visual.positional_embedding.shape[0]), visual.conv1.out_channels
+    dtype = torch.bfloat16 if trainer.precision.image_bf16 else torch.float32
+    spent: dict[str, list[float]] = {"PyTorch's own": [], "ours": [], "floor": []}
+    number = 0
+
+    def step() -> float:
+        nonlocal number
+        number += 1
+        begin = time.process_time()
+        trainer.step(number, batch, steps=1)
+        return time.process_time() - begin
+
+    step()
+    for _ in range(options.rounds):
+        for tower in towers:
+            quick_on_cpu(tower)
+        spent["ours"].append(step())
+        spent["floor"].append(work / product_rate(rows, width, dtype))
+        for tower in towers:
+            for module in tower.modules():
+                vars(module).pop("forward", None)
+        spent["PyTorch's own"].append(step())
+    for tower in towers:
+        quick_on_cpu(tower)
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        step()
+    shares = dict.fromkeys([*KINDS, "element by element", "Python and autograd"], 0.0)
+    for event in found.key_averages():
+        shares[kind_of(event.key)] += event.self_cpu_time_total
+    whole = sum(shares.values())
+    print(f"{options.model}, batch {size} in parts of {micro}, {dtype}, {work / 1e12:.2f} TFLOP")
+    print("| share of a step | % |\n|---|---|")
+    for kind, time_spent in shares.items():
+        print(f"| {kind} | {100 * time_spent / whole:.0f} |")
+    for name, values in spent.items():
+        print(f"{name:>14}: {spread(values)} CPU s")
+    print(f"{'a batch drawn':>14}: {data:.2f} CPU s")
+    for what, a, b in (
+        ("times as fast", "PyTorch's own", "ours"),
+        ("of the floor", "floor", "ours"),
+        ("of it before", "floor", "PyTorch's own"),
+    ):
+        ratios = [one / other for one, other in zip(spent[a], spent[b], strict=True)]
+        print(f"{what:>14}: {spread(ratios)}")
 
 
 def main() -> None:
@@ -105,12 +208,17 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--micro-batch", type=int, help="of the profile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     toy = f"local-dir:{model_directory()}"
     model = load_open_clip(toy) if options.model == "toy" else random_model(options.model)
-    twin = copy.deepcopy(model)
     pairs = ToyPairs("bench", size=options.batch_size)
+    if options.profile:
+        show_profile(options, model, pairs)
+        return
+    twin = copy.deepcopy(model)
     device = Accelerator().device
     order = EpochPlan(range(len(pairs)), [0] * len(pairs)).order
     texts = [pairs.captions[i][0] for i in order]

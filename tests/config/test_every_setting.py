@@ -23,7 +23,8 @@ PLACES = {
     "resume", "dry_run", "train.save_every", "model.name", "model.pretrained", "model.factory",
     "data.train", "data.val", "data.kind", "data.subset", "data.image_folder",
     "data.allow_outside", "data.skip_bad", "data.streaming", "data.weights", "data.draft",
-    "data.cache_images", "train.workers", "train.device", "train.gradient_checkpointing",
+    "data.cache_images", "data.cache_folder", "train.workers", "train.device",
+    "train.gradient_checkpointing",
     "train.precision", "train.micro_batch",
     "evaluation.batch_size", "evaluation.zero_shot", "evaluation.template",
     "data.split", "data.split_file", "data.val_split", "data.val_split_file",
@@ -69,7 +70,6 @@ CHANGED: dict[str, Any] = {
     "data.shuffle_buffer": 5,
     "data.val_fraction": 0.3,
     "data.max_bad": 0.2,
-    "data.cache_folder": Path("elsewhere"),
 }
 
 

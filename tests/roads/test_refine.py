@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -12,12 +13,14 @@ from safetensors.torch import load_file
 from clip_refine.config import load_config, override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
 from clip_refine.data import hold_out
+from clip_refine.data.pairs import EveryCaption
 from clip_refine.evaluation import Embedder, score_model
-from clip_refine.models import OpenClipEncoder, load_open_clip
+from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
 from clip_refine.results import Evidence, FitProbability, RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.evaluate import evaluate
+from clip_refine.roads.plan import keeps_teacher
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import (
     ConfigError,
@@ -420,3 +423,74 @@ def test_a_learning_rate_that_no_model_bears_is_said(
     with contextlib.suppress(TrainingError):
         refine(high)
     assert "train.learning_rate 10 is far above" in " ".join(capsys.readouterr().err.split())
+
+
+# --------------------------------------------------------------------------------------------------
+# The teacher's features once, where pairs come again.
+
+
+def test_a_teacher_that_is_asked_once_gives_what_one_in_every_step_gives(
+    tiny_name: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {
+        "model": {"name": tiny_name},
+        "data": {"train": str(table), "val": str(table), "cache_folder": tmp_path / "cache"},
+        "train": {"batch_size": 16, "learning_rate": 1e-3, "precision": "fp32", "epochs": 2},
+        "recipe": "centred",  # whose teacher is not folded
+        "report": False,
+    }
+    asked = []
+    encode = Teacher.encode_image
+
+    def count(self: Teacher, pixels: torch.Tensor) -> torch.Tensor:
+        asked.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Teacher, "encode_image", count)
+    refine(RefineConfig.model_validate({**settings, "out": tmp_path / "once"}))
+    assert not asked
+    with monkeypatch.context() as patch:
+        patch.setattr(road, "keeps_teacher", lambda *_: False)
+        refine(RefineConfig.model_validate({**settings, "out": tmp_path / "live"}))
+    assert sum(asked) == 2 * 64
+    # not weights: keys' biases have no gradient but rounding, which AdamW makes steps of
+    once, live = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("once", "live")
+    )
+    for one, other in zip(once, live, strict=True):
+        for name in ("loss_total", "gradient_norm", "image_norm", "centroid_distance"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, False),  # one epoch
+        ({"train": {"epochs": 2}}, True),
+        ({"train": {"epochs": 2}, "recipe": "contrastive"}, False),  # needs no teacher
+        ({"train": {"learning_rate": "auto"}}, True),
+        ({"prior": {"kind": "gaussian_both"}}, True),  # all are measured
+        ({"data": {"captions": "all"}}, True),  # images come again
+    ],
+)
+def test_a_teacher_is_asked_once_where_pairs_come_again(
+    tiny: OpenClipEncoder,
+    pairs: ToyPairs,
+    settings: dict[str, Any],
+    expected: bool,
+):
+    train = {"batch_size": 16, **settings.get("train", {})}
+    config = RefineConfig.model_validate({**settings, "train": train})
+    chosen = EveryCaption(pairs) if config.data.captions == "all" else pairs
+    accelerator = build.build_accelerator("cpu")
+    assert keeps_teacher(config, tiny, chosen, accelerator) is expected
+
+
+def test_a_teacher_is_asked_in_every_step_where_images_are_not_the_same_twice(
+    tiny: OpenClipEncoder, pairs: ToyPairs
+):
+    config = RefineConfig.model_validate({"train": {"batch_size": 16, "epochs": 2}})
+    usual = tiny.preprocess
+    tiny.preprocess = lambda image: usual(image) + torch.rand(1)
+    assert not keeps_teacher(config, tiny, pairs, build.build_accelerator("cpu"))

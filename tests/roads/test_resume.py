@@ -32,7 +32,11 @@ def config(tiny_name: str, table: Path, tmp_path: Path) -> RefineConfig:
     return RefineConfig.model_validate(
         {
             "model": {"name": tiny_name},
-            "data": {"train": str(table), "val": str(table)},
+            "data": {
+                "train": str(table),
+                "val": str(table),
+                "cache_folder": str(tmp_path / "cache"),
+            },
             "train": {
                 "batch_size": 16,
                 "learning_rate": 1e-3,

@@ -59,6 +59,27 @@ def test_each_tower_gets_the_precision_that_suits_it(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("groups", "expected"), [(1, "bf16"), (4, "bf16-text")])
+def test_towers_of_grouped_convolutions_stay_in_float32(
+    groups: int, expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            convolutions = nn.Conv2d(8, 8, 3, groups=groups), nn.Conv2d(8, 2**16, 1)
+            self.image, self.text = nn.Sequential(*convolutions), nn.Linear(512, 512)
+            self.encode_image, self.encode_text = self.image, self.text
+
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda _: True)
+    chosen = faster_precision(
+        Towers(),  # pyright: ignore[reportArgumentType]
+        torch.randn(1, 8, 3, 3),
+        torch.randn(1, 512),
+        torch.device("cpu"),
+    )
+    assert chosen.name == expected
+
+
 def test_bf16_is_used_where_asked_for_and_features_are_float32(tiny: OpenClipEncoder):
     pixels, tokens = torch.randn(2, 3, 48, 48), tiny.tokenizer(["a red circle", "a dog"])
     exact = encode_pairs(tiny, pixels, tokens, TowerPrecision.from_name("fp32"))

@@ -494,7 +494,6 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
         "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
         "data.val_fraction": "data.val is given" if data.val else "",
         "data.max_bad": "" if data.skip_bad else "data.skip_bad is off",
-        "data.cache_folder": "" if data.cache_images else "data.cache_images is off",
     }
     if canonical and loss.temperature is None:  # as it is written when canonical was chosen
         why["loss.temperature"] = why["loss.normalize"] = ""

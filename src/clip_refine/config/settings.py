@@ -253,7 +253,8 @@ class DataConfig(SettingsGroup):
     """Keep preprocessed pixels on disk, 150 kB an image at 224 pixels, so that no later epoch or
     run decodes them. Exact: the numbers are those without."""
     cache_folder: Path | None = None
-    """Folder for them. Without it: $XDG_CACHE_HOME/clip-refine, else ~/.cache/clip-refine."""
+    """Folder for them, and for a teacher's features. Without it: $XDG_CACHE_HOME/clip-refine, else
+    ~/.cache/clip-refine."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -515,6 +516,11 @@ class PriorConfig(SettingsGroup):
     with the mean norm of the model's own features."""
     scale: NonNegative = 1.0
     """Variance of every dimension (the paper's beta). 0 pulls every feature to the origin."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it has moments of the model's own features of all training pairs."""
+        return self.kind.startswith("gaussian") or self.kind == "fixed"
 
 
 class GuardConfig(SettingsGroup):

@@ -10,12 +10,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError
@@ -296,6 +298,7 @@ class Teacher:
         tokenizer = getattr(model, "tokenizer", None)
         copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
         self._encoder: Any = copied.requires_grad_(False).eval()
+        quick_on_cpu(copied)
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -315,6 +318,101 @@ class Teacher:
     def state_dict(self) -> dict[str, Tensor]:
         """The frozen weights, to compare with."""
         return self._encoder.state_dict()
+
+
+# --------------------------------------------------------------------------------------------------
+# The same functions on a CPU where PyTorch's own way is slow (docs/log.md has by how much).
+
+
+_SHORT = 128  # tokens; PyTorch's fused attention is faster above, and keeps less
+
+
+def quick_on_cpu(model: nn.Module) -> Callable[[], None]:
+    """Take faster ways through a model on a CPU; beside a GPU it stays what it was.
+
+    Under bf16 autocast those are ways of attention and patches. Convolutional towers get their
+    pixels channels last, in any precision. Returns what undoes it.
+    """
+    changed: list[Any] = []
+    for module in model.modules():
+        match module:
+            case nn.MultiheadAttention(batch_first=True, bias_k=None, add_zero_attn=False):
+                quick = _attention
+            case nn.Conv2d(padding=(0, 0), dilation=(1, 1), groups=1) if (
+                module.stride == module.kernel_size != (1, 1)
+            ):
+                quick = _patches
+            case nn.Conv2d(in_channels=3):
+                quick = _stem
+            case _:
+                continue
+        if "forward" not in vars(module):
+            module.forward = MethodType(quick, module)
+            changed.append(module)
+
+    def undo() -> None:
+        for module in changed:
+            del module.forward  # what stood there before is the class's own
+
+    return undo
+
+
+def _is_slow(given: Tensor) -> bool:
+    enabled = given.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return enabled and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def _attention(
+    self: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Self-attention with scores and softmax in float32, as the fused kernel has them.
+
+    That kernel's gradient takes 4 to 9 times as long, and without a graph PyTorch's projection
+    copies its weight once for each token.
+    """
+    plain = query is key is value and key_padding_mask is None and not need_weights
+    dropped = self.training and self.dropout
+    masked = attn_mask is not None and (attn_mask.ndim != 2 or attn_mask.dtype == torch.bool)
+    if not plain or dropped or masked or query.ndim != 3 or not _is_slow(query):
+        return nn.MultiheadAttention.forward(
+            self, query, key, value, key_padding_mask, need_weights, attn_mask, **others
+        )
+    projected = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
+    heads = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    queries, keys, values = heads.unbind(0)  # (B, heads, L, d) each
+    if query.shape[1] > _SHORT:
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            queries, keys = (queries * self.head_dim**-0.5).contiguous(), keys.contiguous()
+            scores = queries.float() @ keys.float().transpose(-1, -2)
+            scores = scores if attn_mask is None else scores + attn_mask
+            mixed = scores.softmax(dim=-1).to(values.dtype) @ values
+    return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+def _stem(self: Any, pixels: Tensor) -> Tensor:
+    """Channels last, which everything behind it keeps: twice as fast, with other rounding."""
+    if pixels.device.type == "cpu":
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return nn.Conv2d.forward(self, pixels)
+
+
+def _patches(self: Any, pixels: Tensor) -> Tensor:
+    """Patches side by side in one matrix product: the convolution's gradient takes 30 times."""
+    (height, width), size = self.kernel_size, pixels.shape[-2:]
+    if size[0] % height or size[1] % width or not _is_slow(pixels):
+        return nn.Conv2d.forward(self, pixels)
+    tiles = pixels.bfloat16().unflatten(-1, (-1, width)).unflatten(-3, (-1, height))
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, rows, columns, 3 x height x width)
+    return functional.linear(tiles, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 # --------------------------------------------------------------------------------------------------

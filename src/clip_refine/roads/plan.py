@@ -15,6 +15,7 @@ from torch import nn
 from clip_refine.config import RefineConfig, TrainConfig
 from clip_refine.config.runs import CompareConfig
 from clip_refine.data import ImageCaptions, Stream
+from clip_refine.data.pairs import as_pairs
 from clip_refine.losses import Objective
 from clip_refine.roads import build
 from clip_refine.roads.sweeps import MOST_RATES, SHORT
@@ -66,6 +67,39 @@ def choose_micro_batch(
             f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
+
+
+_CAPTION = 1 / 7  # of an image's arithmetic: 16 tokens in ViT-B-32's text tower
+_ROW = 4096  # bytes: features of 1,024 numbers
+
+
+def keeps_teacher(
+    config: RefineConfig, student: Any, pairs: ImageCaptions | Stream, accelerator: Accelerator
+) -> bool:
+    """Whether the teacher's features are computed once, before the first step, and then looked up.
+
+    That is where it is less work: pairs come again in another epoch, as an image's other captions
+    or while a learning rate is searched, or all are measured anyway. Not of a stream, with several
+    processes, or where an image's pixels are not the same each time.
+    """
+    needed = Objective(config.loss).needs_teacher
+    if not needed or isinstance(pairs, Stream) or accelerator.num_processes > 1:
+        return False
+    # beside a GPU reading the images once more takes longer than their features
+    quick_to_read = accelerator.device.type == "cpu" or config.data.cache_images
+    if not (quick_to_read or config.prior.fitted):
+        return False
+    steps = build.count_steps(config.train, pairs, 1)
+    steps += MOST_RATES * min(SHORT, steps) * (config.train.learning_rate == "auto")
+    places = map(as_pairs(pairs).origin, range(len(pairs)))
+    images = len({(id(source), index) for source, index in places})
+    texts = sum(map(len, pairs.captions))
+    once = texts * _CAPTION + images * (not config.prior.fitted)
+    again = steps * config.train.batch_size * (1 + _CAPTION)
+    if once >= again or (len(pairs) + texts) * _ROW > memory_of(torch.device("cpu")) / 8:
+        return False
+    first, second = (build.sample_pairs(student, pairs, 2)[0] for _ in range(2))
+    return torch.equal(first, second)
 
 
 def _sample(
@@ -135,18 +169,25 @@ def _lines(
         kept = bytes_per_pair(towers, *(side[:2] for side in sample))
         forward, whole = _seconds(towers, *sample)
     # a teacher's pass, and one more of the student where the batch is encoded in parts
-    more = forward * (Objective(config.loss).needs_teacher + (size < batch))
+    kept_once = keeps_teacher(config, student, pairs, accelerator)
+    needed = Objective(config.loss).needs_teacher and not kept_once
+    more = forward * (needed + (size < batch))
     free = 1 + build.count_workers(train.workers, device)
     step = batch * (whole + more + load / free)
     images = sum(measured.values()) / processes
     score = images * (forward + load / free)
     seconds = trainings * (steps * step + score) + score
+    if kept_once:
+        seconds += build.count_pairs(train, pairs, steps) * (forward + load / free)
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
     weights = sum(weight.numel() for weight in student.state_dict().values())
     size_of = 4 * COPIES * weights + size * kept
     runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
     scored = ", ".join(f"{count:,} {what}" for what, count in measured.items() if count)
+    once = (
+        "The teacher's features are computed once, before the first step, and kept (docs/runs.md)."
+    )
     return [
         f"{runs}{build.count_pairs(train, pairs, steps):,} pairs of {pairs.name} in {steps:,} "
         f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {scored}.",
@@ -155,6 +196,7 @@ def _lines(
         f"{part} Learning rate {train.learning_rate}, recipe {config.recipe}."
         if trainings == 1
         else str(part),
+        *([once] if kept_once and trainings == 1 else []),
     ]
 
 

@@ -61,7 +61,12 @@ from clip_refine.report.tables import threshold_change
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard
-from clip_refine.roads.plan import choose_micro_batch, choose_precision, say_plan
+from clip_refine.roads.plan import (
+    choose_micro_batch,
+    choose_precision,
+    keeps_teacher,
+    say_plan,
+)
 from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
@@ -78,6 +83,7 @@ from clip_refine.support.folder import (
     check_free,
     check_room,
     complete_folder,
+    default_cache,
     hidden_work,
     recover,
     seal,
@@ -94,7 +100,7 @@ from clip_refine.train.state import (
     newest_state,
     tensor_sum,
 )
-from clip_refine.train.teacher_cache import CachedTeacher
+from clip_refine.train.teacher_cache import CachedTeacher, TeacherCache
 
 NORM_SAMPLE = (
     512  # training pairs for mean raw norms; photo-clip's vary by 17 %, so 17 / √512 < 1 %
@@ -191,9 +197,19 @@ def refine(
             before = score_features(features_before, seed=config.seed)
             tracking.scores(before, step=0)
 
+        with clock("teacher"):
+            features = known_features(config, student, train_pairs, embedder, accelerator, saved)
         with clock("learning_rate"):
             config = choose_rate(
-                config, student, train_pairs, selection, embedder, accelerator, saved, objective
+                config,
+                student,
+                train_pairs,
+                selection,
+                embedder,
+                accelerator,
+                saved,
+                objective,
+                features,
             )
         # 3 teacher and references, 4 losses, 5 one epoch
         log = StepLog(
@@ -210,6 +226,7 @@ def refine(
                 embedder,
                 accelerator,
                 log=log,
+                teacher_features=features,
                 selection=selection,
                 states=states,
                 guard=guard,
@@ -392,7 +409,7 @@ def train_student(
     put in its place.
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
-    features = measure_features(config, embedder, pairs)
+    features = measure_features(config, embedder, pairs, teacher_features)
     warn_of_one(features, pairs.name)
     teacher, fitted = None, None
     teacher_scale = float(student.logit_scale.detach())
@@ -438,6 +455,7 @@ def train_student(
                 begin = tensor_sum([*student.state_dict().values(), *features])
                 decided = {
                     **({"learning_rate": config.train.rate} if searched else {}),
+                    **({} if teacher_features is None else {"teacher": KEPT_ONCE}),
                     "precision": precision.name,
                     "micro_batch": size,
                     "begin": begin,
@@ -468,17 +486,62 @@ def train_student(
     return Trained(config, interpolation, fitted, guard and guard.stopped)
 
 
+KEPT_ONCE = "computed once"
+"""What a state says of a teacher whose features are looked up."""
+
+
+def known_features(
+    config: RefineConfig,
+    student: Any,
+    pairs: ImageCaptions | Stream,
+    embedder: Embedder,
+    accelerator: Accelerator,
+    saved: SavedState | None,
+) -> EmbeddedPairs | None:
+    """Features of all pairs from the untouched model, where that is less work than a teacher.
+
+    They are kept on the disk beside those of `compare`. A run that goes on does as it did.
+    """
+    if saved:
+        config = as_it_was(config, saved)
+        keeps = saved.plain["decided"].get("teacher") == KEPT_ONCE
+    else:
+        keeps = keeps_teacher(config, student, pairs, accelerator)
+    if not keeps or isinstance(pairs, Stream):
+        return None
+    with quietly():  # training says it
+        precision = choose_precision(config.train, student, pairs, accelerator)
+    cache = TeacherCache(
+        config.data.cache_folder or default_cache(),
+        student,
+        precision,
+        accelerator.device,
+        embedder.batch_size,
+        embedder.workers,
+        embedder.reader,
+    )
+    return cache.features(pairs)
+
+
 def measure_features(
-    config: RefineConfig, embedder: Embedder, pairs: ImageCaptions | Stream
+    config: RefineConfig,
+    embedder: Embedder,
+    pairs: ImageCaptions | Stream,
+    known: EmbeddedPairs | None = None,
 ) -> PairFeatures:
-    """Raw features of training pairs: of all for a prior with their moments, else of a sample."""
-    fitted = config.prior.kind.startswith("gaussian") or config.prior.kind == "fixed"
+    """Raw features of training pairs: of all for a prior with their moments, else of a sample.
+
+    `known` ones of all pairs are looked up.
+    """
+    fitted = config.prior.fitted
     sample = MOMENT_SAMPLE if fitted or config.loss.fold or config.loss.fold_text else NORM_SAMPLE
     if isinstance(pairs, Stream):
         pairs = pairs.prefix(sample)  # which stand for all
     generator = build.seeded_generator(config.seed, "norms")
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
+    if known is not None:
+        return PairFeatures(known.image_features[chosen], known.first_caption_features[chosen])
     first = [str(pairs.captions[index][0]) for index in chosen]  # an image may have a million
     return PairFeatures(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),
@@ -620,6 +683,7 @@ def choose_rate(
     accelerator: Accelerator,
     saved: SavedState | None,
     objective: OwnLoss | None,
+    features: EmbeddedPairs | None = None,
 ) -> RefineConfig:
     """`learning_rate` auto replaced by the rate whose short run does best on the selection pairs.
 
@@ -644,7 +708,10 @@ def choose_rate(
                 with quietly():
                     log = StepLog(None)
                     train_student(
-                        *(trial, student, pairs, silent, accelerator), log=log, objective=objective
+                        *(trial, student, pairs, silent, accelerator),
+                        log=log,
+                        teacher_features=features,
+                        objective=objective,
                     )
                 score = [selection_score(embed_pairs(silent, selection))]
                 broadcast_object_list(score)  # or rounding could part what the processes try

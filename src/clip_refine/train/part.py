@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clip_refine.config import TrainConfig
+from clip_refine.models.encoder import quick_on_cpu
 from clip_refine.models.weights import output_layer, used_parameters
 from clip_refine.support.errors import ModelError
 
@@ -267,6 +268,7 @@ def trained_part(model: nn.Module, config: TrainConfig) -> Iterator[TrainedPart]
             what = f"LoRA of rank {rank} beside {adapters.layers} layers, merged at the end"
         for parameter in trained_scales:
             parameter.requires_grad_(True)
+        undo.callback(quick_on_cpu(model))
         if config.gradient_checkpointing:
             undo.enter_context(recomputed_activations(model))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

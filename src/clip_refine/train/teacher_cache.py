@@ -14,7 +14,7 @@ from clip_refine.data.pairs import fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.models import Teacher
 from clip_refine.models.embed import EmbeddedPairs, Embedder, FeatureStore, embed_pairs
-from clip_refine.models.encoder import identity
+from clip_refine.models.encoder import identity, quick_on_cpu
 from clip_refine.train.precision import TowerPrecision, autocast
 
 
@@ -83,7 +83,11 @@ class TeacherCache:
             reader=self.reader,
             precision=self.precision,
         )
-        return embed_pairs(embedder, pairs, store)
+        undo = quick_on_cpu(self.model)
+        try:
+            return embed_pairs(embedder, pairs, store)
+        finally:
+            undo()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ def main() -> None:
         help="recipe:rate[:setting=value,...], settings of the loss or, with 'train.', of training",
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--trained-blocks", type=int, default=0)
+    parser.add_argument("--trained-blocks", type=int, default=0, help="-1: all")
     parser.add_argument("--parameters", default="all")
     options = parser.parse_args()
 

@@ -67,9 +67,11 @@ class LateTowers(nn.Module):
 
 
 def split_trunk(trunk: Any, trained_blocks: int) -> tuple[nn.Sequential, nn.Sequential]:
-    """A timm EfficientNet in two parts, the second with its last blocks, or with nothing."""
+    """A timm EfficientNet in two parts, the second with its last blocks, nothing, or (−1) all."""
     blocks = list(trunk.blocks)
     ending = [trunk.conv_head, trunk.bn2, trunk.global_pool]
+    if trained_blocks < 0:
+        return nn.Sequential(), nn.Sequential(trunk.conv_stem, trunk.bn1, *blocks, *ending)
     if not trained_blocks:
         return nn.Sequential(trunk.conv_stem, trunk.bn1, *blocks, *ending), nn.Sequential()
     cut = len(blocks) - trained_blocks
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sweep", nargs="*", default=[])
     parser.add_argument("--learning-rates", nargs="*", type=float, default=[3e-5, 1e-4])
-    parser.add_argument("--trained-blocks", type=int, default=0)
+    parser.add_argument("--trained-blocks", type=int, default=0, help="-1: all")
     options = parser.parse_args()
     towers, sources = towers_and_sources(options.shared, options.trained_blocks)
     config = CompareConfig.model_validate(

@@ -413,7 +413,7 @@ def test_killed_at_random_moments_and_by_signals(tmp_path: Path):
     command += ["--moments", "2", "--images", "256", "--signals"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 of 5 the same" in done.stdout
+    assert "5 of 5 as they should be" in done.stdout
 
 
 def test_a_run_that_begins_is_not_said_to_go_on(capsys: pytest.CaptureFixture[str]):

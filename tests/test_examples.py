@@ -80,7 +80,10 @@ def test_by_hand_makes_the_tools_weights(
         if name.endswith("in_proj_bias"):
             # a key's bias changes no softmax: its gradient is rounding, which AdamW enlarges
             expected, was, ours = (torch.cat(b.chunk(3)[::2]) for b in (expected, was, ours))
-        assert (ours - expected).abs().max() <= 1e-5, name
+        # the tool asks its teacher once for all pairs, in other batches and so with other rounding,
+        # which AdamW enlarges where a gradient is hardly more than that: a tenth of a step there
+        assert (ours - expected).abs().max() <= 1e-4, name
+        assert (ours - expected).abs().mean() <= 1e-6, name
     assert any((theirs[name] != before[name]).any() for name in before)
 
 

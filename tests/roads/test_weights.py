@@ -150,7 +150,8 @@ def test_a_fold_from_the_command_line(
     said = json.loads(capsys.readouterr().out)
     scale = float(load_open_clip(f"local-dir:{out}").logit_scale.detach())
     assert said.pop("logit_scale") == pytest.approx(scale)
-    assert said == {"model": tiny_name, "out": str(out)}
+    assert said.pop("gap_after") < said.pop("gap_before") / 2
+    assert said == {"model": tiny_name, "out": str(out), "pairs": 16}
     gaps = []
     for model in (tiny_name, f"local-dir:{out}"):
         main(["evaluate", "--model.name", model, "--data.val", str(table), "--json"])

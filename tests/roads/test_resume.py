@@ -240,6 +240,16 @@ def test_another_fsdp_is_refused(more: dict[str, str], monkeypatch: pytest.Monke
         build.build_accelerator("cpu")
 
 
+def test_fsdps_other_options_are_said_to_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM": "true"}
+    for name, value in options.items():
+        monkeypatch.setenv(name, value)
+    build.build_accelerator("cpu")
+    assert "Of FSDP's options FSDP_CPU_RAM change nothing" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_elsewhere_and_for_longer(
     config: RefineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

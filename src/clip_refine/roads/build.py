@@ -115,6 +115,12 @@ def build_accelerator(device: str) -> Accelerator:
             "on their device. Give --fsdp_version 2 and no --fsdp_offload_params, or leave "
             "--use_fsdp out: then each process has all of the weights."
         )
+    unheeded = sorted(
+        {name for name in os.environ if name.startswith("FSDP_")}
+        - {"FSDP_VERSION", "FSDP_OFFLOAD_PARAMS"}
+    )
+    if shares_weights() and unheeded:  # accelerate sets some by itself
+        remark(f"Of FSDP's options {', '.join(unheeded)} change nothing here (docs/scale.md).")
     # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
     handler = DistributedDataParallelKwargs(static_graph=True)
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # `share_out` does it, on a CPU, too

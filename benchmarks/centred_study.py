@@ -67,6 +67,8 @@ def numbers(features: Any) -> dict[str, float]:
         .item(),
         "image_v": fmean(clusters),
         "modality_v": agreement(found, kind)["v_measure"],
+        "image_norm": sides[0].norm(dim=1).mean().item(),
+        "text_norm": sides[1].norm(dim=1).mean().item(),
     }
 
 

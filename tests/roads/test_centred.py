@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build
 from clip_refine.roads.refine import fold_student, measure_features, refine, train_student
-from clip_refine.support.errors import ModelError, TrainingError
+from clip_refine.support.errors import ClipRefineError, ModelError, TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, Trainer
 from tests.models.test_families import SIGLIP, write_family
@@ -56,6 +57,23 @@ def test_without_a_step_worth_the_name_it_is_the_fold(
     assert (one - two).norm() <= 1e-5 * two.norm()
     assert scores.after.geometry["centroid_distance"] < 0.5
     assert scores.before.geometry["centroid_distance"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, True),
+        ({"loss": {"rafa_weight": 0}}, False),
+        ({"train": {"parameters": "projections"}}, False),
+    ],
+)
+def test_where_rafa_reopens_the_gap_is_said(
+    changed: dict, said: bool, tiny_name: str, config: RefineConfig, capsys
+):
+    config = override(config, model={"name": tiny_name}, dry_run=True, **changed)
+    with suppress(ClipRefineError):  # there are no pairs; what is said comes before
+        refine(config)
+    assert ("--loss.rafa-weight 0" in capsys.readouterr().err) == said
 
 
 def test_the_teacher_keeps_its_means_and_its_scale(

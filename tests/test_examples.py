@@ -45,8 +45,11 @@ def test_by_hand():
 
 
 def test_by_hand_makes_the_tools_weights(
-    tiny_name: str, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path
+    tiny_name: str, pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path, monkeypatch
 ):
+    # a teacher that is asked once for all pairs has them in other batches, and so other rounding;
+    # tests/roads/test_refine.py holds that to one that is asked in every step, as by hand
+    monkeypatch.setattr("clip_refine.roads.refine.keeps_teacher", lambda *_: False)
     config = RefineConfig.model_validate(
         {
             "model": {"name": tiny_name},
@@ -80,10 +83,7 @@ def test_by_hand_makes_the_tools_weights(
         if name.endswith("in_proj_bias"):
             # a key's bias changes no softmax: its gradient is rounding, which AdamW enlarges
             expected, was, ours = (torch.cat(b.chunk(3)[::2]) for b in (expected, was, ours))
-        # the tool asks its teacher once for all pairs, in other batches and so with other rounding,
-        # which AdamW enlarges where a gradient is hardly more than that: a tenth of a step there
-        assert (ours - expected).abs().max() <= 1e-4, name
-        assert (ours - expected).abs().mean() <= 1e-6, name
+        assert (ours - expected).abs().max() <= 1e-5, name
     assert any((theirs[name] != before[name]).any() for name in before)
 
 

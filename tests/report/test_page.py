@@ -283,7 +283,7 @@ def test_whether_the_old_threshold_still_holds(tmp_path: Path):
     found = evidence(12, 3)
     text = write_run_report(write_run(tmp_path, found)).read_text(encoding="utf-8")
     assert "The old thresholds after refinement, measured on 41 images: from" in text
-    assert "from cosine 0.250 on 60.0% of what is taken fits (90.0% before), and 50.0% of" in text
+    assert "from cosine 0.250 on, 60.0% of what is taken fits (90.0% before), and 50.0% of" in text
     assert "of the true ones are taken: set it to 0.500.</p>" in text
     assert "So that 90% of what you take fits, take a pair as fitting from cosine 0.500 on:" in text
     assert "25% of 50 nonsense texts find an image.</p>" in text

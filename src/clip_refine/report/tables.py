@@ -464,7 +464,7 @@ def threshold_change(evidence: Evidence) -> str:
         lost = (now.recall or 0.0) - (old.recall or 0.0) > DRIFT
         what = "of the wrong pairs pass" if rare else "of what is taken fits"
         said.append(
-            f"from cosine {old.cosine:.3f} on {after:.1%} {what} ({before:.1%} before), and "
+            f"from cosine {old.cosine:.3f} on, {after:.1%} {what} ({before:.1%} before), and "
             f"{old.recall or 0:.1%} of the true ones are taken: "
             + (f"set it to {now.cosine:.3f}" if drifted or lost else "it still holds")
         )

@@ -13,6 +13,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import open_clip
 import torch
@@ -30,6 +31,7 @@ from clip_refine.roads import build
 from clip_refine.roads.plan import choose_precision
 from clip_refine.toy import ToyPairs, model_directory
 from clip_refine.train import Trainer
+from clip_refine.train.part import compiled_blocks
 
 
 def random_model(architecture: str) -> OpenClipEncoder:
@@ -154,7 +156,7 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
         model.encode_text(batch.tokens[:2])
     work = 4 * size * counter.get_total_flops() / 2  # a student there and back, a teacher there
     trainer = our_trainer(model, pairs, size, options.micro_batch)
-    towers = (model, trainer.teacher._encoder)
+    towers = (model, trainer.teacher.encoder)
     visual = model.clip.visual
     rows, width = micro * (visual.positional_embedding.shape[0]), visual.conv1.out_channels
     dtype = torch.bfloat16 if trainer.precision.image_bf16 else torch.float32
@@ -169,17 +171,27 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
         return time.process_time() - begin
 
     step()
+    stay = ExitStack()
+    if options.compile:
+        spent["compiled"], begin = [], time.perf_counter()
+        stay.enter_context(compiled_blocks(*towers))
+        step()
+        print(f"the first compiled step: {time.perf_counter() - begin:.0f} s")
+        torch.compiler.set_stance("force_eager")
+    modules = [module for tower in towers for module in tower.modules()]
+    quick = [(module, vars(module)["forward"]) for module in modules if "forward" in vars(module)]
     for _ in range(options.rounds):
-        for tower in towers:
-            quick_on_cpu(tower)
         spent["ours"].append(step())
+        if options.compile:
+            with torch.compiler.set_stance("default"):
+                spent["compiled"].append(step())
         spent["floor"].append(work / product_rate(rows, width, dtype))
-        for tower in towers:
-            for module in tower.modules():
-                vars(module).pop("forward", None)
+        for module, _ in quick:
+            del module.forward
         spent["PyTorch's own"].append(step())
-    for tower in towers:
-        quick_on_cpu(tower)
+        for module, forward in quick:
+            module.forward = forward
+    stay.close()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()
     shares = dict.fromkeys([*KINDS, "element by element", "Python and autograd"], 0.0)
@@ -194,6 +206,7 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
         print(f"{name:>14}: {spread(values)} CPU s")
     print(f"{'a batch drawn':>14}: {data:.2f} CPU s")
     for what, a, b in (
+        *([("by compiling", "ours", "compiled")] if options.compile else []),
         ("times as fast", "PyTorch's own", "ours"),
         ("of the floor", "floor", "ours"),
         ("of it before", "floor", "PyTorch's own"),
@@ -210,6 +223,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--micro-batch", type=int, help="of the profile")
+    parser.add_argument("--compile", action="store_true", help="a row more of the profile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     toy = f"local-dir:{model_directory()}"

@@ -24,7 +24,7 @@ PLACES = {
     "data.train", "data.val", "data.kind", "data.subset", "data.image_folder",
     "data.allow_outside", "data.skip_bad", "data.streaming", "data.weights", "data.draft",
     "data.cache_images", "data.cache_folder", "train.workers", "train.device",
-    "train.gradient_checkpointing",
+    "train.gradient_checkpointing", "train.compile",
     "train.precision", "train.micro_batch",
     "evaluation.batch_size", "evaluation.zero_shot", "evaluation.template",
     "data.split", "data.split_file", "data.val_split", "data.val_split_file",

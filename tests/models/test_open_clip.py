@@ -227,8 +227,8 @@ def test_teacher_cannot_be_woken(tiny: OpenClipEncoder):
     parent.teacher = teacher
     parent.train().requires_grad_(True)
     assert not list(parent.parameters())
-    assert not any(module.training for module in teacher._encoder.modules())
-    assert not any(parameter.requires_grad for parameter in teacher._encoder.parameters())
+    assert not any(module.training for module in teacher.encoder.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.encoder.parameters())
     assert not teacher.encode_image(torch.randn(1, 3, 48, 48)).requires_grad
     tokens = tiny.tokenizer(TEXTS)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """What is trained and what stays: towers, projections, blocks, adapters, recomputed activations."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import TowerPrecision
-from clip_refine.train.part import learning_rates, trained_part
+from clip_refine.train.part import compiled_blocks, learning_rates, trained_part
 from clip_refine.train.precision import prepare_student
 from tests.conftest import TINY, write_model
 from tests.models import tiny_transformers
@@ -313,6 +314,57 @@ def test_a_model_without_blocks(config: RefineConfig):
     with (
         pytest.raises(ModelError, match="Sequential has no list of blocks"),
         trained_part(model, TrainConfig(parameters="all", gradient_checkpointing=True)),
+    ):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own, which it would not show
+def test_compiled_blocks_take_the_same_steps(
+    config: RefineConfig,
+    tiny_name: str,
+    pairs: ToyPairs,
+    held_out: ToyPairs,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    compile, asked = torch.compile, []
+
+    def traced(function: Any, **settings: Any) -> Any:
+        """Without C++, whose compiler may not be here, and takes long."""
+        asked.append(function)
+        return compile(function, backend="aot_eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    common = {"learning_rate": 1e-4, "gradient_checkpointing": True, "micro_batch": 16}
+    names, losses = [], []
+    for given in (False, True):
+        model, out = load_open_clip(tiny_name), tmp_path / str(given)
+        settings = override(config, train={**common, "compile": given}, out=out)
+        refine(settings, model=model, train_pairs=pairs, held_out=held_out)
+        names.append(list(model.state_dict()))
+        lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        losses.append([line["loss_total"] for line in lines])
+        assert not any(module._compiled_call_impl for module in model.modules())
+    assert len(asked) == 1 + 2 * TINY["vision_cfg"]["layers"]  # a try, the student's, the teacher's
+    assert names[0] == names[1]
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_cannot_be_compiled(
+    student: OpenClipEncoder, config: RefineConfig, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ConfigError, match="dropout in its own order"):
+        override(config, train={"compile": True, "dropout": "on"})
+    resnet = torch.nn.Linear(2, 2)
+    for name in ("preprocess", "tokenizer", "encode_image", "encode_text"):
+        setattr(resnet, name, getattr(student, name))
+    with pytest.raises(ModelError, match="no list of blocks"), compiled_blocks(resnet):
+        pass
+    monkeypatch.setattr(torch, "compile", lambda _: 1 / 0)
+    with (
+        pytest.raises(ModelError, match=r"not work here \(division by zero"),
+        compiled_blocks(student),
     ):
         pass
 

@@ -288,6 +288,7 @@ class Teacher:
     it, so it cannot be switched to training and no optimiser finds it.
 
     Attributes:
+        encoder: The copy.
         runs: Whether it encodes what it is given, so that a batch may come in parts.
     """
 
@@ -297,18 +298,18 @@ class Teacher:
         # many small parts, none of which ever changes
         tokenizer = getattr(model, "tokenizer", None)
         copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
-        self._encoder: Any = copied.requires_grad_(False).eval()
+        self.encoder: Any = copied.requires_grad_(False).eval()
         quick_on_cpu(copied)
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, d) raw features without a graph."""
-        return self._encoder.encode_image(pixels)
+        return self.encoder.encode_image(pixels)
 
     @torch.no_grad()
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, d) raw features without a graph."""
-        return self._encoder.encode_text(tokens)
+        return self.encoder.encode_text(tokens)
 
     def follow(self, batches: Iterable[Any], plan: Any) -> Iterable[Any]:
         """The batches of an epoch, as they are: this teacher sees what the student sees."""
@@ -317,7 +318,7 @@ class Teacher:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The frozen weights, to compare with."""
-        return self._encoder.state_dict()
+        return self.encoder.state_dict()
 
 
 # --------------------------------------------------------------------------------------------------

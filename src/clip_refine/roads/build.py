@@ -588,6 +588,11 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
             "train.parameters lora: PEFT's layers cannot be shared out. Leave --use_fsdp out: "
             "gradients and moments of adapters, which every process then has, are small."
         )
+    if config.compile and processes > 1 and shares_weights():
+        raise ConfigError(
+            "train.compile: not with weights that are shared out, which hooks of a block gather: "
+            "compiled blocks were not tried with those. Leave it or --use_fsdp out."
+        )
     length = pairs.length if isinstance(pairs, Stream) else len(pairs)
     if length is not None and length < config.batch_size:  # no epoch would have a batch
         raise DataError(

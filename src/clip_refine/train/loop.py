@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from clip_refine.support.errors import TrainingError
 from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
 from clip_refine.train.micro_batch import EncodedParts, encode_in_parts
+from clip_refine.train.part import compiled_blocks
 from clip_refine.train.precision import (
     StudentTowers,
     TowerOutput,
@@ -218,6 +219,7 @@ class Trainer:
         with (
             patient() if states else nullcontext(),
             training_mode(towers, statistics=statistics, dropout=self.config.dropout == "on"),
+            self._compiled() if self.config.compile else nullcontext(),
         ):
             for number, batch in enumerate(bar.over(batches), start=start + 1):
                 record = self.step(number, batch.to(self.accelerator.device), steps=steps)
@@ -235,6 +237,10 @@ class Trainer:
         self.hand_back()
         if states:
             states.say_cost(time.perf_counter() - begin)
+
+    def _compiled(self) -> AbstractContextManager[None]:
+        own = self.accelerator.unwrap_model(self.towers).encoder
+        return compiled_blocks(own, *([self.teacher.encoder] if self.teacher.runs else []))
 
     def keep_best(self, step: int, score: float) -> None:
         """Keep the weights as they are, where the score is higher than any before."""

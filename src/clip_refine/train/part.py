@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from clip_refine.config import TrainConfig
 from clip_refine.models.encoder import quick_on_cpu
 from clip_refine.models.weights import output_layer, used_parameters
-from clip_refine.support.errors import ModelError
+from clip_refine.support.errors import ModelError, first_line
 
 _BLOCK_LISTS = re.compile(r"(res)?blocks?|layers?\d*")
 
@@ -299,3 +299,35 @@ def recomputed_activations(model: nn.Module) -> Iterator[int]:
     finally:
         for block in blocks:
             del block.forward  # what stood there before is the class's own
+
+
+@contextmanager
+def compiled_blocks(*models: nn.Module) -> Iterator[None]:
+    """The image towers' blocks by `torch.compile` within the `with`; weights keep their names.
+
+    Not the text towers': captions of every other length would be compiled anew.
+    """
+    blocks: list[nn.Module] = []
+    for model in models:
+        called = set(map(id, Towers(model).called("image")))
+        found = [block for block in tower_blocks(model) if id(block) in called]
+        if not found:
+            raise ModelError(
+                f"train.compile: the image tower of {type(model).__name__} has no list of blocks "
+                "(named blocks, layers or resblocks) that could be compiled. Leave it out."
+            )
+        blocks += found
+    try:
+        torch.compile(torch.exp)(torch.ones(8, device=next(blocks[0].parameters()).device))
+    except Exception as error:
+        raise ModelError(
+            f"train.compile: does not work here ({first_line(error)}). It takes a C++ "
+            "compiler (g++, or what CXX names), beside a GPU Triton, too. Leave it out."
+        ) from error
+    try:
+        for block in blocks:
+            block.compile()
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None

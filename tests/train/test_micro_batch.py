@@ -1,6 +1,7 @@
 """The gradient of a batch is the same in one go and in parts."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_refine.config import RefineConfig, override
 from clip_refine.config.settings import RECIPES
@@ -21,7 +23,12 @@ from clip_refine.roads import build
 from clip_refine.support.errors import TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StudentTowers, TowerPrecision, Trainer
-from clip_refine.train.micro_batch import bytes_per_pair, fitting_size, memory_of
+from clip_refine.train.micro_batch import (
+    bytes_per_pair,
+    fitting_size,
+    memory_of,
+    parts_by_length,
+)
 from clip_refine.train.precision import TowerOutput
 from tests.train.test_loop import CONFIG, FP32, train
 
@@ -171,6 +178,50 @@ def test_adapters_of_a_real_architecture(tiny: OpenClipEncoder):
             if "lora_B" in name:  # else zero, and so all gradients of the other factor
                 nn.init.normal_(parameter)
         assert_equal(config, student)
+
+
+TEXTS = ["a", "a red circle and a small blue star, and one more in the corner", "two words"]
+
+
+def test_captions_of_like_length_are_encoded_together(
+    tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    """Also two texts an image; the gradient is that of the batch in its own order."""
+    config = RefineConfig.model_validate({"recipe": "clip-refine", "train": {"batch_size": SIZE}})
+    tokens = tiny.tokenizer(TEXTS * (SIZE // 3))
+    assert_equal(config, tiny, tokens=tokens)
+    encode, widths = OpenClipEncoder.encode_text, []
+
+    def watched(self: OpenClipEncoder, tokens: Tensor) -> Tensor:
+        widths.append(tokens.shape[1])
+        return encode(self, tokens)
+
+    monkeypatch.setattr(OpenClipEncoder, "encode_text", watched)
+    gradients(config, tiny, SIZE // 3, tokens=tokens)
+    assert widths == [8, 8, 24] * 3  # the student, its teacher, the student with its graph
+    parts = parts_by_length(torch.stack([tokens, tokens.roll(1, 0)], 1), torch.arange(24) % 9, 5)
+    assert [tuple(part.shape) for _, part in parts] == [(5, 2, 8), (5, 2, 8), (2, 2, 8)]
+    assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == [*range(SIZE)]
+
+
+def test_weights_are_cast_once_for_all_parts(tiny: OpenClipEncoder):
+    """Once for features without a graph, once with: not for every part."""
+    config = override(CONFIG, train={"batch_size": SIZE})
+    trainer = trainer_of(config, tiny, 3)
+    trainer.towers.precision = TowerPrecision(True, True)  # pyright: ignore
+    batch = random_batch(tiny)
+    casts: Counter[int] = Counter()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, called: Any, types: Any, given: Any = (), named: Any = None):
+            if called is torch.ops.aten._to_copy.default and isinstance(given[0], nn.Parameter):
+                casts[id(given[0])] += 1
+            return called(*given, **(named or {}))
+
+    with Watch():
+        trainer._gradient(1, replace(batch, pixels=batch.pixels.float()), 4)
+    layers = [module for module in tiny.modules() if isinstance(module, nn.Linear)]
+    assert {casts[id(layer.weight)] for layer in layers} == {2}
 
 
 def test_training_in_parts_is_training(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):

@@ -61,6 +61,10 @@ class OpenClipTokenizer:
         tokens = self.tokenizer(texts)
         return tokens if self.text_cut is None else self.text_cut.cut(tokens)
 
+    def lengths(self, tokens: Tensor) -> Tensor | None:
+        """(B,) tokens of each text that features depend on; None where those are all."""
+        return None if self.text_cut is None else self.text_cut.lengths(tokens)
+
     @property
     def context_length(self) -> int | None:
         """Tokens that the model reads."""

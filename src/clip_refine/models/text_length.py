@@ -25,6 +25,10 @@ class CountingTokenizer(Protocol):
         """Tokens that the model reads; None where that is not known."""
         ...
 
+    def lengths(self, tokens: Tensor) -> Tensor | None:
+        """(B,) tokens of each text that features depend on; None where those are all."""
+        ...
+
     def token_counts(self, texts: Sequence[str]) -> list[int] | None:
         """Tokens of each text with start and end; None where they cannot be counted."""
         ...
@@ -50,8 +54,8 @@ def hold_any(texts: Sequence[str], marks: Sequence[str]) -> list[bool]:
 
 
 def cut_columns(tokens: Tensor, longest: int) -> Tensor:
-    """(B, L) → (B, L'), L' the longest text rounded up to a multiple of 8."""
-    return tokens[:, : -(-longest // _MULTIPLE) * _MULTIPLE]
+    """(..., L) → (..., L'), L' the longest text rounded up to a multiple of 8."""
+    return tokens[..., : -(-longest // _MULTIPLE) * _MULTIPLE]
 
 
 def same_features(some: Tensor, others: Tensor) -> bool:
@@ -73,15 +77,15 @@ class TextCut:
     padding: int  # the id behind a text's end
     kept: int  # padding that is left: 1 where it is the end-of-text token, else 0
 
-    def length(self, tokens: Tensor) -> int:
-        """Of the longest of (B, L) tokens, with what is kept behind it."""
-        is_text = (tokens != self.padding).any(dim=0)
-        last = is_text * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        return max(1, int(last.max()) + self.kept)
+    def lengths(self, tokens: Tensor) -> Tensor:
+        """Of (B, L) tokens, with what is kept behind each."""
+        places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        last = ((tokens != self.padding) * places).amax(dim=1)
+        return (last + self.kept).clamp(1, tokens.shape[1])
 
     def cut(self, tokens: Tensor) -> Tensor:
         """(B, L) → (B, L')."""
-        return cut_columns(tokens, self.length(tokens))
+        return cut_columns(tokens, int(self.lengths(tokens).max()))
 
 
 class _TextFeatures(nn.Module):
@@ -124,7 +128,10 @@ def detect_text_cut(clip: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -
         cut = TextCut(int(tokens[0, -1]), kept)
         try:
             # each alone, at exactly its length: rounded up, some padding would be left
-            found = [encode_cut(clip, row[None, : cut.length(row[None])]) for row in tokens]
+            found = [
+                encode_cut(clip, row[None, :length])
+                for row, length in zip(tokens, cut.lengths(tokens).tolist(), strict=True)
+            ]
         except RuntimeError:  # the lengths of its parts do not fit: something is appended to texts
             break
         if same_features(torch.cat(found), expected):

@@ -69,6 +69,10 @@ class TransformersTokenizer:
         tokens, mask = self.padded(texts)
         return cut_columns(tokens, int(mask.sum(dim=1).max())) if self.cut else tokens
 
+    def lengths(self, tokens: Tensor) -> Tensor | None:
+        """(B,) tokens of each text that features depend on; None where those are all."""
+        return self.padding.mask(tokens).sum(dim=1) if self.cut and self.padding else None
+
     def padded(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """(B, L) ids and attention mask."""
         encoded = self.tokenizer(

@@ -18,12 +18,19 @@ from clip_refine.config import TrainConfig
 from clip_refine.data import PairBatch
 from clip_refine.losses import LossTerms, Objective, PairFeatures
 from clip_refine.models import FeatureScale, Teacher
+from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.priors import Prior
 from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import TrainingError
 from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
-from clip_refine.train.micro_batch import EncodedParts, encode_in_parts
+from clip_refine.train.micro_batch import (
+    EncodedParts,
+    Parts,
+    encode_in_parts,
+    parts_by_length,
+    put_together,
+)
 from clip_refine.train.part import compiled_blocks
 from clip_refine.train.precision import (
     StudentTowers,
@@ -442,7 +449,13 @@ class Trainer:
         if size >= len(pixels) and not unsure:
             return None
         towers = self.accelerator.unwrap_model(self.towers)
-        return encode_in_parts(towers, pixels, tokens, size=size)
+        return encode_in_parts(towers, pixels, self._parts(tokens, size))
+
+    def _parts(self, tokens: Tensor, size: int) -> Parts:
+        tokenizer = self.accelerator.unwrap_model(self.towers).encoder.tokenizer
+        known = isinstance(tokenizer, CountingTokenizer)
+        lengths = tokenizer.lengths(tokens.flatten(0, -2)) if known else None
+        return parts_by_length(tokens, lengths, size)
 
     def _average_gradients(self) -> None:
         """Over processes, once for all parts; of what is shared out that has been done."""
@@ -468,13 +481,17 @@ class Trainer:
     def _teacher_features(self, batch: PairBatch) -> PairFeatures | None:
         if not self.objective.needs_teacher:
             return None
-        size = self.micro_batch if self.teacher.runs and self.micro_batch else len(batch.indices)
-        features = [
-            encode_pairs(self.teacher, *part, self.precision)
-            for part in zip(batch.pixels.split(size), batch.tokens.split(size), strict=True)
-        ]
-        whole = PairFeatures(*(torch.cat(rows) for rows in zip(*features, strict=True)))
-        return gather_features(whole, self.accelerator)
+        size = self.micro_batch or len(batch.indices)
+        if size < len(batch.indices) and self.teacher.runs:
+            parts = self._parts(batch.tokens, size)
+            found = (
+                encode_pairs(self.teacher, batch.pixels[rows], tokens, self.precision)
+                for rows, tokens in parts
+            )
+            features = put_together([*found], parts)
+        else:
+            features = encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
+        return gather_features(features, self.accelerator)
 
     def _references(self, student: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
         """One reference a pair, the same on every process because the generator is.

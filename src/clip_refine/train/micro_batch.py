@@ -9,18 +9,22 @@ Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory L
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clip_refine.losses import PairFeatures
-from clip_refine.train.precision import TowerOutput
+from clip_refine.models.text_length import cut_columns
+from clip_refine.train.precision import TowerOutput, autocast
 
 Encode = Callable[[Tensor, Tensor], TowerOutput]
+Parts = Sequence[tuple[Tensor, Tensor]]
+"""Of each part the rows of its pairs in the batch, and their tokens."""
 USED = 0.5
 """Share of a device's memory that a step's activations may take; the rest is for what is counted
 only roughly: the loss, buffers of kernels, other programs."""
@@ -28,22 +32,48 @@ COPIES = 5
 """How often the weights stand in memory: their own, the teacher's, gradients, two of AdamW's."""
 
 
+def parts_by_length(tokens: Tensor, lengths: Tensor | None, size: int) -> Parts:
+    """(B, L) or (B, K, L) tokens in parts of `size` pairs, texts of like length together.
+
+    `lengths` are those of all texts, to which a part's tokens are cut; None where that would change
+    features. A batch is as long as its longest text, most of which is then padding.
+    """
+    if lengths is None:
+        return [(rows, tokens[rows]) for rows in torch.arange(len(tokens)).split(size)]
+    longest = lengths.view(len(tokens), -1).amax(dim=1).cpu()
+    order = longest.argsort(stable=True)
+    return [
+        (rows, cut_columns(tokens[rows], int(longest[rows].max()))) for rows in order.split(size)
+    ]
+
+
+def put_together(features: Sequence[PairFeatures], parts: Parts) -> PairFeatures:
+    """The parts' features in the order of the batch."""
+    back = torch.cat([rows for rows, _ in parts]).argsort()
+    return PairFeatures(*(torch.cat(rows)[back] for rows in zip(*features, strict=True)))
+
+
 @dataclass(frozen=True)
 class EncodedParts:
     """A batch without a graph; `backward` hands the gradient of its `output` to the towers."""
 
     output: TowerOutput
-    _parts: list[tuple[Tensor, Tensor]]
+    _pixels: Tensor
+    _parts: "Parts"
     _random: list["_RandomState"]
     _towers: Encode
 
     def backward(self) -> None:
         """Encode part after part anew, each with its rows of the gradient of `output`."""
-        given, start = self.output, 0
-        for number, (part, random) in enumerate(zip(self._parts, self._random, strict=True)):
-            rows = slice(start, start := start + len(part[0]))
+        with _weights_cast_once(self._pixels):
+            self._backward()
+
+    def _backward(self) -> None:
+        given = self.output
+        parts = zip(self._parts, self._random, strict=True)
+        for number, ((rows, tokens), random) in enumerate(parts):
             with random.again():
-                output = self._towers(*part)
+                output = self._towers(self._pixels[rows], tokens)
             found = [
                 (new, old.grad[rows])
                 for new, old in zip(output.features, given.features, strict=True)
@@ -61,21 +91,26 @@ class EncodedParts:
 
 
 @torch.no_grad()
-def encode_in_parts(towers: Encode, pixels: Tensor, tokens: Tensor, *, size: int) -> EncodedParts:
-    """Features of a batch, computed in parts of `size` pairs without a graph."""
-    parts = list(zip(pixels.split(size), tokens.split(size), strict=True))
+def encode_in_parts(towers: Encode, pixels: Tensor, parts: Parts) -> EncodedParts:
+    """Features of a batch, computed part after part without a graph."""
     random, outputs = [], []
-    for part in parts:
-        random.append(_RandomState(pixels.device))
-        outputs.append(towers(*part))
-    sides = map(torch.cat, zip(*(output.features for output in outputs), strict=True))
+    with _weights_cast_once(pixels):
+        for rows, tokens in parts:
+            random.append(_RandomState(pixels.device))
+            outputs.append(towers(pixels[rows], tokens))
+    sides = put_together([output.features for output in outputs], parts)
     scale, bias = outputs[0].logit_scale, outputs[0].logit_bias
     output = TowerOutput(
         PairFeatures(*(side.requires_grad_() for side in sides)),
         scale.detach().requires_grad_(),
         None if bias is None else bias.detach().requires_grad_(),
     )
-    return EncodedParts(output, parts, random, towers)
+    return EncodedParts(output, pixels, parts, random, towers)
+
+
+def _weights_cast_once(given: Tensor) -> AbstractContextManager[Any]:
+    """What autocast casts lasts as long as the outermost autocast, which does nothing here."""
+    return autocast(False, given.device)
 
 
 class _RandomState:

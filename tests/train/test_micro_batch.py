@@ -224,6 +224,43 @@ def test_weights_are_cast_once_for_all_parts(tiny: OpenClipEncoder):
     assert {casts[id(layer.weight)] for layer in layers} == {2}
 
 
+@pytest.mark.parametrize("recipe", ["clip-refine", "contrastive"])
+@pytest.mark.parametrize("size", [SIZE, 5])
+def test_a_frozen_tower_is_asked_once(
+    tiny: OpenClipEncoder, recipe: str, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Its features are its teacher's, or those of the pass without a graph."""
+    train = {"batch_size": SIZE, "micro_batch": size, "parameters": "text-tower"}
+    config = RefineConfig.model_validate({"recipe": recipe, "train": train})
+    accelerator, seen = build.build_accelerator("cpu"), []
+    student = build.build_student(tiny, config, accelerator.device)
+    encode = OpenClipEncoder.encode_image
+
+    def watched(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(OpenClipEncoder, "encode_image", watched)
+    found = []
+    with build.build_part(config, student, accelerator):
+        more = Teacher(student), FP32, StandardNormal(), accelerator
+        for frozen in ((True, False), (False, False)):
+            trainer = build.build_trainer(config, student, *more, steps=1)
+            assert trainer.frozen == (True, False)
+            batch = random_batch(tiny)
+            seen.clear()
+            replace(trainer, frozen=frozen)._gradient(
+                1, replace(batch, pixels=batch.pixels.float()), 1
+            )
+            found.append([p.grad for p in student.parameters() if p.grad is not None])
+            asked = sum(seen)
+            student.zero_grad(set_to_none=True)
+            assert asked == SIZE or not frozen[0]
+    passes = (size < SIZE) + 1 + (recipe == "clip-refine")
+    assert asked == passes * SIZE
+    assert all(map(torch.equal, *found))
+
+
 def test_training_in_parts_is_training(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
     twin = copy.deepcopy(tiny)
     train(tiny, pairs, CONFIG, tmp_path, plain=True)

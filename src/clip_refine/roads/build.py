@@ -83,7 +83,7 @@ from clip_refine.train import (
     share_out,
     trained_part,
 )
-from clip_refine.train.part import TrainedPart
+from clip_refine.train.part import TrainedPart, frozen_towers
 
 # --------------------------------------------------------------------------------------------------
 # Settings → device, processes and generators.
@@ -565,6 +565,7 @@ def build_trainer(
         config=train,
         scale=scale,
         teacher_scale=teacher_scale,
+        frozen=frozen_towers(student, train),
         micro_batch=None if train.micro_batch == "auto" else train.micro_batch,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )

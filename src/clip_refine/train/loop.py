@@ -31,8 +31,9 @@ from clip_refine.train.micro_batch import (
     parts_by_length,
     put_together,
 )
-from clip_refine.train.part import compiled_blocks
+from clip_refine.train.part import Frozen, compiled_blocks
 from clip_refine.train.precision import (
+    Known,
     StudentTowers,
     TowerOutput,
     TowerPrecision,
@@ -163,6 +164,8 @@ class Trainer:
         config: How steps are taken.
         scale: What the towers are multiplied by in training; the log shows norms without it.
         teacher_scale: The teacher's logit scale where the student has another one.
+        frozen: Of images and of texts whether the tower stays as it is. Then its features are the
+            teacher's, where that has the same scale.
         micro_batch: Pairs of a process that are encoded with a graph at a time; None for all. It
             is halved where memory turns out too little.
         student: The model that gets the weights where `towers` is a copy that is shared out among
@@ -172,7 +175,7 @@ class Trainer:
     """
 
     accelerator: Any
-    towers: Callable[[Tensor, Tensor], TowerOutput]
+    towers: Callable[[Tensor, Tensor, Known], TowerOutput]
     teacher: Teacher
     objective: Objective
     precision: TowerPrecision
@@ -183,6 +186,7 @@ class Trainer:
     scale: FeatureScale = field(default_factory=FeatureScale)
     centroid_gap: Tensor | None = None
     teacher_scale: float | None = None
+    frozen: Frozen = (False, False)
     micro_batch: int | None = None
     student: StudentTowers | None = None
     first: dict[str, float] = field(default_factory=dict)  # the first step's record
@@ -406,8 +410,13 @@ class Trainer:
         """Losses of a batch and its features, of all processes; gradients are in the weights."""
         own, wrong = batch.tokens, batch.wrong_tokens
         tokens = own if wrong is None else torch.stack([own, wrong], dim=1)
-        parts = self._in_parts(batch.pixels, tokens)
-        output = parts.output if parts else self.towers(batch.pixels, tokens)
+        taught = self._teacher_features(batch)
+        known: Known = (None, None)
+        if taught and wrong is None and self.teacher_scale is None:
+            image, text = self.frozen
+            known = taught.image_features if image else None, taught.text_features if text else None
+        parts = self._in_parts(batch.pixels, tokens, known)
+        output = parts.output if parts else self.towers(batch.pixels, tokens, known)
         student, wrong_texts = gather_features(output.features, self.accelerator), None
         if wrong is not None:
             texts, wrong_texts = student.text_features.unbind(dim=1)
@@ -415,7 +424,7 @@ class Trainer:
             # else nothing could be exchanged, or only behind what is read, or an image has it
             captions, twins = self._text_ids(tokens).unbind(dim=1)
             wrong_texts = wrong_texts[~torch.isin(twins, captions)]
-        teacher = self._teacher_features(batch)
+        teacher = taught and gather_features(taught, self.accelerator)
         references, text_references = self._references(student)
         terms = self.objective(
             student,
@@ -441,7 +450,7 @@ class Trainer:
             self._average_gradients()
         return losses, student
 
-    def _in_parts(self, pixels: Tensor, tokens: Tensor) -> EncodedParts | None:
+    def _in_parts(self, pixels: Tensor, tokens: Tensor, known: Known) -> EncodedParts | None:
         """The batch encoded without a graph; None where it is encoded in one go."""
         size = self.micro_batch or len(pixels)
         # data-parallel training would wait for what a loss of one's own does not look at
@@ -449,7 +458,8 @@ class Trainer:
         if size >= len(pixels) and not unsure:
             return None
         towers = self.accelerator.unwrap_model(self.towers)
-        return encode_in_parts(towers, pixels, self._parts(tokens, size))
+        parts = self._parts(tokens, size)
+        return encode_in_parts(towers, pixels, parts, self.frozen, known)
 
     def _parts(self, tokens: Tensor, size: int) -> Parts:
         tokenizer = self.accelerator.unwrap_model(self.towers).encoder.tokenizer
@@ -479,6 +489,7 @@ class Trainer:
         return values
 
     def _teacher_features(self, batch: PairBatch) -> PairFeatures | None:
+        """Of this process's pairs."""
         if not self.objective.needs_teacher:
             return None
         size = self.micro_batch or len(batch.indices)
@@ -488,10 +499,8 @@ class Trainer:
                 encode_pairs(self.teacher, batch.pixels[rows], tokens, self.precision)
                 for rows, tokens in parts
             )
-            features = put_together([*found], parts)
-        else:
-            features = encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
-        return gather_features(features, self.accelerator)
+            return put_together([*found], parts)
+        return encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
 
     def _references(self, student: PairFeatures) -> tuple[Tensor | None, Tensor | None]:
         """One reference a pair, the same on every process because the generator is.

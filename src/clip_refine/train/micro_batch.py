@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from clip_refine.losses import PairFeatures
 from clip_refine.models.text_length import cut_columns
-from clip_refine.train.precision import TowerOutput, autocast
+from clip_refine.train.part import Frozen
+from clip_refine.train.precision import Known, TowerOutput, autocast, rows_of
 
-Encode = Callable[[Tensor, Tensor], TowerOutput]
+Encode = Callable[..., TowerOutput]  # of pixels, tokens and what is known of them
 Parts = Sequence[tuple[Tensor, Tensor]]
 """Of each part the rows of its pairs in the batch, and their tokens."""
 USED = 0.5
@@ -60,6 +61,7 @@ class EncodedParts:
     output: TowerOutput
     _pixels: Tensor
     _parts: "Parts"
+    _known: Known
     _random: list["_RandomState"]
     _towers: Encode
 
@@ -73,7 +75,7 @@ class EncodedParts:
         parts = zip(self._parts, self._random, strict=True)
         for number, ((rows, tokens), random) in enumerate(parts):
             with random.again():
-                output = self._towers(self._pixels[rows], tokens)
+                output = self._towers(self._pixels[rows], tokens, rows_of(self._known, rows))
             found = [
                 (new, old.grad[rows])
                 for new, old in zip(output.features, given.features, strict=True)
@@ -91,13 +93,15 @@ class EncodedParts:
 
 
 @torch.no_grad()
-def encode_in_parts(towers: Encode, pixels: Tensor, parts: Parts) -> EncodedParts:
-    """Features of a batch, computed part after part without a graph."""
+def encode_in_parts(
+    towers: Encode, pixels: Tensor, parts: Parts, frozen: Frozen, known: Known
+) -> EncodedParts:
+    """Features of a batch, computed part after part without a graph; of `frozen` towers once."""
     random, outputs = [], []
     with _weights_cast_once(pixels):
         for rows, tokens in parts:
             random.append(_RandomState(pixels.device))
-            outputs.append(towers(pixels[rows], tokens))
+            outputs.append(towers(pixels[rows], tokens, rows_of(known, rows)))
     sides = put_together([output.features for output in outputs], parts)
     scale, bias = outputs[0].logit_scale, outputs[0].logit_bias
     output = TowerOutput(
@@ -105,7 +109,10 @@ def encode_in_parts(towers: Encode, pixels: Tensor, parts: Parts) -> EncodedPart
         scale.detach().requires_grad_(),
         None if bias is None else bias.detach().requires_grad_(),
     )
-    return EncodedParts(output, pixels, parts, random, towers)
+    image, text = (
+        side.detach() if stays else None for side, stays in zip(sides, frozen, strict=True)
+    )
+    return EncodedParts(output, pixels, parts, (image, text), random, towers)
 
 
 def _weights_cast_once(given: Tensor) -> AbstractContextManager[Any]:

@@ -208,6 +208,20 @@ class Adapters:
         self._tuner.merge_and_unload()
 
 
+Frozen = tuple[bool, bool]
+"""Of images and of texts: whether their tower stays as it is."""
+
+
+def frozen_towers(model: nn.Module, config: TrainConfig) -> Frozen:
+    """Whether nothing of a tower is trained, drawn or counted; asked only where one is chosen."""
+    moving = config.dropout == "on" or config.normalization_statistics == "updated"
+    if moving or config.parameters not in ("image-tower", "text-tower"):
+        return False, False
+    towers = Towers(model)
+    image, text = (not any(p.requires_grad for p in towers.used(t)) for t in towers.encoders)
+    return image, text
+
+
 # --------------------------------------------------------------------------------------------------
 # The part of a model that is trained, for as long as it is trained.
 

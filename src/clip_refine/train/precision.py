@@ -117,6 +117,10 @@ class TowerOutput(NamedTuple):
     logit_bias: Tensor | None  # 0-d offset of SigLIP-type models, None for others
 
 
+Known = tuple[Tensor | None, Tensor | None]
+"""Raw features of images and of texts where a frozen tower need not compute them."""
+
+
 class StudentTowers(nn.Module):
     """Both towers in one `forward`, which is what data-parallel wrappers need.
 
@@ -130,25 +134,38 @@ class StudentTowers(nn.Module):
         self.encoder = encoder
         self.precision = precision
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> TowerOutput:
-        """Features, logit scale and bias of a batch."""
+    def forward(self, pixels: Tensor, tokens: Tensor, known: Known = (None, None)) -> TowerOutput:
+        """Features, logit scale and bias of a batch; `known` features are not computed again."""
         encoder: DualEncoder = self.encoder  # pyright: ignore[reportAssignmentType]
-        image, text = encode_pairs(encoder, pixels, tokens, self.precision)
+        image, text = encode_pairs(encoder, pixels, tokens, self.precision, known)
         scale, bias = encoder.logit_scale, getattr(encoder, "logit_bias", None)
         # clones, since what has shared weights must not return views
         features = PairFeatures(image.clone(), text.clone())
         return TowerOutput(features, scale.clone(), None if bias is None else bias.clone())
 
 
+def rows_of(known: Known, rows: Tensor) -> Known:
+    """What is known of some pairs."""
+    image, text = (None if side is None else side[rows] for side in known)
+    return image, text
+
+
 def encode_pairs(
-    encoder: DualEncoder | Teacher, pixels: Tensor, tokens: Tensor, precision: TowerPrecision
+    encoder: DualEncoder | Teacher,
+    pixels: Tensor,
+    tokens: Tensor,
+    precision: TowerPrecision,
+    known: Known = (None, None),
 ) -> PairFeatures:
     """Raw features, each tower in its own precision; tokens (B, K, L) give texts (B, K, d)."""
-    with autocast(precision.image_bf16, pixels.device):
-        image_features = encoder.encode_image(pixels)
-    with autocast(precision.text_bf16, tokens.device):
-        texts = tokens.flatten(0, -2)
-        text_features = encoder.encode_text(texts).unflatten(0, tokens.shape[:-1])
+    image_features, text_features = known
+    if image_features is None:
+        with autocast(precision.image_bf16, pixels.device):
+            image_features = encoder.encode_image(pixels)
+    if text_features is None:
+        with autocast(precision.text_bf16, tokens.device):
+            texts = tokens.flatten(0, -2)
+            text_features = encoder.encode_text(texts).unflatten(0, tokens.shape[:-1])
     sides = (image_features, text_features)
     return PairFeatures(
         *(side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)

@@ -165,19 +165,25 @@ def one_of_two(settings: str) -> None:
         shutil.copytree(partial, partial.with_name(".alone.partial"))
     torch.distributed.barrier()
     refine(override(config, resume="auto"))
+    refine(override(config, out=config.out.parent / "grown", resume="auto"))
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_go_on_bit_by_bit_and_one_says_why_not(
-    config: RefineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_two_processes_go_on_bit_by_bit_one_goes_on_as_two_and_two_as_one(
+    config: RefineConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    stopped(config, 5, monkeypatch).rename(tmp_path / ".grown.partial")  # of one process
     in_processes(2, one_of_two, config.model_dump_json())
     assert_same(tmp_path / "unbroken", config.out)
     refine(override(config, out=tmp_path / "alone", resume="auto"))
     assert "goes on, but not bit by bit: processes 2 then" in capsys.readouterr().err
-    alone, together = outcome(tmp_path / "alone")[0], outcome(config.out)[0]
-    for one, other in zip(alone, together, strict=True):
-        assert one == pytest.approx(other, rel=1e-3)  # the same pairs and references
+    together = outcome(config.out)[0]
+    for name in ("alone", "grown"):
+        for one, other in zip(outcome(tmp_path / name)[0], together, strict=True):
+            assert one == pytest.approx(other, rel=1e-3)  # the same pairs and references
 
 
 def share_weights(settings: str) -> None:

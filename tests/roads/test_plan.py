@@ -1,5 +1,6 @@
 """What is about to happen is said truly, and trying it leaves nothing behind."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from clip_refine.config import RefineConfig, override
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import Planned
 from tests.roads.test_compare import HELD_OUT, TRAIN
@@ -47,7 +49,7 @@ def test_wrong_captions_take_memory_too(
 ):
     found: list[float] = []
 
-    def fitting(model: Any, per_pair: float, memory: int) -> int:
+    def fitting(model: Any, per_pair: float, memory: int, sharing: int) -> int:
         found.append(per_pair)
         return 4
 
@@ -56,6 +58,17 @@ def test_wrong_captions_take_memory_too(
         loss = {"contrastive_weight": 1.0, "negatives": negatives}
         planned(override(config, loss=loss), tiny, capsys)
     assert found[1] > 1.2 * found[0]
+
+
+def test_weights_that_are_shared_out_take_less(
+    config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    sizes = []
+    for sharing in (1, 8):
+        monkeypatch.setattr(build, "sharing_processes", lambda _, by=sharing: by)
+        said = planned(override(config, train={"micro_batch": 1}), tiny, capsys)
+        sizes.append(float(re.findall(r"optimiser and graph: ([\d.]+) MB", said)[0]))
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.2)  # 2.5 of 5 copies, and a pair's graph
 
 
 def test_images_are_counted_as_they_are_scored(config: RefineConfig, tiny: OpenClipEncoder, capsys):

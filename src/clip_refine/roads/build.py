@@ -137,6 +137,11 @@ def shares_weights() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
+def sharing_processes(accelerator: Accelerator) -> int:
+    """How many of them share the weights; 1 where each has all."""
+    return accelerator.num_processes if shares_weights() else 1
+
+
 def count_workers(workers: int | None, device: torch.device) -> int:
     """Decoding processes: as asked for, else none on a CPU, which is busy training anyway."""
     if workers is not None:
@@ -536,7 +541,7 @@ def build_trainer(
         )
     towers = own = StudentTowers(student, precision)
     rates = learning_rates(student, train)
-    shared = shares_weights() and accelerator.num_processes > 1
+    shared = sharing_processes(accelerator) > 1
     if shared:
         towers = share_out(own, accelerator.device)
         both = zip(own.parameters(), towers.parameters(), strict=True)

@@ -23,7 +23,12 @@ from clip_refine.support.console import console, duration, quietly, remark
 from clip_refine.support.errors import Planned
 from clip_refine.support.folder import size_text
 from clip_refine.train import StudentTowers, TowerPrecision, faster_precision
-from clip_refine.train.micro_batch import COPIES, bytes_per_pair, fitting_size, memory_of
+from clip_refine.train.micro_batch import (
+    bytes_per_pair,
+    copies_of_weights,
+    fitting_size,
+    memory_of,
+)
 
 # --------------------------------------------------------------------------------------------------
 # What `auto` comes to. Processes have to agree, so every one of them asks.
@@ -58,7 +63,8 @@ def choose_micro_batch(
         return whole
     pixels, tokens = _sample(config, student, pairs, 2, accelerator.device)
     per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
-    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
+    memory, sharing = memory_of(accelerator.device), build.sharing_processes(accelerator)
+    size = min(whole, fitting_size(student, per_pair, memory, sharing))
     chosen = [size]
     broadcast_object_list(chosen)
     if chosen[0] < whole and accelerator.is_main_process:
@@ -182,7 +188,8 @@ def _lines(
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
     weights = sum(weight.numel() for weight in student.state_dict().values())
-    size_of = 4 * COPIES * weights + size * kept
+    copies = copies_of_weights(build.sharing_processes(accelerator))
+    size_of = 4 * copies * weights + size * kept
     runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
     scored = ", ".join(f"{count:,} {what}" for what, count in measured.items() if count)
     once = (

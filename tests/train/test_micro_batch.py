@@ -209,6 +209,7 @@ def test_weights_are_cast_once_for_all_parts(tiny: OpenClipEncoder):
     config = override(CONFIG, train={"batch_size": SIZE})
     trainer = trainer_of(config, tiny, 3)
     trainer.towers.precision = TowerPrecision(True, True)  # pyright: ignore
+    trainer.precision = TowerPrecision(True, True)
     batch = random_batch(tiny)
     casts: Counter[int] = Counter()
 
@@ -222,6 +223,9 @@ def test_weights_are_cast_once_for_all_parts(tiny: OpenClipEncoder):
         trainer._gradient(1, replace(batch, pixels=batch.pixels.float()), 4)
     layers = [module for module in tiny.modules() if isinstance(module, nn.Linear)]
     assert {casts[id(layer.weight)] for layer in layers} == {2}
+    layers = [m for m in trainer.teacher.encoder.modules() if isinstance(m, nn.Linear)]
+    assert {casts[id(layer.weight)] for layer in layers} == {1}
+    assert not any(layer.weight.requires_grad for layer in layers)
 
 
 @pytest.mark.parametrize("recipe", ["clip-refine", "contrastive"])

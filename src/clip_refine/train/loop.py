@@ -30,6 +30,7 @@ from clip_refine.train.micro_batch import (
     encode_in_parts,
     parts_by_length,
     put_together,
+    weights_cast_once,
 )
 from clip_refine.train.part import Frozen, compiled_blocks
 from clip_refine.train.precision import (
@@ -495,11 +496,12 @@ class Trainer:
         size = self.micro_batch or len(batch.indices)
         if size < len(batch.indices) and self.teacher.runs:
             parts = self._parts(batch.tokens, size)
-            found = (
-                encode_pairs(self.teacher, batch.pixels[rows], tokens, self.precision)
-                for rows, tokens in parts
-            )
-            return put_together([*found], parts)
+            with weights_cast_once(batch.pixels, self.teacher.encoder):
+                found = [
+                    encode_pairs(self.teacher, batch.pixels[rows], tokens, self.precision)
+                    for rows, tokens in parts
+                ]
+            return put_together(found, parts)
         return encode_pairs(self.teacher, batch.pixels, batch.tokens, self.precision)
 
     def _references(self, student: PairFeatures) -> tuple[Tensor | None, Tensor | None]:

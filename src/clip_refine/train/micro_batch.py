@@ -10,10 +10,9 @@ Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory L
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ class EncodedParts:
 
     def backward(self) -> None:
         """Encode part after part anew, each with its rows of the gradient of `output`."""
-        with _weights_cast_once(self._pixels):
+        with weights_cast_once(self._pixels):
             self._backward()
 
     def _backward(self) -> None:
@@ -104,7 +103,7 @@ def encode_in_parts(
 ) -> EncodedParts:
     """Features of a batch, computed part after part without a graph; of `frozen` towers once."""
     random, outputs = [], []
-    with _weights_cast_once(pixels):
+    with weights_cast_once(pixels):
         for rows, tokens in parts:
             random.append(_RandomState(pixels.device))
             outputs.append(towers(pixels[rows], tokens, rows_of(known, rows)))
@@ -121,9 +120,21 @@ def encode_in_parts(
     return EncodedParts(output, pixels, parts, (image, text), random, towers)
 
 
-def _weights_cast_once(given: Tensor) -> AbstractContextManager[Any]:
-    """What autocast casts lasts as long as the outermost autocast, which does nothing here."""
-    return autocast(False, given.device)
+@contextmanager
+def weights_cast_once(given: Tensor, teacher: nn.Module | None = None) -> Iterator[None]:
+    """Autocast keeps its casts of trained weights until the outermost one ends, so within this.
+
+    A teacher's weights, from which nothing has a graph, count as trained for as long.
+    """
+    weights = [p for p in teacher.parameters() if p.is_floating_point()] if teacher else []
+    with autocast(False, given.device):
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            yield
+        finally:
+            for weight in weights:
+                weight.requires_grad_(False)
 
 
 class _RandomState:

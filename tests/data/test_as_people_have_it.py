@@ -47,6 +47,20 @@ def test_lists_of_captions_in_a_cell(tmp_path: Path, written: str):
         assert opened(table(tmp_path, text, name)).captions == (("a dog", "it's"),), name
 
 
+def test_columns_and_endings_in_capitals(tmp_path: Path):
+    for header in ("Image,Caption", "FILE_NAME,TEXT", "img,txt"):
+        source = opened(table(tmp_path, f"{header}\n000.jpg,a dog\n", "c.csv"))
+        assert source.captions == (("a dog",),)
+    with pytest.raises(DataError, match=r"no captions in it. Did you mean .*c.csv\?"):
+        recognise(str(tmp_path))
+    for ending in (".txt", ".TXT"):
+        folder = tmp_path / ending
+        folder.mkdir()
+        (folder / "IMG_1.JPG").write_bytes((tmp_path / "000.jpg").read_bytes())
+        (folder / f"IMG_1{ending}").write_text("a dog")
+        assert opened(str(folder)).captions == (("a dog",),)
+
+
 def test_what_only_looks_like_a_list():
     for text in ("[sic] a dog", "[]?", "[1, 2]", "[a, b]"):
         assert texts_of(text) == (text,)

@@ -25,7 +25,7 @@ from scipy.sparse.csgraph import connected_components
 from clip_refine.config import DataConfig, ModelConfig
 from clip_refine.data import ImageCaptions
 from clip_refine.data.images import decode_image, opened
-from clip_refine.data.pairs import Images, fingerprint, image_bytes
+from clip_refine.data.pairs import MINIMUM_HELD_OUT, Images, fingerprint, image_bytes
 from clip_refine.data.pixels import PixelReader, in_parallel
 from clip_refine.data.sources import read_all_rows
 from clip_refine.models.text_length import CountingTokenizer
@@ -423,6 +423,7 @@ def _samples(
 
 LISTED = 5
 _LONGEST = 160
+_PROBLEM = 500  # letters; what to do stands at its end
 
 
 def findings_table(findings: Findings) -> RenderableType:
@@ -450,9 +451,19 @@ def findings_verdict(findings: Findings) -> str:
         return "Reading broke off, so a run would stop there."
     bad = len(findings.bad_rows) + len(findings.images.unreadable)
     if bad:
-        return (
-            "A run stops before training because of the bad rows and unreadable images; "
+        most = DataConfig().max_bad
+        few = bad <= most * max(findings.rows, findings.images.count)
+        return "A run stops before training because of the bad rows and unreadable images; " + (
             "--data.skip-bad leaves them out."
+            if few
+            else f"mend them: --data.skip-bad leaves out up to {most:.0%} of all (--data.max-bad)."
+        )
+    images = findings.images.count - _grouped(findings.images.duplicates)[0]
+    if images < 2 * MINIMUM_HELD_OUT:
+        return (
+            f"Every row can be read, but a run stops: of {images:,} different images it cannot "
+            f"hold out {MINIMUM_HELD_OUT} and train on as many. Give more, or with --data.val "
+            "other pairs to score on."
         )
     return "Nothing here stops a run."
 
@@ -499,8 +510,10 @@ def _caption_lines(findings: Findings) -> Iterator[Line]:
 
 def _examples(findings: Findings) -> Iterator[Text]:
     images, captions = findings.images, findings.captions
-    yield from _listed("Bad rows", [f"{row.where}: {row.problem}" for row in findings.bad_rows])
-    yield from _listed("Unreadable", [problem.problem for problem in images.unreadable])
+    bad = [f"{row.where}: {row.problem}" for row in findings.bad_rows]
+    yield from _listed("Bad rows", bad, longest=_PROBLEM)
+    unreadable = [problem.problem for problem in images.unreadable]
+    yield from _listed("Unreadable", unreadable, longest=_PROBLEM)
     yield from _listed("Without captions", images.without_captions)
     yield from _listed("Exact duplicates", [" = ".join(group) for group in images.duplicates])
     yield from _listed("Near duplicates", [" ~ ".join(group) for group in images.near_duplicates])
@@ -510,20 +523,22 @@ def _examples(findings: Findings) -> Iterator[Text]:
     yield from _listed("With special tokens", captions.special)
 
 
-def _listed(title: str, items: Sequence[str], count: int | None = None) -> Iterator[Text]:
+def _listed(
+    title: str, items: Sequence[str], count: int | None = None, longest: int = _LONGEST
+) -> Iterator[Text]:
     """A few of them and how many more there are; as plain text, since it comes from data."""
     if not items:
         return
     more = (len(items) if count is None else count) - LISTED
-    lines = [_short(item) for item in items[:LISTED]]
+    lines = [_short(item, longest) for item in items[:LISTED]]
     lines += [f"... and {more:,} more."] if more > 0 else []
     yield Text(f"{title}:", style="bold")
     yield Text("\n".join(f"  {line}" for line in lines))
 
 
-def _short(text: str) -> str:
+def _short(text: str, longest: int) -> str:
     line = printable(" ".join(text.split()))
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 2]} …"
+    return line if len(line) <= longest else f"{line[: longest - 2]} …"
 
 
 def _count(name: str, count: int, remark: str = "") -> Line:

@@ -132,7 +132,7 @@ def test_what_dropout_drops_is_dropped_again(monkeypatch: pytest.MonkeyPatch):
     assert all(map(torch.equal, in_parts, again))
     towers = StudentTowers.forward
 
-    def with_graphs(self: StudentTowers, pixels: Tensor, tokens: Tensor) -> TowerOutput:
+    def with_graphs(self: StudentTowers, pixels: Tensor, tokens: Tensor, _: Any) -> TowerOutput:
         parts = [towers(self, *part) for part in zip(pixels.split(5), tokens.split(5), strict=True)]
         sides = zip(*(part.features for part in parts), strict=True)
         return parts[0]._replace(features=PairFeatures(*map(torch.cat, sides)))

@@ -13,6 +13,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -25,6 +26,7 @@ from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.train import TowerPrecision
+from clip_refine.train.part import compiled_blocks
 
 
 def forward_flops(model: OpenClipEncoder, batch: PairBatch) -> float:
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--micro", type=int, default=64, help="of every model but the first")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--peak", type=float, default=989.0)
+    parser.add_argument("--compile", action="store_true", help="as --train.compile does")
     options = parser.parse_args()
     device = build.build_accelerator(options.device).device
     print("| model | micro-batch | textbook pairs/s | ours | times | peak GiB | utilisation |")
@@ -82,7 +85,9 @@ def main() -> None:
         )
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        taken = seconds_of(partial(trainer.step, 1, batch, steps=1), options.steps, device)
+        towers = (student, trainer.teacher.encoder)
+        with compiled_blocks(*towers) if options.compile else nullcontext():
+            taken = seconds_of(partial(trainer.step, 1, batch, steps=1), options.steps, device)
         peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
         ours = options.batch / taken
         used = 4 * flops * ours / (options.peak * 1e12)

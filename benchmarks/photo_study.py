@@ -71,7 +71,9 @@ def split_trunk(trunk: Any, trained_blocks: int) -> tuple[nn.Sequential, nn.Sequ
     blocks = list(trunk.blocks)
     ending = [trunk.conv_head, trunk.bn2, trunk.global_pool]
     if trained_blocks < 0:
-        return nn.Sequential(), nn.Sequential(trunk.conv_stem, trunk.bn1, *blocks, *ending)
+        late = nn.Sequential(trunk.conv_stem, trunk.bn1)
+        late.add_module("blocks", nn.Sequential(*blocks))  # found by this name for layer decay
+        return nn.Sequential(), late.extend(ending)
     if not trained_blocks:
         return nn.Sequential(trunk.conv_stem, trunk.bn1, *blocks, *ending), nn.Sequential()
     cut = len(blocks) - trained_blocks

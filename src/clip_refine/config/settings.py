@@ -348,8 +348,8 @@ class TrainConfig(SettingsGroup):
     gradient_checkpointing: bool = False
     """Compute activations again for the gradient: less memory, more time."""
     compile: bool = False
-    """The image towers' blocks through `torch.compile`: minutes at the start, then faster steps.
-    Takes a C++ compiler."""
+    """The image towers' blocks through `torch.compile`, which takes a C++ compiler and minutes at
+    the start. On a CPU nothing was won by it."""
     save_every: str = "10m"
     """What a run goes on from after `--resume` is saved every so many minutes, as in 10m, or steps,
     as in 500; or never."""

@@ -740,17 +740,24 @@ def cache(
         Positional[Literal["show", "prune"]], arg(help="prune removes what show lists.")
     ] = "show",
     folder: Annotated[Path | None, arg(help="Without it: $XDG_CACHE_HOME/clip-refine.")] = None,
-    unused_days: Annotated[float, arg(help="Only what nobody has used for so long.")] = 0.0,
+    unused_days: Annotated[
+        float | None, arg(help="Only what nobody has used for so long; 0 prunes all.")
+    ] = None,
 ) -> None:
     """Show what teachers' features, features of suites and pixels take on the disk, or remove it.
 
     All of it is made again when it is needed.
     """
+    if action == "prune" and unused_days is None:
+        raise ConfigError(
+            "cache prune: say what may go: --unused-days 30 what nobody has used for so long, "
+            "--unused-days 0 all of it."
+        )
     from clip_refine.support.cache import KeptRows
     from clip_refine.support.folder import default_cache, size_text
 
     folder = folder or default_cache()
-    found = [kept for kept in KeptRows.all_in(folder) if kept.unused_days >= unused_days]
+    found = [kept for kept in KeptRows.all_in(folder) if kept.unused_days >= (unused_days or 0)]
     for kept in found:
         gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
         name = kept.folder.relative_to(folder)

@@ -111,7 +111,7 @@ def test_a_bound_within_the_noise_of_so_few_images_is_said(config: RefineConfig,
         build_guard(
             override(config, guard={"bound": 1, "images": count}),
             embedder,
-            ToyPairs("few", 300),
+            pairs,
             [],
         )
         assert ("it may stop for noise" in said(capsys)) == (count == 100)

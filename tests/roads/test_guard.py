@@ -53,6 +53,9 @@ def test_it_goes_back_to_what_was_within_the_bound(config: RefineConfig, capsys)
     assert all(torch.allclose(w, before[name], atol=1e-6) for name, w in saved(config).items())
     assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
     assert not worse(scores)
+    refused = "The guard refused the training at step 1: this is the model as it was."
+    assert answer(scores) == f"{refused} Nothing clearly changed."
+    assert refused in (config.out / "model" / "README.md").read_text()
 
 
 def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):
@@ -99,6 +102,19 @@ def test_bystanders_with_classes_are_a_task_more(
     assert guard is not None
     assert [list(task.class_names) for task in guard.tasks] == [["collie", "poodle"]]
     assert guard.bystanders is None
+
+
+def test_a_bound_within_the_noise_of_so_few_images_is_said(config: RefineConfig, capsys):
+    embedder: Any = None
+    pairs = ToyPairs("few", 300)
+    for count in (100, 200):
+        build_guard(
+            override(config, guard={"bound": 1, "images": count}),
+            embedder,
+            pairs,
+            [],
+        )
+        assert ("it may stop for noise" in said(capsys)) == (count == 100)
 
 
 def test_what_explodes_is_not_saved(config: RefineConfig):

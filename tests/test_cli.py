@@ -246,6 +246,7 @@ def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture
     ("error", "status", "said"),
     [
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("[gloo/x.cc] reset by peer"), 1, "another process of this run has ended"),
         (RecursionError(), 2, "nested too deeply"),
         (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),
         (ZeroDivisionError("x" * 9), 1, "failed: ZeroDivisionError: xxxxxxxxx. This should not"),

@@ -938,6 +938,8 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             named = f"{error.filename}: " if error.filename else ""
             full = " Free some space, or choose another folder." if error.errno == ENOSPC else ""
             return f"{named}{error.strerror or first_line(error)}.{full}", 1
+        case RuntimeError() if type(error).__name__ == "DistBackendError" or "gloo" in str(error):
+            return "another process of this run has ended: see what that one says.", 1
     return (
         f"failed: {type(error).__name__}: {first_line(error)}. This should not happen; --debug "
         "shows where it did, for a report."

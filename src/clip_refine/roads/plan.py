@@ -58,7 +58,9 @@ def choose_micro_batch(
         return whole
     pixels, tokens = _sample(config, student, pairs, 2, accelerator.device)
     per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
-    size = min(whole, fitting_size(student, per_pair, memory_of(accelerator.device)))
+    device = accelerator.device
+    copies = _copies(config, device)
+    size = min(whole, fitting_size(student, per_pair, memory_of(device), copies=copies))
     chosen = [size]
     broadcast_object_list(chosen)
     if chosen[0] < whole and accelerator.is_main_process:
@@ -67,6 +69,12 @@ def choose_micro_batch(
             f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
+
+
+def _copies(config: RefineConfig, device: torch.device) -> int:
+    """How often the weights stand in the device's memory; a guard's best ones are on the CPU."""
+    best = config.guard.every is not None and device.type == "cpu"
+    return COPIES + best + (config.interpolate is not None)
 
 
 _CAPTION = 1 / 7  # of an image's arithmetic: 16 tokens in ViT-B-32's text tower
@@ -182,7 +190,7 @@ def _lines(
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
     weights = sum(weight.numel() for weight in student.state_dict().values())
-    size_of = 4 * COPIES * weights + size * kept
+    size_of = 4 * _copies(config, device) * weights + size * kept
     runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
     scored = ", ".join(f"{count:,} {what}" for what, count in measured.items() if count)
     once = (

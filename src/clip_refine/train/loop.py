@@ -241,7 +241,8 @@ class Trainer:
     def keep_best(self, step: int, score: float) -> None:
         """Keep the weights as they are, where the score is higher than any before."""
         if score > self.best_score:
-            self.best = {n: w.detach().to("cpu", copy=True) for n, w in self._weights().items()}
+            for name, weight in self._weights().items():  # in place of the old, not beside them
+                self.best[name] = weight.detach().to("cpu", copy=True)
             self.best_step, self.best_score = step, score
 
     def go_back(self) -> int:

@@ -158,12 +158,12 @@ def _group_limits(system: Path) -> Iterator[int]:
                     yield int((folder / name).read_text())
 
 
-def fitting_size(model: nn.Module, per_pair: float, memory: int) -> int:
+def fitting_size(model: nn.Module, per_pair: float, memory: int, copies: int = COPIES) -> int:
     """The largest power of two of pairs whose graph fits beside weights and optimiser, at least 1.
 
     >>> fitting_size(nn.Linear(10, 10, bias=False), per_pair=1e6, memory=2**27)
     64
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fitting = max(1, int((USED * memory - COPIES * weights) / max(per_pair, 1)))
+    fitting = max(1, int((USED * memory - copies * weights) / max(per_pair, 1)))
     return 2 ** (fitting.bit_length() - 1)

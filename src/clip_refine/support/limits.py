@@ -1,7 +1,8 @@
 """How much is read of files that others wrote, and how: docs/security.md tells the same.
 
-Every limit is one process's. What is refused raises a `ValueError` that says why, so that a reader
-needs one `except (OSError, ValueError)` whatever the parser of a format trips over.
+Each is of one file, line or image, unless it says of what else, and each process counts for itself.
+What is refused raises a `ValueError` that says why, so that a reader needs one `except (OSError,
+ValueError)` whatever the parser of a format trips over.
 """
 
 import json
@@ -21,6 +22,8 @@ LINE = 1 << 26
 """Bytes of a line of JSON lines, which may hold an image."""
 IMAGE = 1 << 28
 """Bytes of an image file."""
+HELD = 1 << 32
+"""Bytes of image files that a stream holds to draw from."""
 WHOLE = 1 << 30
 """Bytes of a JSON file of annotations or results, and of a list of names: they are read whole."""
 FILES = 1_000_000

@@ -72,6 +72,7 @@ _LOOKS = (_model_there, _pairs_there, _paths_there)
 
 def _look_for(config: "BaseModel") -> None:
     """Refuse settings that name what is not there."""
+    from clip_refine.config.settings import check_path
     from clip_refine.config.suites import load_suite
 
     for name, group in config:
@@ -83,7 +84,9 @@ def _look_for(config: "BaseModel") -> None:
         elif name == "suite" and group:
             load_suite(group)
         elif name == "evaluation":
-            _paths_there(tuple(Path(task) for task in group.zero_shot if task != "toy"))
+            for task in group.zero_shot:
+                if task != "toy":
+                    check_path(task, " A task is a folder with a sub-folder for each class.")
 
 
 def _looking(verb: Callable[..., None]) -> Callable[..., None]:

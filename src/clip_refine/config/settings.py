@@ -293,9 +293,9 @@ class DataConfig(SettingsGroup):
             if not elsewhere and not set(plain) & set("*?{"):
                 hub = " A dataset on the Hub is written hf:ORG/NAME." * ("." not in plain)
                 check_path(plain, hub)
-        for path in (self.image_folder, self.split_file, self.val_split_file):
-            if path is not None:
-                check_path(path)
+        for name in ("image_folder", "split_file", "val_split_file"):
+            if path := getattr(self, name):
+                check_path(path, f" It is --data.{name.replace('_', '-')}.")
 
     def for_val(self) -> "DataConfig":
         """The settings that `val` is read with; refuses one for a `train` that is missing."""

@@ -22,8 +22,7 @@ from torch import nn
 
 from clip_refine.config import RefineConfig
 from clip_refine.evaluation.geometry import agreement, find_clusters
-from clip_refine.evaluation.mixed import mixed_search
-from clip_refine.evaluation.retrieval import search_within
+from clip_refine.evaluation.retrieval import mixed_search, search_within
 from clip_refine.evaluation.scores import embed_model, score_features
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class Scene:
 
     def caption(self, template: str) -> str:
         """`template` with this scene's words in the places of the attributes' names."""
-        return template.format(**asdict(self))
+        return template.format_map({name: getattr(self, name) for name in self.__slots__})
 
 
 def stream_generator(stream: str, seed: int, index: int) -> np.random.Generator:

@@ -20,8 +20,8 @@ from clip_refine.data.images import (
     decode_image,
     image_files,
 )
-from clip_refine.data.look import scan_image
 from clip_refine.data.tables import read_quoted, texts_of
+from clip_refine.roads.check import scan_image
 from clip_refine.support.errors import DataError
 from tests.data.files import encoded
 from tests.data.layouts import add_sample, drawn, opened, write_images
@@ -45,6 +45,20 @@ def test_lists_of_captions_in_a_cell(tmp_path: Path, written: str):
     }
     for name, text in names.items():
         assert opened(table(tmp_path, text, name)).captions == (("a dog", "it's"),), name
+
+
+def test_columns_and_endings_in_capitals(tmp_path: Path):
+    for header in ("Image,Caption", "FILE_NAME,TEXT", "img,txt"):
+        source = opened(table(tmp_path, f"{header}\n000.jpg,a dog\n", "c.csv"))
+        assert source.captions == (("a dog",),)
+    with pytest.raises(DataError, match=r"no captions in it. Did you mean .*c.csv\?"):
+        recognise(str(tmp_path))
+    for ending in (".txt", ".TXT"):
+        folder = tmp_path / ending
+        folder.mkdir()
+        (folder / "IMG_1.JPG").write_bytes((tmp_path / "000.jpg").read_bytes())
+        (folder / f"IMG_1{ending}").write_text("a dog")
+        assert opened(str(folder)).captions == (("a dog",),)
 
 
 def test_what_only_looks_like_a_list():

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image, ImageFont
 
-from clip_refine.data import look as contact_sheet
-from clip_refine.data.look import PICTURE, Sample, draw_sheet
+from clip_refine.roads import check as contact_sheet
+from clip_refine.roads.check import PICTURE, Sample, draw_sheet
 
 
 def sample(caption: str, colour: str = "red", size: tuple[int, int] = (100, 50)) -> Sample:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageEnhance
 
-from clip_refine.data.look import near_groups, scan_image
+from clip_refine.roads.check import near_groups, scan_image
 from clip_refine.toy import ToyPairs
 from tests.data.files import encoded
 

@@ -70,7 +70,7 @@ def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.Monkey
         ("image,caption\na.png,one,two\n", r"line 2: 3 fields, but the header has 2"),
         ('image,caption\na.png,"one\n', r"line 2: has a double quote that is never closed"),
         ("image,caption\n", "CSV table without pairs"),
-        ("", "no image column among no columns"),
+        ("", "is empty. The first line must name the columns."),
         (
             b"image,caption\na.png,caf\xe9\n",
             r"line 2: image 'a.png' has a caption that is not UTF-8",

@@ -8,8 +8,14 @@ from torch.nn.functional import normalize
 
 from clip_refine.data.benchmarks import Documents
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.mixed import KINDS, document_numbers, draw_documents, joined
-from clip_refine.evaluation.retrieval import Found, search
+from clip_refine.evaluation.retrieval import (
+    KINDS,
+    Found,
+    document_numbers,
+    draw_documents,
+    joined,
+    search,
+)
 from clip_refine.evaluation.scores import Outcome
 from clip_refine.evaluation.tasks import mixbench_task, mixed_documents_task
 from clip_refine.models.embed import EmbeddedPairs

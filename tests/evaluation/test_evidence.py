@@ -17,7 +17,7 @@ from clip_refine.evaluation.evidence import (
     thumbnail,
 )
 from clip_refine.evaluation.scores import Measured, ModelFeatures, measure
-from clip_refine.evaluation.threshold import fit_probability
+from clip_refine.evaluation.separation import fit_probability
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import Evidence, read
 from clip_refine.support.errors import DataError

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from clip_refine.evaluation.geometry import text_first_share
-from clip_refine.evaluation.mixed import mixed_search, mixed_search_queries
+from clip_refine.evaluation.retrieval import mixed_search, mixed_search_queries
 from tests.evaluation.test_retrieval import drawn_owners
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds

@@ -17,8 +17,7 @@ from clip_refine.evaluation.bootstrap import (
 )
 from clip_refine.evaluation.classify import few_shot_hits, linear_probe, zero_shot_scores
 from clip_refine.evaluation.geometry import geometry, hubness_skewness
-from clip_refine.evaluation.mixed import mixed_search
-from clip_refine.evaluation.retrieval import retrieval
+from clip_refine.evaluation.retrieval import mixed_search, retrieval
 from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.separation import separation
 from clip_refine.evaluation.similarity import unit_sides

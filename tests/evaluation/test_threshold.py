@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from clip_refine.evaluation.bootstrap import Bootstrap, interval
 from clip_refine.evaluation.classify import expected_calibration_error
-from clip_refine.evaluation.threshold import (
+from clip_refine.evaluation.separation import (
     fit_probability,
     measure_cutoffs,
     nonsense,

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from clip_refine.report.card import ONNX, OPEN_CLIP, TRANSFORMERS, WEIGHTS, model_card
 from clip_refine.results import BaseModelFacts, DataFacts, Interval, Provenance, RunScores, Scores
+from clip_refine.saving.folder import ONNX, OPEN_CLIP, TRANSFORMERS, WEIGHTS, model_card
 
 NASTY = "x|y <script>alert(1)</script> [a](b) `c` *d*\n# e"
 

@@ -687,7 +687,7 @@ class Mixture(_View):
 # A seeded split into training and held-out images.
 
 
-_TRAINING = " (training part)"
+TRAINING = " (training part)"
 MINIMUM_HELD_OUT = 100
 """Images; of so many, one is a whole point of recall@1."""
 
@@ -731,9 +731,9 @@ def hold_out(
             break
         chosen.setdefault(groups[index], index)
     others = [index for index, group in enumerate(groups) if group not in chosen]
-    whole = source.name.removesuffix(_TRAINING)  # of a training part others are chosen on
+    whole = source.name.removesuffix(TRAINING)  # of a training part others are chosen on
     held_out = "held-out" if whole == source.name else "selection"
     return (
-        Subset(source, others, f"{whole}{_TRAINING}"),
+        Subset(source, others, f"{whole}{TRAINING}"),
         Subset(source, sorted(chosen.values()), f"{whole} ({held_out} part)"),
     )

@@ -166,7 +166,7 @@ KINDS = {
         is_folder=has_sidecars,
     ),
     "webdataset": Kind(
-        title=lambda files: f"WebDataset of {len(files):,} shards",
+        title=lambda files: f"WebDataset of {len(files):,} shard{'s'[: len(files) != 1]}",
         rows=shard_rows,
         stream=shard_stream,
         several=True,
@@ -223,8 +223,10 @@ def recognise(name: str) -> str:
         if found is None:
             files = [pattern for kind in KINDS.values() for pattern in kind.in_folder]
             names = _in_words([pattern.removeprefix("**/") for pattern in files])
+            tables = sorted(each for end in (".csv", ".tsv") for each in path.glob(f"*{end}"))
             raise DataError(
-                f"{path}: a folder without {names}, so there are no captions in it. {_help()}"
+                f"{path}: a folder without {names}, so there are no captions in it. "
+                + (f"Did you mean {tables[0]}?" if tables else _help())
             )
     elif found is None and suffix in _COMPRESSED:
         raise DataError(f"{name}: is compressed. Unpack it, and give what was in it.")

@@ -161,7 +161,7 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "title", "sentence", "sentences", "description"),
-    *("comment", "raw"),
+    *("comment", "raw", "txt"),
 )
 KINDS = {
     ",": "CSV table",
@@ -234,16 +234,20 @@ def _delimiter(path: Path) -> str:
 def find_column(
     path: Path | str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str
 ) -> int:
-    """Position of the wanted column, or of the first known one."""
+    """Position of the wanted column, or of the first known one, in whatever letters."""
+    lower = [name.lower() for name in header]
     for name in (wanted,) if wanted else known:
-        if name in header:
-            return header.index(name)
+        for names in (header,) if wanted else (header, lower):
+            if name in names:
+                return names.index(name)
     if wanted:
         near = difflib.get_close_matches(wanted, header, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(f"{path}: has no column {wanted!r}, only {listed(header)}.{hint}")
+    if not header:
+        raise DataError(f"{path}: is empty. The first line must name the columns.")
     raise DataError(
-        f"{path}: no {what} column among {listed(header) or 'no columns'}; looked for "
+        f"{path}: no {what} column among {listed(header)}; looked for "
         f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "
         f"NAME#{what}_column=..."
     )
@@ -255,7 +259,7 @@ def find_column(
 
 BYTES_COLUMNS = ("image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "image_base64", "image_data")
 RECORD_IMAGES = (*IMAGE_COLUMNS, *BYTES_COLUMNS)
-RECORD_CAPTIONS = (*CAPTION_COLUMNS, "txt", "json", "conversations", "messages")
+RECORD_CAPTIONS = (*CAPTION_COLUMNS, "json", "conversations", "messages")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 
 

@@ -10,8 +10,7 @@ from clip_refine.evaluation.classify import (
     zero_shot_scores,
 )
 from clip_refine.evaluation.geometry import geometry
-from clip_refine.evaluation.mixed import mixed_search
-from clip_refine.evaluation.retrieval import retrieval
+from clip_refine.evaluation.retrieval import mixed_search, retrieval
 from clip_refine.evaluation.scores import score_model
 from clip_refine.evaluation.separation import separation
 from clip_refine.models.embed import Embedder

@@ -13,9 +13,14 @@ from torch import Tensor
 from clip_refine.data import ImageCaptions
 from clip_refine.evaluation.geometry import variances
 from clip_refine.evaluation.scores import Measured
-from clip_refine.evaluation.separation import Separation, separation
+from clip_refine.evaluation.separation import (
+    FEWEST,
+    Separation,
+    fit_probability,
+    measure_cutoffs,
+    separation,
+)
 from clip_refine.evaluation.similarity import measured, tie_width, unit_rows
-from clip_refine.evaluation.threshold import FEWEST, fit_probability, measure_cutoffs
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import (
     Clouds,

@@ -57,25 +57,22 @@ from clip_refine.evaluation.geometry import (
     hubness_skewness,
     resampled_pairs,
 )
-from clip_refine.evaluation.mixed import (
+from clip_refine.evaluation.retrieval import (
     KINDS,
+    best_of,
     document_numbers,
     draw_documents,
+    group_hits,
     joined,
     mixed_search_queries,
-)
-from clip_refine.evaluation.retrieval import (
-    best_of,
-    group_hits,
     retrieval_ranks,
     search,
     search_within,
     votes,
 )
 from clip_refine.evaluation.scores import KS, Answers, Outcome
-from clip_refine.evaluation.separation import separation
+from clip_refine.evaluation.separation import FEWEST, fit_probability, separation, threshold_numbers
 from clip_refine.evaluation.similarity import Captions, average_precision, measured, unit_sides
-from clip_refine.evaluation.threshold import FEWEST, fit_probability, threshold_numbers
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import FitProbability
 from clip_refine.support.errors import DataError

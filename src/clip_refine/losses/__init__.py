@@ -1,16 +1,25 @@
 """Pure functions of tensors, one file a loss, and the weighted sum that a recipe is."""
 
 from clip_refine.losses.alignment import (
+    RafaReduction,
     alignment_loss,
     centroid_uniformity_loss,
     covariance_loss,
+    rafa_loss,
 )
-from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
-from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
-from clip_refine.losses.hycd import hybrid_targets, hycd_loss
-from clip_refine.losses.mixup import geodesic_mix, m2_mix_loss
+from clip_refine.losses.contrastive import (
+    contrastive_loss,
+    geodesic_mix,
+    m2_mix_loss,
+    sigmoid_contrastive_loss,
+)
+from clip_refine.losses.distillation import (
+    feature_distillation_loss,
+    hybrid_targets,
+    hycd_loss,
+    logit_distillation_loss,
+)
 from clip_refine.losses.objective import LossTerms, Objective, PairFeatures
-from clip_refine.losses.rafa import RafaReduction, rafa_loss
 
 __all__ = [
     "LossTerms",

@@ -1,14 +1,18 @@
-"""Losses of how the two clouds lie: pairs drawn together, alike in shape, spread evenly.
+"""Losses of how the two clouds lie: RaFA, and what it is compared with.
 
-Sources: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
-Uniformity on the Hypersphere", ICML 2020, arXiv 2005.10242, section 4 with exponent 2; alignment is
-a baseline of the CLIP-Refine paper (HyCD + L_align), which closes the gap and loses accuracy.
-Grassucci et al., "Closing the Modality Gap Aligns Group-Wise Semantics" (ModGap), ICLR 2026, arXiv
-2601.18525 (centroids of pairs). Sun and Saenko, "Deep CORAL", 2016, arXiv 1607.01719, equation 1,
-and Chen et al., "e5-omni", arXiv 2601.03666, who match modalities so (covariances).
+RaFA, random feature alignment, draws both sides of a pair to one random reference: Yamaguchi et
+al., "Post-pre-training for Modality Alignment in Vision-Language Foundation Models", CVPR 2025,
+arXiv 2504.12717, the section on it. Others draw pairs together and spread them evenly: Wang and
+Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+Hypersphere", ICML 2020, arXiv 2005.10242, section 4 with exponent 2; alignment is a baseline of the
+CLIP-Refine paper (HyCD + L_align), which closes the gap and loses accuracy. Grassucci et al.,
+"Closing the Modality Gap Aligns Group-Wise Semantics" (ModGap), ICLR 2026, arXiv 2601.18525
+(centroids of pairs). Sun and Saenko, "Deep CORAL", 2016, arXiv 1607.01719, equation 1, and Chen et
+al., "e5-omni", arXiv 2601.03666, who match modalities so (covariances).
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ from torch.nn.functional import normalize as to_unit
 from clip_refine.losses.tensors import (
     ALL,
     check_pairs,
+    check_same_shape,
     outside_autocast,
     partners,
     unit_pairs,
@@ -141,3 +146,72 @@ def covariance_loss(image_features: Tensor, text_features: Tensor) -> Tensor:
         torch.cov(side.T, correction=0).reshape(side.shape[1], -1) for side in sides
     )
     return (of_image - of_text).square().sum()
+
+
+# --------------------------------------------------------------------------------------------------
+# RaFA
+
+
+RafaReduction = Literal["mean", "sum"]
+
+
+@outside_autocast
+def rafa_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    references: Tensor,
+    *,
+    text_references: Tensor | None = None,
+    reduction: RafaReduction = "mean",
+) -> Tensor:
+    """Squared distance of both sides of each pair to the pair's own reference.
+
+    With references r_i drawn from a prior outside (`clip_refine.priors`), for B pairs in d
+    dimensions:
+
+    - `"mean"`: 1/(B·d) Σ_i (‖image_i − r_i‖² + ‖text_i − r_i‖²), the scale to which the paper's
+      reported hyper-parameters belong;
+    - `"sum"`: 1/(2B) Σ_i (‖image_i − r_i‖² + ‖text_i − r_i‖²), as the paper prints it, which is
+      d/2 times the former.
+
+    In expectation over the references, `"mean"` pulls a feature with the gradient
+    2 (feature − E r) / (B·d): toward the prior's mean, and both sides of a pair with one noise.
+    On unit features the pull vanishes in expectation, so the features go in raw.
+
+    Args:
+        image_features: (B, d), raw.
+        text_features: (B, d), raw; row i is the partner of image i.
+        references: (B, d); row i serves both sides of pair i. No gradient flows into it.
+        text_references: (B, d), references of the texts alone, for the paper's ablation with
+            independent ones; None, the method, where both sides share theirs.
+        reduction: `"mean"` or `"sum"`, see above.
+
+    Returns:
+        A scalar ≥ 0, lower is better aligned, in squared feature units.
+
+    Raises:
+        ValueError: If the shapes differ or `reduction` is neither.
+
+    Example:
+        Image at distance² 2 from the reference, text at 0, d = 2: 2/2 + 0/2.
+
+        >>> import torch
+        >>> image, text = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 0.0]])
+        >>> rafa_loss(image, text, torch.zeros(1, 2)).item()
+        1.0
+        >>> rafa_loss(image, text, torch.zeros(1, 2), reduction="sum").item()
+        1.0
+    """
+    check_pairs(image_features, text_features)
+    check_same_shape("references", references, image_features)
+    text_references = references if text_references is None else text_references
+    check_same_shape("text_references", text_references, text_features)
+    image_features, text_features, references, text_references = widened(
+        image_features, text_features, references.detach(), text_references.detach()
+    )
+    squared = (image_features - references).square() + (text_features - text_references).square()
+    if reduction == "mean":
+        return squared.mean()
+    if reduction == "sum":
+        return squared.sum(dim=1).mean() / 2
+    raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")

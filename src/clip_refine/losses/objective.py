@@ -12,12 +12,14 @@ from clip_refine.losses.alignment import (
     alignment_loss,
     centroid_uniformity_loss,
     covariance_loss,
+    rafa_loss,
 )
-from clip_refine.losses.contrastive import contrastive_loss, sigmoid_contrastive_loss
-from clip_refine.losses.distillation import feature_distillation_loss, logit_distillation_loss
-from clip_refine.losses.hycd import hycd_loss
-from clip_refine.losses.mixup import m2_mix_loss
-from clip_refine.losses.rafa import rafa_loss
+from clip_refine.losses.contrastive import contrastive_loss, m2_mix_loss, sigmoid_contrastive_loss
+from clip_refine.losses.distillation import (
+    feature_distillation_loss,
+    hycd_loss,
+    logit_distillation_loss,
+)
 from clip_refine.losses.tensors import ALL, Scalar, unit_pairs
 from clip_refine.support.errors import ConfigError, TrainingError
 

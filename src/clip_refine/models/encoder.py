@@ -295,8 +295,9 @@ class Teacher:
 
     def __init__(self, model: nn.Module) -> None:
         # many small parts, none of which ever changes
-        tokenizer = getattr(model, "tokenizer", None)
-        copied = copy.deepcopy(model, {id(tokenizer): tokenizer})
+        names = ("tokenizer", "full_length_tokenizer")
+        shared = [getattr(model, name, None) for name in names]
+        copied = copy.deepcopy(model, {id(tokenizer): tokenizer for tokenizer in shared})
         self._encoder: Any = copied.requires_grad_(False).eval()
         quick_on_cpu(copied)
 

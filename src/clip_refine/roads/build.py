@@ -41,6 +41,7 @@ from clip_refine.data import (
 )
 from clip_refine.data.loader import swap_words
 from clip_refine.data.pairs import (
+    TRAINING,
     GivenPairs,
     Images,
     PairSource,
@@ -590,8 +591,9 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
         )
     length = pairs.length if isinstance(pairs, Stream) else len(pairs)
     if length is not None and length < config.batch_size:  # no epoch would have a batch
+        rest = " that are not held out" if pairs.name.endswith(TRAINING) else ""
         raise DataError(
-            f"{pairs.name}: {length} images, fewer than a batch of {config.batch_size}. Give "
+            f"{pairs.name}: {length} images{rest}, fewer than a batch of {config.batch_size}. Give "
             "more images or a smaller --train.batch-size; an epoch should have a few dozen steps."
         )
     if length is None and config.steps is None:

@@ -12,7 +12,7 @@ from clip_refine.data.pairs import image_groups, pairs_fingerprint
 from clip_refine.data.sources import TOY, absolute_source, split_name
 from clip_refine.evaluation import Embedder, score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
-from clip_refine.evaluation.threshold import fit_probability, nonsense
+from clip_refine.evaluation.separation import fit_probability, nonsense
 from clip_refine.models import DualEncoder
 from clip_refine.models.embed import embed_pairs
 from clip_refine.results import Scores

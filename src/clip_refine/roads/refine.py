@@ -42,8 +42,8 @@ from clip_refine.evaluation.scores import (
     scores_along_line,
     selection_score,
 )
+from clip_refine.evaluation.separation import nonsense
 from clip_refine.evaluation.similarity import unit_sides
-from clip_refine.evaluation.threshold import nonsense
 from clip_refine.losses import PairFeatures
 from clip_refine.losses.objective import OwnLoss, check_objective
 from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher

@@ -48,8 +48,8 @@ from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
 from clip_refine.evaluation.forgetting import against
 from clip_refine.evaluation.scores import Outcome, mean_of
+from clip_refine.evaluation.separation import nonsense
 from clip_refine.evaluation.tasks import SourceFeatures, measure_task
-from clip_refine.evaluation.threshold import nonsense
 from clip_refine.models.embed import FeatureStore, image_fingerprints
 from clip_refine.models.encoder import identity
 from clip_refine.report.comparison_page import suite_page, write_suite_report

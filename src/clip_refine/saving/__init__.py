@@ -6,9 +6,9 @@ from clip_refine.saving.folder import (
     refinement,
     save_model,
     write_card,
+    write_open_clip,
 )
 from clip_refine.saving.onnx import write_onnx
-from clip_refine.saving.open_clip import write_open_clip
 from clip_refine.saving.transformers import write_sentence_transformers, write_transformers
 
 __all__ = [

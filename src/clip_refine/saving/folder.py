@@ -2,32 +2,137 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.markup import escape
 
 from clip_refine import __version__
 from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import pairs_fingerprint
+from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.checkpoints import PROVENANCE
 from clip_refine.models.encoder import files_of
-from clip_refine.report.card import (
-    IMMICH,
-    ONNX,
-    OPEN_CLIP,
-    SENTENCE_TRANSFORMERS,
-    TRANSFORMERS,
-    WEIGHTS,
-    model_card,
-)
+from clip_refine.report.tables import signed
 from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
-from clip_refine.saving.open_clip import write_open_clip
+from clip_refine.results.metrics import metric
+from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
 from clip_refine.support.console import console
 from clip_refine.support.errors import DataError, ModelError
 from clip_refine.support.limits import parse_yaml
+
+# --------------------------------------------------------------------------------------------------
+# The `README.md` of a saved model, as the Hugging Face Hub shows it.
+
+
+OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
+SENTENCE_TRANSFORMERS, ONNX, IMMICH = "sentence-transformers", "onnx", "immich"
+WEIGHTS = "pytorch"
+
+_GEOMETRY = ("centroid_distance", "true_pair_cosine", "text_first_share")
+_SPECIAL = re.compile(r"([\\`*_\[\]{}<>|~&#$])")
+
+
+class Verbatim(str):
+    """Text that stands in the card as it is; any other is escaped."""
+
+    __slots__ = ()
+
+
+def model_card(
+    provenance: Provenance,
+    formats: Sequence[str],
+    scores: RunScores | None = None,
+    *,
+    hub_id: str | None = None,
+    fed: bool = True,
+) -> str:
+    """The card in Markdown with the Hub's YAML block.
+
+    Its code runs in the model's folder as it stands, `fed` saying whether files there make pixels
+    and tokens for ONNX; `hub_id` is where the folder goes.
+    """
+    environment = Environment(
+        loader=PackageLoader("clip_refine.report"),
+        undefined=StrictUndefined,
+        finalize=_escaped,
+        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
+        keep_trailing_newline=True,
+    )
+    kinds = {
+        "refined": "refined with CLIP-Refine",
+        "interpolated": "interpolated",
+        "folded": "centred",
+    }
+    facts = ModelCardData(
+        library_name=formats[0],
+        pipeline_tag="zero-shot-image-classification",
+        license=provenance.base.licence or "unknown",
+        tags=["clip", "clip-refine", "zero-shot-image-classification", *formats],
+        base_model=provenance.base.hub_id,
+    )
+    held_out = ""
+    if scores:
+        count, captions = scores.after.pairs, scores.after.captions
+        held_out = f"{count:,} held-out images with {captions:,} captions"
+        if provenance.held_out and provenance.held_out.name:
+            held_out += f" ({markdown_escape(provenance.held_out.name)})"
+    text = environment.get_template("model_card.md.jinja").render(
+        dict(provenance),
+        title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
+        front_matter=Verbatim(facts.to_yaml()),
+        rows=_score_rows(scores) if scores else [],
+        intervals=bool(scores and scores.difference),
+        held_out_text=Verbatim(held_out),
+        formats=formats,
+        hub_id=hub_id and Verbatim(hub_id),
+        fed=fed,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def markdown_escape(text: str) -> str:
+    r"""User text as Markdown that shows exactly this, in one line.
+
+    >>> print(markdown_escape("a*b* <script>|x"))
+    a\*b\* \<script\>\|x
+    """
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, Verbatim):
+        return str(value)
+    return markdown_escape(value) if isinstance(value, str) else value
+
+
+def _score_rows(scores: RunScores) -> list[tuple[str, str, str, str]]:
+    """Heading, before, after and change of the lines before → after."""
+    before, after = scores.before, scores.after
+    lines = [
+        (metric(name).heading, f"geometry.{name}", before.geometry[name], after.geometry[name])
+        for name in _GEOMETRY
+        if name in before.geometry
+    ]
+    lines += [
+        (metric(name).heading, f"retrieval.{name}", was, after.retrieval[name])
+        for name, was in before.retrieval.items()
+    ]
+    for task, values in before.zero_shot.items():
+        path, now = f"zero_shot.{task}.top1", after.zero_shot[task]["top1"]
+        lines.append((f"zero-shot top-1, {task}", path, values["top1"], now))
+    rows = []
+    for heading, path, was, now in lines:
+        interval = scores.difference.get(path)
+        span = f" ({signed(interval.low)} to {signed(interval.high)})" if interval else ""
+        rows.append((heading, f"{was:.3f}", f"{now:.3f}", signed(now - was) + span))
+    return rows
+
 
 # --------------------------------------------------------------------------------------------------
 # What a saved model's card and header say about it: plain facts without local paths.
@@ -182,3 +287,34 @@ def read_provenance(folder: Path) -> Provenance | None:
         return read(Provenance, folder / PROVENANCE)
     except DataError:
         return None
+
+
+_PROBES = ["a photo of a dog on a beach.", "Two Words!", "it's 12:30 at the caf\u00e9"]
+
+
+def write_open_clip(model: Any, folder: Path, header: Mapping[str, str]) -> None:
+    """Write what open_clip's `local-dir:` loads; the file names are none of Transformers'."""
+    match files_of(model).format:
+        case "open_clip":
+            model.save(folder, metadata=header)
+        case "transformers":
+            _write_converted(model, folder, header)
+        case _:
+            raise ModelError(f"open_clip builds no {type(model).__name__}. Export it --to onnx.")
+
+
+def _write_converted(encoder: TransformersEncoder, folder: Path, header: Mapping[str, str]) -> None:
+    kind = encoder.model.config.model_type
+    if kind != "clip":
+        raise ModelError(f"open_clip builds no {kind} model that these weights would fit.")
+    config, state = clip_to_open_clip(encoder.model.config.to_dict(), encoder.model.state_dict())
+    preprocessing = preprocessing_to_open_clip(encoder.processor.image_processor.to_dict())
+    ours = open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+    for text in _PROBES:  # the folder will name open_clip's own tokenizer
+        ids = encoder.processor.tokenizer(text)["input_ids"]
+        if ids != [ours.sot_token_id, *ours.encode(text), ours.eot_token_id]:
+            raise ModelError("its tokenizer is not open_clip's.")
+    clip = open_clip.CLIP(**config)
+    clip.load_state_dict(state)
+    open_clip.set_model_preprocess_cfg(clip, preprocessing)
+    OpenClipEncoder(clip, None, ours, config).save(folder, metadata=header)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from clip_refine.config import EvaluateConfig, RefineConfig
     from clip_refine.config.runs import CompareConfig, TuneConfig
-    from clip_refine.results import Comparison
+    from clip_refine.results import Comparison, RunScores
 
 OVERWRITE = arg(help="Replace `out` where it exists.")
 MODEL_OUT = arg(help="Folder for the model.")
@@ -118,13 +118,12 @@ def refine(config: "RefineConfig", *, as_json: bool = False, fail_if_worse: bool
     where mean R@1 or zero-shot is clearly lower after than before. --guard is --guard.every 10.
     """
     from clip_refine.models.checkpoints import how_to_load
-    from clip_refine.report.tables import answer, before_after_table, doubts, verdict, worse
+    from clip_refine.report.tables import worse
     from clip_refine.roads import refine as road
 
     scores = road.refine(config)
     if _wants_tables(scores, as_json):
-        said = " ".join((answer(scores), verdict(scores)))
-        _show(before_after_table(scores), *filter(None, (said, doubts(scores))))
+        _show_refined(scores)
         report = f"Report: {config.out}/report.html. " if config.report else ""
         say(
             f"{scores.seconds['total']:.0f} s. {report}Scores: {config.out}/scores.json. "
@@ -250,6 +249,13 @@ def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
 def _say(text: str, as_json: bool, **numbers: Any) -> None:
     """What a verb without tables found."""
     say(json_format.dumps(numbers, default=str) if as_json else text)
+
+
+def _show_refined(scores: "RunScores") -> None:
+    from clip_refine.report.tables import answer, before_after_table, doubts, verdict
+
+    said = " ".join((answer(scores), verdict(scores)))
+    _show(before_after_table(scores), *filter(None, (said, doubts(scores))))
 
 
 def _show(*shown: Any) -> None:
@@ -542,13 +548,16 @@ def vectors(arguments: list[str]) -> None:
         json: Annotated[bool, JSON] = False,
     ) -> None:
         """Learn one linear map a modality on stored pairs; scores before and after on the rest."""
-        from clip_refine.report.tables import suite_tables
+        from clip_refine.results import RunScores, read
         from clip_refine.roads.vector_maps import refine_vectors
 
         _, scores = refine_vectors(pairs, config, out, overwrite=overwrite)
         if _wants_tables(scores, json):
-            _show(*suite_tables(scores))
-            say(f"{scores.seconds:.0f} s. Report: {out}/report.html. Maps and scores: {out}")
+            _show_refined(read(RunScores, out / "scores.json"))
+            say(
+                f"{scores.seconds:.0f} s. Report: {out}/report.html. The fold alone beside it, "
+                f"storage and more: {out}/evaluation.json"
+            )
 
     def compare(
         pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help), _pairs_there],
@@ -794,17 +803,24 @@ def cache(
         Positional[Literal["show", "prune"]], arg(help="prune removes what show lists.")
     ] = "show",
     folder: Annotated[Path | None, arg(help="Without it: $XDG_CACHE_HOME/clip-refine.")] = None,
-    unused_days: Annotated[float, arg(help="Only what nobody has used for so long.")] = 0.0,
+    unused_days: Annotated[
+        float | None, arg(help="Only what nobody has used for so long; 0 prunes all.")
+    ] = None,
 ) -> None:
     """Show what teachers' features, features of suites and pixels take on the disk, or remove it.
 
     All of it is made again when it is needed.
     """
+    if action == "prune" and unused_days is None:
+        raise ConfigError(
+            "cache prune: say what may go: --unused-days 30 what nobody has used for so long, "
+            "--unused-days 0 all of it."
+        )
     from clip_refine.support.cache import KeptRows
     from clip_refine.support.folder import default_cache, size_text
 
     folder = folder or default_cache()
-    found = [kept for kept in KeptRows.all_in(folder) if kept.unused_days >= unused_days]
+    found = [kept for kept in KeptRows.all_in(folder) if kept.unused_days >= (unused_days or 0)]
     for kept in found:
         gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
         name = kept.folder.relative_to(folder)

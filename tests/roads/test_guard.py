@@ -53,6 +53,9 @@ def test_it_goes_back_to_what_was_within_the_bound(config: RefineConfig, capsys)
     assert all(torch.allclose(w, before[name], atol=1e-6) for name, w in saved(config).items())
     assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
     assert not worse(scores)
+    refused = "The guard refused the training at step 1: this is the model as it was."
+    assert answer(scores) == f"{refused} Nothing clearly changed."
+    assert refused in (config.out / "model" / "README.md").read_text()
 
 
 def test_it_stops_where_asked_to_and_the_verdict_is_plain(config: RefineConfig):

@@ -429,7 +429,7 @@ class TestCommandLine:
         raw, maps, model = (str(tmp_path / name) for name in ("raw.safetensors", "maps", "model"))
         main(["evaluate", "--model.name", tiny_name, *source, "--save-features", raw])
         main(["vectors", "refine", raw, "--out", maps, "--steps", "3", "--resamples", "10"])
-        assert "A  untouched" in capsys.readouterr().out
+        assert "Held-out scores" in capsys.readouterr().out
         for side in ("image", "text"):
             main(
                 [

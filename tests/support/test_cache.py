@@ -199,13 +199,16 @@ def test_what_is_kept_is_shown_and_pruned(tmp_path: Path, capsys: pytest.Capture
     assert kept.size > ROWS.nbytes
     main(["cache", "--folder", str(tmp_path)])
     assert "5 rows  unused for 0.0 days  pixels/of a model" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["cache", "prune", "--folder", str(tmp_path)])
+    assert "say what may go" in capsys.readouterr().err
     main(["cache", "prune", "--folder", str(tmp_path), "--unused-days", "1"])
     assert folder.is_dir()
     with opened(folder).writing():
-        main(["cache", "prune", "--folder", str(tmp_path)])
+        main(["cache", "prune", "--folder", str(tmp_path), "--unused-days", "0"])
     assert "in use" in capsys.readouterr().out
     assert folder.is_dir()
-    main(["cache", "prune", "--folder", str(tmp_path)])
+    main(["cache", "prune", "--folder", str(tmp_path), "--unused-days", "0"])
     assert not folder.exists()
 
 

@@ -214,6 +214,7 @@ def worse(scores: RunScores) -> list[str]:
 
 def answer(scores: RunScores) -> str:
     """Better and worse in what: the verdict in a few words."""
+    went_back = f"{back} " if (back := rolled_back(scores)) else ""
     lines = [line for line in headline_lines(scores) if line.heading != _MIXED]
     marked = {
         mark: " and ".join(
@@ -222,9 +223,20 @@ def answer(scores: RunScores) -> str:
         for mark in ("better", "worse")
     }
     if not any(marked.values()):
-        return "Nothing clearly changed."
+        return f"{went_back}Nothing clearly changed."
     said = ", ".join(f"{mark} in {names}" for mark, names in marked.items() if names)
-    return f"{said[0].upper()}{said[1:]}{'' if marked['worse'] else ', worse in nothing'}."
+    said = f"{said[0].upper()}{said[1:]}{'' if marked['worse'] else ', worse in nothing'}."
+    return went_back + said
+
+
+def rolled_back(scores: RunScores) -> str:
+    """That a guard put the weights of an earlier step into the model; empty where none did."""
+    guard = scores.recipe.get("guard")
+    if not guard or guard["kept"] == guard["step"]:
+        return ""
+    if guard["kept"]:
+        return f"The guard went back from step {guard['step']} to step {guard['kept']}."
+    return f"The guard refused the training at step {guard['step']}: this is the model as it was."
 
 
 def verdict(scores: RunScores) -> str:
@@ -466,7 +478,11 @@ def threshold_change(evidence: Evidence) -> str:
         said.append(
             f"from cosine {old.cosine:.3f} on, {after:.1%} {what} ({before:.1%} before), and "
             f"{old.recall or 0:.1%} of the true ones are taken: "
-            + (f"set it to {now.cosine:.3f}" if drifted or lost else "it still holds")
+            + (
+                f"set it to {now.cosine:.3f}"
+                if drifted or lost or not was.recall
+                else "it still holds"
+            )
         )
     measured = f"measured on {evidence.fits[0].images[1]:,} images"
     return f"The old thresholds after refinement, {measured}: {'; '.join(said)}." if said else ""

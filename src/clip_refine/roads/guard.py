@@ -58,9 +58,10 @@ class Guard:
         kept = trainer.go_back() if guard.then == "roll-back" else step
         self.stopped = {"step": step, "kept": kept}
         remark(
-            f"The guard stopped training after step {step}: {listed or 'another process'} is "
-            f"beyond the bound of {guard.bound:g}. The weights are those after step {kept} "
-            "(--guard.then).",
+            f"The guard stopped training after step {step}: {listed or 'another process'} may be "
+            f"lower by more than the bound of {guard.bound:g}, by the interval's lower end, which "
+            "more --guard.images bring nearer. The weights are those after step "
+            f"{kept} (--guard.then).",
             "yellow",
         )
         return True

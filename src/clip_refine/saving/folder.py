@@ -18,7 +18,7 @@ from clip_refine.data.pairs import pairs_fingerprint
 from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.checkpoints import PROVENANCE
 from clip_refine.models.encoder import files_of
-from clip_refine.report.tables import signed
+from clip_refine.report.tables import rolled_back, signed
 from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
 from clip_refine.results.metrics import metric
 from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
@@ -87,6 +87,7 @@ def model_card(
         title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
         front_matter=Verbatim(facts.to_yaml()),
         rows=_score_rows(scores) if scores else [],
+        went_back=rolled_back(scores) if scores else "",
         intervals=bool(scores and scores.difference),
         held_out_text=Verbatim(held_out),
         formats=formats,

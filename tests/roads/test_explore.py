@@ -150,7 +150,7 @@ def test_stored_vectors_are_searched_by_what_is_stored(maps: Path):
     assert explorer.refined.name == "centred, maps maps"
     said, base, refined = renderer(explorer)("image 3", None, False)
     assert "of 12 the same" in said
-    assert '<div class="text">image 3</div><div class="score">1 · cosine 1.000' in base
+    assert '<div class="text">image 3</div><div class="score">1<br>cosine 1.000' in base
     assert refined.count('class="text"') == 12
     assert renderer(explorer)("Image 3", None, False) == (said, base, refined)
     # by number, or by words of it; itself is no news among the captions

@@ -170,6 +170,25 @@ def test_paths_that_lead_elsewhere_can_be_allowed(tmp_path: Path):
     assert opened(str(path), allow_outside=True).captions == (("one", "two"),)
 
 
+@pytest.mark.parametrize("place", ["/home/me/data/", "D:\\data\\"])
+def test_the_end_of_an_absolute_path_is_looked_for_in_the_folder_of_images(
+    tmp_path: Path, place: str
+):
+    """As a table has them that was written on another machine."""
+    name, content, _ = drawn(1)[0]
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / name).write_bytes(content)
+    path = tmp_path / "captions.csv"
+    path.write_text(f"image,caption\n{place}photos{place[-1]}a{place[-1]}{name},text\n")
+    with pytest.raises(DataError, match="Name the images' folder with --data.image-folder"):
+        opened(str(path))
+    for folder in (tmp_path, tmp_path / "photos", tmp_path / "photos" / "a"):
+        assert opened(str(path), image_folder=folder).image_bytes(0) == content
+    path.write_text(f"image,caption\n/home/../photos/a/{name},text\n")
+    with pytest.raises(DataError, match="absolute path"):
+        opened(str(path), image_folder=tmp_path)
+
+
 @pytest.mark.parametrize("written", ["https://example.org/a.png", "s3://bucket/a.png"])
 def test_addresses_are_no_paths(tmp_path: Path, written: str):
     (tmp_path / "captions.csv").write_text(f"image,caption\n{written},text\n")

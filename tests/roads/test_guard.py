@@ -104,6 +104,19 @@ def test_bystanders_with_classes_are_a_task_more(
     assert guard.bystanders is None
 
 
+def test_a_bound_within_the_noise_of_so_few_images_is_said(config: RefineConfig, capsys):
+    embedder: Any = None
+    pairs = ToyPairs("few", 300)
+    for count in (100, 200):
+        build_guard(
+            override(config, guard={"bound": 1, "images": count}),
+            embedder,
+            pairs,
+            [],
+        )
+        assert ("it may stop for noise" in said(capsys)) == (count == 100)
+
+
 def test_what_explodes_is_not_saved(config: RefineConfig):
     with pytest.raises(TrainingError, match=r"norm .* training destroys the model"):
         refine(override(config, guard={"every": None}, train={"learning_rate": 10.0}))

@@ -295,8 +295,8 @@ def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
     pure = (PurePosixPath(written), PureWindowsPath(written))
     if any(path.is_absolute() or path.drive for path in pure) and not allow_outside:
         return (
-            f"{written!r} is an absolute path. Make it relative to the images' folder, or pass "
-            "--data.allow-outside."
+            f"{written!r} is an absolute path. Name the images' folder with --data.image-folder, "
+            "where its end is looked for, or pass --data.allow-outside."
         )
     if any(".." in path.parts for path in pure) and not allow_outside:
         return f"{written!r} leads out of its folder by '..'. Pass --data.allow-outside if meant."
@@ -333,11 +333,22 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
             yield Row(row.where, row.image, row.captions, row.problem)
             continue
         outside = settings.allow_outside
-        problem = row.problem or problem_of_path(row.image, allow_outside=outside)
-        image = None if problem else file_in(folder, row.image)
+        name = row.image if settings.image_folder is None else _end_in(folder, row.image)
+        problem = row.problem or problem_of_path(name, allow_outside=outside)
+        image = None if problem else file_in(folder, name)
         if image and not outside and leads_out(image, folder) and leads_out(image, file.parent):
             image, problem = None, f"{image} {LINK}"
         yield Row(row.where, image, row.captions, problem)
+
+
+def _end_in(folder: Path, written: str) -> str:
+    """The end of an absolute path, perhaps another machine's, that lies in the images' folder."""
+    pure = PurePosixPath(written), PureWindowsPath(written)
+    parts = next((path.parts for path in pure if path.is_absolute()), ())
+    if ".." in parts or not parts or os.path.exists(written):
+        return written
+    ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
+    return next((end for end in ends if (folder / end).is_file()), written)
 
 
 def _is_chosen(row: Written, settings: SourceSettings) -> bool:

@@ -184,8 +184,8 @@ def _take(comparison: Comparison, line: RecipeSummary, own: Sequence[Change], ou
     elif line.learning_rate is None:
         of = f" with {comparison.models[label]}" if label else ""
         advice = (
-            f"Fit it on features of your own pairs{of}, which `clip-refine evaluate "
-            "--save-features` writes:"
+            f"Fit it on features of your own pairs{of}, which clip-refine evaluate "
+            "--save-features writes:"
         )
         peer = shlex.quote(recipe)
         command = f"clip-refine posthoc fit {peer} FEATURES.safetensors --out {peer}"
@@ -210,8 +210,8 @@ def _milder(line: RecipeSummary) -> str:
     if line.learning_rate is None:
         return "Take it only where what is better matters more than what is worse."
     return (
-        "Train it at a third of its learning rate, or keep part of the way by `clip-refine "
-        "interpolate`:"
+        "Train it at a third of its learning rate, or keep part of the way by clip-refine "
+        "interpolate:"
     )
 
 

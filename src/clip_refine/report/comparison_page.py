@@ -159,7 +159,10 @@ def _scale(comparison: Comparison, name: str) -> tuple[float, float]:
     base = comparison.summary[0].scores[name].mean
     values = [value for seeds in _seeds(comparison, name).values() for value in seeds]
     found = [line.difference[name] for line in comparison.summary if name in line.difference]
-    values += [base + end for interval in found for end in (interval.low, interval.high)]
+    least = min(0.0, *values)  # what is never negative is not, whatever an interval's end
+    values += [
+        max(least, base + end) for interval in found for end in (interval.low, interval.high)
+    ]
     return ends(name, values)
 
 

@@ -136,7 +136,8 @@ def _hub() -> Iterator[Finding]:
             with urllib.request.urlopen(constants.ENDPOINT, timeout=patience):  # noqa: S310
                 said.append("can be reached")
         except Exception as error:
-            said.append(f"cannot be reached ({first_line(error)})")
+            why = first_line(getattr(error, "reason", error))  # of urllib's wrapper what is inside
+            said.append(f"cannot be reached ({why}); runs on what is kept need no hub")
 
     asked = Thread(target=ask, daemon=True)  # looking up a name knows no time-out
     asked.start()

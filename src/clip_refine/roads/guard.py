@@ -16,6 +16,7 @@ from clip_refine.roads.build import check_enough
 from clip_refine.support.console import remark
 
 RESAMPLES = 200
+_NOISE = 200  # images times points: an interval of mean R@1 seen here at 100 was 1.5 wide each way
 COLLAPSED = 0.1  # of the rank, and of the norms, that the model had at first
 
 
@@ -121,6 +122,14 @@ def build_guard(
     if selection is None:
         return None
     few = Subset(selection, range(min(len(selection), config.guard.images)), "guarded pairs")
+    if len(few) * config.guard.bound < _NOISE:
+        remark(
+            f"The guard looks at {len(few):,} images, of which a few more or less right is beyond "
+            f"its bound of {config.guard.bound:g} points: it may stop for noise. Give it more "
+            "(--guard.pairs), or a --guard.bound of "
+            f"{_NOISE / len(few):.1g}.",
+            "yellow",
+        )
     guard = Guard(config, embedder, few, tasks)
     if (name := config.guard.bystanders) is None:
         return guard

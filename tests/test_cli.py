@@ -73,6 +73,8 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
     """Loading torch and open_clip takes seconds; both faults are of a moment."""
     nowhere = str(tmp_path / "runs" / "nowhere")
     data = ["--data.train", str(tmp_path / "no.csv")]
+    data_val, out = ["--data.val", "toy", "--model.name", "toy"], ["--out", "x"]
+    cut = ["--top", "1", "--bottom", "1"]
     for name in ("captions.csv", "photo-clip"):
         (tmp_path / name).touch()
     mistakes = {
@@ -91,6 +93,30 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "other.csv: cannot be read": ["evaluate", "--data.val", f"{tmp_path}/other.csv#kind=table"],
         "There is no folder or file": ["export", nowhere, "--to", "open_clip", "--out", "x"],
         "there.csv: cannot be read": ["data", "check", "there.csv"],
+        "classes: cannot be read": [
+            "evaluate",
+            *data_val,
+            "--evaluation.zero-shot",
+            "toy",
+            "classes",
+        ],
+        "here.csv: cannot be read": ["refine", *data_val, "--guard", "--guard.pairs", "here.csv"],
+        "images: cannot be read": ["refine", *data_val, "--data.image-folder", "images"],
+        "no suite of this name": ["evaluate", "--suite", "mine.yaml"],
+        "runs/here: cannot be read": ["explore", "runs/here"],
+        "photo: cannot be read": ["explore", ".", "--images", "photo"],
+        "no such open_clip architecture. There is no f": ["interpolate", "a", "b", "--out", "x"],
+        "maps: cannot be read": ["vectors", "apply", "maps", ".", "--side", "text", "--out", "x"],
+        "old.npy: cannot be read": ["vectors", "apply", ".", "old.npy", "--side", "text", *out],
+        "text.npy: cannot be read": ["vectors", "refine", "captions.csv,text.npy", *out],
+        "pairs.npz: cannot be read": ["vectors", "compare", "pairs.npz", *out],
+        "map: cannot be read": ["vectors", "evaluate", "hf:a/b", "--map", ".", "map"],
+        "a.npy: cannot be read": ["vectors", "align", "a.npy", ".", *out],
+        "folded: cannot be read": ["vectors", "fold", "folded", *out],
+        "Did you mean RN101": ["vectors", "isoclip", *out, *cut, "--model.name", "RN11"],
+        "f.npz: cannot be read": ["posthoc", "fit", "nnn", "f.npz", *out],
+        "peer: cannot be read": ["posthoc", "apply", "peer", "f.npz", *out],
+        "neither scores.json nor": ["report", "nowhere"],
     }
     program = (
         "import sys, json; from clip_refine.cli import main\n"
@@ -246,6 +272,7 @@ def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture
     ("error", "status", "said"),
     [
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("[gloo/x.cc] reset by peer"), 1, "another process of this run has ended"),
         (RecursionError(), 2, "nested too deeply"),
         (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),
         (ZeroDivisionError("x" * 9), 1, "failed: ZeroDivisionError: xxxxxxxxx. This should not"),

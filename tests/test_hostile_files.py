@@ -39,7 +39,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 signal.alarm(300)
 found = {}
 for name, code in json.loads(sys.argv[1]).items():
-    start = time.monotonic()
+    start = time.process_time()
     try:
         eval(code)
         said = "ok"
@@ -47,7 +47,7 @@ for name, code in json.loads(sys.argv[1]).items():
         said = str(error)
     except BaseException as error:
         said = f"FAILED {type(error).__name__}: {error}"[:500]
-    found[name] = [said, time.monotonic() - start]
+    found[name] = [said, time.process_time() - start]
 print(json.dumps(found))
 """
 

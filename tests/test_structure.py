@@ -18,3 +18,14 @@ def test_the_documentation_site_lists_every_page():
     listed = re.findall(r"[\w/-]+\.md$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(listed) == sorted({*pages, "index.md", "api.md"})  # made by tools/docs_site.py
+
+
+def test_every_promise_names_tests_that_there_are():
+    """docs/security.md: promise → test."""
+    told = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)[ `]", told)
+    assert len(named) > 5
+    for table in re.findall(r"\| promise \| test \| .*\n\|[-|]+\n((?:\|.*\n)+)", told):
+        assert all("tests/" in row.split("|")[2] for row in table.splitlines()), table
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing

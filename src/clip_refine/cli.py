@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from errno import ENOSPC
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,6 +40,71 @@ OVERWRITE = arg(help="Replace `out` where it exists.")
 MODEL_OUT = arg(help="Folder for the model.")
 JSON = arg(help="Print the numbers as JSON instead.")
 MODEL_HELP = "Run or model folder, or a model's name."
+
+# --------------------------------------------------------------------------------------------------
+# Whether what a verb reads is there, looked for before libraries are loaded, which takes seconds.
+
+
+def _model_there(name: str) -> None:
+    from clip_refine.config import ModelConfig
+
+    ModelConfig(name=name).check_there()
+
+
+def _pairs_there(name: str | None) -> None:
+    from clip_refine.config import DataConfig
+
+    # IMAGE.npy,TEXT.npy are two
+    names = [] if name is None else [name] if os.path.exists(name) else name.split(",")
+    DataConfig(train=tuple(names)).check_there()
+
+
+def _paths_there(paths: Path | tuple[Path, ...]) -> None:
+    from clip_refine.config.settings import check_path
+
+    for path in (paths,) if isinstance(paths, Path) else paths:
+        check_path(path)
+
+
+_LOOKS = (_model_there, _pairs_there, _paths_there)
+"""They stand in the annotations of a verb's arguments."""
+
+
+def _look_for(config: "BaseModel") -> None:
+    """Refuse settings that name what is not there."""
+    from clip_refine.config.settings import check_path
+    from clip_refine.config.suites import load_suite
+
+    for name, group in config:
+        if hasattr(group, "check_there"):
+            group.check_there()
+        elif name == "models":
+            for model in group:
+                _model_there(model)
+        elif name == "suite" and group:
+            load_suite(group)
+        elif name == "evaluation":
+            for task in group.zero_shot:
+                if task != "toy":
+                    check_path(task, " A task is a folder with a sub-folder for each class.")
+
+
+def _looking(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, once all that it reads is there."""
+    signature = inspect.signature(verb)
+
+    @wraps(verb)
+    def run(*given: Any, **named: Any) -> None:
+        for name, value in signature.bind(*given, **named).arguments.items():
+            for look in getattr(signature.parameters[name].annotation, "__metadata__", ()):
+                if look in _LOOKS:
+                    look(value)
+            if hasattr(value, "check_there"):
+                value.check_there()
+        verb(*given, **named)
+
+    return run
+
 
 # --------------------------------------------------------------------------------------------------
 # Verbs whose settings may come from a file: `refine`, `compare`, `evaluate`; and `demo`, which is
@@ -207,7 +272,6 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with defaults, then --config, then flags; after --print-config do not call it."""
     from clip_refine.config import (
         EvaluateConfig,
-        ModelConfig,
         RefineConfig,
         dump_config,
         load_config,
@@ -265,10 +329,7 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     if chosen.print_config:
         print(dump_config(config), end="")
     else:
-        for name in getattr(config, "models", ()):
-            ModelConfig(name=name).check_there()
-        config.model.check_there()
-        config.data.check_there()
+        _look_for(config)
         verb(config, as_json=chosen.json, **own)
 
 
@@ -312,7 +373,9 @@ def data(arguments: list[str]) -> None:
     near_help = "Near duplicates: bits of 64 in which their perceptual hashes may differ, 0 to 16."
 
     def check(
-        source: Annotated[Positional[str], arg(help="What `refine` takes as --data.train.")],
+        source: Annotated[
+            Positional[str], arg(help="What `refine` takes as --data.train."), _pairs_there
+        ],
         data: DataConfig = DataConfig(),  # noqa: B008
         model: ModelConfig = ModelConfig(),  # noqa: B008
         out: Annotated[Path | None, arg(help="JSON file for everything found.")] = None,
@@ -328,7 +391,6 @@ def data(arguments: list[str]) -> None:
 
         Only the tokenizer of --model is used, to count the captions that are too long for it.
         """
-        DataConfig(train=source).check_there()
         from clip_refine.roads.check import check_data, findings_table
 
         findings = check_data(
@@ -357,18 +419,20 @@ def data(arguments: list[str]) -> None:
         rest = ["--help"]
     elif action != "check":
         raise ConfigError(f"data {action!r}: there is no such action. There is check.")
-    tyro.cli(check, prog="clip-refine data check", args=rest)
+    tyro.cli(_looking(check), prog="clip-refine data check", args=rest)
 
 
 @_explained()
 def fold(arguments: list[str]) -> None:
     """Close a model's gap by its weights alone: fold the means of its features out, untrained."""
-    from clip_refine.config import DataConfig, ModelConfig
+    from clip_refine.config import DataConfig
 
     share_help = "Of each tower's mean feature that is taken off, 0 to 1."
 
     def run(
-        model: Annotated[Positional[str], arg(help="Run or model folder, name, or ARCH@TAG.")],
+        model: Annotated[
+            Positional[str], arg(help="Run or model folder, name, or ARCH@TAG."), _model_there
+        ],
         out: Annotated[Path, arg(help="Folder for the model.")],
         data: DataConfig = DataConfig(),  # noqa: B008
         share: Annotated[float, arg(help=share_help)] = 1.0,
@@ -381,8 +445,6 @@ def fold(arguments: list[str]) -> None:
 
         The result is an ordinary checkpoint. `refine --recipe centred` starts from it and trains.
         """
-        ModelConfig(name=model).check_there()
-        data.check_there()
         from clip_refine.roads import weights as road
 
         found = road.fold(
@@ -403,7 +465,7 @@ def fold(arguments: list[str]) -> None:
         told = {"model": model, "logit_scale": found.logit_scale, "out": out}
         _say(text, json, **told, gap_before=before, gap_after=after, pairs=found.pairs)
 
-    tyro.cli(run, prog="clip-refine fold", args=arguments)
+    tyro.cli(_looking(run), prog="clip-refine fold", args=arguments)
 
 
 @_explained()
@@ -420,7 +482,7 @@ def posthoc(arguments: list[str]) -> None:
 
     def fit(
         peer: Annotated[Positional[str], arg(help=peer_help)],
-        features: Annotated[Positional[Path], arg(help=fit_help)],
+        features: Annotated[Positional[Path], arg(help=fit_help), _paths_there],
         out: Annotated[Path, arg(help="Folder for the fitted peer.")],
         config: Annotated[PosthocConfig, arg(name="")] = defaults,
         overwrite: Annotated[bool, OVERWRITE] = False,
@@ -435,8 +497,8 @@ def posthoc(arguments: list[str]) -> None:
         _say(text, json, peer=fitted.name, images=images, texts=texts, out=out)
 
     def apply(
-        peer: Annotated[Positional[Path], arg(help="Folder that fit wrote.")],
-        features: Annotated[Positional[Path], arg(help=features_help)],
+        peer: Annotated[Positional[Path], arg(help="Folder that fit wrote."), _paths_there],
+        features: Annotated[Positional[Path], arg(help=features_help), _paths_there],
         out: Annotated[Path, arg(help="File for the result: NAME.safetensors.")],
         overwrite: Annotated[bool, OVERWRITE] = False,
         json: Annotated[bool, JSON] = False,
@@ -449,7 +511,7 @@ def posthoc(arguments: list[str]) -> None:
         _say(text, json, peer=applied.name, score_columns=applied.score_columns, out=out)
 
     tyro.extras.subcommand_cli_from_dict(
-        {"fit": fit, "apply": apply},
+        {"fit": _looking(fit), "apply": _looking(apply)},
         prog="clip-refine posthoc",
         description=f"{posthoc.__doc__}\n\n`clip-refine posthoc fit --help` lists the "
         "peers, and their settings with the defaults.",
@@ -474,12 +536,14 @@ def vectors(arguments: list[str]) -> None:
         ".npy, .npz, .safetensors, .parquet, a LanceDB table DB/NAME.lance, or a folder: "
         "clip-retrieval's or a saved dataset's."
     )
+    old_help = "Vectors of some items in the old index."
+    new_help = "The same items, in order, of the new model."
     recipes_help = "Named objectives, as for refine --recipe."
     peers_help = "What needs no training, as for posthoc fit."
     defaults = VectorsConfig()
 
     def refine(
-        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help), _pairs_there],
         out: Annotated[Path, arg(help="Folder for the maps, their scores and report.html.")],
         config: Annotated[VectorsConfig, arg(name="")] = defaults,
         overwrite: Annotated[bool, OVERWRITE] = False,
@@ -498,7 +562,7 @@ def vectors(arguments: list[str]) -> None:
             )
 
     def compare(
-        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help), _pairs_there],
         out: Annotated[Path, arg(help="Folder for report.html and comparison.json.")],
         recipes: Annotated[tuple[str, ...], arg(help=recipes_help)] = ("centred", "clip-refine"),
         seeds: Annotated[int, arg(help="Trainings of each, on one split.")] = 3,
@@ -515,8 +579,8 @@ def vectors(arguments: list[str]) -> None:
         _show_comparison(found, out, as_json=json)
 
     def evaluate(
-        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help)],
-        map: Annotated[tuple[Path, ...], arg(help=maps_help)] = (),
+        pairs: Annotated[Positional[str], arg(metavar="PAIRS", help=pairs_help), _pairs_there],
+        map: Annotated[tuple[Path, ...], arg(help=maps_help), _paths_there] = (),
         owner: Annotated[str | None, arg(help=owner_help)] = None,
         resamples: Annotated[int, arg(help="Of the bootstrap over images.")] = 1000,
         seed: Annotated[int, arg(help="Of bootstrap and splits.")] = 42,
@@ -535,8 +599,8 @@ def vectors(arguments: list[str]) -> None:
             _show(*suite_tables(scores))
 
     def apply(
-        maps: Annotated[Positional[Path], arg(help=maps_help)],
-        stored: Annotated[Positional[Path], arg(help=stored_help)],
+        maps: Annotated[Positional[Path], arg(help=maps_help), _paths_there],
+        stored: Annotated[Positional[Path], arg(help=stored_help), _paths_there],
         side: Annotated[Literal["image", "text"], arg(help="Whose vectors are mapped.")],
         out: Annotated[Path, arg(help="The new file or folder.")],
         column: Annotated[str | None, arg(help="Their array or column. Else as found.")] = None,
@@ -556,8 +620,8 @@ def vectors(arguments: list[str]) -> None:
         _say(text, json, vectors=count, side=side, maps=maps, out=out)
 
     def align(
-        old: Annotated[Positional[Path], arg(help="Vectors of some items in the old index.")],
-        new: Annotated[Positional[Path], arg(help="The same items, in order, of the new model.")],
+        old: Annotated[Positional[Path], arg(help=old_help), _paths_there],
+        new: Annotated[Positional[Path], arg(help=new_help), _paths_there],
         out: Annotated[Path, arg(help="Folder for the map.")],
         overwrite: Annotated[bool, OVERWRITE] = False,
         json: Annotated[bool, JSON] = False,
@@ -578,7 +642,6 @@ def vectors(arguments: list[str]) -> None:
         json: Annotated[bool, JSON] = False,
     ) -> None:
         """Compute IsoCLIP's maps from a model's projections, for search within one modality."""
-        model.check_there()
         from clip_refine.roads.vector_maps import isoclip_maps
 
         made = isoclip_maps(model, out, top=top, bottom=bottom, overwrite=overwrite)
@@ -586,13 +649,12 @@ def vectors(arguments: list[str]) -> None:
         _say(text, json, map=made.name, dim=made.dim, top=top, bottom=bottom, out=out)
 
     def fold(
-        maps: Annotated[Positional[Path], arg(help=maps_help)],
+        maps: Annotated[Positional[Path], arg(help=maps_help), _paths_there],
         out: Annotated[Path, MODEL_OUT],
         model: ModelConfig = ModelConfig(),  # noqa: B008
         overwrite: Annotated[bool, OVERWRITE] = False,
     ) -> None:
         """Multiply the maps into a model's two output layers, for new queries."""
-        model.check_there()
         from clip_refine.models.checkpoints import how_to_load
         from clip_refine.roads.vector_maps import fold_vectors
 
@@ -601,13 +663,8 @@ def vectors(arguments: list[str]) -> None:
 
     tyro.extras.subcommand_cli_from_dict(
         {
-            "refine": refine,
-            "compare": compare,
-            "evaluate": evaluate,
-            "apply": apply,
-            "align": align,
-            "isoclip": isoclip,
-            "fold": fold,
+            verb.__name__: _looking(verb)
+            for verb in (refine, compare, evaluate, apply, align, isoclip, fold)
         },
         prog="clip-refine vectors",
         description=f"{vectors.__doc__}\n\n`clip-refine vectors refine --help` lists the "
@@ -666,8 +723,10 @@ FACTORY_HELP = "Function that makes the run's base model, where one did: MODULE:
 
 
 def explore(
-    run: Annotated[Positional[Path], arg(help="Folder that refine or vectors refine wrote.")],
-    images: Annotated[str | None, arg(help=IMAGES_HELP)] = None,
+    run: Annotated[
+        Positional[Path], arg(help="Folder that refine or vectors refine wrote."), _paths_there
+    ],
+    images: Annotated[str | None, arg(help=IMAGES_HELP), _pairs_there] = None,
     limit: Annotated[int, arg(help="Images at most, the first ones.")] = 2000,
     factory: Annotated[str | None, arg(help=FACTORY_HELP)] = None,
     device: Annotated[str, arg(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
@@ -685,17 +744,15 @@ def explore(
 
 
 def interpolate(
-    base: Annotated[Positional[str], arg(help=MODEL_HELP)],
-    refined: Annotated[Positional[str], arg(help="The same, of the same architecture.")],
+    base: Annotated[Positional[str], arg(help=MODEL_HELP), _model_there],
+    refined: Annotated[
+        Positional[str], arg(help="The same, of the same architecture."), _model_there
+    ],
     out: Annotated[Path, MODEL_OUT],
     weight: Annotated[float, arg(help="0 gives the first model, 1 the second.")] = 0.5,
     overwrite: Annotated[bool, OVERWRITE] = False,
 ) -> None:
     """Write a model on the line between two, often the best of both."""
-    from clip_refine.config import ModelConfig
-
-    for name in (base, refined):
-        ModelConfig(name=name).check_there()
     from clip_refine.roads import weights as road
 
     road.interpolate(base, refined, weight=weight, out=out, overwrite=overwrite)
@@ -703,7 +760,7 @@ def interpolate(
 
 
 def export(
-    source: Annotated[Positional[str], arg(metavar="RUN", help=MODEL_HELP)],
+    source: Annotated[Positional[str], arg(metavar="RUN", help=MODEL_HELP), _model_there],
     to: Annotated[
         Literal["open_clip", "transformers", "sentence-transformers", "onnx", "immich"],
         arg(help="The library that is to load it."),
@@ -722,9 +779,6 @@ def export(
     The features of 16 images and captions must be the same as before, up to 1e-5 of their norm
     (ONNX: 1e-4, with fp16 5e-3, with int8 5e-2); else nothing is written.
     """
-    from clip_refine.config import ModelConfig
-
-    ModelConfig(name=source).check_there()
     from clip_refine.roads import export as road
 
     check = road.export(
@@ -799,7 +853,7 @@ def doctor(json: Annotated[bool, JSON] = False) -> None:
 
 def with_flags(verb: Callable[..., None], arguments: list[str]) -> None:
     """Call a verb with flags as its signature says."""
-    tyro.cli(verb, prog=f"clip-refine {verb.__name__}", args=arguments)
+    tyro.cli(_looking(verb), prog=f"clip-refine {verb.__name__}", args=arguments)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -956,6 +1010,8 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             named = f"{error.filename}: " if error.filename else ""
             full = " Free some space, or choose another folder." if error.errno == ENOSPC else ""
             return f"{named}{error.strerror or first_line(error)}.{full}", 1
+        case RuntimeError() if type(error).__name__ == "DistBackendError" or "gloo" in str(error):
+            return "another process of this run has ended: see what that one says.", 1
     return (
         f"failed: {type(error).__name__}: {first_line(error)}. This should not happen; --debug "
         "shows where it did, for a report."

@@ -65,7 +65,7 @@ def server(tiny_name: str, log: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/"
         finally:
             process.terminate()
-            process.wait(30)
+            assert process.wait(10) == 143
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
@@ -128,6 +128,12 @@ def test_side_by_side_on_a_phone(server: str, browser):
     assert base["x"] + base["width"] <= refined["x"]
     assert abs(base["y"] - refined["y"]) < 2
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    edges = {page.locator(name).first.bounding_box()["x"] for name in ("h2", "#changed", ".hits")}
+    assert max(edges) - min(edges) < 1
+    page.get_by_label("Mixed index").check()
+    page.wait_for_selector("#refined .text")
+    for text in page.locator(".hit .text").all():  # whole, however long
+        assert text.evaluate("text => text.scrollHeight <= text.clientHeight")
     page.close()
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 
 from clip_refine.data import BadRow, BadRowPolicy, read_table
-from clip_refine.data.rows import BadRows, image_problem, skipped_rows, write_skipped
+from clip_refine.data.rows import BadRows, image_problem, read_json, skipped_rows, write_skipped
 from clip_refine.support.errors import DataError
+from clip_refine.support.limits import WHOLE, read_text
 from tests.data.layouts import (
     add_sample,
     drawn,
@@ -383,3 +385,14 @@ def test_bad_rows_as_text():
     assert str(BadRow("a.csv, line 3", "is bad.")) == "a.csv, line 3: is bad."
     with pytest.raises(DataError, match="cannot be read"):
         read_table(Path("nowhere.csv"))
+
+
+def test_a_short_file_takes_little_memory_whatever_the_most(tmp_path: Path):
+    """UTF-16, half of whose bytes are letters, once asked for twice the limit of 1 GiB."""
+    (tmp_path / "a.json").write_bytes('["a"]'.encode("utf-16"))
+    (tmp_path / "b.json").write_text('["a"]')
+    tracemalloc.start()
+    assert read_json(tmp_path / "a.json") == json.loads(read_text(tmp_path / "b.json", WHOLE))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000_000

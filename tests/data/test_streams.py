@@ -78,6 +78,24 @@ def test_all_captions_of_a_stream(tmp_path: Path):
     assert sorted(found) == sorted((content, t) for _, content, texts in pairs for t in texts)
 
 
+@pytest.mark.parametrize("captions", ["one", "all"])
+def test_a_buffer_holds_no_more_bytes_than_it_may(
+    captions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Room for two images, however many captions; three do not fit, nor two behind a start."""
+    pairs = drawn(8)
+    sizes = sorted(len(content) for _, content, _ in pairs)
+    name = write_parquet(tmp_path, pairs)
+    monkeypatch.setattr("clip_refine.data.streams.HELD", sum(sizes[-2:]) + 8)
+    per_image = len(pairs[0][2]) if captions == "all" else 1
+    settings = {"captions": captions, "shuffle_buffer": per_image}
+    expected = some(stream(name, **settings), 40)
+    rest = stream(name, **settings).pairs(seed=0, skip=9)
+    assert [(read_place(p.place), p.caption) for p in islice(rest, 31)] == expected[9:]
+    with pytest.raises(DataError, match=r"wait to be drawn take more .* --data.shuffle-buffer"):
+        some(stream(name, captions=captions, shuffle_buffer=3 * per_image), 1)
+
+
 def test_shards_come_in_another_order_each_pass(tmp_path: Path):
     pairs = drawn(6)
     source = stream(write_shards(tmp_path, pairs, shards=6), shuffle_buffer=1)

@@ -64,6 +64,15 @@ def test_hits_are_the_nearest(tiny: OpenClipEncoder, pairs: ToyPairs):
     assert [hit.image for hit in only_images] == expected
 
 
+def test_words_that_several_images_have_are_found_once(tiny: OpenClipEncoder, pairs: ToyPairs):
+    captions = ["a dog", "a cat", "a dog", "a dog", "a bird"]
+    index = SearchIndex(Embedder(tiny, torch.device("cpu"), 32), pairs, captions, "base")
+    found = index.by_text("a fish", mixed=True, count=len(pairs) + len(captions))
+    texts = [hit.caption for hit in found if hit.caption]
+    assert sorted(texts) == ["a bird", "a cat", "a dog"]
+    assert [hit.rank for hit in found] == list(range(1, len(pairs) + 4))
+
+
 def test_both_models_of_a_run_on_its_own_pairs(run: Path):
     explorer = open_explorer(run, limit=20)
     assert explorer.images is not None
@@ -141,7 +150,7 @@ def test_stored_vectors_are_searched_by_what_is_stored(maps: Path):
     assert explorer.refined.name == "centred, maps maps"
     said, base, refined = renderer(explorer)("image 3", None, False)
     assert "of 12 the same" in said
-    assert '<div class="text">image 3</div><div class="score">1 · cosine 1.000' in base
+    assert '<div class="text">image 3</div><div class="score">1<br>cosine 1.000' in base
     assert refined.count('class="text"') == 12
     assert renderer(explorer)("Image 3", None, False) == (said, base, refined)
     # by number, or by words of it; itself is no news among the captions

@@ -49,7 +49,7 @@ def test_wrong_captions_take_memory_too(
 ):
     found: list[float] = []
 
-    def fitting(model: Any, per_pair: float, memory: int, sharing: int) -> int:
+    def fitting(model: Any, per_pair: float, memory: int, copies: float) -> int:
         found.append(per_pair)
         return 4
 
@@ -86,3 +86,17 @@ def test_weights_and_generators_stay_as_they_are(
     assert all(torch.equal(value, weights[name]) for name, value in tiny.state_dict().items())
     assert all(weight.grad is None for weight in tiny.parameters())
     assert not any(module.training for module in tiny.modules())
+
+
+def test_what_guard_and_interpolation_keep_is_counted(
+    config: RefineConfig, tiny: OpenClipEncoder, capsys
+):
+    """The weights once more each."""
+
+    def megabytes(**more: Any) -> float:
+        said = planned(override(config, **more), tiny, capsys)
+        return float(re.findall(r"optimiser and graph: ([\d.]+) MB", said)[0])
+
+    weights = 4e-6 * sum(weight.numel() for weight in tiny.state_dict().values())
+    plain, both = megabytes(), megabytes(guard={"every": 2, "pairs": "toy"}, interpolate=0.5)
+    assert both - plain == pytest.approx(2 * weights, abs=1.1)  # MB are said whole

@@ -1,11 +1,13 @@
 """A run that was stopped goes on as if it had not been; what is finished is never lost."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -435,3 +437,16 @@ def test_killed_at_random_moments_and_by_signals(tmp_path: Path):
 def test_a_run_that_begins_is_not_said_to_go_on(capsys: pytest.CaptureFixture[str]):
     States(folder=None, every="never", about={}).decide({"micro_batch": 32, "precision": "fp32"})
     assert capsys.readouterr().err == ""
+
+
+def test_room_for_a_guards_best_weights_is_counted(
+    config: RefineConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Three states of weights and two moments, or of four times the weights: 4 MB each."""
+    student, first = torch.nn.Linear(1000, 1000, bias=False), SimpleNamespace(is_main_process=True)
+    usage = shutil.disk_usage(config.out.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28 + 5 * 10**6))
+    for guard in ({}, {"every": 2}):
+        road._output(override(config, guard=guard), first, student, None)  # pyright: ignore
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert re.findall(r"up to (\d+) MB", said) == ["36", "48"]

@@ -333,7 +333,7 @@ def test_what_a_graph_keeps_is_counted():
     assert bytes_per_pair(one, torch.randn(6, 10), torch.zeros(6, 1)) == 40  # pyright: ignore
     assert fitting_size(one, per_pair=40, memory=2000) == 1
     assert fitting_size(one, per_pair=40, memory=4000) == 8  # 77 weights, 5 times 308 bytes
-    assert fitting_size(one, per_pair=40, memory=4000, sharing=4) == 16  # 2 times and 4 quarters
+    assert fitting_size(one, per_pair=40, memory=4000, copies=3) == 16
 
 
 def test_what_all_pairs_share_is_no_part_of_a_pair(tiny: OpenClipEncoder):

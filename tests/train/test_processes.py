@@ -1,6 +1,7 @@
 """Several processes give the losses and gradients of one, whatever the loss uses."""
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,12 +14,14 @@ import torch
 from accelerate.utils import patch_environment
 from torch import Tensor
 
+from clip_refine.cli import _explain  # pyright: ignore[reportPrivateUsage]
 from clip_refine.config import RefineConfig
 from clip_refine.config.settings import RECIPES
 from clip_refine.losses import PairFeatures
-from clip_refine.models import Teacher, load_open_clip
+from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
+from clip_refine.support.errors import TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, TowerPrecision, Trainer
 from tests.conftest import TINY, write_model
@@ -212,3 +215,67 @@ def test_states_go_from_one_kind_to_the_other(tiny_name: str, tmp_path: Path):
             if name == "random":  # of what else was drawn in these processes
                 continue
             assert torch.allclose(value.double(), other[name].double(), atol=1e-6), name
+
+
+# --------------------------------------------------------------------------------------------------
+# Memory that runs out in one of them: all take smaller parts, or all end; none waits for ever.
+
+
+def runs_short(name: str, folder: Path) -> None:
+    """The second process has memory for the graph of one pair, then of none."""
+    rank = build.build_accelerator("cpu").process_index
+    encode, fits = OpenClipEncoder.encode_image, [1]
+
+    def limited(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
+        if rank and torch.is_grad_enabled() and len(pixels) > fits[0]:
+            raise torch.OutOfMemoryError("a lot")
+        return encode(self, pixels)
+
+    OpenClipEncoder.encode_image = limited
+    # 4 pairs in one go, without a collective behind; 2 only where gradients are made
+    train(name, CASES["every scale is used"], folder / "two")
+    fits[0] = 0
+    with pytest.raises(TrainingError, match="too little memory for 1 pairs at a time"):
+        train(name, CASES["every scale is used"], folder / "none")
+    (folder / f"{rank} said it").touch()
+
+
+@pytest.mark.timeout(300)
+def test_all_take_smaller_parts_where_one_runs_short(tiny_name: str, tmp_path: Path):
+    in_processes(2, runs_short, tiny_name, tmp_path)
+    train(tiny_name, CASES["every scale is used"], tmp_path / "one")
+    one, two = (torch.load(tmp_path / name)[1] for name in ("one", "two"))
+    for name, weight in one.items():
+        assert torch.allclose(weight, two[name], atol=1e-6), name
+    assert len(list(tmp_path.glob("* said it"))) == 2
+
+
+class Short(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        return features.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("a lot")
+
+
+def runs_short_amid(name: str, folder: Path) -> None:
+    """The second process fails where data-parallel training exchanges gradients, and ends."""
+    rank = build.build_accelerator("cpu").process_index
+    encode = OpenClipEncoder.encode_text
+    if rank:
+        OpenClipEncoder.encode_text = lambda self, tokens: Short.apply(encode(self, tokens))
+    try:
+        train(name, CASES["every scale is used"], folder / "none")
+    except Exception as error:
+        (folder / f"{rank}").write_text(_explain(error, "refine")[0])
+        os._exit(0)  # without a word to the other
+
+
+@pytest.mark.timeout(300)
+def test_all_end_where_one_runs_short_amid_an_exchange(tiny_name: str, tmp_path: Path):
+    in_processes(2, runs_short_amid, tiny_name, tmp_path)
+    first, second = ((tmp_path / rank).read_text() for rank in "01")
+    assert "too little memory for 4 pairs at a time" in second
+    assert first == "another process of this run has ended: see what that one says."

@@ -183,6 +183,19 @@ def _near(path: str) -> str:
     return f" Did you mean {', '.join(os.path.join(folder, one) for one in near)}?" * bool(near)
 
 
+def check_path(path: str | Path, more: str = "") -> None:
+    """Refuse a file or folder that is not there; `more` is what to do besides.
+
+    Raises:
+        DataError: It is not.
+    """
+    if not os.path.exists(path):
+        raise DataError(
+            f"{path}: cannot be read (No such file or directory). Check the path."
+            f"{_near(str(path))}{more}"
+        )
+
+
 def _architectures() -> list[str]:
     """Those that open_clip knows, by its files where importing it would take seconds."""
     if "open_clip" in sys.modules:
@@ -277,12 +290,12 @@ class DataConfig(SettingsGroup):
         for name in (*self.sources, *filter(None, [self.val])):
             plain = name if os.path.exists(name) else name.rpartition("#")[0] or name
             elsewhere = plain == "toy" or plain.startswith("hf:") or "://" in plain
-            if not elsewhere and not set(plain) & set("*?{") and not os.path.exists(plain):
+            if not elsewhere and not set(plain) & set("*?{"):
                 hub = " A dataset on the Hub is written hf:ORG/NAME." * ("." not in plain)
-                raise DataError(
-                    f"{plain}: cannot be read (No such file or directory). Check the path."
-                    f"{_near(plain)}{hub}"
-                )
+                check_path(plain, hub)
+        for name in ("image_folder", "split_file", "val_split_file"):
+            if path := getattr(self, name):
+                check_path(path, f" It is --data.{name.replace('_', '-')}.")
 
     def for_val(self) -> "DataConfig":
         """The settings that `val` is read with; refuses one for a `train` that is missing."""
@@ -550,6 +563,11 @@ class GuardConfig(SettingsGroup):
     """Other images that the model shall not forget: a folder of classes or captioned images."""
     images: Annotated[int, Field(ge=11)] = 1000
     """Captioned images a probe takes at most."""
+
+    def check_there(self) -> None:
+        """Refuse files that are not there, as `DataConfig.check_there`."""
+        if self.every:
+            DataConfig(train=tuple(filter(None, (self.pairs, self.bystanders)))).check_there()
 
 
 class EvaluationConfig(SettingsGroup):

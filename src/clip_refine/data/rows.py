@@ -32,6 +32,7 @@ from clip_refine.support.limits import (
     is_regular,
     leads_out,
     parse_json,
+    read_all,
 )
 
 # --------------------------------------------------------------------------------------------------
@@ -421,10 +422,7 @@ def read_json(path: Path) -> Any:
 def whole_text(path: Path, most: int = WHOLE) -> str:
     """All of a text file."""
     with open_text(path) as file:
-        text = file.read(most + 1)
-        if len(text) > most:
-            raise ValueError(f"has more than the {most:,} letters that are read of such a file")
-    return text
+        return read_all(file, most)
 
 
 def is_karpathy(content: Any) -> bool:

@@ -31,6 +31,8 @@ from clip_refine.data.rows import (
     image_problem,
 )
 from clip_refine.support.errors import DataError
+from clip_refine.support.folder import size_text
+from clip_refine.support.limits import HELD
 
 Item = TypeVar("Item")
 
@@ -61,7 +63,15 @@ def _in_memory(place: ImagePlace) -> ImagePlace:
         return place  # checking says what is wrong
 
 
-_Drawn = tuple[ImagePlace, str]
+class _Drawn(NamedTuple):
+    place: ImagePlace
+    text: str
+    held: int  # bytes of memory; what captions share is divided among them
+
+
+def _bytes_held(item: int | _Drawn) -> int:
+    """Of one in the buffer, of which its number alone may be known."""
+    return 0 if isinstance(item, int) else item.held
 
 
 class FileCount(NamedTuple):
@@ -113,8 +123,7 @@ class PairStream:
             before = number
             for pair in self._pass(f"{seed} {epoch}", epoch, skip - number):
                 if pair is not None:
-                    place, caption = pair
-                    yield StreamedPair(place, caption, number)
+                    yield StreamedPair(pair.place, pair.text, number)
                 number += 1
             if number == before:
                 raise DataError(f"{self.name}: {self.kind} without pairs.")
@@ -141,8 +150,10 @@ class PairStream:
         def drawn(file: int, bad: BadRows, skipped: list[BadRow]) -> Iterator[_Drawn]:
             captions = random.Random(f"{seed} {file}")
             for place, texts in self._checked(files[file](), bad, skipped):
-                for text in texts if self.every_caption else (captions.choice(texts),):
-                    yield place, text
+                chosen = texts if self.every_caption else (captions.choice(texts),)
+                held = len(place.content) if isinstance(place, ImageInMemory) else 0
+                for text in chosen:
+                    yield _Drawn(place, text, held // len(chosen))
 
         def items() -> Iterator[int | _Drawn]:
             yield from range(ends[passed - 1] if passed else 0)
@@ -167,7 +178,9 @@ class PairStream:
             return [have.get(item, item) if isinstance(item, int) else item for item in buffer]
 
         drawn_items: Iterator[Any] = items()  # numbers are found before they are given
-        yield from shuffled(drawn_items, self.buffer, generator, skip=skip, found=found)
+        yield from shuffled(
+            drawn_items, self.buffer, generator, skip=skip, found=found, weigh=_bytes_held
+        )
 
     def progress(self) -> dict[str, Any]:
         """What `go_on` needs, as plain data."""
@@ -330,19 +343,33 @@ def shuffled(
     *,
     skip: int = 0,
     found: Callable[[list[Item]], list[Item]] = list,
+    weigh: Callable[[Item], int] = lambda _: 0,
 ) -> Iterator[Item | None]:
     """All items, each drawn from a buffer that the next one then takes a place in.
 
-    The first `skip` come as None, and `found` makes items of what the buffer then holds.
+    The first `skip` come as None, and `found` makes items of what the buffer then holds. A
+    DataError where those in the buffer `weigh` more bytes than may be held.
     """
-    buffer = list(itertools.islice(items, size))
+    buffer: list[Item] = []
+    held = 0
     for item in items:
+        held += weigh(item)
+        if held > HELD:
+            raise DataError(
+                f"{len(buffer):,} pairs that wait to be drawn take more than {size_text(HELD)}. "
+                f"Use a smaller --data.shuffle-buffer than {size:,}, or store smaller images."
+            )
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
         position = generator.randrange(size)
+        held -= weigh(buffer[position])
         yield None if skip > 0 else buffer[position]
         buffer[position] = item
         skip -= 1
         if not skip:
             buffer = found(buffer)
+            held = sum(map(weigh, buffer))
     generator.shuffle(buffer)
     past = min(max(0, skip), len(buffer))
     yield from [None] * past

@@ -2,12 +2,14 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from html import escape
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -75,6 +77,7 @@ class SearchIndex:
         if mixed:
             same = torch.tensor([text == but for text in self.captions], dtype=torch.bool)
             of_captions = (self.text_unit @ unit).masked_fill(same, -torch.inf)
+            of_captions = of_captions.masked_fill(self._again, -torch.inf)
             cosines = torch.cat([cosines, of_captions])
         best = cosines.topk(min(count, len(cosines)))
         hits = []
@@ -82,9 +85,16 @@ class SearchIndex:
             rank, caption = len(hits) + 1, position - len(self.image_unit)
             if caption < 0:
                 hits.append(Hit(rank, position, None, cosine))
-            elif self.captions[caption] != but:  # those come last
+            elif cosine > -torch.inf:  # those come last
                 hits.append(Hit(rank, None, self.captions[caption], cosine))
         return hits
+
+    @cached_property
+    def _again(self) -> Tensor:
+        """Which captions stand before already, of another image: words are found once."""
+        first = {text: row for row, text in reversed([*enumerate(self.captions)])}
+        again = [first[text] != row for row, text in enumerate(self.captions)]
+        return torch.tensor(again, dtype=torch.bool)
 
 
 class StoredIndex(SearchIndex):
@@ -218,22 +228,24 @@ def _find_images(config: RefineConfig, images: str | None) -> ImageCaptions:
 
 
 COUNT = 12  # hits that are shown for each model
+_LONGEST = 300  # letters of a caption
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self'; frame-ancestors 'self'"
 )
 _CSS = """
-.hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
+.html-container { padding: 0 !important; }  /* in line with all else */
+.hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
 .hits .hit { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 6px;
   background: var(--background-fill-primary); min-width: 0; }
 .hits .hit.only { border-color: var(--color-accent); }
 .hits img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; margin: 0; }
 .hits .text { aspect-ratio: 1; display: flex; align-items: center; justify-content: center;
-  text-align: center; font-size: .8rem; line-height: 1.3; overflow: hidden;
+  text-align: center; font-size: .8rem; line-height: 1.3;
   overflow-wrap: anywhere; padding: 4px; border-radius: 6px;
   background: var(--background-fill-secondary); }
 .hits .score { font-size: .75rem; opacity: .75; margin-top: 4px; }
-.model { font-weight: 600; overflow-wrap: anywhere; }
+.model { font-weight: 600; overflow-wrap: anywhere; margin: 8px 0 0; }
 """
 
 
@@ -262,7 +274,12 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool) -> None:
     except OSError as error:
         raise ConfigError(f"port {port}: {error}. Choose another --port.") from error
     say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
-    app.block_thread()
+    try:
+        Event().wait()  # Gradio's own waiting keeps the signal for itself
+    except KeyboardInterrupt as asked:
+        say("stopped.")
+        sys.stdout.flush()
+        os._exit(getattr(asked, "status", 130))  # the server's threads wait for pages that are open
 
 
 def _no_network() -> Any:
@@ -311,11 +328,11 @@ def _page(gradio: Any, explorer: Explorer) -> Any:
                 image = gradio.Image(
                     label="Image query", type="pil", sources=["upload", "clipboard"], height=180
                 )
-        with gradio.Row():
+        with gradio.Row(equal_height=True):
             examples = [
                 gradio.Button(query, size="sm", min_width=100) for query in _examples(explorer)
             ]
-        changed = gradio.HTML(elem_id="changed")
+        changed = gradio.HTML("Nothing is searched yet.", elem_id="changed")
         shown = [changed]
         half = {"min_width": 100}  # side by side on a phone, too
         with gradio.Row():
@@ -380,11 +397,12 @@ def renderer(explorer: Explorer) -> Callable[[str, Image.Image | None, bool], tu
                 shown = f'<img src="{source}" alt="{name}" title="{name}">'
             else:
                 called = f"image {hit.image}" if hit.caption is None else hit.caption
-                shown = f'<div class="text">{escape(called)}</div>'
+                cut = called if len(called) <= _LONGEST else f"{called[:_LONGEST]} ..."
+                shown = f'<div class="text">{escape(cut)}</div>'
             rank = others.get((hit.image, hit.caption))
             only = " only" if rank is None else ""
             moved = f" ({was} {rank})" if rank not in (None, hit.rank) else ""
-            score = f'<div class="score">{hit.rank}{moved} · cosine {hit.cosine:.3f}</div>'
+            score = f'<div class="score">{hit.rank}{moved}<br>cosine {hit.cosine:.3f}</div>'
             cards += f'<div class="hit{only}">{shown}{score}</div>'
         return f'<div class="hits">{cards}</div>'
 

@@ -24,8 +24,8 @@ from clip_refine.support.errors import Planned
 from clip_refine.support.folder import size_text
 from clip_refine.train import StudentTowers, TowerPrecision, faster_precision
 from clip_refine.train.micro_batch import (
+    COPIES,
     bytes_per_pair,
-    copies_of_weights,
     fitting_size,
     memory_of,
 )
@@ -63,8 +63,9 @@ def choose_micro_batch(
         return whole
     pixels, tokens = _sample(config, student, pairs, 2, accelerator.device)
     per_pair = bytes_per_pair(StudentTowers(student, precision), pixels, tokens)
-    memory, sharing = memory_of(accelerator.device), build.sharing_processes(accelerator)
-    size = min(whole, fitting_size(student, per_pair, memory, sharing))
+    device = accelerator.device
+    copies = _copies(config, accelerator)
+    size = min(whole, fitting_size(student, per_pair, memory_of(device), copies=copies))
     chosen = [size]
     broadcast_object_list(chosen)
     if chosen[0] < whole and accelerator.is_main_process:
@@ -73,6 +74,15 @@ def choose_micro_batch(
             f"{whole:,} pairs are encoded at a time (--train.micro-batch)."
         )
     return chosen[0]
+
+
+def _copies(config: RefineConfig, accelerator: Accelerator) -> float:
+    """How often the weights stand in the device's memory; a guard's best ones are on the CPU."""
+    best = config.guard.every is not None and accelerator.device.type == "cpu"
+    sharing = build.sharing_processes(accelerator)
+    # the teacher and the model that is saved are whole, all else is shared
+    copies = COPIES if sharing == 1 else 2 + (COPIES - 1) / sharing
+    return copies + best + (config.interpolate is not None)
 
 
 _CAPTION = 1 / 7  # of an image's arithmetic: 16 tokens in ViT-B-32's text tower
@@ -188,8 +198,7 @@ def _lines(
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
     weights = sum(weight.numel() for weight in student.state_dict().values())
-    copies = copies_of_weights(build.sharing_processes(accelerator))
-    size_of = 4 * copies * weights + size * kept
+    size_of = 4 * _copies(config, accelerator) * weights + size * kept
     runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
     scored = ", ".join(f"{count:,} {what}" for what, count in measured.items() if count)
     once = (

@@ -810,7 +810,8 @@ def _output(
     size = 4 * sum(weight.numel() for weight in student.state_dict().values())
     advice = "Make room, or choose another --out."
     free = check_room(config.out, size, "the refined model's weights", advice)
-    states = 3 * (KEPT + 1) * size  # weights and two moments each, one more while it is written
+    # weights, two moments and a guard's best weights each, one more while it is written
+    states = (3 + (config.guard.every is not None)) * (KEPT + 1) * size
     if config.train.save_every != "never" and free < size + states + SPARE:
         remark(
             f"{config.out}: the states that --resume goes on from may take up to "

@@ -1,7 +1,8 @@
 """How much is read of files that others wrote, and how: docs/security.md tells the same.
 
-Every limit is one process's. What is refused raises a `ValueError` that says why, so that a reader
-needs one `except (OSError, ValueError)` whatever the parser of a format trips over.
+Each is of one file, line or image, unless it says of what else, and each process counts for itself.
+What is refused raises a `ValueError` that says why, so that a reader needs one `except (OSError,
+ValueError)` whatever the parser of a format trips over.
 """
 
 import json
@@ -21,6 +22,8 @@ LINE = 1 << 26
 """Bytes of a line of JSON lines, which may hold an image."""
 IMAGE = 1 << 28
 """Bytes of an image file."""
+HELD = 1 << 32
+"""Bytes of image files that a stream holds to draw from."""
 WHOLE = 1 << 30
 """Bytes of a JSON file of annotations or results, and of a list of names: they are read whole."""
 FILES = 1_000_000
@@ -54,10 +57,27 @@ def shown(value: Any) -> str:
 def read_text(path: Path, most: int = TEXT) -> str:
     """A file in UTF-8, up to `most` bytes (else a ValueError); a pipe from the shell, too."""
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"has more than the {most:,} bytes that are read of such a file")
-    return content.decode("utf-8-sig")
+        return read_all(file, most).decode("utf-8-sig")
+
+
+def read_all(file: IO[AnyStr], most: int) -> AnyStr:
+    """All of a file; a ValueError where it is longer than `most`."""
+    parts, left = [], most + 1
+    # not all at once, as memory is taken for as much as is asked for, however short the file is
+    piece = max(os.fstat(file.fileno()).st_size, TEXT) + 1
+    while left and (part := file.read(min(piece, left))):
+        parts.append(part)
+        left -= len(part)
+    content = file.read(0).join(parts)
+    if not left:
+        raise ValueError(
+            f"has more than the {most:,} {_unit(content)} that are read of such a file"
+        )
+    return content
+
+
+def _unit(text: str | bytes) -> str:
+    return "letters" if isinstance(text, str) else "bytes"
 
 
 def lines_of(file: IO[AnyStr], most: int) -> Iterator[AnyStr]:
@@ -66,8 +86,9 @@ def lines_of(file: IO[AnyStr], most: int) -> Iterator[AnyStr]:
     while line := file.readline(most + 1):
         number += 1
         if len(line) > most:
-            unit = "letters" if isinstance(line, str) else "bytes"
-            raise ValueError(f"line {number} has more than the {most:,} {unit} that are read")
+            raise ValueError(
+                f"line {number} has more than the {most:,} {_unit(line)} that are read"
+            )
         yield line
 
 

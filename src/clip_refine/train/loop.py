@@ -1,15 +1,17 @@
 """The loop: batches → losses → steps."""
 
+import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -257,7 +259,8 @@ class Trainer:
     def keep_best(self, step: int, score: float) -> None:
         """Keep the weights as they are, where the score is higher than any before."""
         if score > self.best_score:
-            self.best = {n: w.detach().to("cpu", copy=True) for n, w in self._weights().items()}
+            for name, weight in self._weights().items():  # in place of the old, not beside them
+                self.best[name] = weight.detach().to("cpu", copy=True)
             self.best_step, self.best_score = step, score
 
     def go_back(self) -> int:
@@ -387,9 +390,11 @@ class Trainer:
             try:
                 return self._gradient(number, batch, steps)
             except torch.OutOfMemoryError as error:
-                # several processes would have to agree, and statistics would count a pair twice
+                # amid an exchange the others wait: what ends this process lets them end, too
+                agreed = self.accelerator.num_processes == 1 or isinstance(error, _Everywhere)
+                # statistics would count a pair twice
                 statistics = self.config.normalization_statistics == "updated"
-                if size == 1 or statistics or self.accelerator.num_processes > 1:
+                if size == 1 or statistics or not agreed:
                     raise TrainingError(
                         f"{self.accelerator.device} has too little memory for {size:,} pairs at a "
                         "time. Pass a smaller --train.micro-batch or --train.batch-size, or "
@@ -399,11 +404,29 @@ class Trainer:
             self.schedule.optimizer.zero_grad(set_to_none=True)
             self.generator.set_state(drawn)
             self.micro_batch = size // 2
+            # where others went through it, it waits for a backward pass that never comes
+            self.towers = self.accelerator.unwrap_model(self.towers)
+            self.accelerator.free_memory()
+            gc.collect()
             remark(
                 f"{self.accelerator.device} has too little memory for {size:,} pairs at a time: "
                 f"going on with --train.micro-batch {self.micro_batch}.",
                 "yellow",
             )
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Memory that runs out in here has run out everywhere; nothing here may wait for others."""
+        short = False
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            # shared weights are gathered in here, so that the others may be waiting already
+            if self.accelerator.num_processes == 1 or self.student is not None:
+                raise
+            short = True
+        if self.student is None and self.agree(int(short))[0]:
+            raise _Everywhere
 
     def _gradient(
         self, number: int, batch: PairBatch, steps: int
@@ -411,13 +434,15 @@ class Trainer:
         """Losses of a batch and its features, of all processes; gradients are in the weights."""
         own, wrong = batch.tokens, batch.wrong_tokens
         tokens = own if wrong is None else torch.stack([own, wrong], dim=1)
-        taught = self._teacher_features(batch)
         known: Known = (None, None)
-        if taught and wrong is None and self.teacher_scale is None:
-            image, text = self.frozen
-            known = taught.image_features if image else None, taught.text_features if text else None
-        parts = self._in_parts(batch.pixels, tokens, known)
-        output = parts.output if parts else self.towers(batch.pixels, tokens, known)
+        with self._together():
+            taught = self._teacher_features(batch)
+            if taught and wrong is None and self.teacher_scale is None:
+                images, texts = self.frozen
+                image, text = taught
+                known = image if images else None, text if texts else None
+            parts = self._in_parts(batch.pixels, tokens, known)
+            output = parts.output if parts else self.towers(batch.pixels, tokens, known)
         student, wrong_texts = gather_features(output.features, self.accelerator), None
         if wrong is not None:
             texts, wrong_texts = student.text_features.unbind(dim=1)
@@ -446,8 +471,9 @@ class Trainer:
         # data-parallel training takes the mean over processes, whose parts add up
         self.accelerator.backward(self.accelerator.num_processes * terms.total)
         if parts:
-            parts.backward()
-        if parts or self.student is not None:
+            with self._together():
+                parts.backward()
+        if parts or not isinstance(self.towers, DistributedDataParallel):
             self._average_gradients()
         return losses, student
 
@@ -559,6 +585,10 @@ class Trainer:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.schedule.optimizer.param_groups for p in group["params"]]
+
+
+class _Everywhere(torch.OutOfMemoryError):
+    """Memory ran out in one process, and all of them know."""
 
 
 def check_finite(

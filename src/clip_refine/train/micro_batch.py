@@ -28,14 +28,8 @@ Parts = Sequence[tuple[Tensor, Tensor]]
 USED = 0.5
 """Share of a device's memory that a step's activations may take; the rest is for what is counted
 only roughly: the loss, buffers of kernels, other programs."""
-
-
-def copies_of_weights(sharing: int = 1) -> float:
-    """How often they stand in memory: their own, the teacher's, gradients, two of AdamW's.
-
-    Where `sharing` processes share them, the teacher and the model that is saved are whole.
-    """
-    return 5 if sharing == 1 else 2 + 4 / sharing
+COPIES = 5
+"""How often the weights stand in memory: their own, the teacher's, gradients, two of AdamW's."""
 
 
 def parts_by_length(tokens: Tensor, lengths: Tensor | None, size: int) -> Parts:
@@ -217,13 +211,12 @@ def _group_limits(system: Path) -> Iterator[int]:
                     yield int((folder / name).read_text())
 
 
-def fitting_size(model: nn.Module, per_pair: float, memory: int, sharing: int = 1) -> int:
+def fitting_size(model: nn.Module, per_pair: float, memory: int, copies: float = COPIES) -> int:
     """The largest power of two of pairs whose graph fits beside weights and optimiser, at least 1.
 
     >>> fitting_size(nn.Linear(10, 10, bias=False), per_pair=1e6, memory=2**27)
     64
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = USED * memory - copies_of_weights(sharing) * weights
-    fitting = max(1, int(free / max(per_pair, 1)))
+    fitting = max(1, int((USED * memory - copies * weights) / max(per_pair, 1)))
     return 2 ** (fitting.bit_length() - 1)

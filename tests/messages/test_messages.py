@@ -309,8 +309,9 @@ def template(message: ast.expr) -> str:
         case ast.JoinedStr(parts):
             return "".join(map(template, parts))
         case ast.FormattedValue(value):
-            return f"{{{ast.unparse(value)}}}"
-    return f"{{{ast.unparse(message)}}}"
+            message = value
+    # Python 3.12 and later choose other quotes within quotes
+    return f"{{{ast.unparse(message)}}}".replace('"', "'")
 
 
 def test_every_error_is_on_record():

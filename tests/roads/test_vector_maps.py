@@ -507,7 +507,7 @@ class TestCommandLine:
         [
             (("refine", "no.npz", "--out", "m"), "no.npz: cannot be read"),
             (("refine", "no.npz", "--out", "m", "--steps", "0"), "steps: Input should be"),
-            (("apply", "m", "no.npy", "--side", "image", "--out", "n"), "peer.json: cannot be"),
+            (("apply", "m", "no.npy", "--side", "image", "--out", "n"), "m: cannot be read"),
         ],
         ids=["file", "steps", "maps"],
     )

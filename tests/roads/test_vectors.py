@@ -184,7 +184,10 @@ class TestCommandLine:
         message: str,
         tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "f.safetensors").touch()  # what is not there is said before anything else
         with pytest.raises(SystemExit) as stop:
             main(["posthoc", "fit", *arguments, "--out", str(tmp_path / "peer")])
         assert stop.value.code == 2

@@ -460,7 +460,8 @@ def fold(arguments: list[str]) -> None:
         text = (
             f"{model}, its means folded out, logit scale {found.logit_scale:.1f}: {out}. On "
             f"{found.pairs:,} pairs that the means were not taken of, the gap goes from "
-            f"{before:.3f} to {after:.3f}; what else changed: `clip-refine evaluate`."
+            f"{before:.3f} to {after:.3f}{', few to rest on' if found.pairs < 100 else ''}; what "
+            "else changed: `clip-refine evaluate`."
         )
         told = {"model": model, "logit_scale": found.logit_scale, "out": out}
         _say(text, json, **told, gap_before=before, gap_after=after, pairs=found.pairs)

@@ -51,6 +51,9 @@ def test_columns_and_endings_in_capitals(tmp_path: Path):
     for header in ("Image,Caption", "FILE_NAME,TEXT", "img,txt"):
         source = opened(table(tmp_path, f"{header}\n000.jpg,a dog\n", "c.csv"))
         assert source.captions == (("a dog",),)
+    # a name as it is known comes before one in other letters
+    source = opened(table(tmp_path, "Image,path,caption\nno.jpg,000.jpg,a dog\n", "c.csv"))
+    assert len(source) == 1
     with pytest.raises(DataError, match=r"no captions in it. Did you mean .*c.csv\?"):
         recognise(str(tmp_path))
     for ending in (".txt", ".TXT"):

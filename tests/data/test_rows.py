@@ -183,7 +183,15 @@ def test_the_end_of_an_absolute_path_is_looked_for_in_the_folder_of_images(
     with pytest.raises(DataError, match="Name the images' folder with --data.image-folder"):
         opened(str(path))
     for folder in (tmp_path, tmp_path / "photos", tmp_path / "photos" / "a"):
-        assert opened(str(path), image_folder=folder).image_bytes(0) == content
+        for outside in (False, True):
+            source = opened(str(path), image_folder=folder, allow_outside=outside)
+            assert source.image_bytes(0) == content
+    # on this machine, too, and as long as no name is
+    here, long = tmp_path / "photos" / "a" / name, "/" + "a" * 300
+    path.write_text(f"image,caption\n{here},text\n{long},text\n")
+    with pytest.raises(DataError, match="line 3: '/aaa.* is an absolute path") as caught:
+        opened(str(path), image_folder=tmp_path / "photos")
+    assert "line 2" not in str(caught.value)
     path.write_text(f"image,caption\n/home/../photos/a/{name},text\n")
     with pytest.raises(DataError, match="absolute path"):
         opened(str(path), image_folder=tmp_path)

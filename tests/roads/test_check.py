@@ -62,6 +62,8 @@ def test_every_row_is_counted_and_every_bad_one_listed(findings: Findings):
         assert problem in problems
     assert findings.broken_off is None
     assert not findings.sound
+    for most, said in ((0.05, "skip-bad leaves out up to 5%"), (0.5, "skip-bad leaves them out")):
+        assert said in findings_verdict(findings, DataConfig(max_bad=most))
 
 
 def test_images(findings: Findings):

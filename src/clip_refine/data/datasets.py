@@ -389,22 +389,22 @@ def _is_chosen(image: ImagePlace | None, folder: Path, settings: SourceSettings)
 SIDECARS = (".txt", ".caption")
 """Endings of the files that hold an image's captions, one a line."""
 _BESIDE = frozenset({*SIDECARS, ".json", ".parquet", ".npz"})  # what those programs write, too
-_WRITTEN = (*SIDECARS, *map(str.upper, SIDECARS))  # as a camera's card has them, too
+# cameras write endings in capitals
+_IN_CAPITALS = (*SUFFIXES, *map(str.upper, SUFFIXES)), (*SIDECARS, *map(str.upper, SIDECARS))
 _CAPTION_FOLDERS = ("captions", "texts", "text", "labels")
 _TRIED = 20
 
 
 def has_sidecars(folder: Path) -> bool:
     """Whether text files lie in a folder that are called as images are."""
-    texts = (path for ending in _WRITTEN for path in folder.rglob(f"*{ending}"))
+    texts = (path for path in folder.rglob("*") if path.suffix.lower() in SIDECARS)
     return any(_image_of(text, folder) for text in islice(texts, _TRIED))
 
 
 def _image_of(text: Path, folder: Path) -> bool:
     inner = text.relative_to(folder)
     for place in (text, folder.joinpath("images", *inner.parts[1:])):
-        endings = (*SUFFIXES, *map(str.upper, SUFFIXES))
-        if any(place.with_suffix(ending).is_file() for ending in endings):
+        if any(place.with_suffix(ending).is_file() for ending in _IN_CAPITALS[0]):
             return True
     return False
 
@@ -433,5 +433,5 @@ def _text_of(image: Path, folder: Path) -> Path | None:
     places = [image]
     if inner.parts[0] == "images":
         places += [folder.joinpath(other, *inner.parts[1:]) for other in _CAPTION_FOLDERS]
-    found = (place.with_suffix(ending) for place in places for ending in _WRITTEN)
+    found = (place.with_suffix(ending) for place in places for ending in _IN_CAPITALS[1])
     return next((path for path in found if path.is_file()), None)

@@ -296,7 +296,7 @@ def problem_of_path(written: str, *, allow_outside: bool = False) -> str | None:
     if any(path.is_absolute() or path.drive for path in pure) and not allow_outside:
         return (
             f"{written!r} is an absolute path. Name the images' folder with --data.image-folder, "
-            "where its end is looked for, or pass --data.allow-outside."
+            "where its end must lie, or pass --data.allow-outside."
         )
     if any(".." in path.parts for path in pure) and not allow_outside:
         return f"{written!r} leads out of its folder by '..'. Pass --data.allow-outside if meant."
@@ -333,7 +333,10 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
             yield Row(row.where, row.image, row.captions, row.problem)
             continue
         outside = settings.allow_outside
-        name = row.image if settings.image_folder is None else _end_in(folder, row.image)
+        name = row.image
+        # what the user follows and has stays; all else may be another machine's
+        if settings.image_folder and not (outside and os.path.exists(name)):
+            name = _end_in(folder, name)
         problem = row.problem or problem_of_path(name, allow_outside=outside)
         image = None if problem else file_in(folder, name)
         if image and not outside and leads_out(image, folder) and leads_out(image, file.parent):
@@ -342,13 +345,11 @@ def file_rows(file: Path, written: Iterable[Written], settings: SourceSettings) 
 
 
 def _end_in(folder: Path, written: str) -> str:
-    """The end of an absolute path, perhaps another machine's, that lies in the images' folder."""
+    """The end of an absolute path that lies in the images' folder, else what was written."""
     pure = PurePosixPath(written), PureWindowsPath(written)
     parts = next((path.parts for path in pure if path.is_absolute()), ())
-    if ".." in parts or not parts or os.path.exists(written):
-        return written
-    ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
-    return next((end for end in ends if (folder / end).is_file()), written)
+    ends = ["/".join(parts[at:]) for at in range(1, len(parts))] if ".." not in parts else []
+    return next((end for end in ends if os.path.isfile(folder / end)), written)
 
 
 def _is_chosen(row: Written, settings: SourceSettings) -> bool:

@@ -234,10 +234,9 @@ def _delimiter(path: Path) -> str:
 def find_column(
     path: Path | str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str
 ) -> int:
-    """Position of the wanted column, or of the first known one, in whatever letters."""
-    lower = [name.lower() for name in header]
-    for name in (wanted,) if wanted else known:
-        for names in (header,) if wanted else (header, lower):
+    """Position of the wanted column, or of the first known one, then in whatever letters."""
+    for names in (header,) if wanted else (header, [name.lower() for name in header]):
+        for name in (wanted,) if wanted else known:
             if name in names:
                 return names.index(name)
     if wanted:

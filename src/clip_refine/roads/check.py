@@ -36,9 +36,6 @@ from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.folder import check_free, complete_file
 
 # --------------------------------------------------------------------------------------------------
-# What an image is: its size and format, its twins, and a sheet to look at.
-
-# --------------------------------------------------------------------------------------------------
 # What can be said of each image of a source by decoding it once.
 
 
@@ -426,7 +423,7 @@ _LONGEST = 160
 _PROBLEM = 500  # letters; what to do stands at its end
 
 
-def findings_table(findings: Findings) -> RenderableType:
+def findings_table(findings: Findings, data: DataConfig | None = None) -> RenderableType:
     """Counts first, then examples of what is wrong or doubtful, then a sentence."""
     table = Table(
         title=escape(f"{findings.source}: {findings.kind}"),
@@ -442,16 +439,16 @@ def findings_table(findings: Findings) -> RenderableType:
         for name, number, remark in section:
             table.add_row(name, number, escape(remark))
         table.add_section()
-    return Group(table, *_examples(findings), Text(findings_verdict(findings)))
+    return Group(table, *_examples(findings), Text(findings_verdict(findings, data)))
 
 
-def findings_verdict(findings: Findings) -> str:
-    """Whether a run on the source would start, in a sentence."""
+def findings_verdict(findings: Findings, data: DataConfig | None = None) -> str:
+    """Whether a run on the source, read as `data` says, would start, in a sentence."""
     if findings.broken_off:
         return "Reading broke off, so a run would stop there."
     bad = len(findings.bad_rows) + len(findings.images.unreadable)
     if bad:
-        most = DataConfig().max_bad
+        most = (data or DataConfig()).max_bad
         few = bad <= most * max(findings.rows, findings.images.count)
         return "A run stops before training because of the bad rows and unreadable images; " + (
             "--data.skip-bad leaves them out."

@@ -1,5 +1,6 @@
 """A watch over a training: what the model can do, measured on a few images every few steps."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def build_guard(
             f"The guard looks at {len(few):,} images, of which a few more or less right is beyond "
             f"its bound of {config.guard.bound:g} points: it may stop for noise. Give it more "
             "(--guard.pairs), or a --guard.bound of "
-            f"{_NOISE / len(few):.1g}.",
+            f"{math.ceil(_NOISE / len(few))}.",
             "yellow",
         )
     guard = Guard(config, embedder, few, tasks)

@@ -292,6 +292,12 @@ def test_whether_the_old_threshold_still_holds(tmp_path: Path):
     same = {"precision": fit(0.25, 0.885).cutoffs["precision"]}
     write_run(tmp_path, found.model_copy(update={"kept": same}))
     assert "are taken: it still holds.</p>" in write_run_report(tmp_path).read_text()
+    idle = fit(0.25, 0.0)
+    none = {"precision": idle.cutoffs["precision"].model_copy(update={"recall": 0.0})}
+    idle = idle.model_copy(update={"cutoffs": none})
+    write_run(tmp_path, found.model_copy(update={"fits": (idle, idle), "kept": none}))
+    text = write_run_report(tmp_path).read_text(encoding="utf-8")
+    assert "are taken: no threshold finds anything here, before or after.</p>" in text
     write_run(tmp_path, found.model_copy(update={"fits": None, "kept": {}}))
     assert "chart-reliability" not in write_run_report(tmp_path).read_text(encoding="utf-8")
 

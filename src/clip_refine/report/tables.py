@@ -475,14 +475,12 @@ def threshold_change(evidence: Evidence) -> str:
         drifted = not before / 2 <= after <= 2 * before if rare else abs(after - before) > DRIFT
         lost = (now.recall or 0.0) - (old.recall or 0.0) > DRIFT
         what = "of the wrong pairs pass" if rare else "of what is taken fits"
+        advice = f"set it to {now.cosine:.3f}" if drifted or lost else "it still holds"
+        if not (was.recall or now.recall):  # what found nothing does not hold by finding nothing
+            advice = "no threshold finds anything here, before or after"
         said.append(
             f"from cosine {old.cosine:.3f} on, {after:.1%} {what} ({before:.1%} before), and "
-            f"{old.recall or 0:.1%} of the true ones are taken: "
-            + (
-                f"set it to {now.cosine:.3f}"
-                if drifted or lost or not was.recall
-                else "it still holds"
-            )
+            f"{old.recall or 0:.1%} of the true ones are taken: {advice}"
         )
     measured = f"measured on {evidence.fits[0].images[1]:,} images"
     return f"The old thresholds after refinement, {measured}: {'; '.join(said)}." if said else ""

@@ -63,6 +63,26 @@ def test_flags_that_are_read_first(
     assert fault in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("refine good.csv", "good.csv: captioned images are given as --data.train good.csv,"),
+        ("evaluate good.csv", "as --data.val good.csv, a model as --model.name good.csv."),
+        ("compare --seeds 2 --train.lr 1e-3", "--train.lr: did you mean --train.learning-rate"),
+        ("tune --trial.bs 8 --bs 8", "--bs: did you mean --train.batch-size"),
+    ],
+)
+def test_words_without_their_flag_and_abbreviations(
+    arguments: str, hint: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert hint in said
+    assert said.count("did you mean") + said.count("captioned images") == 1
+
+
 def test_lists_take_commas_or_spaces(capsys: pytest.CaptureFixture[str]):
     for words in (["--recipes", "a,b", "c"], ["--recipes=a,b,c"], ["--recipes", "a", "b", "c"]):
         main(["compare", *words, "--seeds", "2", "--print-config"])
@@ -117,6 +137,7 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "f.npz: cannot be read": ["posthoc", "fit", "nnn", "f.npz", *out],
         "peer: cannot be read": ["posthoc", "apply", "peer", "f.npz", *out],
         "neither scores.json nor": ["report", "nowhere"],
+        "runs/gone: cannot be read": ["refine", "--resume", "runs/gone", *data_val],
     }
     program = (
         "import sys, json; from clip_refine.cli import main\n"

@@ -1,5 +1,8 @@
 """Post-pre-training for CLIP-style models: a smaller modality gap, nothing forgotten."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -58,4 +61,32 @@ def __getattr__(name: str) -> Any:
     # Looked up when first used, so that `clip-refine --help` need not wait for torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if _HOMES[name].startswith("roads."):
+        found = _in_python(found)
+    globals()[name] = found
+    return found
+
+
+def _in_python(road: Callable[..., Any]) -> Callable[..., Any]:
+    """The road with settings of another kind refused, and errors that call them as in Python."""
+    from clip_refine.support.errors import ClipRefineError, ConfigError, in_python
+
+    signature = inspect.signature(road)
+
+    @wraps(road)
+    def call(*given: Any, **named: Any) -> Any:
+        config = signature.bind(*given, **named).arguments.get("config")
+        kind = signature.parameters["config"].annotation if config is not None else object
+        if not isinstance(config, kind):
+            raise ConfigError(
+                f"the settings are of type {type(config).__name__}; {road.__name__} takes a "
+                f"{kind.__name__}. Call {road.__name__}({kind.__name__}(**settings))."
+            )
+        try:
+            return road(*given, **named)
+        except ClipRefineError as error:
+            error.args = tuple(in_python(str(said)) for said in error.args)
+            raise
+
+    return call

@@ -13,13 +13,15 @@ import inspect
 import io
 import json as json_format
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from errno import ENOSPC
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -74,6 +76,7 @@ def _look_for(config: "BaseModel") -> None:
     """Refuse settings that name what is not there."""
     from clip_refine.config.settings import check_path
     from clip_refine.config.suites import load_suite
+    from clip_refine.support.folder import hidden_work
 
     for name, group in config:
         if hasattr(group, "check_there"):
@@ -83,6 +86,10 @@ def _look_for(config: "BaseModel") -> None:
                 _model_there(model)
         elif name == "suite" and group:
             load_suite(group)
+        elif (
+            name == "resume" and group and group != "auto" and not hidden_work(Path(group)).exists()
+        ):
+            check_path(group, " Name the folder that was given as --out, or leave --resume out.")
         elif name == "evaluation":
             for task in group.zero_shot:
                 if task != "toy":
@@ -314,14 +321,20 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
         own = {"fail_if_worse": chosen.fail_if_worse}
         if chosen.guard and not default.guard.every:
             default = override(default, guard={"every": 10})
-    config = tyro.cli(
-        kind,
-        prog=f"clip-refine {verb.__name__}",
-        description=f"{inspect.getdoc(verb)}\n\nAlso: --config FILE.yaml for settings from "
-        "a file (flags win), --print-config to show all settings and stop.",
-        args=split_lists(arguments),
-        default=default,
-    )
+    arguments = split_lists(arguments)
+    try:
+        config = tyro.cli(
+            kind,
+            prog=f"clip-refine {verb.__name__}",
+            description=f"{inspect.getdoc(verb)}\n\nAlso: --config FILE.yaml for settings from "
+            "a file (flags win), --print-config to show all settings and stop.",
+            args=arguments,
+            default=default,
+        )
+    except SystemExit as stop:
+        if stop.code:
+            _suggest(verb.__name__, default, arguments)
+        raise
     flagged = any(word.startswith("--model.") for word in arguments)
     if kind is CompareConfig and not flagged and "model" not in default.model_fields_set:
         # tyro hands every setting over, so that the first of --models would stand behind a default
@@ -331,6 +344,35 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     else:
         _look_for(config)
         verb(config, as_json=chosen.json, **own)
+
+
+def _suggest(verb: str, default: "BaseModel", arguments: list[str]) -> None:
+    """Say what tyro does not: whose value a word is, and which flag an abbreviation may be."""
+    from clip_refine.results import flat
+
+    unknown: list[str] = []
+    with redirect_stderr(io.StringIO()), suppress(SystemExit):  # of other faults
+        _, unknown = tyro.cli(
+            type(default), args=arguments, default=default, return_unknown_args=True
+        )
+    names = [name.replace("_", "-") for name in flat(default.model_dump())]
+    pairs = "--data.val" if verb == "evaluate" else "--data.train"
+    for before, word in pairwise(("", *unknown)):
+        group, _, short = word.lstrip("-").rpartition(".")
+        near = [
+            f"--{name}"
+            for name in names
+            if name.startswith(group)
+            and short == "".join(re.findall(r"(?:^|-)(\w)", name.rpartition(".")[2]))
+        ]
+        if word.startswith("--") and near:
+            print(f"{word}: did you mean {' or '.join(near)}?", file=sys.stderr)
+        elif not word.startswith("-") and not before.startswith("-"):
+            print(
+                f"{word}: captioned images are given as {pairs} {word}, a model as --model.name "
+                f"{word}.",
+                file=sys.stderr,
+            )
 
 
 def split_lists(arguments: list[str]) -> list[str]:

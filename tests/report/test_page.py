@@ -246,6 +246,16 @@ def test_rows_without_a_verdict_say_why(tmp_path: Path):
     assert "not resampled, so no interval" in tiles[3]
 
 
+def test_an_interval_that_ends_at_its_number_is_explained(tmp_path: Path):
+    run = write_run(tmp_path, evidence(12, 3))
+    explained = "An interval that ends at the change itself"
+    assert explained not in write_run_report(run).read_text(encoding="utf-8")
+    scores = json.loads((run / "scores.json").read_text())
+    scores["difference"]["geometry.centroid_distance"]["low"] = -0.3
+    (run / "scores.json").write_text(json.dumps(scores))
+    assert explained in write_run_report(run).read_text(encoding="utf-8")
+
+
 def test_the_answer_stands_first(tmp_path: Path):
     text = write_run_report(write_run(tmp_path, evidence(12, 3))).read_text(encoding="utf-8")
     assert "<h1>Better in the gap and mean R@1, worse in nothing.</h1>" in text

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import clip_refine
 from clip_refine.config import load_config, override
-from clip_refine.config.runs import EvaluateConfig, RefineConfig
+from clip_refine.config.runs import CompareConfig, EvaluateConfig, RefineConfig
 from clip_refine.data import hold_out
 from clip_refine.data.pairs import EveryCaption
 from clip_refine.evaluation import Embedder, score_model
@@ -19,6 +20,7 @@ from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
 from clip_refine.results import Evidence, FitProbability, RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
+from clip_refine.roads.compare import compare
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.plan import keeps_teacher
 from clip_refine.roads.refine import refine
@@ -400,6 +402,27 @@ def evaluate_unit(model: OpenClipEncoder, held_out: ToyPairs):
 def test_warm_up_longer_than_the_run(config: RefineConfig):
     with pytest.raises(ConfigError, match="not below the 4 steps"):
         refine(override(config, train={"warmup_steps": 4}))
+
+
+def test_who_calls_from_python_is_told_of_settings_not_of_flags():
+    with pytest.raises(ConfigError, match=r"Give captioned images: data.train captions.csv$"):
+        clip_refine.refine(RefineConfig())
+    with pytest.raises(ConfigError, match=r"Give captioned images: data.val captions.csv$"):
+        clip_refine.evaluate(EvaluateConfig())
+    settings: Any = {"seed": 1}
+    for call, kind in ((clip_refine.refine, "Refine"), (clip_refine.compare, "Compare")):
+        told = rf"are of type dict; .* takes a {kind}Config. Call .*{kind}Config\(\*\*settings"
+        with pytest.raises(ConfigError, match=told):
+            call(settings)
+
+
+@pytest.mark.parametrize("road", [refine, evaluate, compare])
+def test_a_tag_that_is_none_is_said_before_data_are_read(road: Any):
+    kinds = {"refine": RefineConfig, "evaluate": EvaluateConfig, "compare": CompareConfig}
+    data = {"train": "photos.xlsx", "val": "photos.xlsx"}
+    config = {"model": {"name": "ViT-B-32", "pretrained": "opnai"}, "data": data}
+    with pytest.raises(ModelError, match="opnai': neither a file nor a tag .* Did you mean openai"):
+        road(kinds[road.__name__].model_validate(config))
 
 
 def test_missing_sources_say_what_to_pass():

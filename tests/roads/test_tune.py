@@ -8,7 +8,7 @@ import pytest
 from clip_refine.config import RefineConfig, load_config, override
 from clip_refine.config.runs import TuneConfig
 from clip_refine.roads import tune as road
-from clip_refine.roads.compare import Runs, Training
+from clip_refine.roads.compare import Runs, Training, open_runs
 from clip_refine.roads.tune import tune
 from clip_refine.support.errors import TrainingError
 from tests.roads.test_compare import HELD_OUT, TASKS, TRAIN
@@ -59,7 +59,16 @@ def test_a_search(tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return train(self, config, fraction=fraction)
 
     monkeypatch.setattr(Runs, "train", counted)
+    opened: list[Runs] = []
+
+    def opening(*given: Any, **named: Any) -> Runs:
+        opened.append(open_runs(*given, **named))
+        return opened[-1]
+
+    monkeypatch.setattr(road, "open_runs", opening)
     found = tune(config, **DATA)
+    [shown] = opened[0].bar.progress.tasks
+    assert (shown.completed, shown.total) == (len(parts) + 1, len(parts) + 1)  # one is untouched
     # the first goes all the way; halving ends one of the others before
     assert parts[:3] == [0.25, 0.5, 1.0]
     assert 3 + 2 <= len(parts) < 3 * 3

@@ -229,7 +229,7 @@ def load_open_clip(name: str, pretrained: str | None = None) -> OpenClipEncoder:
     except ValueError as error:
         raise ModelError(f"model.name {name!r}: {error}") from error
     if schema is None:
-        pretrained = _resolve_pretrained(name, pretrained)
+        pretrained = resolve_pretrained(name, pretrained)
     elif pretrained:
         raise ModelError(
             f"model.pretrained {pretrained!r} does not go with {name!r}, which names its own "
@@ -431,7 +431,7 @@ def _usual_preprocess(architecture: str) -> dict[str, Any]:
     }
 
 
-def _resolve_pretrained(name: str, pretrained: str | None) -> str:
+def resolve_pretrained(name: str, pretrained: str | None) -> str:
     """The tag or path to load for an architecture."""
     check_architecture(name, open_clip.list_models())
     architecture = name.replace("/", "-")

@@ -561,7 +561,8 @@ def _write_suite(scores: SuiteScores, path: Path) -> Path:
     tables["How each was taken"] = (
         *(how, how_rows),
         f"Brackets hold 95 % bootstrap intervals over images ({scores.resamples:,} resamples), of "
-        f"a number or of its difference from {first}, both resampled alike; + is better, − worse.",
+        f"a number or of its difference from {first}, both resampled alike; + is better, − worse. "
+        "A share's may end at 0 or 1, a gap's that is too small to be told from none at the gap.",
     )
     said = [
         f"{name} against {first}: better in {_some(ranked, name, 'better')} and worse in "

@@ -172,6 +172,12 @@ class ScoreLine:
             return "neither way is better by itself"
         return "" if self.difference else "not resampled, so no interval"
 
+    @property
+    def at_an_end(self) -> bool:
+        """Whether the change is shown as an end of its own interval."""
+        ends = (self.difference.low, self.difference.high) if self.difference else ()
+        return signed(self.after - self.before) in map(signed, ends)
+
 
 def mark_of(difference: Interval | None, change: float, higher_is_better: bool | None) -> Mark:
     """Better or worse where the interval as it is shown excludes zero, and the change, too.

@@ -66,7 +66,7 @@ from clip_refine.models import (
 )
 from clip_refine.models.checkpoints import is_run, recognise_folder
 from clip_refine.models.embed import Embedder
-from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip
+from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip, resolve_pretrained
 from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark
@@ -193,16 +193,26 @@ def label_models(names: Sequence[str]) -> dict[str, ModelConfig]:
     return {label: named_model(name) for label, name in zip(labels, names, strict=True)}
 
 
-def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEncoder:
-    """The model to start from, float32, in evaluation mode; or the one that was given, checked."""
+def check_model(config: ModelConfig, given: DualEncoder | None = None) -> None:
+    """Refuse a name or tag that is none, before data are read, which may take long."""
     if given is not None:
-        return check_dual_encoder(given)
-    kind, identifier = model_source(config.name)
-    if kind not in ("open_clip", "local-dir", "toy") and config.pretrained:
+        return
+    kind, _ = model_source(config.name)
+    if kind == "open_clip" and ":" not in config.name:
+        resolve_pretrained(config.name, config.pretrained)
+    elif kind not in ("open_clip", "local-dir", "toy") and config.pretrained:
         raise ModelError(
             f"model.pretrained {config.pretrained!r} does not go with {config.name!r}, which "
             "names its own weights. Leave --model.pretrained out."
         )
+
+
+def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEncoder:
+    """The model to start from, float32, in evaluation mode; or the one that was given, checked."""
+    if given is not None:
+        return check_dual_encoder(given)
+    check_model(config)
+    kind, identifier = model_source(config.name)
     if kind in ("folder", "local-dir", "transformers"):
         _check_written(Path(identifier))
     match kind:

@@ -158,6 +158,7 @@ def open_runs(
     """Images and captions, the untouched model, its features of the training pairs; the plan."""
     combined = _combined(config)
     FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
+    build.check_model(config.model, model)
     if train_pairs is None or held_out is None:
         train_pairs = held_out = None  # of two that go together, one is no use
     train_pairs, held_out = build.build_data(

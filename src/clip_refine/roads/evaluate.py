@@ -47,6 +47,7 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         check_features_path(config.save_features, overwrite=config.overwrite)
     accelerator = build.build_accelerator(config.device)
     device = accelerator.device
+    build.check_model(config.model, model)
     tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
     tasks_alone = bool(tasks) and config.data.val is None and not config.data.sources
     for name in ("save_features", "save_threshold"):

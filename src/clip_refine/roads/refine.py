@@ -165,6 +165,7 @@ def refine(
         remark(f"{name} changes nothing here: {why}.", style="yellow")
     accelerator = build.build_accelerator(config.train.device)
 
+    build.check_model(config.model, model)
     with clock("load"):
         # 1 images and captions
         train_pairs, held_out = build.build_data(

@@ -458,6 +458,8 @@ def evaluate_suite(config: EvaluateConfig) -> SuiteScores | None:
         for path in (config.out, suite_page(config.out)):
             check_free(path, overwrite=config.overwrite, folder=False)
     models = expand_models(config)
+    for model in models.values():
+        build.check_model(model)
     accelerator = build.build_accelerator(config.device)
     sources, missing = read_sources(config, suite, accelerator)
     bench = SuiteBench(config, suite, sources, accelerator)

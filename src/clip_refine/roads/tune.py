@@ -5,6 +5,7 @@ that the held-out ones stay unseen. Every run is one of `compare`, kept in the f
 the search goes on; the sampler is seeded, so that it then asks for the same ones.
 """
 
+import math
 from typing import Any
 
 from clip_refine.config import dump_config, override
@@ -47,6 +48,8 @@ def tune(
         expected = config.trials * sum(part / 2**i for i, part in enumerate(PARTS))
         runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=expected)
         parts = [part for part in PARTS if part * len(runs.training) >= config.train.batch_size]
+        # the bar counts all parts of every trial, less what halving leaves out
+        runs.bar.expect(config.trials * len(parts) - math.ceil(expected))
         with runs.bar.progress:
             untouched = runs.untouched()[0].row
 
@@ -58,6 +61,7 @@ def tune(
                     value = _value(runs, variant, rate, part, untouched, config)
                     trial.report(value, step)
                     if trial.should_prune():
+                        runs.bar.expect(step - len(parts))
                         raise optuna.TrialPruned
                 trial.set_user_attr("loss", variant.config.loss.model_dump())
                 return value

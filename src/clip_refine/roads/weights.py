@@ -127,8 +127,8 @@ def fold(
         with_recipe(RefineConfig(data=data, model=build.named_model(model), seed=seed), "centred"),
         loss={"fold": share, "fold_text": share_text},
     )
-    pairs = open_training(data)
     encoder = _load(model)
+    pairs = open_training(data)
     encoder.float().eval()
     if isinstance(encoder, OpenClipEncoder):
         encoder.add_projection()

@@ -4,6 +4,7 @@ A message says what was wrong, what was found, what is allowed and what to do ne
 line prints it without a traceback; from Python every kind is a `ClipRefineError`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,18 @@ class ClipRefineError(Exception):
     """Base of every error that this package raises on purpose."""
 
     status = 2  # of the command line's exit: usage and input
+
+
+_FLAG = re.compile(r"(`[^`]*`)|(?<![\w-])--([a-z]+(?:[.-][a-z]+)*)(?!\w)")
+
+
+def in_python(message: str) -> str:
+    """With settings called as in Python, but for commands and other programs' flags.
+
+    >>> in_python("data.val is missing. Give --data.val-split, or `clip-refine evaluate --suite X`")
+    'data.val is missing. Give data.val_split, or `clip-refine evaluate --suite X`'
+    """
+    return _FLAG.sub(lambda found: found[1] or found[2].replace("-", "_"), message)
 
 
 class ConfigError(ClipRefineError):

@@ -174,7 +174,7 @@ def _bytes_kept(towers: Encode, pixels: Tensor, tokens: Tensor) -> int:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that holds its own result, as ReLU's, is never freed
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         output = towers(pixels, tokens)

@@ -2,6 +2,7 @@
 
 IN is a folder of Parquet files with a column `image_embedding` of lists; OUT gets the same rows
 with that column mapped. Ray reads, spreads and writes; the map is one function of a batch.
+Needs `pip install 'ray[data]'`.
 """
 
 import sys
@@ -39,4 +40,6 @@ def main(maps: str, source: str, out: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:4])

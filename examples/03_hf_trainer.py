@@ -2,6 +2,7 @@
 
 MODEL is a folder or name of Transformers' CLIP or SigLIP models; the pairs are of the drawn world,
 one class below shows what yours have to give. OUT gets the refined model.
+Needs `pip install 'clip-refine[hf]'`.
 """
 
 import copy
@@ -83,4 +84,6 @@ def main(name: str, out: str, steps: int = 46) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:4]))

@@ -1,4 +1,7 @@
-"""CLIP-Refine as a Lightning module: `python 04_lightning.py [STEPS]` on the toy world."""
+"""CLIP-Refine as a Lightning module: `python 04_lightning.py [STEPS]` on the toy world.
+
+Needs `pip install lightning`; the refined model goes to `refined/`.
+"""
 
 import copy
 import sys

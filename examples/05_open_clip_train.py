@@ -4,6 +4,7 @@
 --distill-pretrained openai --train-data captions.csv ...`: every flag is open_clip's. The model to
 distil from is the frozen copy. The script hands over unit features, which are multiplied by the
 root of the logit scale here: the paper's norm, but each feature's exactly and not their mean.
+Needs `pip install 'open_clip_torch[training]'`.
 """
 
 import sys

@@ -1,7 +1,9 @@
 """The examples run as they stand, only shorter."""
 
+import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -36,6 +38,29 @@ def run(name: str, *arguments: object, cwd: Path | None = None) -> str:
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_they_stay_short(example: Path):
     assert len(example.read_text(encoding="utf-8").splitlines()) <= 110
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_they_say_what_is_to_be_installed(example: Path):
+    """What is imported that does not come with clip-refine, or with an extra of it."""
+    tree = ast.parse(example.read_text(encoding="utf-8"))
+    names = [
+        name.name if isinstance(node, ast.Import) else node.module or ""
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    ]
+    beside = {"clip_refine", "torch", "numpy", "open_clip", *sys.stdlib_module_names}
+    needs = {name.partition(".")[0] for name in names} - beside
+    said = re.findall("Needs `pip install ([^`]+)`", ast.get_docstring(tree) or "")
+    assert bool(needs) == bool(said), needs
+
+
+@pytest.mark.parametrize("name", ["02_ray_data.py", "03_hf_trainer.py"])
+def test_without_arguments_they_say_which(name: str):
+    pytest.importorskip({"02_ray_data.py": "ray", "03_hf_trainer.py": "transformers"}[name])
+    ran = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True)
+    assert (ran.returncode, f"python {name} " in ran.stderr) == (1, True)
 
 
 def test_by_hand():

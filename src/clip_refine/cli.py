@@ -652,14 +652,19 @@ def vectors(arguments: list[str]) -> None:
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
         from clip_refine.roads.vectors import apply_vectors
+        from clip_refine.vectors.files import load_peer
+        from clip_refine.vectors.maps import Procrustes
 
         count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
         other = "text" if side == "image" else "image"
-        text = (
-            f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them. "
-            f"What they are compared with needs its own map: --side {other} for stored {other} "
-            "vectors, `clip-refine vectors fold` for the model that encodes new queries."
+        then = (
+            "They lie in the old index's space: search it with them as it is."
+            if isinstance(load_peer(maps), Procrustes)
+            else "Now rebuild the ANN index on them. What they are compared with needs its own "
+            f"map: --side {other} for stored {other} vectors, `clip-refine vectors fold` for the "
+            "model that encodes new queries."
         )
+        text = f"{count:,} {side} vectors through {maps}: {out}. {then}"
         _say(text, json, vectors=count, side=side, maps=maps, out=out)
 
     def align(

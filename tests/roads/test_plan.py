@@ -75,6 +75,13 @@ def test_images_are_counted_as_they_are_scored(config: RefineConfig, tiny: OpenC
     assert f"scored on {len(HELD_OUT)} held-out images." in planned(config, tiny, capsys)
 
 
+def test_pairs_that_no_step_comes_to_are_not_promised(
+    config: RefineConfig, tiny: OpenClipEncoder, capsys
+):
+    said = planned(override(config, train={"steps": 2}), tiny, capsys)
+    assert f"32 of {len(TRAIN)} pairs of {TRAIN.name} in 2 steps of 16;" in said
+
+
 @pytest.mark.parametrize("parameters", ["all", "lora", "last-blocks"])
 def test_weights_and_generators_stay_as_they_are(
     parameters: str, config: RefineConfig, tiny: OpenClipEncoder, capsys

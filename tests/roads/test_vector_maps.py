@@ -495,6 +495,9 @@ class TestCommandLine:
         main(["vectors", "align", *paths[:2], "--out", paths[2]])
         assert "mapped: 1.000, on the 30" in " ".join(capsys.readouterr().err.split())
         main(["vectors", "apply", paths[2], paths[1], "--side", "image", "--out", paths[3]])
+        said = capsys.readouterr().out
+        assert "search it with them as it is" in said
+        assert "rebuild" not in said
         expected = old / np.linalg.norm(old, axis=1, keepdims=True)
         assert np.abs(np.load(paths[3]) - expected).max() < 1e-5
         np.save(tmp_path / "new.npy", old[:7])

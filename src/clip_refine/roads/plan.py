@@ -193,10 +193,13 @@ def _lines(
     images = sum(measured.values()) / processes
     score = images * (forward + load / free)
     seconds = trainings * (steps * step + score) + score
+    listed = build.count_pairs(train, pairs, steps)
     if kept_once:
-        seconds += build.count_pairs(train, pairs, steps) * (forward + load / free)
+        seconds += listed * (forward + load / free)
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
+    used = steps * train.batch_size
+    share = f"{used:,} of {listed:,}" if used < listed else f"{listed:,}"
     weights = sum(weight.numel() for weight in student.state_dict().values())
     size_of = 4 * _copies(config, accelerator) * weights + size * kept
     runs = "" if trainings == 1 else f"{trainings:g} trainings, each of "
@@ -205,7 +208,7 @@ def _lines(
         "The teacher's features are computed once, before the first step, and kept (docs/runs.md)."
     )
     return [
-        f"{runs}{build.count_pairs(train, pairs, steps):,} pairs of {pairs.name} in {steps:,} "
+        f"{runs}{share} pairs of {pairs.name} in {steps:,} "
         f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {scored}.",
         f"About {duration(seconds)} on {build.device_name(device)}: {step:.2g} s a step, from "
         f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}.",

@@ -9,6 +9,7 @@ from PIL import Image
 
 from clip_refine.data import CaptionedImages, EpochPlan, Subset, pair_batches, read_table
 from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.models.embed import Embedder
 from clip_refine.toy import ToyPairs
 from clip_refine.train import TowerPrecision
 from clip_refine.train.teacher_cache import CachedTeacher, TeacherCache, model_fingerprint
@@ -40,7 +41,7 @@ class Counting:
 
 
 def cache(model: OpenClipEncoder, folder: Path, precision: TowerPrecision = FP32) -> TeacherCache:
-    return TeacherCache(folder, model, precision, torch.device("cpu"), batch_size=50)
+    return TeacherCache(folder, Embedder(model, torch.device("cpu"), 50), precision)
 
 
 def test_every_batch_gets_what_a_live_teacher_gives(

@@ -457,17 +457,21 @@ def build_student(model: DualEncoder, config: RefineConfig, device: torch.device
 
 
 def build_embedder(
-    config: RefineConfig,
     model: DualEncoder,
     accelerator: Accelerator,
+    config: EvaluationConfig,
+    workers: int | None,
     reader: PixelReader | None = None,
 ) -> Embedder:
-    """The way to feed a model for measuring."""
+    """The way to feed a model for measuring, for which it is in float32 and evaluation mode."""
+    device = accelerator.device
+    if isinstance(model, nn.Module):
+        model.float().eval().to(device)
     return Embedder(
         model,
-        accelerator.device,
-        config.evaluation.batch_size,
-        count_workers(config.train.workers, accelerator.device),
+        device,
+        config.batch_size,
+        count_workers(workers, device),
         visible=accelerator.is_main_process,
         reader=reader,
     )

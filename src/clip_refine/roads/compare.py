@@ -250,7 +250,6 @@ def _set_up(
     encoder = build.build_model(config.model, model)
     build.warn_of_marks(encoder, train_pairs, held_out)
     student = build.build_student(encoder, base, accelerator.device)
-    student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     scored = {
         "held-out images": len(held_out),
@@ -276,16 +275,11 @@ def _set_up(
         workers=config.train.workers,
         folder=config.cache,
     )
-    embedder = replace(build.build_embedder(base, encoder, accelerator, reader), visible=False)
-    cache = TeacherCache(
-        config.cache or default_cache(),
-        encoder,
-        precision,
-        accelerator.device,
-        config.evaluation.batch_size,
-        embedder.workers,
-        reader,
+    feeding = build.build_embedder(
+        encoder, accelerator, config.evaluation, config.train.workers, reader
     )
+    embedder = replace(feeding, visible=False)
+    cache = TeacherCache(config.cache or default_cache(), embedder, precision)
     return Runs(
         config=config,
         combined=combined,

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_refine.config import (
     DataConfig,
@@ -44,7 +44,6 @@ from clip_refine.data.labelled import (
 )
 from clip_refine.data.pairs import Images, fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
-from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
 from clip_refine.evaluation.forgetting import against
 from clip_refine.evaluation.scores import Outcome, mean_of
@@ -339,21 +338,13 @@ class SuiteBench:
 
     def encode(self, label: str, model: ModelConfig) -> EncodedModel:
         """Put all features of a model into the cache."""
-        device = self.accelerator.device
-        encoder = build.build_model(model)
-        embedder = Embedder(
-            encoder,
-            device,
-            self.config.evaluation.batch_size,
-            build.count_workers(self.config.workers, device),
-            visible=self.accelerator.is_main_process,
-        )
-        if isinstance(encoder, nn.Module):
-            encoder.float().eval().to(device)
+        group, encoder = self.accelerator, build.build_model(model)
+        embedder = build.build_embedder(encoder, group, self.config.evaluation, self.config.workers)
         pixels = preprocess_fingerprint(encoder.preprocess).encode()
-        made_by = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
+        made_by = fingerprint(
+            str(DECODING).encode(), pixels, *identity(encoder, "fp32", group.device)
+        )
         store = FeatureStore((self.config.cache or default_cache()) / "features" / made_by)
-        group = self.accelerator
         for name, source in self.sources.items():
             title = f"{label}: {name}"
             store.add_images(embedder, source.images, source.fingerprints, title, group)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, PixelReader
+from clip_refine.data import EpochPlan, ImageCaptions, PairBatch
 from clip_refine.data.images import DECODING
 from clip_refine.data.pairs import fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
@@ -61,29 +61,17 @@ class TeacherCache:
     """Features on disk by fingerprint, a folder for each model, preprocessing and precision."""
 
     folder: Path  # where; made when needed
-    model: Any  # the untouched dual encoder, in evaluation mode on `device`
+    embedder: Embedder  # of the untouched model
     precision: TowerPrecision  # what training runs at, so what a live teacher would run at
-    device: torch.device  # where to compute
-    batch_size: int  # images or captions at a time
-    workers: int = 0  # processes that decode images
-    # how images become pixels, where not by the model's preprocessing alone
-    reader: PixelReader | None = None
 
     def features(self, pairs: ImageCaptions) -> EmbeddedPairs:
         """Features of all images and all captions, from disk where they are there."""
-        side = self.reader and self.reader.side
-        made_by = f"{model_fingerprint(self.model, self.precision)} {DECODING} {side}"
+        model, reader = self.embedder.model, self.embedder.reader
+        made_by = f"{model_fingerprint(model, self.precision)} {DECODING} {reader and reader.side}"
         store = FeatureStore(self.folder / "teacher" / fingerprint(made_by.encode()))
-        embedder = _TrainingEmbedder(
-            self.model,
-            self.device,
-            self.batch_size,
-            self.workers,
-            visible=False,
-            reader=self.reader,
-            precision=self.precision,
-        )
-        undo = quick_on_cpu(self.model)
+        silent = {**vars(self.embedder), "visible": False}
+        embedder = _TrainingEmbedder(**silent, precision=self.precision)
+        undo = quick_on_cpu(model)
         try:
             return embed_pairs(embedder, pairs, store)
         finally:

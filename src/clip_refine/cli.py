@@ -407,7 +407,7 @@ def data(arguments: list[str]) -> None:
         if json:
             print(findings.text, end="")
         else:
-            PlainConsole(highlight=False).print(findings_table(findings), soft_wrap=False)
+            PlainConsole(highlight=False).print(findings_table(findings, data), soft_wrap=False)
             for path in (out, sheet):
                 if path is not None and path.exists():
                     say(path)

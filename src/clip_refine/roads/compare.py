@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -317,7 +317,7 @@ def _set_aside(config: CompareConfig, pairs: ImageCaptions) -> tuple[ImageCaptio
 
 @dataclass(frozen=True)
 class Training:
-    """What was done to the model before it is scored."""
+    """What was done to the model before it is scored; a row says the same by these names."""
 
     seed: int  # of order, captions and references
     learning_rate: float | None = None  # None for the untouched model
@@ -469,13 +469,6 @@ class Runs:
         chosen = sorted(order[: max(1, round(fraction * count))])
         return Subset(self.training, chosen, self.training.name)
 
-    def score(
-        self, name: str, training: Training, features: ModelFeatures, *, selection: float | None
-    ) -> tuple[ComparisonRow, dict[str, list[float]]]:
-        """As `score_row`, with one seed for all."""
-        alike = {"seed": self.config.seed, "resamples": self.config.resamples}
-        return score_row(name, training, features, selection=selection, **alike)
-
     def _variant(self, variant: Variant, seed: int, rate: float) -> list[FinishedRun]:
         row = f"{self.prefix}{variant.name}"
         names: dict[str, str | None] = {row: None}
@@ -546,14 +539,14 @@ class Runs:
         self.encoder.eval()
         features = embed_model(self.embedder, self.held_out, self.tasks)
         selection = embed_pairs(self.embedder, self.selection)
-        made = {}
+        made, alike = {}, {"seed": self.config.seed, "resamples": self.config.resamples}
         for name, peer in names.items():
             scored, at, score = features, training, None
             if peer is None:
                 score = selection_score(selection)
             else:
                 at, scored = self._behind(peer, training, features, selection)
-            row, resampled = self.score(name, at, scored, selection=score)
+            row, resampled = score_row(name, at, scored, selection=score, **alike)
             made[name] = FinishedRun.model_validate(
                 {"depends_on": depends_on[name], "row": row, "resampled": resampled}
             )
@@ -610,17 +603,12 @@ def score_row(
     scores, probes = score_features(features, seed=seed), probe_features(features, seed=seed)
     row = ComparisonRow(
         recipe=name,
-        seed=training.seed,
-        learning_rate=training.learning_rate,
-        steps=training.steps,
-        pairs=training.pairs,
+        **asdict(training),
         geometry=scores.geometry,
         retrieval=scores.retrieval,
         zero_shot=scores.zero_shot,
         linear_probe={task: hits.double().mean().item() for task, hits in probes.items()},
         selection=selection,
-        seconds=training.seconds,
-        peak_memory=training.peak_memory,
     )
     return row, resampled_headline(features, probes, resamples=resamples, seed=seed)
 

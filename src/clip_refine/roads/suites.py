@@ -548,15 +548,11 @@ def _mean_record(
         model=model.label,
         protocol=outcome.protocol,
         source=f"{len(parts)} sources",
-        note=None,
         counts=outcome.counts,
         prompts=" and ".join(sorted(prompts)),
-        templates=(),
-        class_names=None,
         model_fingerprint=model.fingerprint,
         data_fingerprint=fingerprint(*(one.data_fingerprint.encode() for one in parts)),
         scores={"top1": score("top1", outcome.numbers["top1"])},
-        details={},
     )
 
 

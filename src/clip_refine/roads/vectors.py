@@ -184,13 +184,7 @@ def measure_transforms(
             model=label,
             protocol=found[label][task].protocol,
             source=source,
-            note=None,
             counts=found[label][task].counts,
-            prompts=None,
-            templates=(),
-            class_names=None,
-            model_fingerprint="",
-            data_fingerprint="",
             scores={name: score(name, n) for name, n in found[label][task].numbers.items()},
             details=found[label][task].details,
         )
@@ -199,10 +193,7 @@ def measure_transforms(
     ]
     return SuiteScores(
         suite="vectors",
-        models=tuple(
-            EvaluatedModel(label=label, name=label, pretrained=None, fingerprint="")
-            for label in models
-        ),
+        models=tuple(EvaluatedModel(label=label, name=label) for label in models),
         measured=tuple(measured),
         differences=tuple(differences(found)),
         missing={},

@@ -66,7 +66,8 @@ class TeacherCache:
 
     def features(self, pairs: ImageCaptions) -> EmbeddedPairs:
         """Features of all images and all captions, from disk where they are there."""
-        model, reader = self.embedder.model, self.embedder.reader
+        model: Any = self.embedder.model
+        reader = self.embedder.reader
         made_by = f"{model_fingerprint(model, self.precision)} {DECODING} {reader and reader.side}"
         store = FeatureStore(self.folder / "teacher" / fingerprint(made_by.encode()))
         silent = {**vars(self.embedder), "visible": False}

@@ -234,10 +234,6 @@ def votes(found: Within, groups: Tensor) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# One index for images, captions and documents that are both: who finds what, who stands first.
-
-
-# --------------------------------------------------------------------------------------------------
 # Searching images and captions in one index with a text, and whether images stand a chance.
 
 

@@ -56,7 +56,7 @@ from clip_refine.support.folder import (
     write_file,
 )
 from clip_refine.train import StepLog, TowerPrecision
-from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
+from clip_refine.train.teacher_cache import kept_features, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
 
 UNTOUCHED = "pre-trained"
@@ -279,7 +279,6 @@ def _set_up(
         encoder, accelerator, config.evaluation, config.train.workers, reader
     )
     embedder = replace(feeding, visible=False)
-    cache = TeacherCache(config.cache or default_cache(), embedder, precision)
     return Runs(
         config=config,
         combined=combined,
@@ -289,7 +288,9 @@ def _set_up(
         selection=selection,
         held_out=held_out,
         tasks=tasks,
-        teacher_features=cache.features(training),
+        teacher_features=kept_features(
+            training, embedder, precision, config.cache or default_cache()
+        ),
         accelerator=accelerator,
         embedder=embedder,
         precision=precision,

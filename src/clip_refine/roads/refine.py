@@ -100,7 +100,7 @@ from clip_refine.train.state import (
     newest_state,
     tensor_sum,
 )
-from clip_refine.train.teacher_cache import CachedTeacher, TeacherCache
+from clip_refine.train.teacher_cache import CachedTeacher, kept_features
 
 NORM_SAMPLE = (
     512  # training pairs for mean raw norms; photo-clip's vary by 17 %, so 17 / √512 < 1 %
@@ -520,7 +520,7 @@ def known_features(
     with quietly():  # training says it
         precision = choose_precision(config.train, student, pairs, accelerator)
     folder = config.data.cache_folder or default_cache()
-    return TeacherCache(folder, embedder, precision).features(pairs)
+    return kept_features(pairs, embedder, precision, folder)
 
 
 def measure_features(

@@ -56,27 +56,23 @@ class CachedTeacher(Teacher):
         return {}
 
 
-@dataclass(frozen=True)
-class TeacherCache:
-    """Features on disk by fingerprint, a folder for each model, preprocessing and precision."""
+def kept_features(
+    pairs: ImageCaptions, embedder: Embedder, precision: TowerPrecision, folder: Path
+) -> EmbeddedPairs:
+    """Those of all images and captions as a live teacher has them, from disk where they are there.
 
-    folder: Path  # where; made when needed
-    embedder: Embedder  # of the untouched model
-    precision: TowerPrecision  # what training runs at, so what a live teacher would run at
-
-    def features(self, pairs: ImageCaptions) -> EmbeddedPairs:
-        """Features of all images and all captions, from disk where they are there."""
-        model: Any = self.embedder.model
-        reader = self.embedder.reader
-        made_by = f"{model_fingerprint(model, self.precision)} {DECODING} {reader and reader.side}"
-        store = FeatureStore(self.folder / "teacher" / fingerprint(made_by.encode()))
-        silent = {**vars(self.embedder), "visible": False}
-        embedder = _TrainingEmbedder(**silent, precision=self.precision)
-        undo = quick_on_cpu(model)
-        try:
-            return embed_pairs(embedder, pairs, store)
-        finally:
-            undo()
+    A folder for each model, preprocessing and precision, which is that of training.
+    """
+    model: Any = embedder.model
+    side = embedder.reader and embedder.reader.side
+    made_by = f"{model_fingerprint(model, precision)} {DECODING} {side}"
+    store = FeatureStore(folder / "teacher" / fingerprint(made_by.encode()))
+    silent = {**vars(embedder), "visible": False}
+    undo = quick_on_cpu(model)
+    try:
+        return embed_pairs(_TrainingEmbedder(**silent, precision=precision), pairs, store)
+    finally:
+        undo()
 
 
 @dataclass(frozen=True, kw_only=True)

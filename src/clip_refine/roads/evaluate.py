@@ -37,10 +37,9 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     if config.suite is not None:
         raise ConfigError("suite: call evaluate_suite for it.")
     refuse_idle(config)
-    if config.out is not None:
-        check_free(config.out, overwrite=config.overwrite, folder=False)
-    if config.save_threshold is not None:
-        check_free(config.save_threshold, overwrite=config.overwrite, folder=False)
+    for path in (config.out, config.save_threshold):
+        if path is not None:
+            check_free(path, overwrite=config.overwrite, folder=False)
     if config.save_features is not None:
         check_features_path(config.save_features, overwrite=config.overwrite)
     accelerator = build.build_accelerator(config.device)
@@ -64,13 +63,15 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         )
     else:
         scores = score_model(embedder, held_out[0], tasks, seed=config.seed, pairs=pairs)
-    if config.out is not None and accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        return scores
+    if config.out is not None:
         write_file(config.out, scores.text)
-    if config.save_features is not None and pairs is not None and accelerator.is_main_process:
+    if config.save_features is not None and pairs is not None:
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}
         write_features(config.save_features, features, note=note, overwrite=config.overwrite)
-    if config.save_threshold is not None and pairs is not None and accelerator.is_main_process:
+    if config.save_threshold is not None and pairs is not None:
         try:
             found = fit_probability(
                 pairs.image_features,

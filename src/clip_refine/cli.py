@@ -609,9 +609,11 @@ def vectors(arguments: list[str]) -> None:
         json: Annotated[bool, JSON] = False,
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
-        from clip_refine.roads.vectors import apply_vectors
+        from clip_refine.vectors.files import load_peer
+        from clip_refine.vectors.stored import apply_stored
 
-        count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
+        peer = load_peer(maps)
+        count = apply_stored(peer, stored, out, side=side, column=column, overwrite=overwrite)
         other = "text" if side == "image" else "image"
         text = (
             f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them. "

@@ -92,58 +92,50 @@ def compare(
             or a recipe that cannot be trained at any of its learning rates.
     """
     with alone(config.out):
-        return _compare(config, model, train_pairs, held_out, tasks)
+        # what is compared
+        variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
+        tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
+        trainings = sum(tried) + len(variants) * (config.seeds - 1)
+        others = build.label_models(config.models)
+        for label, other in others.items():
+            if other == config.model and model is None:
+                raise ConfigError(
+                    f"models: {label} is model.name, compared in any case. Leave it out."
+                )
+            with quietly():  # what cannot be loaded is said now, not when the first model is done
+                build.build_model(other)
+        if others:
+            remark(
+                f"The plan is of {config.model.title} (--model.name), the first model; the same "
+                f"follows for {', '.join(others)}."
+            )
+        runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
+        if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
+            build.check_swaps(runs.training, config.seed)  # single runs are quiet
 
+        # run after run, model after model
+        stored, choices = runs.all(variants)
+        for label, other in others.items():
+            runs = runs.of_another(label, other, trainings)
+            of_it = [replace(v, config=override(v.config, model=other)) for v in variants]
+            for found, more in zip((stored, choices), runs.all(of_it), strict=True):
+                found += more
 
-def _compare(
-    config: CompareConfig,
-    model: DualEncoder | None,
-    train_pairs: GivenPairs | None,
-    held_out: GivenPairs | None,
-    tasks: Sequence[LabelledImages] | None,
-) -> Comparison:
-    # what is compared
-    variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
-    tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
-    trainings = sum(tried) + len(variants) * (config.seeds - 1)
-    others = build.label_models(config.models)
-    for label, other in others.items():
-        if other == config.model and model is None:
-            raise ConfigError(f"models: {label} is model.name, compared in any case. Leave it out.")
-        with quietly():  # what cannot be loaded is said now, not when the first model is done
-            build.build_model(other)
-    if others:
-        remark(
-            f"The plan is of {config.model.title} (--model.name), the first model; the same "
-            f"follows for {', '.join(others)}."
+        # numbers → something to look at
+        finished = [(found.row, found.resampled) for found in stored if found.row]
+        rows = tuple(row for row, _ in finished)
+        summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
+        result = Comparison(
+            rows=rows,
+            summary=summary,
+            learning_rates=tuple(choices),
+            held_out=len(runs.held_out),
+            models={label: other.title for label, other in others.items()},
         )
-    runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
-    if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
-        build.check_swaps(runs.training, config.seed)  # single runs are quiet
-
-    # run after run, model after model
-    stored, choices = runs.all(variants)
-    for label, other in others.items():
-        runs = runs.of_another(label, other, trainings)
-        of_it = [replace(v, config=override(v.config, model=other)) for v in variants]
-        for found, more in zip((stored, choices), runs.all(of_it), strict=True):
-            found += more
-
-    # numbers → something to look at
-    finished = [(found.row, found.resampled) for found in stored if found.row]
-    rows = tuple(row for row, _ in finished)
-    summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
-    result = Comparison(
-        rows=rows,
-        summary=summary,
-        learning_rates=tuple(choices),
-        held_out=len(runs.held_out),
-        models={label: other.title for label, other in others.items()},
-    )
-    _say_what_is_left_out(config.out / "comparison.json", result)
-    write_comparison(config.out, result, runs.accelerator.device, report=config.report)
-    runs.store.complete()
-    return result
+        _say_what_is_left_out(config.out / "comparison.json", result)
+        write_comparison(config.out, result, runs.accelerator.device, report=config.report)
+        runs.store.complete()
+        return result
 
 
 def open_runs(

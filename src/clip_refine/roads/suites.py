@@ -361,19 +361,12 @@ class SuiteBench:
 
     def measure(self, task: Task, model: EncodedModel, first: Outcome | None = None) -> Outcome:
         """One task from the features in the cache; `first` is what the first model did in it."""
-        try:
-            return self._measure(task, model, first)
-        except ValueError as error:
-            raise DataError(f"task {task.title}: {error}.") from error
-
-    def _measure(self, task: Task, model: EncodedModel, first: Outcome | None) -> Outcome:
         source, features = self.sources[task.source], model.features
         prompted = self._prompts(task) if isinstance(task, PromptedTask) else []
         texts = prompted if source.captions is None else source.texts
         images = features.images(source.fingerprints)
-        return measure_task(
-            task,
-            SourceFeatures(
+        try:
+            found = SourceFeatures(
                 images,
                 features.texts(texts) if texts else images[:0],
                 source.owners,
@@ -384,9 +377,10 @@ class SuiteBench:
                 logit_scale=model.logit_scale,
                 nonsense_features=features.texts(nonsense()) if task.kind == "separation" else None,
                 first=first,
-            ),
-            bootstrap=self.bootstrap(task),
-        )
+            )
+            return measure_task(task, found, bootstrap=self.bootstrap(task))
+        except ValueError as error:
+            raise DataError(f"task {task.title}: {error}.") from error
 
     def bootstrap(self, task: Task) -> Bootstrap:
         """Tasks on one source draw the same images."""

@@ -315,8 +315,7 @@ def _read_columns(
         owners += [] if owner is None else batch.column(owner).to_pylist()
         start += len(batch)
     for part, name in zip(parts, names, strict=True):
-        if len(dims := sorted({rows.shape[1] for rows in part})) != 1:
-            raise DataError(f"{path}: column {name} has lists of {dims or 'no'} numbers.")
+        _one_dim(path, part, name)
     sides = torch.cat(parts[0]), torch.cat(parts[1])
     return FeatureSet(*sides) if owner is None else _grouped(*sides, owners)
 
@@ -371,6 +370,12 @@ def _dataset_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBa
         with _open_arrow(file) as opened:
             for batch in opened:
                 yield batch.select(list(columns))
+
+
+def _one_dim(path: Path, parts: Sequence[Tensor], name: str) -> None:
+    dims = sorted({part.shape[1] for part in parts})
+    if len(dims) != 1:
+        raise DataError(f"{path}: column {name} has lists of {dims or 'no'} numbers.")
 
 
 def _grouped(image: Tensor, text: Tensor, owners: Sequence[Any]) -> FeatureSet:

@@ -131,11 +131,7 @@ class ModelConfig(SettingsGroup):
         return self
 
     def check_there(self) -> None:
-        """Refuse what names nothing here, before a library is loaded for it; no hub is asked.
-
-        Raises:
-            ModelError: There is no such folder, file or architecture.
-        """
+        """Refuse by a ModelError what names nothing here, before a library is loaded for it."""
         schema, _, place = self.name.partition(":")
         if schema == "local-dir":
             if not os.path.isdir(place):
@@ -143,7 +139,7 @@ class ModelConfig(SettingsGroup):
                     f"{place}: no such folder. Give an open_clip model's folder.{_near(place)}"
                 )
         elif schema in ("toy", "transformers", "hf-hub", "factory") or os.path.exists(self.name):
-            return
+            return  # no hub is asked
         else:
             check_architecture(self.name, _architectures())
 
@@ -158,11 +154,7 @@ _OF_ONE = ("split", "split_file", "image_column", "caption_column")
 
 
 def check_architecture(name: str, known: Sequence[str]) -> None:
-    """Refuse an architecture that open_clip does not know, with near ones.
-
-    Raises:
-        ModelError: It is none of those.
-    """
+    """Refuse by a ModelError an architecture that open_clip does not know, with near ones."""
     architecture = name.replace("/", "-")
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
@@ -185,11 +177,7 @@ def _near(path: str) -> str:
 
 
 def check_path(path: str | Path, more: str = "") -> None:
-    """Refuse a file or folder that is not there; `more` is what to do besides.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Refuse by a DataError what is not there; `more` is what to do besides."""
     if not os.path.exists(path):
         raise DataError(
             f"{path}: cannot be read (No such file or directory). Check the path."
@@ -283,11 +271,7 @@ class DataConfig(SettingsGroup):
         return self
 
     def check_there(self) -> None:
-        """Refuse files that are not there, before a library is loaded to read them.
-
-        Raises:
-            DataError: With the first of them.
-        """
+        """Refuse by a DataError the first file not there, before a library is loaded for it."""
         for name in (*self.sources, *filter(None, [self.val])):
             plain = name if os.path.exists(name) else name.rpartition("#")[0] or name
             elsewhere = plain == "toy" or plain.startswith("hf:") or "://" in plain

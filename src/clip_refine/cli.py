@@ -449,7 +449,7 @@ def data(arguments: list[str]) -> None:
         if json:
             print(findings.text, end="")
         else:
-            PlainConsole(highlight=False).print(findings_table(findings), soft_wrap=False)
+            PlainConsole(highlight=False).print(findings_table(findings, data), soft_wrap=False)
             for path in (out, sheet):
                 if path is not None and path.exists():
                     say(path)
@@ -651,15 +651,16 @@ def vectors(arguments: list[str]) -> None:
         json: Annotated[bool, JSON] = False,
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
-        from clip_refine.roads.vectors import apply_vectors
         from clip_refine.vectors.files import load_peer
         from clip_refine.vectors.maps import Procrustes
+        from clip_refine.vectors.stored import apply_stored
 
-        count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
+        peer = load_peer(maps)
+        count = apply_stored(peer, stored, out, side=side, column=column, overwrite=overwrite)
         other = "text" if side == "image" else "image"
         then = (
             "They lie in the old index's space: search it with them as it is."
-            if isinstance(load_peer(maps), Procrustes)
+            if isinstance(peer, Procrustes)
             else "Now rebuild the ANN index on them. What they are compared with needs its own "
             f"map: --side {other} for stored {other} vectors, `clip-refine vectors fold` for the "
             "model that encodes new queries."

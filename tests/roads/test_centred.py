@@ -62,8 +62,8 @@ def test_without_a_step_worth_the_name_it_is_the_fold(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, True),
-        ({"loss": {"rafa_weight": 0}}, False),
+        ({}, False),
+        ({"loss": {"rafa_weight": 1}}, True),
         ({"train": {"parameters": "projections"}}, False),
     ],
 )

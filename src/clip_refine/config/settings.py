@@ -54,9 +54,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings of `loss` that differ from its defaults."""
 
-LINEAR_RECIPES: dict[str, dict[str, Any]] = dict.fromkeys(
-    ("centred", "centred-contrastive"), {"rafa_weight": 1.0}
-)
+LINEAR_RECIPES: dict[str, dict[str, Any]] = {
+    "centred": {"rafa_weight": 1.0},
+    "centred-contrastive": {"rafa_weight": 1.0},
+}
 """What a recipe sets otherwise where only linear maps of features are trained: RaFA turns them. A
 whole tower answers it behind the fold with smaller norms (docs/results/photo-centred.md)."""
 

@@ -232,6 +232,7 @@ _POLICY = (
 )
 _CSS = """
 .html-container { padding: 0 !important; }  /* in line with all else */
+@media (min-width: 700px) { .sides { column-gap: 40px !important; } }  /* two rows, not one */
 .hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
 .hits .hit { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 6px;
   background: var(--background-fill-primary); min-width: 0; }
@@ -332,11 +333,11 @@ def _page(gradio: Any, explorer: Explorer) -> Any:
         changed = gradio.HTML("Nothing is searched yet.", elem_id="changed")
         shown = [changed]
         half = {"min_width": 100}  # side by side on a phone, too
-        with gradio.Row():
+        with gradio.Row(elem_classes="sides"):
             for index in (base, refined):
                 with gradio.Column(**half):
                     gradio.HTML(f'<p class="model">{escape(index.name)}</p>')
-        with gradio.Row():
+        with gradio.Row(elem_classes="sides"):
             for name in ("base", "refined"):
                 with gradio.Column(**half):
                     shown.append(gradio.HTML(elem_id=name))

@@ -232,8 +232,8 @@ _POLICY = (
 )
 _CSS = """
 .html-container { padding: 0 !important; }  /* in line with all else */
-@media (min-width: 700px) { .sides { column-gap: 40px !important; } }  /* two rows, not one */
-.hits { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
+@media (min-width: 700px) { .sides { column-gap: 32px !important; } }  /* two rows, not one */
+.hits { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)); }
 .hits .hit { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: 6px;
   background: var(--background-fill-primary); min-width: 0; }
 .hits .hit.only { border-color: var(--color-accent); }

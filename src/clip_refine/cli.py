@@ -86,14 +86,14 @@ def _look_for(config: "BaseModel") -> None:
                 _model_there(model)
         elif name == "suite" and group:
             load_suite(group)
-        elif (
-            name == "resume" and group and group != "auto" and not hidden_work(Path(group)).exists()
-        ):
-            check_path(group, " Name the folder that was given as --out, or leave --resume out.")
         elif name == "evaluation":
             for task in group.zero_shot:
                 if task != "toy":
                     check_path(task, " A task is a folder with a sub-folder for each class.")
+        elif name == "resume" and group not in (None, "auto"):
+            work = hidden_work(Path(group))  # of a run that was stopped
+            advice = " Name the folder that was given as --out, or leave --resume out."
+            check_path(work if work.exists() else group, advice)
 
 
 def _looking(verb: Callable[..., None]) -> Callable[..., None]:

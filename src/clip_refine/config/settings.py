@@ -46,12 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "centroid_uniformity_weight": 1.0,
     },
     "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 100.0},
-    "centred-contrastive": {
-        "fold": 1.0,
-        "feature_scale": "canonical",
-        "hycd_weight": 0.0,
-        "contrastive_weight": 1.0,
-    },
+    "centred-contrastive": {**_CONTRASTIVE_ONLY, "fold": 1.0, "feature_scale": "canonical"},
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
@@ -59,7 +54,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings of `loss` that differ from its defaults."""
 
-LINEAR_RECIPES: dict[str, dict[str, Any]] = {"centred": {"rafa_weight": 1.0}}
+LINEAR_RECIPES: dict[str, dict[str, Any]] = {
+    "centred": {"rafa_weight": 1.0},
+    "centred-contrastive": {"rafa_weight": 1.0},
+}
 """What a recipe sets otherwise where only linear maps of features are trained: RaFA turns them. A
 whole tower answers it behind the fold with smaller norms (docs/results/photo-centred.md)."""
 

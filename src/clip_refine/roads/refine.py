@@ -159,7 +159,7 @@ def refine(
         remark(
             "Behind the fold RaFA closes more of the gap where only projections are trained. Where "
             "the towers are, they answer it with smaller norms and more gap: "
-            "--loss.rafa-weight 0, centred's own, closed more (docs/results/photo-centred.md)."
+            "--loss.rafa-weight 0, the recipe's own, closed more (docs/results/photo-centred.md)."
         )
     for name, why in unused_settings(config).items():
         remark(f"{name} changes nothing here: {why}.", style="yellow")

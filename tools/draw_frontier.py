@@ -23,13 +23,13 @@ WALKS = {  # what is walked: colour, rows of the table, and the word at each mar
     "RaFA's weight, text tower at 1e-4": (
         "#c53030",
         TEXT,
-        [RATES[1], "`centred`, 1e-4", "`centred`, 1e-4, RaFA × 4", "`centred`, 1e-4, RaFA × 8"],
+        [RATES[1], *(f"`centred`, 1e-4, RaFA × {weight}" for weight in (1, 4, 8))],
         ("", "× 1", "× 4", "× 8"),
     ),
     "RaFA's weight, projections at 1e-3": (
         "#b7791f",
         "projections",
-        [f"`centred`, 1e-3{more}" for more in (", no RaFA", "", ", RaFA × 4", ", RaFA × 8")],
+        [f"`centred`, 1e-3, {more}" for more in ("no RaFA", "RaFA × 1", "RaFA × 4", "RaFA × 8")],
         ("× 0", "× 1", "× 4", "× 8"),
     ),
     "share folded, text tower at 3e-5": (

@@ -35,7 +35,7 @@ from clip_refine.evaluation.scores import (
     summarise,
 )
 from clip_refine.losses import Objective
-from clip_refine.models import DualEncoder
+from clip_refine.models import DualEncoder, Teacher
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.comparison import comparison_csv, comparison_markdown
 from clip_refine.report.comparison_page import write_comparison_report
@@ -277,9 +277,10 @@ def _set_up(
         folder=config.cache,
     )
     embedder = replace(build.build_embedder(base, encoder, accelerator, reader), visible=False)
+    heads = build.find_heads(student, base.train, accelerator, training)
     cache = TeacherCache(
         config.cache or default_cache(),
-        encoder,
+        Teacher(student, heads).encoder if heads else encoder,
         precision,
         accelerator.device,
         config.evaluation.batch_size,
@@ -345,7 +346,7 @@ class Runs:
     selection: ImageCaptions  # held-out training pairs, for peers and learning rates
     held_out: ImageCaptions  # what everything is scored on
     tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
-    teacher_features: EmbeddedPairs  # of `training`, from the untouched model
+    teacher_features: EmbeddedPairs  # of `training`, from the untouched model or its trunk
     accelerator: Accelerator
     embedder: Embedder  # without progress bars
     precision: TowerPrecision  # of every run

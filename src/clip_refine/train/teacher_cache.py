@@ -15,6 +15,7 @@ from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.models import Teacher
 from clip_refine.models.embed import EmbeddedPairs, Embedder, FeatureStore, embed_pairs
 from clip_refine.models.encoder import identity, quick_on_cpu
+from clip_refine.models.weights import Heads
 from clip_refine.train.precision import TowerPrecision, autocast
 
 
@@ -24,10 +25,16 @@ class CachedTeacher(Teacher):
     runs = False
 
     def __init__(
-        self, features: EmbeddedPairs, *, image_factor: float = 1.0, text_factor: float = 1.0
+        self,
+        features: EmbeddedPairs,
+        *,
+        image_factor: float = 1.0,
+        text_factor: float = 1.0,
+        heads: Heads | None = None,
     ) -> None:
-        """Start at no batch."""
+        """Start at no batch; `heads` are those that features from a trunk still lack."""
         self._features = features
+        self.heads = heads and (heads[0].copied(), heads[1].copied())
         self._first_caption = features.first_caption
         self._factors = (image_factor, text_factor)
         self._image_rows = self._text_rows = torch.empty(0, dtype=torch.int64)

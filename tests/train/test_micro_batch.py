@@ -265,14 +265,18 @@ def test_a_frozen_tower_is_asked_once(
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize("recipe", ["clip-refine", "contrastive"])
+@pytest.mark.parametrize("recipe", ["clip-refine", "contrastive", "wrong captions"])
 @pytest.mark.parametrize("size", [SIZE, 5])
 def test_a_frozen_trunk_is_asked_once(
     tiny: OpenClipEncoder, recipe: str, size: int, monkeypatch: pytest.MonkeyPatch
 ):
     """By student and teacher in all, in one go and in parts; gradients are the same bit by bit."""
     train = {"batch_size": SIZE, "micro_batch": size, "parameters": "projections"}
-    config = RefineConfig.model_validate({"recipe": recipe, "train": train})
+    wrong = recipe == "wrong captions"  # which no teacher is asked for
+    loss = {"recipe": "contrastive", "loss": {"negatives": "swapped-words"}}
+    config = RefineConfig.model_validate(
+        {**(loss if wrong else {"recipe": recipe}), "train": train}
+    )
     accelerator, seen = build.build_accelerator("cpu"), Counter[str]()
     student = build.build_student(tiny, config, accelerator.device)
     for name in ("encode_image", "encode_text"):
@@ -285,7 +289,8 @@ def test_a_frozen_trunk_is_asked_once(
         monkeypatch.setattr(OpenClipEncoder, name, watched)
     heads = build.find_heads(student, config.train, accelerator)
     found, batch = [], random_batch(tiny)
-    batch = replace(batch, pixels=batch.pixels.float())
+    twins = batch.tokens.flip(1) if wrong else None
+    batch = replace(batch, pixels=batch.pixels.float(), wrong_tokens=twins)
     with build.build_part(config, student, accelerator):
         for used in (heads, None):
             more = Teacher(student, used), FP32, StandardNormal(), accelerator
@@ -294,8 +299,10 @@ def test_a_frozen_trunk_is_asked_once(
             trainer._gradient(1, batch, 1)
             found.append([p.grad for p in student.parameters() if p.grad is not None])
             student.zero_grad(set_to_none=True)
-            passes = (1 + (size < SIZE) + (recipe == "clip-refine")) if used is None else 1
-            assert seen == {"encode_image": passes * SIZE, "encode_text": passes * SIZE}
+            each = 1 + (size < SIZE)
+            passes = 1 if used else each + (recipe == "clip-refine")
+            texts = bool(used) + 2 * each if wrong else passes
+            assert seen == {"encode_image": passes * SIZE, "encode_text": texts * SIZE}
     assert len(found[0]) == 2
     assert all(map(torch.equal, *found))
 

@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or later, or say which with PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,onnx]'
 	@touch $(READY)
 
 demo: $(READY) ## Refine a small model of a drawn world and print before and after
@@ -30,11 +30,15 @@ test: $(READY) ## Run all tests
 # uv, since pip chooses no lowest versions; constraints.txt has no say in either
 VERSIONS_oldest := lowest-direct
 VERSIONS_newest := highest
+# which need a newer PyTorch than the rest does
+ONNX_TESTS := tests/roads/test_export.py tests/roads/test_vector_maps.py
 test-oldest test-newest: test-%: ## All tests with the oldest libraries that pyproject.toml allows; test-newest: the newest (7 GB each)
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(VERSIONS_$*) --editable '.[dev]'
 	.venv-$*/bin/$(TESTS) $(ONLY)
+	.venv-$*/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(VERSIONS_$*) --editable '.[dev,onnx]'
+	.venv-$*/bin/$(TESTS) $(ONNX_TESTS)
 
 check: $(READY) ## Format, lint, types, import contract, tests, in chromium too where there is one
 	$(BIN)/ruff format --check .

@@ -24,7 +24,9 @@ from clip_refine.config import RefineConfig
 from clip_refine.evaluation.geometry import agreement, find_clusters
 from clip_refine.evaluation.retrieval import mixed_search, search_within
 from clip_refine.evaluation.scores import embed_model, score_features
+from clip_refine.losses import Objective
 from clip_refine.models.embed import Embedder
+from clip_refine.models.weights import fitted_logit_scale
 from clip_refine.roads import build
 from clip_refine.roads.compare import transformed
 from clip_refine.roads.refine import fold_student, measure_features, train_student
@@ -71,6 +73,18 @@ def numbers(features: Any) -> dict[str, float]:
     }
 
 
+def follow_the_scale() -> None:
+    """From here on the student's scale in HyCD is fitted anew to every batch, not once before."""
+    terms = Objective._teacher_terms
+
+    def at_fitted_scale(self, student, teacher, shared, scale, gap, teacher_scale):
+        sides = tuple(side.detach() for side in student)
+        fitted = scale.new_tensor(fitted_logit_scale(sides, teacher, teacher_scale))
+        return terms(self, student, teacher, shared, fitted, gap, teacher_scale)
+
+    Objective._teacher_terms = at_fitted_scale
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
@@ -84,11 +98,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trained-blocks", type=int, default=0, help="-1: all")
     parser.add_argument("--parameters", default="all")
+    parser.add_argument(
+        "--follow-scale", action="store_true", help="fit the logit scale to every batch"
+    )
     options = parser.parse_args()
 
     towers, sources = towers_and_sources(options.shared, options.trained_blocks)
     train, held_out, *zero_shot = sources
     untouched = copy.deepcopy(towers.state_dict())
+    teacher_scale = float(towers.logit_scale)
     accelerator = build.build_accelerator("cpu")
     embedder = Embedder(towers, accelerator.device, 256, visible=False)  # pyright: ignore
     done = {}
@@ -103,6 +121,9 @@ def main() -> None:
             file.write(json.dumps({"run": run, **found}) + "\n")
 
     where = f"blocks {options.trained_blocks} {options.parameters}"
+    if options.follow_scale:
+        follow_the_scale()
+        where += " scale followed"
     if "untouched" not in done:
         features = embed_model(embedder, held_out, zero_shot)
         keep("untouched", numbers(features))
@@ -140,12 +161,20 @@ def main() -> None:
             )
             student = build.build_student(towers, config, accelerator.device)  # pyright: ignore
             student.load_state_dict(untouched)
+            known = measure_features(config, embedder, train)
             trained = train_student(
                 config, student, train, embedder, accelerator, log=StepLog(None)
             )
             features = embed_model(embedder, held_out, zero_shot)
-            found = numbers(features) | {"logit_scale": trained.logit_scale or 0.0}
             fitted = measure_features(config, embedder, train)
+            found = numbers(features) | {
+                "logit_scale": trained.logit_scale or 0.0,
+                "fitted_behind": fitted_logit_scale(
+                    (fitted.image_features, fitted.text_features),
+                    (known.image_features, known.text_features),
+                    teacher_scale,
+                ),
+            }
             peer = fit_peer("fold", fitted.image_features, fitted.text_features)
             again = numbers(transformed(features, peer))
             keep(run, found | {f"folded_again_{name}": value for name, value in again.items()})

@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 # no test reaches the Hub; without this each that asks for it asks five times, a minute in all
@@ -27,6 +28,9 @@ TINY = {
 }
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
 SHARED = Path(__file__).parents[2] / "shared"
+needs_onnx = pytest.mark.skipif(
+    find_spec("onnxscript") is None, reason="ONNX: pip install 'clip-refine[onnx]'"
+)
 
 
 def write_model(folder: Path, model_config: dict, *, seed: int = 0) -> str:

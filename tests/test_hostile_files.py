@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+DEEP = 100_000  # levels; Python 3.13 reads some thousands
 CHILD = """
 import json, resource, signal, sys, time
 from clip_refine.config import DataConfig, RefineConfig, load_config, load_suite
@@ -110,14 +111,14 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
     put("large.png", large)
     sparse_tar(folder / "sparse.tar")
     tar_of(folder / "text.tar", txt=b"x" * (64 << 20), png=secret.read_bytes())
-    tar_of(folder / "json.tar", json=b"[" * 3000, png=secret.read_bytes())
+    tar_of(folder / "json.tar", json=b"[" * DEEP, png=secret.read_bytes())
     bomb = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
     put("bomb.yaml", "a0: &a0 x\n" + bomb)
     put("deep.yaml", "a: " + "[" * 3000)
     put("braces.yaml", "{a: " * 3000)
     put("date.yaml", "seed: 2026-13-45")
     put("long.yaml", "a: " + "x" * (2 << 20))
-    put("model/open_clip_config.json", '{"model_cfg": ' * 3000)
+    put("model/open_clip_config.json", '{"model_cfg": ' * DEEP)
     put("model/open_clip_model.safetensors", "")
     with zipfile.ZipFile(folder / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(64 << 20))
@@ -165,11 +166,11 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
         "pattern": ("open_pairs('{0..999999999}.tar')", "stands for more than 1,000,000 files"),
         "patterns": ("open_pairs('{0..9999}{0..9999}.tar')", "stands for more than 1,000,000"),
         "deep json": (
-            image_csv.format(str(put("deep.json", '{"images": ' + "[" * 3000))),
+            image_csv.format(str(put("deep.json", '{"images": ' + "[" * DEEP))),
             "nested too deeply",
         ),
         "deep json line": (
-            image_csv.format(str(put("deep.jsonl", '{"image": ' + "[" * 3000))),
+            image_csv.format(str(put("deep.jsonl", '{"image": ' + "[" * DEEP))),
             "nested too deeply",
         ),
         "deep yaml": (f"load_config(RefineConfig, Path({str(folder / 'deep.yaml')!r}))", "deeply"),
@@ -198,7 +199,7 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
             "is no scores.json",
         ),
         "deep log": (
-            f"read_steps(Path({str(put('log.jsonl', '[' * 9000))!r}))",
+            f"read_steps(Path({str(put('log.jsonl', '[' * DEEP))!r}))",
             "nested too deeply",
         ),
     }

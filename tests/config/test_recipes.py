@@ -11,12 +11,14 @@ from torch.nn.functional import normalize
 
 from clip_refine.cli import main
 from clip_refine.config import load_config, override, with_recipe
-from clip_refine.config.runs import CompareConfig, RefineConfig
-from clip_refine.config.settings import RECIPES
+from clip_refine.config.runs import CompareConfig, RefineConfig, VectorsConfig
+from clip_refine.config.settings import RECIPES, LossConfig, TrainConfig
 from clip_refine.losses import PairFeatures, hycd_loss
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.roads.compare import compare
 from clip_refine.roads.refine import refine
+from clip_refine.roads.sweeps import list_variants
+from clip_refine.roads.vector_maps import recipe_loss
 from clip_refine.support.errors import ClipRefineError, ConfigError
 from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
@@ -25,7 +27,7 @@ TERMS = {
     "clip-refine": {"rafa", "hycd"},
     "clip-refine-paper": {"rafa", "hycd"},
     "balanced": {"hycd", "anchor"},
-    "centred": {"rafa", "hycd"},
+    "centred": {"hycd"},
     "hycd": {"hycd"},
     "self-kd": {"hycd"},
     "hycd+align": {"hycd", "alignment"},
@@ -104,6 +106,27 @@ def test_a_recipe_sets_only_what_is_not_given():
     }
     changed = with_recipe(override(RefineConfig(), seed=3), "self-kd")
     assert (changed.seed, changed.loss.alpha, changed.recipe) == (3, 0, "self-kd")
+
+
+def test_centred_has_rafa_where_only_linear_maps_are_trained():
+    found = {
+        part: RefineConfig.model_validate(
+            {"recipe": "centred", "train": {"parameters": part}}
+        ).loss.rafa_weight
+        for part in ("all", "last-blocks", "lora", "projections")
+    }
+    assert found == {"all": 0, "last-blocks": 0, "lora": 0, "projections": 1}
+    given = RefineConfig(
+        recipe="centred",
+        train=TrainConfig(parameters="projections"),
+        loss=LossConfig(rafa_weight=0.5),
+    )
+    assert given.loss.rafa_weight == 0.5
+    swept = list_variants(
+        RefineConfig(), recipes=["centred"], sweeps=["train.parameters=all,projections"]
+    )
+    assert [variant.config.loss.rafa_weight for variant in swept] == [0, 1]
+    assert recipe_loss(VectorsConfig(), "centred").rafa_weight == 1
 
 
 def test_unknown_recipes_name_near_ones():

@@ -171,7 +171,7 @@ def test_images_elsewhere_are_refused(name: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[" * 3000, "is nested too deeply"),
+        (b"[" * 100_000, "is nested too deeply"),  # Python 3.13 reads 3,000 and more
         (b"3", "expected a list of entries"),
         (b"\xff\xff", "is not valid JSON"),
         (json.dumps([{**ROW, "caption": [1]}]).encode(), r"`caption` is \[1\], no text"),

@@ -62,8 +62,8 @@ def test_without_a_step_worth_the_name_it_is_the_fold(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({}, True),
-        ({"loss": {"rafa_weight": 0}}, False),
+        ({}, False),
+        ({"loss": {"rafa_weight": 1}}, True),
         ({"train": {"parameters": "projections"}}, False),
     ],
 )
@@ -161,7 +161,9 @@ def test_student_and_teacher_each_have_their_temperature():
 def test_a_fold_says_what_it_did_to_the_gap(tiny_name: str, table: Path, tmp_path: Path, capsys):
     main(["fold", tiny_name, "--data.train", str(table), "--out", str(tmp_path / "folded")])
     said = capsys.readouterr().out
-    found = re.search(r"On 16 pairs that the means .* goes from (\S+) to (\S+), few to rest on;", said)
+    found = re.search(
+        r"On 16 pairs that the means .* goes from (\S+) to (\S+), few to rest on;", said
+    )
     assert found
     before, after = map(float, found.groups())
     main(["evaluate", "--model.name", tiny_name, "--data.val", str(table), "--json"])

@@ -33,10 +33,19 @@ from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.toy import ToyPairs
 from clip_refine.vectors.files import save_peer
 from clip_refine.vectors.maps import LinearMaps
+from tests.conftest import needs_onnx
 from tests.models.tiny_transformers import SIZE, write_clip
 
 CAPTIONS = ["a red circle", "Two small blue stars!", "word " * 100]
 PETS = ["a photo of a dog", "a photo of a cat"]
+every_library = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=needs_onnx if kind == "onnx" else ())
+        for kind in FORMATS
+        if kind != "immich"
+    ],
+)
 
 
 def code_blocks(folder: Path, language: str) -> list[str]:
@@ -126,7 +135,7 @@ def test_open_clip_refine_open_clip(run: Path, tiny_name: str, images):
     assert (after[0] - before[0]).abs().max() > 1e-3  # it was refined
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "immich"])
+@every_library
 def test_an_open_clip_run_for_every_library(
     run: Path, kind: str, tmp_path: Path, images, capsys, monkeypatch
 ):
@@ -172,7 +181,7 @@ def run_the_cards_lines(folder: Path, model: Path, image: Image.Image, monkeypat
             assert torch.cosine_similarity(theirs, ours.expand_as(theirs)).min() > 0.999
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "immich"])
+@every_library
 def test_a_folded_model_gives_mapped_features_in_every_library(
     kind: str, tiny_name: str, tmp_path: Path, images
 ):
@@ -264,6 +273,7 @@ def test_a_transformers_run_for_every_library(
     assert_same(load[kind](out, images), expected)
 
 
+@needs_onnx
 def test_a_card_promises_no_pixels_that_open_clip_cannot_make(tmp_path: Path):
     """Resized to 36 and cut to 32, which its settings have no word for."""
     base, out = write_clip(tmp_path / "base"), tmp_path / "out"
@@ -374,6 +384,7 @@ def test_a_card_names_no_folder_of_weights(tag: str, tmp_path: Path, monkeypatch
     assert provenance.base.hub_id == (hub_id if tag == "openai" else None)
 
 
+@needs_onnx
 def test_immich_reads_its_own_layout(run: Path, tmp_path: Path, images):
     """Only what immich's machine learning reads: its names, 32-bit ids, unit features."""
     from onnxruntime import InferenceSession
@@ -411,6 +422,7 @@ def test_immich_takes_no_transformers_model(transformers_run: Path, tmp_path: Pa
         (base / "aside").rename(base / "open_clip_config.json")
 
 
+@needs_onnx
 @pytest.mark.parametrize(("precision", "largest"), [("fp16", 1e-3), ("int8", 5e-2)])
 def test_smaller_weights_with_their_measured_difference(
     run: Path, precision: str, largest: float, tmp_path: Path
@@ -426,6 +438,7 @@ def test_smaller_weights_with_their_measured_difference(
     assert text[1] < 0.6 * text[0]
 
 
+@needs_onnx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_weights_beside_the_graph_are_listed_and_needed(
     run: Path, precision: str, tmp_path: Path, monkeypatch

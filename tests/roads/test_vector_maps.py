@@ -33,7 +33,7 @@ from clip_refine.support.errors import ConfigError, DataError, ModelError, Outpu
 from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_features
 from clip_refine.vectors.maps import IsoClip, LinearMaps, RefinedMaps
 from clip_refine.vectors.transforms import Fold, MeanCentring
-from tests.conftest import TINY, write_model
+from tests.conftest import TINY, needs_onnx, write_model
 from tests.models.test_families import SIGLIP, write_family
 from tests.models.tiny_transformers import write_clip, write_siglip
 
@@ -359,6 +359,7 @@ class TestFold:
             fold_model(model, maps_for(before[0].shape[1]))
         assert all(map(torch.equal, before, features(model)))
 
+    @needs_onnx
     def test_a_residual_head_of_timm_gets_a_layer(self, tmp_path: Path):
         model = load_open_clip(write_family(tmp_path / "siglip", SIGLIP))
         before, maps = features(model), maps_for(96)

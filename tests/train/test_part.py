@@ -351,6 +351,7 @@ def test_a_model_without_blocks(config: RefineConfig):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own, which it would not show
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_compiled_blocks_take_the_same_steps(
     config: RefineConfig,
     tiny_name: str,

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from clip_refine.config.settings import (
+    LINEAR_RECIPES,
     RECIPES,
     Count,
     DataConfig,
@@ -74,10 +75,12 @@ class RefineConfig(SettingsGroup):
         given = loss.model_dump(exclude_unset=True) if isinstance(loss, LossConfig) else loss
         if not isinstance(given, dict):
             return values  # so that the check of its own says what it is
-        return {
-            **values,
-            "loss": {**recipe_settings(values.get("recipe", "clip-refine")), **given},
-        }
+        train = values.get("train", {})
+        trained = (
+            train if isinstance(train, dict) else {"parameters": getattr(train, "parameters", "")}
+        )
+        own = recipe_settings(values.get("recipe", "clip-refine"), trained.get("parameters", "all"))
+        return {**values, "loss": {**own, **given}}
 
 
 class EvaluateConfig(SettingsGroup):
@@ -202,10 +205,14 @@ class VectorsConfig(SettingsGroup):
     """Of the split, the order, the captions drawn and the references."""
 
 
-def recipe_settings(name: Any) -> dict[str, Any]:
-    """What a recipe sets in `loss`; a ValueError names near ones where there is none."""
+def recipe_settings(name: Any, parameters: str = "all") -> dict[str, Any]:
+    """What a recipe sets in `loss` where `train.parameters` are those.
+
+    A ValueError names near ones where there is none.
+    """
     if name in RECIPES:
-        return RECIPES[name]
+        linear = LINEAR_RECIPES.get(name, {}) if parameters == "projections" else {}
+        return {**RECIPES[name], **linear}
     near = difflib.get_close_matches(str(name), RECIPES, n=1)
     hint = f" Did you mean {near[0]}?" if near else f" There are: {', '.join(RECIPES)}."
     raise ValueError(f"recipe {name!r}: there is no such recipe.{hint}")
@@ -509,7 +516,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
 def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
     """`config` with another recipe: all of `loss` is the recipe's, the other groups stay."""
     try:
-        loss = LossConfig(**recipe_settings(name)).model_dump()
+        loss = LossConfig(**recipe_settings(name, config.train.parameters)).model_dump()
         return override(config, recipe=name, loss=loss)
     except ValueError as error:
         raise ConfigError(str(error)) from error

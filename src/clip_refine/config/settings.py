@@ -30,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "anchor_shift": 0.25,
         "feature_scale": "canonical",
     },
-    "centred": {"fold": 1.0, "feature_scale": "canonical"},
+    "centred": {**_HYCD_ONLY, "fold": 1.0, "feature_scale": "canonical"},
     "hycd": _HYCD_ONLY,
     "self-kd": {**_HYCD_ONLY, "alpha": 0.0},
     "hycd+align": {**_HYCD_ONLY, "alignment_weight": 1.0},
@@ -57,7 +57,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
     "own": {**_NOTHING_YET, "own_weight": 1.0},
 }
-"""Settings of `loss` that differ from its defaults in `config.py`."""
+"""Settings of `loss` that differ from its defaults."""
+
+LINEAR_RECIPES: dict[str, dict[str, Any]] = {"centred": {"rafa_weight": 1.0}}
+"""What a recipe sets otherwise where only linear maps of features are trained: RaFA turns them. A
+whole tower answers it behind the fold with smaller norms (docs/results/photo-centred.md)."""
 
 
 # --------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def class_losses(before: Tensor, after: Tensor, labels: Tensor) -> list[ClassLos
         if changed:
             level = 1 - (1 - LEVEL) / len(classes)
             share = binomtest(won, changed).proportion_ci(confidence_level=level)
-            low, high = (changed / images * (2 * end - 1) for end in (share.low, share.high))
+            low, high = (float(changed / images * (2 * end - 1)) for end in (share.low, share.high))
         before_share, after_share = (side.double().mean().item() for side in (was, now))
         found.append(ClassLoss(label, images, before_share, after_share, low, high))
     return found

@@ -56,13 +56,17 @@ def _libraries() -> Iterator[Finding]:
     except PackageNotFoundError:
         yield Finding("libraries", "not known, since clip-refine runs from its sources")
         return
-    for one in asked:
-        extra = str(one.marker).split('"')[1] if one.marker else ""
-        if extra == "dev" or one.name == "clip-refine":
+    asked = [one for one in asked if one.name != "clip-refine"]
+    extras = [str(one.marker).split('"')[1] if one.marker else "" for one in asked]
+    versions = [package_version(one.name) for one in asked]
+    # an extra may ask for a newer version of what is there without it
+    missing = {extra for extra, found in zip(extras, versions, strict=True) if extra and not found}
+    for one, extra, found in zip(asked, extras, versions, strict=True):
+        if extra == "dev":
             continue
-        found, wanted = package_version(one.name), str(one.specifier)
+        wanted = str(one.specifier)
         what = f"{found or 'not installed'} ({wanted}{f', extra [{extra}]' * bool(extra)})"
-        fits = one.specifier.contains(found, prereleases=True) if found else bool(extra)
+        fits = extra in missing or one.specifier.contains(found or "", prereleases=True)
         yield Finding(one.name, what, "" if fits else f"pip install '{one.name}{wanted}'")
 
 

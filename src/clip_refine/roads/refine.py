@@ -159,8 +159,8 @@ def refine(
     if config.loss.fold and config.loss.rafa_weight and config.train.parameters != "projections":
         remark(
             "Behind the fold RaFA closes more of the gap where only projections are trained. Where "
-            "the towers are, they answer it with smaller norms and more gap: --loss.rafa-weight 0 "
-            "closed more (docs/results/photo-centred.md)."
+            "the towers are, they answer it with smaller norms and more gap: "
+            "--loss.rafa-weight 0, centred's own, closed more (docs/results/photo-centred.md)."
         )
     for name, why in unused_settings(config).items():
         remark(f"{name} changes nothing here: {why}.", style="yellow")

@@ -51,7 +51,7 @@ def list_variants(
     variants = []
     for recipe in recipes:
         plain = Variant(recipe, recipe, of_recipe(base, recipe))
-        swept = [_with_value(plain, s, *value) for s in parsed for value in s.values]
+        swept = [_with_value(plain, s, *value, base) for s in parsed for value in s.values]
         variants += swept if parsed else [plain]
     for variant in variants:
         check_objective(variant.config.loss, None)
@@ -67,7 +67,7 @@ def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
     config = with_recipe(base, recipe)
     default = LossConfig().model_dump()
     given = {name: at for name, at in base.loss.model_dump().items() if at != default[name]}
-    own = recipe_settings(recipe)
+    own = recipe_settings(recipe, base.train.parameters)
     kept = {name: at for name, at in given.items() if name not in own}
     stays = {name: own[name] for name, at in given.items() if name in own and own[name] != at}
     for name, value in stays.items():
@@ -163,14 +163,19 @@ def _check_setting(text: str, group: str, setting: str) -> None:
         raise ConfigError(f"sweep {text!r}: there is no setting {group}.{setting}. {hint}")
 
 
-def _with_value(plain: Variant, sweep: Sweep, written: str, value: Any) -> Variant:
+def _with_value(
+    plain: Variant, sweep: Sweep, written: str, value: Any, base: RefineConfig
+) -> Variant:
     name = f"{plain.name}[{sweep.group}.{sweep.setting}={written}]"
     if sweep.group == "data":
         if not (isinstance(value, int | float) and 0 < value <= 1):
             raise ConfigError(f"{name}: the fraction must be above 0 and at most 1.")
         return Variant(name, plain.recipe, plain.config, fraction=float(value))
     try:
-        config = override(plain.config, **{sweep.group: {sweep.setting: value}})
+        changed = {sweep.group: {sweep.setting: value}}
+        config = override(plain.config, **changed)
+        if sweep.setting == "parameters":  # which some recipes go by
+            config = of_recipe(override(base, **changed), plain.recipe)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     why = unused_settings(config).get(f"{sweep.group}.{sweep.setting}")

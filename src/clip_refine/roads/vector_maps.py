@@ -104,7 +104,7 @@ def refine_vectors(
 def recipe_loss(config: VectorsConfig, recipe: str) -> LossConfig:
     """A recipe's `loss`; the raw norms here are canonical, whatever was stored."""
     try:
-        loss = recipe_settings(recipe)
+        loss = recipe_settings(recipe, "projections")  # which is what a pair of maps is
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if loss.get("feature_scale") == "canonical":

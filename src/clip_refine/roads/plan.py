@@ -188,14 +188,17 @@ def _lines(
     # a teacher's pass, and one more of the student where the batch is encoded in parts
     kept_once = keeps_teacher(config, student, pairs, accelerator)
     needed = Objective(config.loss).needs_teacher and not kept_once
-    more = forward * (needed + (size < batch))
+    heads = build.find_heads(student, config.train, accelerator, pairs)
+    more = 0.0 if heads else forward * (needed + (size < batch))
     free = 1 + build.count_workers(train.workers, device)
-    step = batch * (whole + more + load / free)
+    seen = forward + load / free
+    # above a trunk that is looked up nothing is left but the gradient of the heads
+    step = batch * max(0.0, whole - forward + more + (0.0 if heads and kept_once else seen))
     images = sum(measured.values()) / processes
-    score = images * (forward + load / free)
+    score = images * seen
     seconds = trainings * (steps * step + score) + score
     if kept_once:
-        seconds += build.count_pairs(train, pairs, steps) * (forward + load / free)
+        seconds += build.count_pairs(train, pairs, steps) * seen
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
     weights = sum(weight.numel() for weight in student.state_dict().values())

@@ -155,14 +155,14 @@ def take_steps(options: argparse.Namespace) -> None:
 
 def processes(options: argparse.Namespace) -> Iterator[str]:
     """A table; a round is a run of each number of processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     kept = ("model", "batch", "steps", "precision")
     settings = [word for name in kept for word in (f"--{name}", str(vars(options)[name]))]
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     found: dict[int, list[tuple[float, float]]] = {count: [] for count in options.processes}
     for _ in range(options.rounds):
         for count, rounds in found.items():
-            command = [*launch, str(count), "--master_port", "0", __file__, "--one", *settings]
+            command = [*launch, str(count), __file__, "--one", *settings]
             run = subprocess.run(command, env=alone, check=True, capture_output=True, text=True)
             rounds.append(tuple(json.loads(run.stdout.splitlines()[-1])))
     first = options.processes[0]

@@ -35,7 +35,6 @@ from clip_refine.report.tables import scores_table
 from clip_refine.support.console import Bar
 from clip_refine.toy import (
     IMAGE_SIZE,
-    TERSE_TEMPLATES,
     ToyPairs,
     toy_tasks,
     toy_val,
@@ -49,6 +48,19 @@ RAW_NORM = 10.0
 CONTEXT_LENGTH = 32
 PIXEL_MEAN = 0.5
 PIXEL_STD = 0.5
+
+TERSE_TEMPLATES = (
+    "a {shape}",
+    "a {colour} {shape}",
+    "a drawing of a {colour} {shape}",
+    "a picture of a {size} {shape}",
+    "a {size} {colour} shape",
+    "a {shape} {place}",
+    "a {colour} shape {place}",
+    "a {shape} on a {background} background",
+    "a {colour} shape on a {background} background",
+)
+"""Captions as they are found on the web, short."""
 
 
 @dataclass(frozen=True)

@@ -407,7 +407,7 @@ def data(arguments: list[str]) -> None:
         if json:
             print(findings.text, end="")
         else:
-            PlainConsole(highlight=False).print(findings_table(findings), soft_wrap=False)
+            PlainConsole(highlight=False).print(findings_table(findings, data), soft_wrap=False)
             for path in (out, sheet):
                 if path is not None and path.exists():
                     say(path)
@@ -609,9 +609,11 @@ def vectors(arguments: list[str]) -> None:
         json: Annotated[bool, JSON] = False,
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
-        from clip_refine.roads.vectors import apply_vectors
+        from clip_refine.vectors.files import load_peer
+        from clip_refine.vectors.stored import apply_stored
 
-        count = apply_vectors(maps, stored, out, side=side, column=column, overwrite=overwrite)
+        peer = load_peer(maps)
+        count = apply_stored(peer, stored, out, side=side, column=column, overwrite=overwrite)
         other = "text" if side == "image" else "image"
         text = (
             f"{count:,} {side} vectors through {maps}: {out}. Now rebuild the ANN index on them. "

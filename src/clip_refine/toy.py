@@ -81,19 +81,6 @@ CAPTION_TEMPLATES = (
 No attribute starts with a vowel, so "a" is always right.
 """
 
-TERSE_TEMPLATES = (
-    "a {shape}",
-    "a {colour} {shape}",
-    "a drawing of a {colour} {shape}",
-    "a picture of a {size} {shape}",
-    "a {size} {colour} shape",
-    "a {shape} {place}",
-    "a {colour} shape {place}",
-    "a {shape} on a {background} background",
-    "a {colour} shape on a {background} background",
-)
-"""Captions as they are found on the web, short: what the packaged model is pre-trained on."""
-
 _SUPERSAMPLING = 4  # drawn so many times larger, then averaged: Pillow's polygons have hard edges
 _BACKGROUND_RGB = {
     "white": ((245, 245, 245), (245, 245, 245)),

@@ -38,7 +38,7 @@ TERMS = {
     "contrastive+anchor": {"contrastive", "anchor"},
     "modgap": {"contrastive", "alignment", "centroid_uniformity"},
     "contrastive+covariance": {"contrastive", "covariance"},
-    "centred-contrastive": {"rafa", "contrastive"},
+    "centred-contrastive": {"contrastive"},
     "m2-mix": {"contrastive", "m2_mix"},
     "feature-distillation": {"anchor"},
     "logit-distillation": {"logit_distillation"},

@@ -9,8 +9,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from clip_refine.evaluation.bootstrap import Bootstrap, interval
 from clip_refine.evaluation.geometry import agreement, agreement_numbers, find_clusters
 from clip_refine.evaluation.scores import Outcome
-from clip_refine.evaluation.tasks import clustering_task, pair_clustering_task
 from clip_refine.models.embed import EmbeddedPairs
+from tests.evaluation.measured import task_on_classes, task_on_pairs
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds, shuffled
 
@@ -70,9 +70,8 @@ def test_images_and_prompts_in_one_cone_cluster_by_class_and_in_two_by_modality(
     prompts = CENTRES.repeat_interleave(20, dim=0) + 0.3 * normals(60, 6, seed=1)
     for gap in (0.0, 30.0):
         shift = gap * torch.eye(6, dtype=torch.float64)[5]
-        found = clustering_task(
-            image + shift, prompts - shift, LABELS, class_count=3, bootstrap=Bootstrap(10)
-        )
+        of_classes = {"prompts": prompts - shift, "class_names": "abc"}
+        found = task_on_classes("clustering", image + shift, LABELS, Bootstrap(10), **of_classes)
         together, by_modality = values(found)["both_v_measure"], values(found)["modality_v_measure"]
         assert (together > 0.95, by_modality > 0.7) == (
             (True, False) if gap == 0 else (False, True)
@@ -89,14 +88,15 @@ def test_pairs_cluster_together_without_a_gap():
     for gap, together in ((0.0, 1.0), (30.0, 0.0)):
         shift = gap * torch.eye(6, dtype=torch.float64)[5]
         pairs = EmbeddedPairs(image + shift, image - shift, owners)
-        found = pair_clustering_task(pairs, clusters=3, bootstrap=Bootstrap(10))
+        found = task_on_pairs("pair-clustering", pairs, Bootstrap(10), clusters=3)
         assert values(found)["pairs_together"] == together
         assert (values(found)["modality_v_measure"] > 0.6) == (gap > 0)
 
 
 def test_one_prompt_a_class_has_no_number_of_its_own():
     image = CENTRES[LABELS] + 0.3 * normals(60, 6, seed=0)
-    found = clustering_task(image, CENTRES, LABELS, class_count=3, bootstrap=Bootstrap(2))
+    of_classes = {"prompts": CENTRES, "class_names": "abc"}
+    found = task_on_classes("clustering", image, LABELS, Bootstrap(2), **of_classes)
     assert not any(name.startswith("text_") for name in found.numbers)
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from clip_refine.data.benchmarks import Compositions
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.classify import compositions
-from clip_refine.evaluation.tasks import composition_task
+from tests.evaluation.measured import task_on_layout
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, rotation, seeds
 
@@ -74,7 +74,7 @@ def test_categories_and_images_that_come_twice():
     image = torch.eye(3)[[0, 0, 1]]
     text = torch.eye(3)[[0, 1, 1, 0, 1, 0]]  # right, wrong, right
     layout = Compositions(["swap", "swap", "add"], [0, 0, 1], paired=False)
-    found = composition_task(image, text, layout, bootstrap=Bootstrap(50))
+    found = task_on_layout("composition", image, text, layout, Bootstrap(50))
     numbers = {name: number.value for name, number in found.numbers.items()}
     assert numbers == pytest.approx(
         {

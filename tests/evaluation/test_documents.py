@@ -17,8 +17,8 @@ from clip_refine.evaluation.retrieval import (
     search,
 )
 from clip_refine.evaluation.scores import Outcome
-from clip_refine.evaluation.tasks import mixbench_task, mixed_documents_task
 from clip_refine.models.embed import EmbeddedPairs
+from tests.evaluation.measured import task_on_layout, task_on_pairs
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, rotation, seeds
 
@@ -35,7 +35,8 @@ def pairs_of(seed: int, gap: float = 0.0) -> EmbeddedPairs:
 
 
 def documents(pairs: EmbeddedPairs, *mixing: float, weight: float = 0.5) -> Outcome:
-    return mixed_documents_task(pairs, mixing=mixing, image_weight=weight, bootstrap=BOOTSTRAP)
+    settings = {"mixing": mixing, "image_weight": weight}
+    return task_on_pairs("mixed-documents", pairs, BOOTSTRAP, **settings)
 
 
 def values(found: Outcome) -> dict[str, float]:
@@ -153,7 +154,7 @@ def test_a_benchmarks_documents_and_judgements():
     )
     image = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.2]])
     text = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.1], [1.0, 0.1, 0.0]])
-    found = mixbench_task(image, text, layout, image_weight=0.5, bootstrap=BOOTSTRAP)
+    found = task_on_layout("mixbench", image, text, layout, BOOTSTRAP)
     # query 0 finds documents 0 and 2 first; query 1 finds 2; query 2 lies between 0 and 1
     assert values(found)["text_query_ndcg@10"] == pytest.approx(1.0)
     assert values(found)["image_query_recall@1"] == 1.0

@@ -8,8 +8,8 @@ from scipy.stats import binomtest
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.forgetting import against, churn, class_losses
 from clip_refine.evaluation.scores import Answers
-from clip_refine.evaluation.tasks import retrieval_task, zero_shot_task
 from clip_refine.models.embed import EmbeddedPairs
+from tests.evaluation.measured import task_on_classes, task_on_pairs
 from tests.reference.draws import normals, repeatable, seeds, shuffled
 
 
@@ -68,11 +68,9 @@ def test_a_task_tells_which_classes_were_lost():
     labels = torch.arange(80) % 4
     image = classes[labels] + 0.01 * normals(80, 4, seed=0)
     swapped = torch.where(labels[:, None] == 2, classes[3], image)
-    names = ["ant", "bee", "cat", "dog"]
+    of_classes = {"prompts": classes, "class_names": ["ant", "bee", "cat", "dog"]}
     first, second = (
-        zero_shot_task(
-            side, classes, labels, class_names=names, logit_scale=10.0, bootstrap=Bootstrap(5)
-        )
+        task_on_classes("zero-shot", side, labels, Bootstrap(5), **of_classes)
         for side in (image, swapped)
     )
     found = against(first, second, Bootstrap(5))
@@ -89,7 +87,7 @@ def test_retrieval_has_a_churn_of_either_direction():
     pairs = EmbeddedPairs(image, image.clone(), torch.arange(12))
     moved = EmbeddedPairs(image, image.roll(1, 0), torch.arange(12))
     first, second = (
-        retrieval_task(side, protocol="all-captions", bootstrap=Bootstrap(5))
+        task_on_pairs("retrieval", side, Bootstrap(5), protocol="all-captions")
         for side in (pairs, moved)
     )
     numbers = against(first, second, Bootstrap(5)).numbers

@@ -9,9 +9,9 @@ from sklearn.preprocessing import StandardScaler
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.classify import STRENGTHS, linear_probe, stratified_halves
 from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, probe_features
-from clip_refine.evaluation.tasks import linear_probe_task
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.support.errors import DataError
+from tests.evaluation.measured import task_on_classes
 
 
 def clusters(count: int, classes: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,4 +89,4 @@ def test_tasks_with_one_image_a_class_go_without(capsys: pytest.CaptureFixture[s
     assert {task: hits.double().mean() for task, hits in found.items()} == {"many": 1.0}
     assert "single: no linear probe, which needs a class of two images" in capsys.readouterr().err
     with pytest.raises(DataError, match="needs two classes, one of them with two images"):
-        linear_probe_task(features[:3], labels[:3], None, bootstrap=Bootstrap(resamples=5, seed=0))
+        task_on_classes("linear-probe", features[:3], labels[:3], Bootstrap(5))

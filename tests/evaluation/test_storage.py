@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.evaluation.retrieval import retrieval
-from clip_refine.evaluation.tasks import FORMS, storage_task, stored
+from clip_refine.evaluation.tasks import FORMS, stored
 from clip_refine.models.embed import EmbeddedPairs
+from tests.evaluation.measured import task_on_pairs
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, seeds
 
@@ -61,9 +62,8 @@ def test_the_cosine_of_signs_counts_bits():
 def test_the_task_gives_every_form_its_recall_gap_and_bytes():
     image, text = sides(3)
     owners = torch.arange(20)
-    found = storage_task(
-        EmbeddedPairs(5 * image, text, owners), protocol="all-captions", bootstrap=Bootstrap(10)
-    )
+    pairs = EmbeddedPairs(5 * image, text, owners)
+    found = task_on_pairs("storage", pairs, Bootstrap(10), protocol="all-captions")
     assert set(found.numbers) == {
         name
         for form in FORMS

@@ -21,16 +21,8 @@ from clip_refine.evaluation.retrieval import mixed_search, retrieval
 from clip_refine.evaluation.scores import Outcome, mean_of
 from clip_refine.evaluation.separation import separation
 from clip_refine.evaluation.similarity import unit_sides
-from clip_refine.evaluation.tasks import (
-    few_shot_task,
-    geometry_task,
-    linear_probe_task,
-    mixed_search_task,
-    retrieval_task,
-    separation_task,
-    zero_shot_task,
-)
 from clip_refine.models.embed import EmbeddedPairs
+from tests.evaluation.measured import task_on_classes, task_on_pairs
 from tests.reference.draws import normals, repeatable, seeds
 
 BOOTSTRAP = Bootstrap(50, 3, "somewhere")
@@ -97,9 +89,8 @@ def test_resampled_queries_equal_drawing_their_images(seed: int, queries: int):
 def test_zero_shot_numbers_are_the_metrics_and_scikit_learns():
     image, classes, labels = drawn_classes()
     names = [f"class {number}" for number in range(6)]
-    found = zero_shot_task(
-        image, classes, labels, class_names=names, logit_scale=10.0, bootstrap=BOOTSTRAP
-    )
+    of_classes = {"prompts": classes, "class_names": names, "logit_scale": 10.0}
+    found = task_on_classes("zero-shot", image, labels, BOOTSTRAP, **of_classes)
     metrics = zero_shot_scores(image, classes, labels)
     assert {name: values(found)[name] for name in metrics} == pytest.approx(metrics)
     cosines = torch.nn.functional.cosine_similarity(image[:, None], classes[None], dim=2)
@@ -117,9 +108,8 @@ def test_zero_shot_numbers_are_the_metrics_and_scikit_learns():
 
 def test_resampled_recalls_equal_drawing_the_images():
     image, classes, labels = drawn_classes(5)
-    found = zero_shot_task(
-        image, classes, labels, class_names=["?"] * 6, logit_scale=10.0, bootstrap=BOOTSTRAP
-    )
+    of_classes = {"prompts": classes, "class_names": ["?"] * 6}
+    found = task_on_classes("zero-shot", image, labels, BOOTSTRAP, **of_classes)
     for number, drawn in enumerate(drawn_indices(60, BOOTSTRAP)):
         again = zero_shot_scores(image[drawn], classes, labels[drawn])
         for name in ("top1", "top5", "mean_per_class_recall"):
@@ -129,7 +119,7 @@ def test_resampled_recalls_equal_drawing_the_images():
 @pytest.mark.parametrize("protocol", ["all-captions", "first-caption"])
 def test_retrieval_numbers_are_the_metrics(protocol: str):
     pairs = drawn_pairs()
-    found = retrieval_task(pairs, protocol=protocol, bootstrap=BOOTSTRAP)
+    found = task_on_pairs("retrieval", pairs, BOOTSTRAP, protocol=protocol)
     text, owners = pairs.text_features, OWNERS
     if protocol == "first-caption":
         text, owners = text[[0, 2, 3, *range(6, 23)]], torch.arange(20)
@@ -149,16 +139,15 @@ def test_retrieval_numbers_are_the_metrics(protocol: str):
 def test_mixed_search_and_separation_and_geometry_are_the_metrics():
     pairs = drawn_pairs()
     sides = (pairs.image_features, pairs.text_features, OWNERS)
-    mixed = mixed_search_task(pairs, protocol="all-captions", bootstrap=BOOTSTRAP)
+    mixed = task_on_pairs("mixed-search", pairs, BOOTSTRAP, protocol="all-captions")
     assert values(mixed) == pytest.approx(mixed_search(*sides))
-    apart = separation_task(
-        pairs, protocol="all-captions", false_positive_rate=0.05, bootstrap=BOOTSTRAP
-    )
+    settings = {"protocol": "all-captions", "false_positive_rate": 0.05}
+    apart = task_on_pairs("separation", pairs, BOOTSTRAP, **settings)
     metrics = separation(*sides, false_positive_rate=0.05)
     assert values(apart)["auc"] == pytest.approx(metrics.auc)
     assert values(apart)["recall@5%_false_positives"] == pytest.approx(metrics.recall)
     assert sum(apart.details["wrong_pairs"]["histogram"]) == 19 * 23
-    shape = geometry_task(pairs, bootstrap=BOOTSTRAP)
+    shape = task_on_pairs("geometry", pairs, BOOTSTRAP)
     first = pairs.first_caption_features
     assert values(shape) == pytest.approx(geometry(pairs.image_features, first, seed=3))
     found = all_resampled(shape)
@@ -178,18 +167,20 @@ def test_mixed_search_and_separation_and_geometry_are_the_metrics():
 
 def test_probes_equal_the_metric_and_take_training_images():
     image, _, labels = drawn_classes()
-    halves = linear_probe_task(image, labels, None, bootstrap=BOOTSTRAP)
+    halves = task_on_classes("linear-probe", image, labels, BOOTSTRAP)
     assert values(halves)["accuracy"] == pytest.approx(linear_probe(image, labels, seed=3))
     assert halves.counts == {"images": 30, "training_images": 30, "classes": 6}
     more, _, more_labels = drawn_classes()
-    trained = linear_probe_task(image, labels, (more, more_labels), bootstrap=BOOTSTRAP)
+    own = (more, more_labels)
+    trained = task_on_classes("linear-probe", image, labels, BOOTSTRAP, training=own)
     assert trained.counts["training_images"] == 60
     assert values(trained)["accuracy"] > values(halves)["accuracy"] - 0.1
 
 
 def test_more_shots_find_more_and_draws_are_named():
     image, _, labels = drawn_classes()
-    found = few_shot_task(image, labels, None, shots=(1, 4, 16), draws=4, bootstrap=BOOTSTRAP)
+    few = {"shots": (1, 4, 16), "draws": 4}
+    found = task_on_classes("few-shot-probe", image, labels, BOOTSTRAP, **few)
     accuracy = [values(found)[f"accuracy@{shots}-shot"] for shots in (1, 4, 16)]
     assert accuracy[0] < accuracy[2]
     by_draw = found.details["by_draw"]["accuracy@4-shot"]
@@ -215,14 +206,8 @@ def test_two_models_on_the_same_images_are_drawn_alike_and_two_sources_are_not()
     image, classes, labels = drawn_classes()
 
     def top1(source: str) -> torch.Tensor:
-        found = zero_shot_task(
-            image,
-            classes,
-            labels,
-            class_names=["?"] * 6,
-            logit_scale=1.0,
-            bootstrap=Bootstrap(50, 3, source),
-        )
+        drawn, of_classes = Bootstrap(50, 3, source), {"prompts": classes, "class_names": ["?"] * 6}
+        found = task_on_classes("zero-shot", image, labels, drawn, **of_classes)
         return found.numbers["top1"].draws
 
     assert torch.equal(top1("here"), top1("here"))

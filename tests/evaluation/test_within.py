@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.retrieval import group_hits, search_within, votes
-from clip_refine.evaluation.tasks import image_neighbours_task, text_neighbours_task
 from clip_refine.models.embed import EmbeddedPairs
+from tests.evaluation.measured import task_on_classes, task_on_pairs
 from tests.reference import metrics as loops
 from tests.reference.draws import normals, repeatable, rotation, seeds, shuffled
 
@@ -67,7 +67,7 @@ def test_equals_stand_in_the_order_of_their_index():
 
 def test_the_tasks_give_one_number_a_measure_and_leave_lonely_rows_out():
     image, labels = normals(21, 5, seed=0), torch.tensor([9, *(torch.arange(20) % 4).tolist()])
-    found = image_neighbours_task(image, labels, bootstrap=Bootstrap(10))
+    found = task_on_classes("image-neighbours", image, labels, Bootstrap(10))
     assert found.counts == {"images": 21, "queries": 20}
     direct = search_within(image, labels)
     numbers = {name: number.value for name, number in found.numbers.items()}
@@ -75,7 +75,7 @@ def test_the_tasks_give_one_number_a_measure_and_leave_lonely_rows_out():
     assert numbers["knn_accuracy@10"] == votes(direct, labels).double().mean().item()
     owners = torch.tensor([0, 1, 1, 2, 2])
     pairs = EmbeddedPairs(image[:3], normals(5, 5, seed=2), owners)
-    texts = text_neighbours_task(pairs, bootstrap=Bootstrap(10))
+    texts = task_on_pairs("text-neighbours", pairs, Bootstrap(10))
     assert texts.counts == {"images": 3, "captions": 5, "queries": 4}
     assert texts.numbers["text_to_text_recall@5"].value == 1.0  # of five captions
     direct = search_within(pairs.text_features, owners)

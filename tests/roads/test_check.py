@@ -66,6 +66,11 @@ def test_every_row_is_counted_and_every_bad_one_listed(findings: Findings):
         assert said in findings_verdict(findings, DataConfig(max_bad=most))
 
 
+def test_the_verdict_on_the_terminal_keeps_to_max_bad(faulty: Path, capsys):
+    main(["data", "check", str(faulty / "captions.csv"), "--data.max-bad", "0.5"])
+    assert "--data.skip-bad leaves them out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_images(findings: Findings):
     images = findings.images
     assert images.count == 15

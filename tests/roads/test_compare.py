@@ -15,7 +15,7 @@ from clip_refine.config.runs import CompareConfig
 from clip_refine.data import EpochPlan, PairLoader, Subset, hold_out
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison
-from clip_refine.roads.compare import Runs, Training, compare
+from clip_refine.roads.compare import Runs, Training, compare, score_row
 from clip_refine.roads.refine import refine
 from clip_refine.roads.sweeps import MOST_RATES
 from clip_refine.support.errors import (
@@ -234,15 +234,14 @@ def test_it_goes_on_where_it_stopped(
     capsys: pytest.CaptureFixture[str],
 ):
     config = override(config, learning_rates=RATES[:1], peers=("nnn",))
-    score = Runs.score
 
-    def stop(self: Runs, name: str, training: Training, *rest: Any, **more: Any):
+    def stop(name: str, training: Training, *rest: Any, **more: Any):
         if (name, training.seed) == ("contrastive", 4):
             raise KeyboardInterrupt
-        return score(self, name, training, *rest, **more)
+        return score_row(name, training, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Runs, "score", stop)
+        patch.setattr("clip_refine.roads.compare.score_row", stop)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert not (config.out / "comparison.json").exists()

@@ -1,17 +1,26 @@
 """Cached teacher features: those of a live teacher, kept by content, never stale."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from clip_refine.data import CaptionedImages, EpochPlan, Subset, pair_batches, read_table
+from clip_refine.data import (
+    CaptionedImages,
+    EpochPlan,
+    ImageCaptions,
+    Subset,
+    pair_batches,
+    read_table,
+)
 from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.models.embed import EmbeddedPairs, Embedder
 from clip_refine.toy import ToyPairs
 from clip_refine.train import TowerPrecision
-from clip_refine.train.teacher_cache import CachedTeacher, TeacherCache, model_fingerprint
+from clip_refine.train.teacher_cache import CachedTeacher, kept_features, model_fingerprint
 
 FP32 = TowerPrecision.from_name("fp32")
 
@@ -39,15 +48,18 @@ class Counting:
         return seen
 
 
-def cache(model: OpenClipEncoder, folder: Path, precision: TowerPrecision = FP32) -> TeacherCache:
-    return TeacherCache(folder, model, precision, torch.device("cpu"), batch_size=50)
+def cache(
+    model: OpenClipEncoder, folder: Path, precision: TowerPrecision = FP32
+) -> Callable[[ImageCaptions], EmbeddedPairs]:
+    embedder = Embedder(model, torch.device("cpu"), 50)
+    return lambda pairs: kept_features(pairs, embedder, precision, folder)
 
 
 def test_every_batch_gets_what_a_live_teacher_gives(
     tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path
 ):
     part = Subset(pairs, [5, 3, 60, 17, 8, 41], "part")
-    found = cache(tiny, tmp_path).features(pairs).part(part.indices)
+    found = cache(tiny, tmp_path)(pairs).part(part.indices)
     cached = CachedTeacher(found, image_factor=0.5, text_factor=2.0)
     live = Teacher(tiny)
     generator = torch.Generator().manual_seed(0)
@@ -68,17 +80,17 @@ def test_a_changed_image_invalidates_only_itself(
     source = read_table(table)
     kept = cache(tiny, tmp_path / "cache")
     counting = Counting(monkeypatch, tiny)
-    first = kept.features(source)
+    first = kept(source)
     unique = len({text for texts in source.captions for text in texts})
     assert counting.take() == (64, unique)
-    again = kept.features(source)
+    again = kept(source)
     assert counting.take() == (0, 0)
     assert torch.equal(first.image_features, again.image_features)
 
     Image.new("RGB", (48, 48), "red").save(source.places[7])
     captions = [*source.captions]
     captions[9] = ("something new", *captions[9][1:])
-    changed = kept.features(CaptionedImages(source.name, source.kind, source.places, captions))
+    changed = kept(CaptionedImages(source.name, source.kind, source.places, captions))
     assert counting.take() == (1, 1)
     differing = (changed.image_features != first.image_features).any(dim=1).nonzero().flatten()
     assert differing.tolist() == [7]
@@ -90,10 +102,10 @@ def test_drawn_images_and_reordered_ones_are_found(
     tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     kept = cache(tiny, tmp_path)
-    first = kept.features(pairs)
+    first = kept(pairs)
     counting = Counting(monkeypatch, tiny)
     order = list(reversed(range(64)))
-    found = kept.features(Subset(pairs, order, "reversed"))
+    found = kept(Subset(pairs, order, "reversed"))
     assert counting.take() == (0, 0)
     assert torch.equal(found.image_features, first.image_features[order])
     assert torch.equal(
@@ -118,7 +130,7 @@ def test_another_model_preprocessing_or_precision_has_a_cache_of_its_own(tiny: O
 
 def test_a_damaged_file_is_made_again(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
     kept = cache(tiny, tmp_path)
-    first = kept.features(pairs)
+    first = kept(pairs)
     [file] = tmp_path.rglob("images/rows")
     file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(kept.features(pairs).image_features, first.image_features)
+    assert torch.equal(kept(pairs).image_features, first.image_features)

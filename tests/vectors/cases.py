@@ -59,3 +59,13 @@ def unit(features: Tensor) -> Tensor:
 def rotation(seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)).Q
+
+
+def image_bias(peer: Peer, image: Tensor) -> Tensor:
+    """NNN's of each image, by the column that its transform appends."""
+    return -peer.transform_image(image)[:, -2]
+
+
+def text_bias(peer: Peer, text: Tensor) -> Tensor:
+    """NNN's of each text."""
+    return -peer.transform_text(text)[:, -1]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from clip_refine.vectors.transforms import DistributionNormalisation, NearestNeighbourNormalisation
-from tests.vectors.cases import DIM, drawn, unit
+from tests.vectors.cases import DIM, drawn, image_bias, text_bias, unit
 
 nnn = pytest.importorskip("nnn", reason="nnn-retrieval is not installed: make parity")
 
@@ -40,10 +40,10 @@ def test_nnn():
     found = peer.similarity(IMAGE, TEXT)
     ranker = ranker_of("NNNRanker", TEXT, FITTED[0], alternate_weight=ALPHA)
     image_to_text = scores_of(ranker, IMAGE, len(TEXT))
-    assert_close(found + peer.image_bias(IMAGE)[:, None], image_to_text, rtol=0, atol=2e-6)
+    assert_close(found + image_bias(peer, IMAGE)[:, None], image_to_text, rtol=0, atol=2e-6)
     ranker = ranker_of("NNNRanker", IMAGE, FITTED[1], alternate_weight=ALPHA)
     text_to_image = scores_of(ranker, TEXT, len(IMAGE))
-    assert_close(found.T + peer.text_bias(TEXT)[:, None], text_to_image, rtol=0, atol=2e-6)
+    assert_close(found.T + text_bias(peer, TEXT)[:, None], text_to_image, rtol=0, atol=2e-6)
 
 
 def test_distribution_normalisation():

@@ -18,33 +18,25 @@ from clip_refine.config.runs import (
     with_recipe,
 )
 from clip_refine.config.settings import (
-    Count,
     DataConfig,
     EvaluationConfig,
     LossConfig,
     ModelConfig,
-    NonNegative,
-    Positive,
     PriorConfig,
-    SettingsGroup,
     TrainConfig,
     check_architecture,
 )
 from clip_refine.config.suites import Suite, load_suite
 
 __all__ = [
-    "Count",
     "DataConfig",
     "EvaluateConfig",
     "EvaluationConfig",
     "LossConfig",
     "ModelConfig",
-    "NonNegative",
-    "Positive",
     "PosthocConfig",
     "PriorConfig",
     "RefineConfig",
-    "SettingsGroup",
     "Suite",
     "TrainConfig",
     "as_recorded",

@@ -46,12 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "centroid_uniformity_weight": 1.0,
     },
     "contrastive+covariance": {**_CONTRASTIVE_ONLY, "covariance_weight": 100.0},
-    "centred-contrastive": {
-        "fold": 1.0,
-        "feature_scale": "canonical",
-        "hycd_weight": 0.0,
-        "contrastive_weight": 1.0,
-    },
+    "centred-contrastive": {**_CONTRASTIVE_ONLY, "fold": 1.0, "feature_scale": "canonical"},
     "m2-mix": {**_CONTRASTIVE_ONLY, "m2_mix_weight": 1.0},
     "feature-distillation": {**_NOTHING_YET, "anchor_weight": 1.0},
     "logit-distillation": {**_NOTHING_YET, "logit_distillation_weight": 1.0},
@@ -59,7 +54,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Settings of `loss` that differ from its defaults."""
 
-LINEAR_RECIPES: dict[str, dict[str, Any]] = {"centred": {"rafa_weight": 1.0}}
+LINEAR_RECIPES: dict[str, dict[str, Any]] = {
+    "centred": {"rafa_weight": 1.0},
+    "centred-contrastive": {"rafa_weight": 1.0},
+}
 """What a recipe sets otherwise where only linear maps of features are trained: RaFA turns them. A
 whole tower answers it behind the fold with smaller norms (docs/results/photo-centred.md)."""
 
@@ -134,11 +132,7 @@ class ModelConfig(SettingsGroup):
         return self
 
     def check_there(self) -> None:
-        """Refuse what names nothing here, before a library is loaded for it; no hub is asked.
-
-        Raises:
-            ModelError: There is no such folder, file or architecture.
-        """
+        """Refuse by a ModelError what names nothing here, before a library is loaded for it."""
         schema, _, place = self.name.partition(":")
         if schema == "local-dir":
             if not os.path.isdir(place):
@@ -146,7 +140,7 @@ class ModelConfig(SettingsGroup):
                     f"{place}: no such folder. Give an open_clip model's folder.{_near(place)}"
                 )
         elif schema in ("toy", "transformers", "hf-hub", "factory") or os.path.exists(self.name):
-            return
+            return  # no hub is asked
         else:
             check_architecture(self.name, _architectures())
 
@@ -161,11 +155,7 @@ _OF_ONE = ("split", "split_file", "image_column", "caption_column")
 
 
 def check_architecture(name: str, known: Sequence[str]) -> None:
-    """Refuse an architecture that open_clip does not know, with near ones.
-
-    Raises:
-        ModelError: It is none of those.
-    """
+    """Refuse by a ModelError an architecture that open_clip does not know, with near ones."""
     architecture = name.replace("/", "-")
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
@@ -188,11 +178,7 @@ def _near(path: str) -> str:
 
 
 def check_path(path: str | Path, more: str = "") -> None:
-    """Refuse a file or folder that is not there; `more` is what to do besides.
-
-    Raises:
-        DataError: It is not.
-    """
+    """Refuse by a DataError what is not there; `more` is what to do besides."""
     if not os.path.exists(path):
         raise DataError(
             f"{path}: cannot be read (No such file or directory). Check the path."
@@ -286,11 +272,7 @@ class DataConfig(SettingsGroup):
         return self
 
     def check_there(self) -> None:
-        """Refuse files that are not there, before a library is loaded to read them.
-
-        Raises:
-            DataError: With the first of them.
-        """
+        """Refuse by a DataError the first file not there, before a library is loaded for it."""
         for name in (*self.sources, *filter(None, [self.val])):
             plain = name if os.path.exists(name) else name.rpartition("#")[0] or name
             elsewhere = plain == "toy" or plain.startswith("hf:") or "://" in plain

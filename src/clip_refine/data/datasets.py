@@ -148,24 +148,14 @@ def _is_on_hub(address: str) -> bool:
 # Tables that Hugging Face `datasets` reads: Parquet, folders of `save_to_disk`, any other.
 
 
+@dataclass(frozen=True, slots=True)
 class ImageInTable:
     """An image whose content is a cell of a table."""
 
-    __slots__ = ("column", "label", "row", "table")
-
-    def __init__(self, table: Any, row: int, column: str, label: str) -> None:
-        self.table = table
-        self.row = row
-        self.column = column
-        self.label = label
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, ImageInTable) and self.table is other.table and self.row == other.row
-        )
-
-    def __hash__(self) -> int:
-        return hash((id(self.table), self.row))
+    table: Any  # of `datasets`, whose tables are equal only to themselves
+    row: int
+    column: str
+    label: str
 
     def __str__(self) -> str:
         return f"{self.label}, row {self.row}"

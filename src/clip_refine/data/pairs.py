@@ -561,11 +561,11 @@ def read_all(name: str, kind: str, rows: Iterable[Row]) -> AllRows:
 # Views: the images of other sources, fewer, more often or together.
 
 
-class _View(PairSource):
+class _View(ImageSource):
     """Asks everything about an image of the source that has it."""
 
     @abstractmethod
-    def _at(self, index: int) -> tuple[PairSource, int]:
+    def _at(self, index: int) -> tuple[ImageSource, int]:
         """Which source has image `index`, and where."""
 
     def origin(self, index: int) -> tuple[ImageSource, int]:
@@ -589,22 +589,34 @@ class _View(PairSource):
         return source.image_bytes(position)
 
 
-class _Chosen(_View):
-    """Images of one source by their positions there."""
+class ChosenImages(_View):
+    """Images of one source by their positions there, with captions or without."""
+
+    def __init__(self, source: Images, indices: Sequence[int]) -> None:
+        self.source = as_images(source)
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _at(self, index: int) -> tuple[ImageSource, int]:
+        return self.source, self.indices[index]
+
+
+class _ChosenPairs(PairSource, ChosenImages):
+    """The same with captions."""
+
+    source: PairSource
 
     def __init__(self, source: ImageCaptions, indices: Sequence[int]) -> None:
-        self.source = as_pairs(source)
-        self.indices = indices
+        super().__init__(as_pairs(source), indices)
         self.skipped = self.source.skipped
         if self.source.mixing is not None:
             group_of, weights = self.source.mixing
             self.mixing = [group_of[index] for index in indices], weights
 
-    def _at(self, index: int) -> tuple[PairSource, int]:
-        return self.source, self.indices[index]
 
-
-class Subset(_Chosen):
+class Subset(_ChosenPairs):
     """Some images of a source with all their captions.
 
     Attributes:
@@ -621,7 +633,7 @@ class Subset(_Chosen):
         self.captions = [captions[index] for index in indices]
 
 
-class EveryCaption(_Chosen):
+class EveryCaption(_ChosenPairs):
     """A source in which each image stands once for each of its captions.
 
     Attributes:
@@ -640,7 +652,7 @@ class EveryCaption(_Chosen):
         self.captions = [(text,) for _, texts in counted for text in texts]
 
 
-class Mixture(_View):
+class Mixture(PairSource, _View):
     """The images of several sources, one source behind the other.
 
     Without weights an epoch uses every image once. With weights it has as many pairs, of which each

@@ -13,7 +13,7 @@ from torch import Tensor
 from clip_refine.data import LabelledImages
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, means
 from clip_refine.evaluation.classify import confusion_pairs, zero_shot_predictions
-from clip_refine.evaluation.scores import Answers, Measured, Outcome
+from clip_refine.evaluation.scores import Answers, Measured, Outcome, TaskFeatures
 from clip_refine.evaluation.similarity import measured
 from clip_refine.results import ClassChange, ConfusionChange, TaskChange
 
@@ -111,19 +111,13 @@ def task_changes(
     before: Measured, after: Measured, tasks: Sequence[LabelledImages]
 ) -> tuple[TaskChange, ...]:
     """Every class as `class_losses` has it, and the most frequent confusions, before and after."""
-    return tuple(
-        _task_change(before, after, number, tuple(task.class_names))
-        for number, task in enumerate(tasks)
-    )
+    sides = zip(before.features.tasks, after.features.tasks, tasks, strict=True)
+    return tuple(_task_change(was, now, tuple(task.class_names)) for was, now, task in sides)
 
 
-def _task_change(
-    before: Measured, after: Measured, number: int, names: tuple[str, ...]
-) -> TaskChange:
-    hits, confusions = [], []
-    labels = before.features.tasks[number].labels
-    for side in (before, after):
-        task = side.features.tasks[number]
+def _task_change(before: TaskFeatures, after: TaskFeatures, names: tuple[str, ...]) -> TaskChange:
+    hits, confusions, labels = [], [], before.labels
+    for task in (before, after):
         predicted = zero_shot_predictions(task.image_features, task.class_features).predicted
         hits.append(predicted == labels)
         found = confusion_pairs(predicted, labels, len(names), limit=None)
@@ -132,7 +126,7 @@ def _task_change(
     first, second = confusions
     most = sorted({**first, **second}, key=lambda at: -max(first.get(at, 0), second.get(at, 0)))
     return TaskChange(
-        name=before.features.tasks[number].name,
+        name=before.name,
         classes=tuple(
             ClassChange(name=names[label], images=count, before=was, after=now, low=low, high=high)
             for label, count, was, now, low, high in class_losses(hits[0], hits[1], labels)

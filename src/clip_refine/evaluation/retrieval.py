@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, means
 from clip_refine.evaluation.similarity import (
@@ -97,31 +96,20 @@ def retrieval_ranks(
     text_features: Tensor,
     text_to_image: Tensor | None = None,
     *,
-    every: bool = False,
     normalize: bool = True,
     chunk_size: int = CHUNK_SIZE,
 ) -> RetrievalRanks:
-    """Where every query's best partner stands, exactly, by counting what stands before it.
-
-    With `every`, for mAP and slower: where all of them stand, `image_to_text` (N, P) padded with −1
-    and `text_to_image` (M, 1). Other arguments and errors as in `retrieval`.
-    """
+    """Where every query's best partner stands, exactly; arguments and errors as in `retrieval`."""
     check_chunk_size(chunk_size)
     image_side, text_side, tie = compared_sides(image_features, text_features, normalize=normalize)
     owners = checked_owners(text_to_image, len(image_side), len(text_side)).to(image_side.device)
     captions = Captions(owners, len(image_side))
-    ranks_of = partner_ranks if every else best_rank
     image_to_text = [
-        ranks_of(image_side[rows] @ text_side.T, captions.of_images(rows), tie=tie)
+        best_rank(image_side[rows] @ text_side.T, captions.of_images(rows), tie=tie)
         for rows in row_blocks(len(image_side), chunk_size)
     ]
-    if every:  # a block is as wide as its images have captions
-        widest = max(block.shape[1] for block in image_to_text)
-        image_to_text = [
-            pad(block, (0, widest - block.shape[1]), value=-1) for block in image_to_text
-        ]
     text_to_image_ranks = [
-        ranks_of(text_side[rows] @ image_side.T, owners[rows, None], tie=tie)
+        best_rank(text_side[rows] @ image_side.T, owners[rows, None], tie=tie)
         for rows in row_blocks(len(text_side), chunk_size)
     ]
     return RetrievalRanks(torch.cat(image_to_text), torch.cat(text_to_image_ranks))
@@ -231,10 +219,6 @@ def votes(found: Within, groups: Tensor) -> Tensor:
     """
     groups = groups.cpu()
     return groups[found.neighbours].mode(dim=1).values == groups
-
-
-# --------------------------------------------------------------------------------------------------
-# One index for images, captions and documents that are both: who finds what, who stands first.
 
 
 # --------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from clip_refine.config.suites import (
     TextNeighboursTask,
     ZeroShotTask,
 )
-from clip_refine.data.benchmarks import Compositions, Documents
 from clip_refine.evaluation.bootstrap import (
     Bootstrap,
     Resampled,
@@ -80,6 +79,38 @@ from clip_refine.support.errors import DataError
 NEIGHBOURS = 10
 """Of a vote, and of how often an item is among the nearest."""
 
+
+@dataclass(frozen=True, eq=False)
+class SourceFeatures:
+    """What a model makes of a suite's source, and what is known of that."""
+
+    image_features: Tensor  # (N, d)
+    # (M, d), captions or texts of the layout; of classes the prompts, (C·T, d) class by class, or
+    # none where the task needs none
+    text_features: Tensor
+    owners: Tensor  # (M,) int64, the image of each caption, rising
+    labels: Tensor  # (N,) int64, the class of each image
+    class_names: Sequence[str] = ()
+    training: tuple[Tensor, Tensor] | None = None  # what a probe fits on, where not on half
+    layout: Any = None  # `Compositions` or `Documents`
+    logit_scale: float = 100.0  # the model's
+    nonsense_features: Tensor | None = None  # (Q, d), of texts that describe no image
+    first: Outcome | None = None  # what the first model did in this task, where this is another
+
+    @property
+    def pairs(self) -> EmbeddedPairs:
+        """Images with all captions."""
+        return EmbeddedPairs(self.image_features, self.text_features, self.owners)
+
+    def pairs_by(self, protocol: str) -> EmbeddedPairs:
+        """Images with all captions, or with the first of each."""
+        pairs = self.pairs
+        if protocol == "all-captions":
+            return pairs
+        first = pairs.first_caption_features
+        return EmbeddedPairs(pairs.image_features, first, torch.arange(len(first)))
+
+
 # --------------------------------------------------------------------------------------------------
 # Tasks on images with captions: retrieval, mixed search, score usefulness, geometry.
 
@@ -90,17 +121,9 @@ PROTOCOLS = {
 }
 
 
-def with_protocol(pairs: EmbeddedPairs, protocol: str) -> EmbeddedPairs:
-    """All captions, or the first of each image."""
-    if protocol == "all-captions":
-        return pairs
-    first = pairs.first_caption_features
-    return EmbeddedPairs(pairs.image_features, first, torch.arange(len(first)))
-
-
-def retrieval_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
+def retrieval_task(task: RetrievalTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """Recall at 1, 5 and 10, median rank and mAP in both directions."""
-    pairs = with_protocol(pairs, protocol)
+    pairs = source.pairs_by(task.protocol)
     image_unit, text_unit = unit_sides(pairs.image_features, pairs.text_features)
     captions = Captions(pairs.text_to_image, len(image_unit)).of_images(slice(len(image_unit)))
     statistics, answers, hubs = [], {}, {}
@@ -122,17 +145,19 @@ def retrieval_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap)
                 hubness_skewness(queries, items, k=NEIGHBOURS)
             )
     numbers = bootstrap.numbers(len(image_unit), *statistics) | hubs
-    return Outcome(_sentence(protocol), _counts(pairs), numbers, answers=answers)
+    return Outcome(_sentence(task.protocol), _counts(pairs), numbers, answers=answers)
 
 
-def mixed_search_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
+def mixed_search_task(
+    task: MixedSearchTask, source: SourceFeatures, bootstrap: Bootstrap
+) -> Outcome:
     """NDCG@10, the share of text first, and the rank of the right image; as `retrieval_task`."""
-    pairs = with_protocol(pairs, protocol)
+    pairs = source.pairs_by(task.protocol)
     owners = pairs.text_to_image
     found = mixed_search_queries(pairs.image_features, pairs.text_features, owners)
     return Outcome(
         protocol="every caption searches all images and all other captions; relevant are its "
-        f"image and that image's other captions; {_sentence(protocol)}",
+        f"image and that image's other captions; {_sentence(task.protocol)}",
         counts=_counts(pairs),
         numbers=bootstrap.numbers(
             len(pairs.image_features),
@@ -143,18 +168,19 @@ def mixed_search_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstr
 
 
 def mixed_documents_task(
-    pairs: EmbeddedPairs, *, mixing: Sequence[float], image_weight: float, bootstrap: Bootstrap
+    task: MixedDocumentsTask, source: SourceFeatures, bootstrap: Bootstrap
 ) -> Outcome:
     """One document an image, of three kinds; the seed of `bootstrap` is that of which is which."""
+    pairs = source.pairs
     count, owners = len(pairs.image_features), pairs.text_to_image
-    drawn = draw_documents(owners, count, mixing=mixing, seed=bootstrap.seed)
+    drawn = draw_documents(owners, count, mixing=task.mixing, seed=bootstrap.seed)
     nothing = torch.nan
     is_text, is_image = drawn.kinds == KINDS.index("text"), drawn.kinds == KINDS.index("image")
     image_unit, text_unit = unit_sides(pairs.image_features, pairs.text_features)
     documents, kinds = joined(
         image_unit.masked_fill(is_text[:, None], nothing),
         text_unit[pairs.first_caption].masked_fill(is_image[:, None], nothing),
-        image_weight=image_weight,
+        image_weight=task.image_weight,
     )
     queries = torch.cat([image_unit[drawn.image_queries], text_unit[drawn.text_queries]])
     query_kinds = torch.arange(2).repeat_interleave(
@@ -162,38 +188,31 @@ def mixed_documents_task(
     )
     of_images = torch.cat([drawn.image_queries, owners[drawn.text_queries]])
     found = search(queries, documents, of_images[:, None])
-    shares = " : ".join(f"{share:g}" for share in mixing)
+    shares = " : ".join(f"{share:g}" for share in task.mixing)
     return Outcome(
         protocol=f"documents that are an image, a text or both as {shares}, one an image, drawn by "
-        f"the seed; both at {image_weight:g} of the image; every image and caption that is in no "
-        "document searches them for its own",
+        f"the seed; both at {task.image_weight:g} of the image; every image and caption that is in "
+        "no document searches them for its own",
         counts=_counts(pairs) | _kind_counts(query_kinds, kinds),
         numbers=document_numbers(found, query_kinds, kinds, of_images, bootstrap),
     )
 
 
-def mixbench_task(
-    image_features: Tensor,
-    text_features: Tensor,
-    layout: Documents,
-    *,
-    image_weight: float,
-    bootstrap: Bootstrap,
-) -> Outcome:
+def mixbench_task(task: MixBenchTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """Documents and queries of a benchmark with its own judgements; intervals over queries."""
-    nothing = image_features.new_full((1, image_features.shape[1]), torch.nan)
-    # a missing side is −1 there: the last row
-    images, texts = (torch.cat([side, nothing]) for side in (image_features, text_features))
+    layout, sides = source.layout, (source.image_features, source.text_features)
+    nothing = sides[0].new_full((1, sides[0].shape[1]), torch.nan)
+    images, texts = (torch.cat([side, nothing]) for side in sides)  # a missing side is −1: the last
     (queries, query_kinds), (documents, kinds) = (
-        joined(images[places[:, 0]], texts[places[:, 1]], image_weight=image_weight)
+        joined(images[places[:, 0]], texts[places[:, 1]], image_weight=task.image_weight)
         for places in (torch.tensor(layout.queries), torch.tensor(layout.documents))
     )
     relevant = nn.utils.rnn.pad_sequence([torch.tensor(own) for own in layout.relevant], True, -1)
     found = search(queries, documents, relevant)
     return Outcome(
         protocol="every query searches all documents; relevant is what the benchmark says; both "
-        f"at {image_weight:g} of the image",
-        counts={"images": len(image_features)} | _kind_counts(query_kinds, kinds),
+        f"at {task.image_weight:g} of the image",
+        counts={"images": len(sides[0])} | _kind_counts(query_kinds, kinds),
         numbers=document_numbers(found, query_kinds, kinds, torch.arange(len(queries)), bootstrap),
     )
 
@@ -206,8 +225,11 @@ def _kind_counts(queries: Tensor, documents: Tensor) -> dict[str, int]:
     }
 
 
-def text_neighbours_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
+def text_neighbours_task(
+    task: TextNeighboursTask, source: SourceFeatures, bootstrap: Bootstrap
+) -> Outcome:
     """Text to text: every caption searches all others for those of its image."""
+    pairs = source.pairs
     owners = pairs.text_to_image
     found = search_within(pairs.text_features, owners, k=max(KS))
     columns = {f"text_to_text_recall@{k}": group_hits(found, owners, k) for k in KS}
@@ -221,8 +243,11 @@ def text_neighbours_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outco
     )
 
 
-def pair_clustering_task(pairs: EmbeddedPairs, *, clusters: int, bootstrap: Bootstrap) -> Outcome:
+def pair_clustering_task(
+    task: PairClusteringTask, source: SourceFeatures, bootstrap: Bootstrap
+) -> Outcome:
     """Whether k-means on images and first captions together follows pairs or modality."""
+    pairs, clusters = source.pairs, task.clusters
     sides = unit_sides(pairs.image_features, pairs.first_caption_features)
     count = len(sides[0])
     found = find_clusters(torch.cat(sides), clusters, seed=bootstrap.seed)
@@ -242,9 +267,9 @@ def _modality(
     return agreement_numbers("modality", found, is_text, owners, bootstrap)
 
 
-def storage_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -> Outcome:
+def storage_task(task: StorageTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """R@1 and the gap of vectors in the forms in which indexes hold them."""
-    pairs = with_protocol(pairs, protocol)
+    pairs = source.pairs_by(task.protocol)
     unit = unit_sides(pairs.image_features, pairs.text_features)
     owners, count, dim = pairs.text_to_image, len(unit[0]), unit[0].shape[1]
     numbers: dict[str, Resampled] = {}
@@ -260,7 +285,7 @@ def storage_task(pairs: EmbeddedPairs, *, protocol: str, bootstrap: Bootstrap) -
         )
     return Outcome(
         protocol="vectors whole, their first half and quarter at norm 1 again, as int8 by each "
-        f"dimension's range, and as signs; {_sentence(protocol)}",
+        f"dimension's range, and as signs; {_sentence(task.protocol)}",
         counts=_counts(pairs),
         numbers=numbers,
         details={"bytes_a_vector": {form: size(dim) for form, size in FORMS.items()}},
@@ -300,45 +325,38 @@ def stored(image_unit: Tensor, text_unit: Tensor, form: str) -> tuple[Tensor, Te
     return both[: len(image_unit)], both[len(image_unit) :]
 
 
-def separation_task(
-    pairs: EmbeddedPairs,
-    *,
-    protocol: str,
-    false_positive_rate: float,
-    bootstrap: Bootstrap,
-    nonsense_features: Tensor | None = None,
-    first: FitProbability | None = None,
-) -> Outcome:
+def separation_task(task: SeparationTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """AUC of the cosine, and what the threshold at few false positives finds.
 
     Intervals are over captions' own pairs; wrong pairs and the threshold stay as they are. With
     `FEWEST` images or more also the probability that a pair fits, fitted on half of them, and what
-    thresholds of the `first` model's fit do; without it those of its own.
+    thresholds of the first model's fit do; without it those of its own.
     """
-    pairs = with_protocol(pairs, protocol)
+    pairs, rate = source.pairs_by(task.protocol), task.false_positive_rate
     owners = pairs.text_to_image
-    found = separation(
-        pairs.image_features,
-        pairs.text_features,
-        owners,
-        false_positive_rate=false_positive_rate,
-    )
-    recall = f"recall@{100 * false_positive_rate:g}%_false_positives"
+    sides = (pairs.image_features, pairs.text_features, owners)
+    found = separation(*sides, false_positive_rate=rate)
+    recall = f"recall@{100 * rate:g}%_false_positives"
     columns = {"auc": found.pair_auc, recall: found.pair_found}
     of_fit: dict[str, Resampled] = {}
     details: dict[str, Any] = {}
     if len(pairs.image_features) >= FEWEST:
-        sides = (pairs.image_features, pairs.text_features, owners)
-        settings = {"false_positive_rate": false_positive_rate, "seed": bootstrap.seed}
-        fit = fit_probability(*sides, nonsense_features=nonsense_features, **settings)
-        of_fit = threshold_numbers(fit, first or fit, *sides, bootstrap)
+        fit = fit_probability(
+            *sides,
+            false_positive_rate=rate,
+            seed=bootstrap.seed,
+            nonsense_features=source.nonsense_features,
+        )
+        known = source.first and source.first.details.get("fit")  # None of too few images
+        first = FitProbability.model_validate(known) if known else fit
+        of_fit = threshold_numbers(fit, first, *sides, bootstrap)
         found_any = fit.cutoffs["false_positive_rate"].nonsense_found
         if found_any is not None:
             of_fit["nonsense_found"] = Resampled(found_any)
         details = {"fit": fit.model_dump(mode="json")}
     return Outcome(
         protocol="cosines of every caption with its own image against those with every other; "
-        f"{_sentence(protocol)}",
+        f"{_sentence(task.protocol)}",
         counts=_counts(pairs) | {"wrong_pairs": found.wrong_pairs.pairs},
         numbers={
             **bootstrap.numbers(len(pairs.image_features), means(columns, owners)),
@@ -357,15 +375,9 @@ def separation_task(
     )
 
 
-def fit_of(outcome: Outcome | None) -> FitProbability | None:
-    """The fit among what stands behind a separation task; None where there were too few images."""
-    fit = outcome and outcome.details.get("fit")
-    return FitProbability.model_validate(fit) if fit else None
-
-
-def geometry_task(pairs: EmbeddedPairs, *, bootstrap: Bootstrap) -> Outcome:
+def geometry_task(task: GeometryTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """The shape of the shared space; intervals for means over pairs and what follows from such."""
-    pairs = with_protocol(pairs, "first-caption")
+    pairs = source.pairs_by("first-caption")
     sides = pairs.image_features, pairs.text_features
     found = geometry(*sides, seed=bootstrap.seed)
     return Outcome(
@@ -392,18 +404,13 @@ HALVES = "half of the images of each class train, the other half tests"
 TRAIN_SOURCE = "trained on a source of its own"
 
 
-def zero_shot_task(
-    image_features: Tensor,
-    class_features: Tensor,
-    labels: Tensor,
-    *,
-    class_names: Sequence[str],
-    logit_scale: float,
-    bootstrap: Bootstrap,
-) -> Outcome:
+def zero_shot_task(task: ZeroShotTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """Top-1, top-5, mean per-class recall and calibration, with every class and confusion."""
-    ranks = zero_shot_ranks(image_features, class_features, labels)
-    found = zero_shot_predictions(image_features, class_features, logit_scale=logit_scale)
+    images, labels, class_names = source.image_features, source.labels, source.class_names
+    prompts = source.text_features.view(len(class_names), -1, images.shape[1])
+    class_features = class_vectors(prompts)
+    ranks = zero_shot_ranks(images, class_features, labels)
+    found = zero_shot_predictions(images, class_features, logit_scale=source.logit_scale)
     correct = found.predicted == labels
     recall = per_class_recall(found.predicted, labels, len(class_features))
     sizes = labels.bincount(minlength=len(class_features))
@@ -436,7 +443,7 @@ def zero_shot_task(
                 }
                 for pair in confusions
             ],
-            "logit_scale": logit_scale,
+            "logit_scale": source.logit_scale,
             "calibration_bins": CALIBRATION_BINS,
         },
         answers={"": Answers(found.predicted.cpu(), truth=labels)},
@@ -444,10 +451,11 @@ def zero_shot_task(
 
 
 def image_neighbours_task(
-    image_features: Tensor, labels: Tensor, *, bootstrap: Bootstrap
+    task: ImageNeighboursTask, source: SourceFeatures, bootstrap: Bootstrap
 ) -> Outcome:
     """Image to image: every image searches all others for those of its class."""
-    found = search_within(image_features, labels, k=NEIGHBOURS)
+    labels = source.labels
+    found = search_within(source.image_features, labels, k=NEIGHBOURS)
     columns = {f"image_to_image_recall@{k}": group_hits(found, labels, k) for k in KS}
     columns["image_to_image_mAP"] = found.average_precision
     right = votes(found, labels)
@@ -461,20 +469,14 @@ def image_neighbours_task(
     )
 
 
-def clustering_task(
-    image_features: Tensor,
-    prompt_features: Tensor,
-    labels: Tensor,
-    *,
-    class_count: int,
-    bootstrap: Bootstrap,
-) -> Outcome:
+def clustering_task(task: ClusteringTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
     """k-means on images, prompts and both against classes, and of both against modality.
 
-    `prompt_features` are (C·T, d), class by class. Images are drawn anew, prompts stay; those alone
-    have no interval, and no number where every class has one prompt.
+    Images are drawn anew, prompts stay; those alone have no interval, and no number where every
+    class has one prompt.
     """
-    images, prompts = unit_sides(image_features, prompt_features)
+    labels, class_count = source.labels, len(source.class_names)
+    images, prompts = unit_sides(source.image_features, source.text_features)
     prompt_labels = torch.arange(len(prompts)) // (len(prompts) // class_count)
     own, fixed = torch.arange(len(images)), torch.full((len(prompts),), -1)
     truth, owners = torch.cat([labels, prompt_labels]), torch.cat([own, fixed])
@@ -497,10 +499,11 @@ def clustering_task(
 
 
 def composition_task(
-    image_features: Tensor, text_features: Tensor, layout: Compositions, *, bootstrap: Bootstrap
+    task: CompositionTask, source: SourceFeatures, bootstrap: Bootstrap
 ) -> Outcome:
     """Every comparison of `compositions`, over all and by category; images are drawn anew."""
-    hits = compositions(image_features, text_features, paired=layout.paired)
+    layout = source.layout
+    hits = compositions(source.image_features, source.text_features, paired=layout.paired)
     step = 2 if layout.paired else 1
     categories = list(layout.categories[::step])
     owners = torch.tensor(layout.places[::step]).unique(return_inverse=True)[1]
@@ -514,24 +517,17 @@ def composition_task(
         protocol="two images with two texts each; all of the named comparisons must be right"
         if layout.paired
         else "an image must be nearer to its own texts than to the wrong one",
-        counts={"images": len(image_features), "items": len(categories)},
+        counts={"images": len(source.image_features), "items": len(categories)},
         numbers=numbers,
     )
 
 
 def linear_probe_task(
-    image_features: Tensor,
-    labels: Tensor,
-    training: tuple[Tensor, Tensor] | None,
-    *,
-    bootstrap: Bootstrap,
+    task: LinearProbeTask, source: SourceFeatures, bootstrap: Bootstrap
 ) -> Outcome:
-    """Accuracy of a logistic regression on the images that it was not fitted on.
-
-    It is fitted on the features and classes of `training`, or else on half of the others.
-    """
+    """Accuracy of a logistic regression on the images that it was not fitted on."""
     generator = np.random.default_rng(bootstrap.seed)
-    train, test, how = _split(image_features, labels, training, generator)
+    train, test, how = _split(source, generator)
     correct, strength = linear_probe_hits(*train, *test, generator)
     return Outcome(
         protocol=f"logistic regression, {how}; C chosen on half of the training images",
@@ -541,20 +537,12 @@ def linear_probe_task(
     )
 
 
-def few_shot_task(
-    image_features: Tensor,
-    labels: Tensor,
-    training: tuple[Tensor, Tensor] | None,
-    *,
-    shots: Sequence[int],
-    draws: int,
-    bootstrap: Bootstrap,
-) -> Outcome:
-    """Mean accuracy over draws of few training images a class; arguments as `linear_probe_task`."""
-    generator = np.random.default_rng(bootstrap.seed)
-    train, test, how = _split(image_features, labels, training, generator)
+def few_shot_task(task: FewShotTask, source: SourceFeatures, bootstrap: Bootstrap) -> Outcome:
+    """Mean accuracy over draws of few training images a class."""
+    draws = task.draws
+    train, test, how = _split(source, np.random.default_rng(bootstrap.seed))
     columns, deviations, by_draw = {}, {}, {}
-    for count in shots:
+    for count in task.shots:
         hits = few_shot_hits(*train, *test, shots=count, draws=draws, seed=bootstrap.seed)
         name = f"accuracy@{count}-shot"
         columns[name] = hits.double().mean(dim=0)
@@ -574,11 +562,11 @@ def few_shot_task(
 Split = tuple[Tensor, Tensor]
 
 
-def _split(
-    features: Tensor, labels: Tensor, training: Split | None, generator: np.random.Generator
-) -> tuple[Split, Split, str]:
-    if training is not None:
-        return training, (features, labels), TRAIN_SOURCE
+def _split(source: SourceFeatures, generator: np.random.Generator) -> tuple[Split, Split, str]:
+    """What a probe is fitted on: its own source, or half of these images; what it is tested on."""
+    features, labels = source.image_features, source.labels
+    if source.training is not None:
+        return source.training, (features, labels), TRAIN_SOURCE
     if not can_halve(labels):
         raise DataError(
             "a probe on half of the images needs two classes, one of them with two images; there "
@@ -600,93 +588,25 @@ def _class_counts(train: Split, test: Split) -> dict[str, int]:
 # What a suite asks for → the function that measures it.
 
 
-@dataclass(frozen=True, eq=False)
-class SourceFeatures:
-    """What a model makes of a suite's source, and what is known of that."""
-
-    image_features: Tensor  # (N, d)
-    # (M, d), captions or texts of the layout; of classes the prompts, (C·T, d) class by class, or
-    # none where the task needs none
-    text_features: Tensor
-    owners: Tensor  # (M,) int64, the image of each caption, rising
-    labels: Tensor  # (N,) int64, the class of each image
-    class_names: Sequence[str] = ()
-    training: Split | None = None  # what a probe fits on, where not on half
-    layout: Any = None  # `Compositions` or `Documents`
-    logit_scale: float = 100.0  # the model's
-    nonsense_features: Tensor | None = None  # (Q, d), of texts that describe no image
-    first: Outcome | None = None  # what the first model did in this task, where this is another
-
-    @property
-    def pairs(self) -> EmbeddedPairs:
-        """Images with captions."""
-        return EmbeddedPairs(self.image_features, self.text_features, self.owners)
+_MEASURES: dict[type, Callable[[Any, SourceFeatures, Bootstrap], Outcome]] = {
+    ZeroShotTask: zero_shot_task,
+    RetrievalTask: retrieval_task,
+    MixedSearchTask: mixed_search_task,
+    MixedDocumentsTask: mixed_documents_task,
+    MixBenchTask: mixbench_task,
+    SeparationTask: separation_task,
+    ImageNeighboursTask: image_neighbours_task,
+    TextNeighboursTask: text_neighbours_task,
+    ClusteringTask: clustering_task,
+    PairClusteringTask: pair_clustering_task,
+    StorageTask: storage_task,
+    CompositionTask: composition_task,
+    GeometryTask: geometry_task,
+    LinearProbeTask: linear_probe_task,
+    FewShotTask: few_shot_task,
+}
 
 
-def measure_task(task: Task, found: SourceFeatures, *, bootstrap: Bootstrap) -> Outcome:
+def measure_task(task: Task, source: SourceFeatures, *, bootstrap: Bootstrap) -> Outcome:
     """One task of a suite, with its settings, on one source's features."""
-    pairs, images, texts, labels = (
-        found.pairs,
-        found.image_features,
-        found.text_features,
-        found.labels,
-    )
-    match task:
-        case RetrievalTask():
-            return retrieval_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
-        case MixedSearchTask():
-            return mixed_search_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
-        case MixedDocumentsTask():
-            weight = task.image_weight
-            return mixed_documents_task(
-                pairs, mixing=task.mixing, image_weight=weight, bootstrap=bootstrap
-            )
-        case MixBenchTask():
-            weight = task.image_weight
-            return mixbench_task(
-                images, texts, found.layout, image_weight=weight, bootstrap=bootstrap
-            )
-        case SeparationTask():
-            return separation_task(
-                pairs,
-                protocol=task.protocol,
-                false_positive_rate=task.false_positive_rate,
-                bootstrap=bootstrap,
-                nonsense_features=found.nonsense_features,
-                first=fit_of(found.first),
-            )
-        case GeometryTask():
-            return geometry_task(pairs, bootstrap=bootstrap)
-        case TextNeighboursTask():
-            return text_neighbours_task(pairs, bootstrap=bootstrap)
-        case PairClusteringTask():
-            return pair_clustering_task(pairs, clusters=task.clusters, bootstrap=bootstrap)
-        case StorageTask():
-            return storage_task(pairs, protocol=task.protocol, bootstrap=bootstrap)
-        case CompositionTask():
-            return composition_task(images, texts, found.layout, bootstrap=bootstrap)
-        case ImageNeighboursTask():
-            return image_neighbours_task(images, labels, bootstrap=bootstrap)
-        case ClusteringTask():
-            count = len(found.class_names)
-            return clustering_task(images, texts, labels, class_count=count, bootstrap=bootstrap)
-        case ZeroShotTask():
-            return zero_shot_task(
-                images,
-                class_vectors(texts.view(len(found.class_names), -1, texts.shape[1])),
-                labels,
-                class_names=found.class_names,
-                logit_scale=found.logit_scale,
-                bootstrap=bootstrap,
-            )
-        case LinearProbeTask():
-            return linear_probe_task(images, labels, found.training, bootstrap=bootstrap)
-        case FewShotTask():
-            return few_shot_task(
-                images,
-                labels,
-                found.training,
-                shots=task.shots,
-                draws=task.draws,
-                bootstrap=bootstrap,
-            )
+    return _MEASURES[type(task)](task, source, bootstrap)

@@ -213,22 +213,25 @@ class Objective:
             shared["teacher_unit"] = unit_pairs(*teacher)
         terms = self._student_terms(student, shared, logit_bias, mix, wrong_text_features)
         if self.loss.rafa_weight:
-            loss = rafa_loss(
+            terms["rafa"] = rafa_loss(
                 *student,
                 _given("references", references),
                 text_references=text_references,
                 reduction=self.loss.rafa_reduction,
             )
-            left = 1 - progress if self.loss.rafa_decay == "linear" else 1.0
-            terms = {"rafa": left * self.loss.rafa_weight * loss} | terms
         if teacher is not None:
             terms |= self._teacher_terms(
                 student, teacher, shared, logit_scale, centroid_gap, teacher_scale
             )
         share = len(student.image_features[rows]) / len(student.image_features)
-        return LossTerms(
-            **{name: term if name in _BY_ROWS else share * term for name, term in terms.items()}
-        )
+        weighted: dict[str, Tensor] = {}
+        for name, term in terms.items():
+            weight = getattr(self.loss, f"{name}_weight")
+            if name == "rafa" and self.loss.rafa_decay == "linear":
+                weight *= 1 - progress
+            part = weight * term
+            weighted[name] = part if name in _BY_ROWS else share * part
+        return LossTerms(**weighted)
 
     def _contrastive_scale(self, logit_scale: Tensor, progress: float) -> Scalar:
         """1/τ, where asked for with τ on the line from the first to the last one.
@@ -250,30 +253,26 @@ class Objective:
         mix: Tensor | None,
         wrong_text_features: Tensor | None,
     ) -> dict[str, Tensor]:
+        """Those of the student's features alone, not yet weighted."""
         terms: dict[str, Tensor] = {}
         if self.loss.contrastive_weight:
             form = {"normalize": self.loss.contrastive_normalize, **shared}
             if self.loss.contrastive_form == "sigmoid":
                 bias = _given("logit_bias", logit_bias)
-                loss = sigmoid_contrastive_loss(*student, logit_bias=bias, **form)
+                terms["contrastive"] = sigmoid_contrastive_loss(*student, logit_bias=bias, **form)
             else:
                 if self.needs_wrong_texts:
                     wrong = _given("wrong_text_features", wrong_text_features)
                     form["wrong_text_features"] = wrong
-                loss = contrastive_loss(*student, **form)
-            terms["contrastive"] = self.loss.contrastive_weight * loss
+                terms["contrastive"] = contrastive_loss(*student, **form)
         if self.loss.alignment_weight:
-            loss = alignment_loss(*student, normalize=self.loss.alignment_normalize)
-            terms["alignment"] = self.loss.alignment_weight * loss
+            terms["alignment"] = alignment_loss(*student, normalize=self.loss.alignment_normalize)
         if self.loss.centroid_uniformity_weight:
-            loss = centroid_uniformity_loss(*student, rows=shared["rows"])
-            terms["centroid_uniformity"] = self.loss.centroid_uniformity_weight * loss
+            terms["centroid_uniformity"] = centroid_uniformity_loss(*student, rows=shared["rows"])
         if self.loss.covariance_weight:
-            loss = covariance_loss(*student)
-            terms["covariance"] = self.loss.covariance_weight * loss
+            terms["covariance"] = covariance_loss(*student)
         if self.loss.m2_mix_weight:
-            loss = m2_mix_loss(*student, mix=_given("mix", mix), **shared)
-            terms["m2_mix"] = self.loss.m2_mix_weight * loss
+            terms["m2_mix"] = m2_mix_loss(*student, mix=_given("mix", mix), **shared)
         return terms
 
     def _teacher_terms(
@@ -285,11 +284,12 @@ class Objective:
         centroid_gap: Tensor | None,
         teacher_scale: float | None,
     ) -> dict[str, Tensor]:
+        """Those that look at the teacher's features, too, not yet weighted."""
         own_temperature = 1 / logit_scale.detach()
         temperature = own_temperature if self.loss.temperature is None else self.loss.temperature
         terms: dict[str, Tensor] = {}
         if self.loss.hycd_weight:
-            loss = hycd_loss(
+            terms["hycd"] = hycd_loss(
                 *student,
                 *teacher,
                 alpha=self.loss.alpha,
@@ -299,22 +299,19 @@ class Objective:
                 caption_ids=shared["caption_ids"],
                 rows=shared["rows"],
             )
-            terms["hycd"] = self.loss.hycd_weight * loss
         if self.loss.anchor_weight:
             shift = None
             if self.loss.anchor_shift:
                 shift = self.loss.anchor_shift / 2 * _given("centroid_gap", centroid_gap)
-            loss = feature_distillation_loss(*student, *teacher, shift=shift)
-            terms["anchor"] = self.loss.anchor_weight * loss
+            terms["anchor"] = feature_distillation_loss(*student, *teacher, shift=shift)
         if self.loss.logit_distillation_weight:
-            loss = logit_distillation_loss(
+            terms["logit_distillation"] = logit_distillation_loss(
                 *student,
                 *teacher,
                 temperature=temperature,
                 normalize=self.loss.normalize,
                 rows=shared["rows"],
             )
-            terms["logit_distillation"] = self.loss.logit_distillation_weight * loss
         if self.loss.own_weight:
             loss = _given("own", self.own)(student, teacher, logit_scale)
             if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
@@ -322,7 +319,7 @@ class Objective:
                     "objective: expected a 0-d tensor that has a gradient with respect to the "
                     f"student's features, got {_kind(loss)}. Return a mean or a sum, undetached."
                 )
-            terms["own"] = self.loss.own_weight * loss
+            terms["own"] = loss
         return terms
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor
 
 from clip_refine.data import ImageCaptions, PixelReader, image_batches
-from clip_refine.data.pairs import Images, fingerprint, image_bytes, image_fingerprint
+from clip_refine.data.pairs import ChosenImages, Images, fingerprint, image_fingerprint
 from clip_refine.models.encoder import DualEncoder
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar
@@ -119,26 +118,6 @@ def _check_finite(features: Tensor, name: Callable[[int], str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """Some images of a source that may have no captions, so no `Subset`."""
-
-    source: Images
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def load_image(self, index: int) -> Image.Image:
-        return self.source.load_image(self.indices[index])
-
-    def image_name(self, index: int) -> str:
-        return self.source.image_name(self.indices[index])
-
-    def image_bytes(self, index: int) -> bytes | None:
-        return image_bytes(self.source, self.indices[index])
-
-
-@dataclass(frozen=True)
 class FeatureStore:
     """A model's features of images and texts on disk, by what is in them.
 
@@ -168,7 +147,7 @@ class FeatureStore:
         self._add(
             self._rows("images"),
             fingerprints,
-            lambda missing: embedder.image_blocks(_Chosen(source, missing), title),
+            lambda missing: embedder.image_blocks(ChosenImages(source, missing), title),
             accelerator,
         )
 

@@ -326,16 +326,18 @@ class TaskScores(Record):
     model: str  # the model's label
     protocol: str  # how, in a sentence
     source: str  # where the images are from
-    note: str | None  # what the suite says about them
+    note: str | None = None  # what the suite says about them
     counts: Mapping[str, int]  # how many images, captions, classes, prompts, ... there were.
-    prompts: str | None  # which prompt set; None where there are none
-    templates: tuple[str, ...]  # the prompts, with `{}` for the class name
-    class_names: str | None  # which list of class names; None where there are none
-    model_fingerprint: str  # of weights, architecture, preprocessing and tokenizer
-    data_fingerprint: str  # of every image with its captions or class, of class names and prompts
+    prompts: str | None = None  # which prompt set; None where there are none
+    templates: tuple[str, ...] = ()  # the prompts, with `{}` for the class name
+    class_names: str | None = None  # which list of class names; None where there are none
+    # both empty for stored vectors
+    model_fingerprint: str = ""  # of weights, architecture, preprocessing and tokenizer
+    # of every image with its captions or class, of class names and prompts
+    data_fingerprint: str = ""
     scores: Mapping[str, Score]  # name → number with interval
     # what stands behind the numbers: per class, confusions, histograms, draws
-    details: Mapping[str, Any]
+    details: Mapping[str, Any] = {}
 
 
 class Difference(Record):
@@ -365,8 +367,8 @@ class EvaluatedModel(Record):
 
     label: str  # what tables call it
     name: str  # as given or as a run's settings have it
-    pretrained: str | None  # tag or file of weights
-    fingerprint: str  # of weights, architecture, preprocessing and tokenizer
+    pretrained: str | None = None  # tag or file of weights
+    fingerprint: str = ""  # of weights, architecture, preprocessing and tokenizer
 
 
 class SuiteScores(Table):

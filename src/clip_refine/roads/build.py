@@ -5,7 +5,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, compress, islice
+from itertools import chain, compress, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,9 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             "names its own weights. Leave --model.pretrained out."
         )
     if kind in ("folder", "local-dir", "transformers"):
-        _check_written(Path(identifier))
+        for pattern in (SUMS, f"*/{SUMS}", f"model/*/{SUMS}"):
+            for sums in Path(identifier).glob(pattern):
+                check_sums(sums.parent)
     match kind:
         case "factory":
             if not config.factory:  # a file named it
@@ -221,20 +223,17 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
             folder = Path(identifier)
             return load_transformers(str(folder / "model") if is_run(folder) else identifier)
         case "folder":
-            return _load_folder(Path(identifier))
+            found = recognise_folder(Path(identifier))
+            remark(f"{identifier}: {found.remark}.")
+            if found.kind == "open_clip":
+                return load_open_clip(f"local-dir:{found.path}")
+            return load_transformers(str(found.path))
         case "file":
             model, recognised = load_weights_file(Path(identifier))
             remark(f"{identifier}: {recognised}.")
             return model
         case _:
             return load_open_clip(config.name, config.pretrained)
-
-
-def _check_written(folder: Path) -> None:
-    """Compare the weights of a model's or a run's folder with what was written there."""
-    for pattern in (SUMS, f"*/{SUMS}", f"model/*/{SUMS}"):
-        for sums in folder.glob(pattern):
-            check_sums(sums.parent)
 
 
 def model_source(name: str) -> tuple[str, str]:
@@ -252,15 +251,6 @@ def model_source(name: str) -> tuple[str, str]:
     if Path(name).exists() and not is_architecture:
         return "folder" if Path(name).is_dir() else "file", name
     return "open_clip", name
-
-
-def _load_folder(folder: Path) -> DualEncoder:
-    """The model in a folder of any kind, with a line that says which it is."""
-    found = recognise_folder(folder)
-    remark(f"{folder}: {found.remark}.")
-    if found.kind == "open_clip":
-        return load_open_clip(f"local-dir:{found.path}")
-    return load_transformers(str(found.path))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -458,17 +448,21 @@ def build_student(model: DualEncoder, config: RefineConfig, device: torch.device
 
 
 def build_embedder(
-    config: RefineConfig,
     model: DualEncoder,
     accelerator: Accelerator,
+    config: EvaluationConfig,
+    workers: int | None,
     reader: PixelReader | None = None,
 ) -> Embedder:
-    """The way to feed a model for measuring."""
+    """The way to feed a model for measuring, for which it is in float32 and evaluation mode."""
+    device = accelerator.device
+    if isinstance(model, nn.Module):
+        model.float().eval().to(device)
     return Embedder(
         model,
-        accelerator.device,
-        config.evaluation.batch_size,
-        count_workers(config.train.workers, accelerator.device),
+        device,
+        config.batch_size,
+        count_workers(workers, device),
         visible=accelerator.is_main_process,
         reader=reader,
     )
@@ -650,13 +644,6 @@ def sample_pairs(model: Any, pairs: ImageCaptions | Stream, count: int) -> tuple
     return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 
-def epoch_plans(config: RefineConfig, pairs: ImageCaptions) -> Iterator[EpochPlan]:
-    """One plan after another, each newly shuffled with newly drawn captions, without end."""
-    generator = seeded_generator(config.seed, "order")
-    while True:
-        yield EpochPlan.draw(pairs, generator=generator)
-
-
 def count_pairs(config: TrainConfig, pairs: ImageCaptions | Stream, steps: int) -> int:
     """Training pairs; of a stream those that are used."""
     return steps * config.batch_size if isinstance(pairs, Stream) else len(pairs)
@@ -694,7 +681,8 @@ def build_batches(
     if isinstance(pairs, Stream):
         return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)
     loader = PairLoader(pairs, **settings)
-    plans = epoch_plans(config, pairs)
+    generator = seeded_generator(config.seed, "order")
+    plans = (EpochPlan.draw(pairs, generator=generator) for _ in repeat(None))
     passed, inside = divmod(done, max(1, len(pairs) // config.train.batch_size))
 
     def epochs() -> Iterator[Iterable[PairBatch]]:

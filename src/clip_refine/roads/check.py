@@ -56,20 +56,13 @@ class ImageFacts:
     odd: tuple[str, ...] = ()  # what had to be done to see it as it is meant
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that cannot be decoded."""
-
-    problem: str  # A sentence that names it and says what to do
-
-
-def scan_images(images: Images, *, workers: int) -> list[ImageFacts | Unreadable]:
-    """Decode every image once."""
+def scan_images(images: Images, *, workers: int) -> list[ImageFacts | str]:
+    """Decode every image once; of those that cannot be a sentence that says what to do."""
     scan, title = partial(_scan, images), "Decoding images"
     return list(in_parallel(scan, len(images), title, workers=workers, visible=True))
 
 
-def _scan(images: Images, index: int) -> ImageFacts | Unreadable:
+def _scan(images: Images, index: int) -> ImageFacts | str:
     name = images.image_name(index)
     try:
         data = image_bytes(images, index)
@@ -79,7 +72,7 @@ def _scan(images: Images, index: int) -> ImageFacts | Unreadable:
             return ImageFacts(content, _look(image), *image.size, DRAWN)
         return scan_image(data, name)
     except DataError as error:
-        return Unreadable(str(error))
+        return str(error)
 
 
 def scan_image(data: bytes, name: str) -> ImageFacts:
@@ -327,9 +320,7 @@ def check_data(
     return findings
 
 
-def _images(
-    images: ImageCaptions, facts: Sequence[ImageFacts | Unreadable], near: int
-) -> ImageFindings:
+def _images(images: ImageCaptions, facts: Sequence[ImageFacts | str], near: int) -> ImageFindings:
     names = [images.image_name(index) for index in range(len(images))]
     readable = {i: fact for i, fact in enumerate(facts) if isinstance(fact, ImageFacts)}
     by_content: dict[str, list[int]] = defaultdict(list)
@@ -346,9 +337,9 @@ def _images(
         short_side=NumberSpread.of([min(fact.width, fact.height) for fact in readable.values()]),
         long_side=NumberSpread.of([max(fact.width, fact.height) for fact in readable.values()]),
         unreadable=tuple(
-            Problem(where=names[index], problem=fact.problem)
-            for index, fact in enumerate(facts)
-            if isinstance(fact, Unreadable)
+            Problem(where=name, problem=fact)
+            for name, fact in zip(names, facts, strict=True)
+            if isinstance(fact, str)
         ),
         without_captions=tuple(
             name for name, texts in zip(names, images.captions, strict=True) if not texts
@@ -392,9 +383,7 @@ def _captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> CaptionFindi
     )
 
 
-def _samples(
-    images: ImageCaptions, facts: Sequence[ImageFacts | Unreadable], seed: int
-) -> list[Sample]:
+def _samples(images: ImageCaptions, facts: Sequence[ImageFacts | str], seed: int) -> list[Sample]:
     """Pairs drawn at random from those that can be shown, in the order of the source."""
     generator = random.Random(seed)
     shown = [

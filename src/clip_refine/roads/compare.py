@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from clip_refine.evaluation.scores import (
     summarise,
 )
 from clip_refine.losses import Objective
-from clip_refine.models import DualEncoder, Teacher
+from clip_refine.models import DualEncoder
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.comparison import comparison_csv, comparison_markdown
 from clip_refine.report.comparison_page import write_comparison_report
@@ -56,7 +56,7 @@ from clip_refine.support.folder import (
     write_file,
 )
 from clip_refine.train import StepLog, TowerPrecision
-from clip_refine.train.teacher_cache import TeacherCache, model_fingerprint
+from clip_refine.train.teacher_cache import kept_features, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
 
 UNTOUCHED = "pre-trained"
@@ -92,58 +92,50 @@ def compare(
             or a recipe that cannot be trained at any of its learning rates.
     """
     with alone(config.out):
-        return _compare(config, model, train_pairs, held_out, tasks)
+        # what is compared
+        variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
+        tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
+        trainings = sum(tried) + len(variants) * (config.seeds - 1)
+        others = build.label_models(config.models)
+        for label, other in others.items():
+            if other == config.model and model is None:
+                raise ConfigError(
+                    f"models: {label} is model.name, compared in any case. Leave it out."
+                )
+            with quietly():  # what cannot be loaded is said now, not when the first model is done
+                build.build_model(other)
+        if others:
+            remark(
+                f"The plan is of {config.model.title} (--model.name), the first model; the same "
+                f"follows for {', '.join(others)}."
+            )
+        runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
+        if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
+            build.check_swaps(runs.training, config.seed)  # single runs are quiet
 
+        # run after run, model after model
+        stored, choices = runs.all(variants)
+        for label, other in others.items():
+            runs = runs.of_another(label, other, trainings)
+            of_it = [replace(v, config=override(v.config, model=other)) for v in variants]
+            for found, more in zip((stored, choices), runs.all(of_it), strict=True):
+                found += more
 
-def _compare(
-    config: CompareConfig,
-    model: DualEncoder | None,
-    train_pairs: GivenPairs | None,
-    held_out: GivenPairs | None,
-    tasks: Sequence[LabelledImages] | None,
-) -> Comparison:
-    # what is compared
-    variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
-    tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
-    trainings = sum(tried) + len(variants) * (config.seeds - 1)
-    others = build.label_models(config.models)
-    for label, other in others.items():
-        if other == config.model and model is None:
-            raise ConfigError(f"models: {label} is model.name, compared in any case. Leave it out.")
-        with quietly():  # what cannot be loaded is said now, not when the first model is done
-            build.build_model(other)
-    if others:
-        remark(
-            f"The plan is of {config.model.title} (--model.name), the first model; the same "
-            f"follows for {', '.join(others)}."
+        # numbers → something to look at
+        finished = [(found.row, found.resampled) for found in stored if found.row]
+        rows = tuple(row for row, _ in finished)
+        summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
+        result = Comparison(
+            rows=rows,
+            summary=summary,
+            learning_rates=tuple(choices),
+            held_out=len(runs.held_out),
+            models={label: other.title for label, other in others.items()},
         )
-    runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
-    if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
-        build.check_swaps(runs.training, config.seed)  # single runs are quiet
-
-    # run after run, model after model
-    stored, choices = runs.all(variants)
-    for label, other in others.items():
-        runs = runs.of_another(label, other, trainings)
-        of_it = [replace(v, config=override(v.config, model=other)) for v in variants]
-        for found, more in zip((stored, choices), runs.all(of_it), strict=True):
-            found += more
-
-    # numbers → something to look at
-    finished = [(found.row, found.resampled) for found in stored if found.row]
-    rows = tuple(row for row, _ in finished)
-    summary = summarise(rows, [resampled for _, resampled in finished], untouched=UNTOUCHED)
-    result = Comparison(
-        rows=rows,
-        summary=summary,
-        learning_rates=tuple(choices),
-        held_out=len(runs.held_out),
-        models={label: other.title for label, other in others.items()},
-    )
-    _say_what_is_left_out(config.out / "comparison.json", result)
-    write_comparison(config.out, result, runs.accelerator.device, report=config.report)
-    runs.store.complete()
-    return result
+        _say_what_is_left_out(config.out / "comparison.json", result)
+        write_comparison(config.out, result, runs.accelerator.device, report=config.report)
+        runs.store.complete()
+        return result
 
 
 def open_runs(
@@ -250,7 +242,6 @@ def _set_up(
     encoder = build.build_model(config.model, model)
     build.warn_of_marks(encoder, train_pairs, held_out)
     student = build.build_student(encoder, base, accelerator.device)
-    student.eval()  # until it is trained, so that no statistics move
     weights = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     scored = {
         "held-out images": len(held_out),
@@ -276,17 +267,11 @@ def _set_up(
         workers=config.train.workers,
         folder=config.cache,
     )
-    embedder = replace(build.build_embedder(base, encoder, accelerator, reader), visible=False)
-    heads = build.find_heads(student, base.train, accelerator, training)
-    cache = TeacherCache(
-        config.cache or default_cache(),
-        Teacher(student, heads).encoder if heads else encoder,
-        precision,
-        accelerator.device,
-        config.evaluation.batch_size,
-        embedder.workers,
-        reader,
+    feeding = build.build_embedder(
+        encoder, accelerator, config.evaluation, config.train.workers, reader
     )
+    embedder = replace(feeding, visible=False)
+    heads = build.find_heads(student, base.train, accelerator, training)
     return Runs(
         config=config,
         combined=combined,
@@ -296,7 +281,9 @@ def _set_up(
         selection=selection,
         held_out=held_out,
         tasks=tasks,
-        teacher_features=cache.features(training),
+        teacher_features=kept_features(
+            training, embedder, precision, config.cache or default_cache(), heads
+        ),
         accelerator=accelerator,
         embedder=embedder,
         precision=precision,
@@ -324,7 +311,7 @@ def _set_aside(config: CompareConfig, pairs: ImageCaptions) -> tuple[ImageCaptio
 
 @dataclass(frozen=True)
 class Training:
-    """What was done to the model before it is scored."""
+    """What was done to the model before it is scored; a row says the same by these names."""
 
     seed: int  # of order, captions and references
     learning_rate: float | None = None  # None for the untouched model
@@ -476,13 +463,6 @@ class Runs:
         chosen = sorted(order[: max(1, round(fraction * count))])
         return Subset(self.training, chosen, self.training.name)
 
-    def score(
-        self, name: str, training: Training, features: ModelFeatures, *, selection: float | None
-    ) -> tuple[ComparisonRow, dict[str, list[float]]]:
-        """As `score_row`, with one seed for all."""
-        alike = {"seed": self.config.seed, "resamples": self.config.resamples}
-        return score_row(name, training, features, selection=selection, **alike)
-
     def _variant(self, variant: Variant, seed: int, rate: float) -> list[FinishedRun]:
         row = f"{self.prefix}{variant.name}"
         names: dict[str, str | None] = {row: None}
@@ -553,14 +533,14 @@ class Runs:
         self.encoder.eval()
         features = embed_model(self.embedder, self.held_out, self.tasks)
         selection = embed_pairs(self.embedder, self.selection)
-        made = {}
+        made, alike = {}, {"seed": self.config.seed, "resamples": self.config.resamples}
         for name, peer in names.items():
             scored, at, score = features, training, None
             if peer is None:
                 score = selection_score(selection)
             else:
                 at, scored = self._behind(peer, training, features, selection)
-            row, resampled = self.score(name, at, scored, selection=score)
+            row, resampled = score_row(name, at, scored, selection=score, **alike)
             made[name] = FinishedRun.model_validate(
                 {"depends_on": depends_on[name], "row": row, "resampled": resampled}
             )
@@ -617,17 +597,12 @@ def score_row(
     scores, probes = score_features(features, seed=seed), probe_features(features, seed=seed)
     row = ComparisonRow(
         recipe=name,
-        seed=training.seed,
-        learning_rate=training.learning_rate,
-        steps=training.steps,
-        pairs=training.pairs,
+        **asdict(training),
         geometry=scores.geometry,
         retrieval=scores.retrieval,
         zero_shot=scores.zero_shot,
         linear_probe={task: hits.double().mean().item() for task, hits in probes.items()},
         selection=selection,
-        seconds=training.seconds,
-        peak_memory=training.peak_memory,
     )
     return row, resampled_headline(features, probes, resamples=resamples, seed=seed)
 

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from torch import nn
-
 from clip_refine.config import EvaluateConfig, RefineConfig, load_config, refuse_idle
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import image_groups, pairs_fingerprint
 from clip_refine.data.sources import TOY, absolute_source, split_name
-from clip_refine.evaluation import Embedder, score_model
+from clip_refine.evaluation import score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
 from clip_refine.evaluation.separation import fit_probability, nonsense
 from clip_refine.models import DualEncoder
@@ -39,14 +37,12 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     if config.suite is not None:
         raise ConfigError("suite: call evaluate_suite for it.")
     refuse_idle(config)
-    if config.out is not None:
-        check_free(config.out, overwrite=config.overwrite, folder=False)
-    if config.save_threshold is not None:
-        check_free(config.save_threshold, overwrite=config.overwrite, folder=False)
+    for path in (config.out, config.save_threshold):
+        if path is not None:
+            check_free(path, overwrite=config.overwrite, folder=False)
     if config.save_features is not None:
         check_features_path(config.save_features, overwrite=config.overwrite)
     accelerator = build.build_accelerator(config.device)
-    device = accelerator.device
     tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
     tasks_alone = bool(tasks) and config.data.val is None and not config.data.sources
     for name in ("save_features", "save_threshold"):
@@ -57,12 +53,8 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     build.warn_of_marks(encoder, *held_out)
     if held_out and model is None:
         _warn_of_trained_on(config, held_out[0])
-    if isinstance(encoder, nn.Module):
-        encoder.float().eval().to(device)
-    workers = build.count_workers(config.workers, device)
     reader = build.build_reader(config.data, encoder, [*held_out, *tasks], workers=config.workers)
-    batch_size = config.evaluation.batch_size
-    embedder = Embedder(encoder, device, batch_size, workers, reader=reader)
+    embedder = build.build_embedder(encoder, accelerator, config.evaluation, config.workers, reader)
     pairs = embed_pairs(embedder, held_out[0]) if held_out else None
     if pairs is None:
         features = embed_tasks(embedder, tasks)
@@ -71,13 +63,15 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
         )
     else:
         scores = score_model(embedder, held_out[0], tasks, seed=config.seed, pairs=pairs)
-    if config.out is not None and accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        return scores
+    if config.out is not None:
         write_file(config.out, scores.text)
-    if config.save_features is not None and pairs is not None and accelerator.is_main_process:
+    if config.save_features is not None and pairs is not None:
         features = FeatureSet(pairs.image_features, pairs.text_features, pairs.text_to_image)
         note = {"model": config.model.name}
         write_features(config.save_features, features, note=note, overwrite=config.overwrite)
-    if config.save_threshold is not None and pairs is not None and accelerator.is_main_process:
+    if config.save_threshold is not None and pairs is not None:
         try:
             found = fit_probability(
                 pairs.image_features,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_refine.config import DataConfig, ModelConfig, RefineConfig, load_config, override
 from clip_refine.data import CaptionedImages, ImageCaptions, Subset, open_pairs
@@ -168,10 +168,7 @@ def open_explorer(
     }
     for name, model in names.items():
         encoder = build.build_model(model)
-        if isinstance(encoder, nn.Module):
-            encoder.float().eval().to(accelerator.device)
-        workers = build.count_workers(None, accelerator.device)
-        embedder = Embedder(encoder, accelerator.device, config.evaluation.batch_size, workers)
+        embedder = build.build_embedder(encoder, accelerator, config.evaluation, None)
         indices.append(SearchIndex(embedder, pairs, captions, name))
     return Explorer(pairs, captions, *indices)
 

@@ -127,19 +127,16 @@ def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool)
         raise OutputError(
             f"{folder}: exists already and holds no comparison. Choose another --out."
         )
-    if state is None and finished and not overwrite:
+    if overwrite or not finished:
+        return
+    if state is None:
         remark(
             f"{folder}: state.json cannot be read. Finished runs that do not follow from these "
             "settings are made again.",
             "yellow",
         )
         return
-    if state is None:
-        return
-    earlier = flat(state.settings)
-    if overwrite or not finished:
-        return
-    now = flat(settings)
+    earlier, now = flat(state.settings), flat(settings)
     differing = sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
     if differing:
         name = differing[0]

@@ -101,7 +101,7 @@ from clip_refine.train.state import (
     newest_state,
     tensor_sum,
 )
-from clip_refine.train.teacher_cache import CachedTeacher, TeacherCache
+from clip_refine.train.teacher_cache import CachedTeacher, kept_features
 
 NORM_SAMPLE = (
     512  # training pairs for mean raw norms; photo-clip's vary by 17 %, so 17 / √512 < 1 %
@@ -160,7 +160,7 @@ def refine(
         remark(
             "Behind the fold RaFA closes more of the gap where only projections are trained. Where "
             "the towers are, they answer it with smaller norms and more gap: "
-            "--loss.rafa-weight 0, centred's own, closed more (docs/results/photo-centred.md)."
+            "--loss.rafa-weight 0, the recipe's own, closed more (docs/results/photo-centred.md)."
         )
     for name, why in unused_settings(config).items():
         remark(f"{name} changes nothing here: {why}.", style="yellow")
@@ -196,7 +196,9 @@ def refine(
         track_run(config, folder) as tracking,
     ):
         states = states_of(config, folder, saved, student, train_pairs, steps)
-        embedder = build.build_embedder(config, encoder, accelerator, reader)
+        embedder = build.build_embedder(
+            encoder, accelerator, config.evaluation, config.train.workers, reader
+        )
         guard = build_guard(config, embedder, selection, tasks)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
@@ -526,17 +528,9 @@ def known_features(
         return None
     with quietly():  # training says it
         precision = choose_precision(config.train, student, pairs, accelerator)
+    folder = config.data.cache_folder or default_cache()
     heads = build.find_heads(student, config.train, accelerator, pairs)
-    cache = TeacherCache(
-        config.data.cache_folder or default_cache(),
-        Teacher(student, heads).encoder if heads else student,
-        precision,
-        accelerator.device,
-        embedder.batch_size,
-        embedder.workers,
-        embedder.reader,
-    )
-    return cache.features(pairs)
+    return kept_features(pairs, embedder, precision, folder, heads)
 
 
 def measure_features(

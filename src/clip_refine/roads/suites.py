@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_refine.config import (
     DataConfig,
@@ -44,7 +44,6 @@ from clip_refine.data.labelled import (
 )
 from clip_refine.data.pairs import Images, fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
-from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
 from clip_refine.evaluation.forgetting import against
 from clip_refine.evaluation.scores import Outcome, mean_of
@@ -339,21 +338,13 @@ class SuiteBench:
 
     def encode(self, label: str, model: ModelConfig) -> EncodedModel:
         """Put all features of a model into the cache."""
-        device = self.accelerator.device
-        encoder = build.build_model(model)
-        embedder = Embedder(
-            encoder,
-            device,
-            self.config.evaluation.batch_size,
-            build.count_workers(self.config.workers, device),
-            visible=self.accelerator.is_main_process,
-        )
-        if isinstance(encoder, nn.Module):
-            encoder.float().eval().to(device)
+        group, encoder = self.accelerator, build.build_model(model)
+        embedder = build.build_embedder(encoder, group, self.config.evaluation, self.config.workers)
         pixels = preprocess_fingerprint(encoder.preprocess).encode()
-        made_by = fingerprint(str(DECODING).encode(), pixels, *identity(encoder, "fp32", device))
+        made_by = fingerprint(
+            str(DECODING).encode(), pixels, *identity(encoder, "fp32", group.device)
+        )
         store = FeatureStore((self.config.cache or default_cache()) / "features" / made_by)
-        group = self.accelerator
         for name, source in self.sources.items():
             title = f"{label}: {name}"
             store.add_images(embedder, source.images, source.fingerprints, title, group)
@@ -370,19 +361,12 @@ class SuiteBench:
 
     def measure(self, task: Task, model: EncodedModel, first: Outcome | None = None) -> Outcome:
         """One task from the features in the cache; `first` is what the first model did in it."""
-        try:
-            return self._measure(task, model, first)
-        except ValueError as error:
-            raise DataError(f"task {task.title}: {error}.") from error
-
-    def _measure(self, task: Task, model: EncodedModel, first: Outcome | None) -> Outcome:
         source, features = self.sources[task.source], model.features
         prompted = self._prompts(task) if isinstance(task, PromptedTask) else []
         texts = prompted if source.captions is None else source.texts
         images = features.images(source.fingerprints)
-        return measure_task(
-            task,
-            SourceFeatures(
+        try:
+            found = SourceFeatures(
                 images,
                 features.texts(texts) if texts else images[:0],
                 source.owners,
@@ -393,9 +377,10 @@ class SuiteBench:
                 logit_scale=model.logit_scale,
                 nonsense_features=features.texts(nonsense()) if task.kind == "separation" else None,
                 first=first,
-            ),
-            bootstrap=self.bootstrap(task),
-        )
+            )
+            return measure_task(task, found, bootstrap=self.bootstrap(task))
+        except ValueError as error:
+            raise DataError(f"task {task.title}: {error}.") from error
 
     def bootstrap(self, task: Task) -> Bootstrap:
         """Tasks on one source draw the same images."""
@@ -557,15 +542,11 @@ def _mean_record(
         model=model.label,
         protocol=outcome.protocol,
         source=f"{len(parts)} sources",
-        note=None,
         counts=outcome.counts,
         prompts=" and ".join(sorted(prompts)),
-        templates=(),
-        class_names=None,
         model_fingerprint=model.fingerprint,
         data_fingerprint=fingerprint(*(one.data_fingerprint.encode() for one in parts)),
         scores={"top1": score("top1", outcome.numbers["top1"])},
-        details={},
     )
 
 

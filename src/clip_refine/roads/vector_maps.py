@@ -399,14 +399,7 @@ def compare_vectors(
 # `vectors fold`: the same maps in the checkpoint, for new queries.
 
 
-def fold_vectors(
-    maps: Path,
-    config: ModelConfig,
-    out: Path,
-    *,
-    model: DualEncoder | None = None,
-    overwrite: bool = False,
-) -> None:
+def fold_vectors(maps: Path, config: ModelConfig, out: Path, *, overwrite: bool = False) -> None:
     """Write a model with linear maps of `vectors refine` or a fold's in its output layers."""
     check_free(out, overwrite=overwrite)
     peer = load_peer(maps)
@@ -418,16 +411,15 @@ def fold_vectors(
             "normalisation cannot go into a layer. Linear are `vectors refine`, and `posthoc fit "
             "fold`, which does nearly what mean-centring does."
         )
-    encoder: Any = build.build_model(config, model)
+    encoder: Any = build.build_model(config)
     encoder.float().eval()
     if isinstance(encoder, OpenClipEncoder):
         encoder.add_projection()
     fold_model(encoder, peer)
-    name = config.name if model is None else f"python:{type(model).__name__}"
     provenance = Provenance(
         version=__version__,
         made="folded",
-        base=base_model(name, config.pretrained),
+        base=base_model(config.name, config.pretrained),
         recipe=f"linear maps ({peer.kind}) in both output layers",
     )
     with complete_folder(out, overwrite=overwrite) as folder:

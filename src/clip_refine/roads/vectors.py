@@ -31,10 +31,9 @@ from clip_refine.vectors.files import (
     write_features,
 )
 from clip_refine.vectors.maps import Procrustes
-from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
+from clip_refine.vectors.stored import open_npy, read_pairs
 from clip_refine.vectors.transforms import (
     DEFAULTS,
-    Modality,
     Peer,
     check_name,
     fit_peer,
@@ -184,13 +183,7 @@ def measure_transforms(
             model=label,
             protocol=found[label][task].protocol,
             source=source,
-            note=None,
             counts=found[label][task].counts,
-            prompts=None,
-            templates=(),
-            class_names=None,
-            model_fingerprint="",
-            data_fingerprint="",
             scores={name: score(name, n) for name, n in found[label][task].numbers.items()},
             details=found[label][task].details,
         )
@@ -199,10 +192,7 @@ def measure_transforms(
     ]
     return SuiteScores(
         suite="vectors",
-        models=tuple(
-            EvaluatedModel(label=label, name=label, pretrained=None, fingerprint="")
-            for label in models
-        ),
+        models=tuple(EvaluatedModel(label=label, name=label) for label in models),
         measured=tuple(measured),
         differences=tuple(differences(found)),
         missing={},
@@ -266,20 +256,7 @@ def _tasks(pairs: EmbeddedPairs, *, clusters: bool) -> list[Task]:
 
 
 # --------------------------------------------------------------------------------------------------
-# `vectors apply` and `vectors align`: a stored index through a map, a new model's vectors into it.
-
-
-def apply_vectors(
-    maps: Path,
-    stored: Path,
-    out: Path,
-    *,
-    side: Modality,
-    column: str | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Write a copy of a stored index with one side mapped; how many vectors those are."""
-    return apply_stored(load_peer(maps), stored, out, side=side, column=column, overwrite=overwrite)
+# `vectors align`: a new model's vectors into an old index's space.
 
 
 def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -> Procrustes:

@@ -129,12 +129,11 @@ def fold(
     )
     pairs = open_training(data)
     encoder = _load(model)
-    encoder.float().eval()
     if isinstance(encoder, OpenClipEncoder):
         encoder.add_projection()
     accelerator = build.build_accelerator(config.train.device)
     reader = build.build_reader(data, encoder, [pairs])
-    embedder = build.build_embedder(config, encoder.to(accelerator.device), accelerator, reader)
+    embedder = build.build_embedder(encoder, accelerator, config.evaluation, None, reader)
     folded = fold_student(config, encoder, measure_features(config, embedder, pairs), pairs)
     set_logit_scale(encoder, folded.logit_scale)
     made = Provenance(

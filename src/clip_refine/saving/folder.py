@@ -17,7 +17,7 @@ from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import pairs_fingerprint
 from clip_refine.models import OpenClipEncoder, TransformersEncoder
 from clip_refine.models.checkpoints import PROVENANCE
-from clip_refine.models.encoder import files_of
+from clip_refine.models.encoder import OPEN_CLIP, OWN, TRANSFORMERS, files_of
 from clip_refine.report.tables import rolled_back, signed
 from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
 from clip_refine.results.metrics import metric
@@ -30,9 +30,7 @@ from clip_refine.support.limits import parse_yaml
 # The `README.md` of a saved model, as the Hugging Face Hub shows it.
 
 
-OPEN_CLIP, TRANSFORMERS = "open_clip", "transformers"
 SENTENCE_TRANSFORMERS, ONNX, IMMICH = "sentence-transformers", "onnx", "immich"
-WEIGHTS = "pytorch"
 
 _GEOMETRY = ("centroid_distance", "true_pair_cosine", "text_first_share")
 _SPECIAL = re.compile(r"([\\`*_\[\]{}<>|~&#$])")
@@ -277,7 +275,7 @@ def write_card(
     if formats == [ONNX]:
         settings = json.loads((folder / "onnx_config.json").read_text(encoding="utf-8"))
         fed = fed and "open_clip" in settings["image"]["preprocessing"]
-    text = model_card(provenance, formats or [WEIGHTS], scores, hub_id=hub_id, fed=fed)
+    text = model_card(provenance, formats or [OWN], scores, hub_id=hub_id, fed=fed)
     (folder / CARD).write_text(text, encoding="utf-8")
     provenance.write(folder / PROVENANCE)
 

@@ -1,6 +1,7 @@
 """What a person sees while it runs: remarks, bars, seconds, memory."""
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -73,10 +74,6 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024 / _GB
         except OSError:
             pass
-        try:
-            import resource
-        except ImportError:
-            return 0  # Windows does not say
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GB
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,14 @@ def _take(descriptor: int, wait: str | None) -> bool:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """One writer of a path at a time, since a second would clear what the first has written."""
-    file = _hidden(path, "lock")
-    lock = locked(file)
-    try:
-        held = lock.__enter__()
-    except OSError:
-        yield  # a file system without locks; what else is wrong shows when it is written to
-        return
-    try:
+    with ExitStack() as holding:
+        try:
+            held = holding.enter_context(locked(_hidden(path, "lock")))
+        except OSError:  # a file system without locks; what else is wrong shows at writing
+            held = True
         if not held:
             raise OutputError(f"{path}: another run is writing it. Choose another --out.")
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _hidden(path: Path, what: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_refine.data import EpochPlan, ImageCaptions, PairBatch, PixelReader
+from clip_refine.data import EpochPlan, ImageCaptions, PairBatch
 from clip_refine.data.images import DECODING
 from clip_refine.data.pairs import fingerprint
 from clip_refine.data.pixels import preprocess_fingerprint
@@ -63,38 +63,30 @@ class CachedTeacher(Teacher):
         return {}
 
 
-@dataclass(frozen=True)
-class TeacherCache:
-    """Features on disk by fingerprint, a folder for each model, preprocessing and precision."""
+def kept_features(
+    pairs: ImageCaptions,
+    embedder: Embedder,
+    precision: TowerPrecision,
+    folder: Path,
+    heads: Heads | None = None,
+) -> EmbeddedPairs:
+    """Those of all images and captions as a live teacher has them, from disk where they are there.
 
-    folder: Path  # where; made when needed
-    model: Any  # the untouched dual encoder, in evaluation mode on `device`
-    precision: TowerPrecision  # what training runs at, so what a live teacher would run at
-    device: torch.device  # where to compute
-    batch_size: int  # images or captions at a time
-    workers: int = 0  # processes that decode images
-    # how images become pixels, where not by the model's preprocessing alone
-    reader: PixelReader | None = None
-
-    def features(self, pairs: ImageCaptions) -> EmbeddedPairs:
-        """Features of all images and all captions, from disk where they are there."""
-        side = self.reader and self.reader.side
-        made_by = f"{model_fingerprint(self.model, self.precision)} {DECODING} {side}"
-        store = FeatureStore(self.folder / "teacher" / fingerprint(made_by.encode()))
-        embedder = _TrainingEmbedder(
-            self.model,
-            self.device,
-            self.batch_size,
-            self.workers,
-            visible=False,
-            reader=self.reader,
-            precision=self.precision,
-        )
-        undo = quick_on_cpu(self.model)
-        try:
-            return embed_pairs(embedder, pairs, store)
-        finally:
-            undo()
+    A folder for each model, preprocessing and precision, which is that of training. With the
+    model's `heads` they are those of the trunk below.
+    """
+    model: Any = embedder.model
+    if heads:
+        model = Teacher(model, heads).encoder
+    side = embedder.reader and embedder.reader.side
+    made_by = f"{model_fingerprint(model, precision)} {DECODING} {side}"
+    store = FeatureStore(folder / "teacher" / fingerprint(made_by.encode()))
+    silent = {**vars(embedder), "model": model, "visible": False}
+    undo = quick_on_cpu(model)
+    try:
+        return embed_pairs(_TrainingEmbedder(**silent, precision=precision), pairs, store)
+    finally:
+        undo()
 
 
 @dataclass(frozen=True, kw_only=True)

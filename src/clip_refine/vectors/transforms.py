@@ -433,8 +433,8 @@ class NearestNeighbourNormalisation(Peer):
     columns are appended, image′ = (x, −image_bias, 1) and text′ = (y, 1, −text_bias), so that
     image′·text′ = x·y − image_bias(x) − text_bias(y). Within the results of one query its own bias
     is a constant: ranks, recall and softmax over the gallery are exactly NNN's in both directions.
-    Scores themselves are NNN's up to that constant; for these add `image_bias` to the rows of
-    `similarity` (images are queries) or `text_bias` to its columns (texts are).
+    Scores themselves are NNN's up to that constant; for these add each query's own bias to what
+    `similarity` gives it.
     """
 
     image_references: Tensor  # (N, d), unit image features, the queries that texts are corrected by
@@ -479,14 +479,6 @@ class NearestNeighbourNormalisation(Peer):
     def score_columns(self) -> int:
         """The two last columns are biases and ones."""
         return 2
-
-    def image_bias(self, image_features: Tensor) -> Tensor:
-        """What text queries at large give to each image: (N, d) raw or unit → (N,)."""
-        return -self.transform(image_features, "image")[:, -2]
-
-    def text_bias(self, text_features: Tensor) -> Tensor:
-        """What image queries at large give to each text: (M, d) raw or unit → (M,)."""
-        return -self.transform(text_features, "text")[:, -1]
 
     def transform(self, features: Tensor, modality: Modality) -> Tensor:
         """(N, d) raw or unit → (N, d + 2): (unit features, −bias, 1), of texts (…, 1, −bias)."""

@@ -1,19 +1,25 @@
 """Peak memory of a refine step by batch and micro-batch: `python benchmarks/memory.py`.
 
 With `--losses 4096` that of every objective's loss alone, forward and backward on so many pairs of
-512 dimensions, for one of `--processes 1 2 8`. Each row is a process of its own, since a process
-never gives its peak back. Weights and data are random, as memory does not depend on them.
+512 dimensions, for one of `--processes 1 2 8`, counted twice: what PyTorch has allocated at once,
+and what the process takes, which is more by what malloc keeps of blocks below 32 MiB that were
+given back, unless it is told to keep none above 64 KiB, as here. Each row is a process of its own,
+since a process never gives its peak back. Weights and data are random, as memory does not depend on
+them.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
 from step import random_model
+from torch.profiler import ProfilerActivity, profile
 
 from clip_refine.config import RefineConfig
 from clip_refine.config.settings import RECIPES
@@ -48,13 +54,23 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def measure_loss(recipe: str, batch: int, processes: int) -> None:
-    """One line: objective, processes, MiB above the features, that in float32 matrices (B, B)."""
+    """One line: objective, processes, MiB above the features by both counts."""
+    loss_step(recipe, 8, 1)()  # what libraries take once is not the loss's
+    step = loss_step(recipe, batch, processes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    print(f"| {recipe} | {processes} | {allocated(step):.0f} | {taken:.0f} |", flush=True)
+
+
+def loss_step(recipe: str, count: int, processes: int) -> Callable[[], None]:
+    """A loss there and back, whose gradients are let go."""
     objective = Objective(RefineConfig.model_validate({"recipe": recipe}).loss)
-    for count in (8, batch):  # what libraries take once is not the loss's
-        features = [torch.randn(count, 512) for _ in range(5)]
-        mix, gap = torch.rand(count), torch.zeros(512)
-        student = PairFeatures(*(side.requires_grad_() for side in features[:2]))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    features = [torch.randn(count, 512) for _ in range(5)]
+    mix, gap = torch.rand(count), torch.zeros(512)
+    student = PairFeatures(*(side.requires_grad_() for side in features[:2]))
+
+    def step() -> None:
         terms = objective(
             student,
             PairFeatures(*features[2:4]),
@@ -65,10 +81,23 @@ def measure_loss(recipe: str, batch: int, processes: int) -> None:
             rows=slice(0, count // processes),
         )
         terms.total.backward()
-        del terms
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-    matrices = taken * 2**20 / (4 * batch**2)
-    print(f"| {recipe} | {processes} | {taken:.0f} | {matrices:.1f} |", flush=True)
+        for side in student:
+            side.grad = None
+
+    return step
+
+
+def allocated(run: Callable[[], object]) -> float:
+    """The most MiB that PyTorch's tensors on the CPU take at once, above what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    events = found.profiler.kineto_results.events()
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most / 2**20
 
 
 def main() -> None:
@@ -86,13 +115,13 @@ def main() -> None:
         measure_loss(options.recipe, options.losses, options.processes[0])
         return
     if options.losses:
-        print("| objective | processes | MiB | matrices |\n|---|---|---|---|", flush=True)
+        print("| objective | processes | MiB allocated | taken |\n|---|---|---|---|", flush=True)
         one = [sys.executable, __file__, "--losses", str(options.losses)]
+        exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**16)}
         for recipe in RECIPES:
-            for processes in options.processes if recipe != "own" else ():
-                subprocess.run(
-                    [*one, "--recipe", recipe, "--processes", str(processes)], check=True
-                )
+            for count in map(str, options.processes if recipe != "own" else ()):
+                row = ["--recipe", recipe, "--processes", count]
+                subprocess.run([*one, *row], check=True, env=exact)
         return
     if options.batch:
         measure(options)

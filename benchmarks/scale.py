@@ -1,16 +1,38 @@
 """What an epoch costs from one GPU to sixty-four, by arithmetic: the tables of docs/scale.md.
 
     python benchmarks/scale.py
+    python benchmarks/scale.py --processes 1 2 --model ViT-B-32 --batch 64   # measured, on CPUs
+
+The second takes steps of one batch in so many gloo processes of one thread each, in turn, round by
+round. Efficiency is the rate of P processes by P times the rate of one, in the same round; CPU time
+is that of all of them, which others on the machine change less, but which does not show who waits.
 
 Counted: floating-point operations of both towers on the meta device, parameters, bytes. Taken from
 data sheets or assumed, and to be replaced by your own: everything in `ASSUMED`.
 """
 
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import open_clip
 import torch
+from step import random_model, spread
 from torch.utils.flop_counter import FlopCounterMode
+
+from clip_refine.config import RefineConfig
+from clip_refine.data import PairBatch
+from clip_refine.models import Teacher, load_open_clip
+from clip_refine.models.encoder import quick_on_cpu
+from clip_refine.priors import StandardNormal
+from clip_refine.roads import build
+from clip_refine.toy import model_directory
+from clip_refine.train import TowerPrecision
 
 MODELS = ("ViT-B-32", "ViT-L-14", "ViT-H-14")
 PAIRS = (100_000, 10_000_000, 1_000_000_000)
@@ -100,6 +122,79 @@ def rows() -> Iterator[str]:
                 yield f"| {name} | {pairs:,} | {gpus} | {' | '.join(cells)} |"
 
 
+# --------------------------------------------------------------------------------------------------
+# Processes on this machine.
+
+
+def take_steps(options: argparse.Namespace) -> None:
+    """One of several processes; the first one writes a line of JSON."""
+    torch.set_num_threads(1)
+    accelerator = build.build_accelerator("cpu")
+    toy = options.model == "toy"
+    model = load_open_clip(f"local-dir:{model_directory()}") if toy else random_model(options.model)
+    config = RefineConfig.model_validate({"train": {"batch_size": options.batch}})
+    student = build.build_student(model, config, accelerator.device)
+    more = TowerPrecision.from_name(options.precision), StandardNormal(), accelerator
+    trainer = build.build_trainer(config, student, Teacher(student), *more, steps=1)
+    quick_on_cpu(student)
+    share, size = options.batch // accelerator.num_processes, model.clip.visual.image_size[0]
+    tokens = model.tokenizer(["a photo of a dog in the park"] * share)
+    batch = PairBatch(torch.randn(share, 3, size, size), tokens, range(share))
+    taken = []
+    for _ in range(options.steps + 1):
+        accelerator.wait_for_everyone()
+        begin, spent = time.perf_counter(), time.process_time()
+        trainer.step(1, batch, steps=1)
+        own = torch.tensor([time.perf_counter() - begin, time.process_time() - spent])
+        seconds, processor = accelerator.gather(own[None]).unbind(dim=1)
+        taken.append((float(seconds.max()), float(processor.sum())))
+    if accelerator.is_main_process:
+        print(json.dumps([statistics.median(side) for side in zip(*taken[1:], strict=True)]))
+    accelerator.end_training()
+
+
+def processes(options: argparse.Namespace) -> Iterator[str]:
+    """A table; a round is a run of each number of processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    kept = ("model", "batch", "steps", "precision")
+    settings = [word for name in kept for word in (f"--{name}", str(vars(options)[name]))]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    found: dict[int, list[tuple[float, float]]] = {count: [] for count in options.processes}
+    for _ in range(options.rounds):
+        for count, rounds in found.items():
+            command = [*launch, str(count), __file__, "--one", *settings]
+            run = subprocess.run(command, env=alone, check=True, capture_output=True, text=True)
+            rounds.append(tuple(json.loads(run.stdout.splitlines()[-1])))
+    first = options.processes[0]
+    yield f"{options.model}, batch {options.batch}, {options.precision}, a thread each"
+    yield "| processes | pairs/s | efficiency | CPU s a step, all |"
+    yield "|---|---|---|---|"
+    for count, rounds in found.items():
+        both = list(zip(found[first], rounds, strict=True))
+        shown = (
+            [options.batch / seconds for seconds, _ in rounds],
+            [first * before[0] / (count * now[0]) for before, now in both],
+            [processor for _, processor in rounds],
+        )
+        yield f"| {count} | {' | '.join(map(spread, shown))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, nargs="*", default=[])
+    parser.add_argument("--model", default="toy", help="toy, or an architecture (random weights)")
+    parser.add_argument("--batch", type=int, default=64, help="pairs of all processes")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--steps", type=int, default=5, help="of a run, behind one that warms up")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        take_steps(options)
+        return
+    for line in processes(options) if options.processes else rows():
+        print(line, flush=True)
+
+
 if __name__ == "__main__":
-    for line in rows():
-        print(line)
+    main()

@@ -1,7 +1,16 @@
 """Pairs per second of our refine step against a textbook loop: `python benchmarks/step.py`.
 
-`--profile` shows where a step's time goes instead, the floor that its arithmetic has at the rate of
-matrix products measured in the same minute, and in turn with PyTorch's own attention and patches.
+`--profile` shows where a step's time goes instead, in turn with PyTorch's own attention and
+patches, and two floors measured in the same minute: its arithmetic at the rate of the largest
+matrix product, which no other product reaches, and its own products one by one, each in its own
+shape, layout and precision, forward and backward, without anything between them.
+
+`--what` measures shortcuts, each in turn with what was done before it, in CPU seconds:
+
+    python benchmarks/step.py --model ViT-B-32 --threads 1 --rounds 5 \\
+        --batch-size 128 --micro-batch 32 --what lengths casts parts
+    python benchmarks/step.py --model ViT-B-32 --threads 1 --rounds 5 \\
+        --batch-size 32 --what tower trunk trunk-kept
 
 The textbook loop is the method as one would first write it: full-length text, float32, AdamW one
 parameter at a time. Both take the same batches of the same data, in turn, and the ratio is taken
@@ -12,26 +21,37 @@ import argparse
 import copy
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import open_clip
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import cross_entropy, linear, log_softmax, mse_loss, softmax
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from clip_refine.config import RefineConfig
-from clip_refine.data import EpochPlan, PairBatch
+from clip_refine.data import EpochPlan, PairBatch, read_table
 from clip_refine.models import OpenClipEncoder, Teacher, load_open_clip
+from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.models.encoder import quick_on_cpu
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.roads.plan import choose_precision
+from clip_refine.support.console import quietly
 from clip_refine.toy import ToyPairs, model_directory
-from clip_refine.train import Trainer
+from clip_refine.train import Trainer, loop, micro_batch
+from clip_refine.train.micro_batch import parts_by_length
 from clip_refine.train.part import compiled_blocks
+from clip_refine.train.precision import encode_pairs
+from clip_refine.train.teacher_cache import CachedTeacher
 
 
 def random_model(architecture: str) -> OpenClipEncoder:
@@ -98,15 +118,25 @@ def trainer_step(student: OpenClipEncoder) -> Callable[[PairBatch, torch.Tensor]
 
 
 def our_trainer(
-    student: OpenClipEncoder, pairs: ToyPairs, batch_size: int, micro_batch: int | None = None
+    student: OpenClipEncoder,
+    pairs: ToyPairs,
+    batch_size: int,
+    micro_batch: int | None = None,
+    parameters: str = "all",
+    stay: ExitStack | None = None,
 ) -> Trainer:
+    """Of a part of the model for as long as `stay`."""
     train = {"batch_size": batch_size, "micro_batch": micro_batch or batch_size}
-    config = RefineConfig.model_validate({"train": train})
+    config = RefineConfig.model_validate({"train": {**train, "parameters": parameters}})
     accelerator = Accelerator()
     model = build.build_student(student, config, accelerator.device)
-    precision = choose_precision(config.train, model, pairs, accelerator)
+    with quietly():
+        precision = choose_precision(config.train, model, pairs, accelerator)
     teacher, prior = Teacher(model), StandardNormal()
-    quick_on_cpu(model)  # as `refine` does for as long as it trains
+    if stay:
+        stay.enter_context(build.build_part(config, model, accelerator))
+    else:
+        quick_on_cpu(model)  # as `refine` does for as long as it trains
     return build.build_trainer(config, model, teacher, precision, prior, accelerator, steps=1)
 
 
@@ -115,10 +145,114 @@ def our_step(student: OpenClipEncoder, pairs: ToyPairs, batch_size: int) -> Call
     return lambda batch, number: trainer.step(number, batch, steps=1)
 
 
+# --------------------------------------------------------------------------------------------------
+# Shortcuts, each beside what was done before.
+
+
+Run = Callable[[], object]
+WAS: dict[str, dict[str, Callable[..., Any]]] = {
+    "lengths": {"parts_by_length": lambda tokens, _, size: parts_by_length(tokens, None, size)},
+    "casts": {"weights_cast_once": lambda *_: nullcontext()},
+}
+WAS["parts"] = WAS["lengths"] | WAS["casts"]
+SHORTCUTS = {
+    "lengths": "parts of a batch by length of captions",
+    "casts": "weights cast once for all parts",
+    "parts": "both",
+    "tower": "text-tower: the image tower asked once, for the live teacher, too",
+    "trunk": "projections: the trunk asked once, for the live teacher, too",
+    "trunk-kept": "projections, a later epoch: the trunk looked up, not only the teacher",
+}
+
+
+def shortcut(
+    what: str,
+    model: OpenClipEncoder,
+    pairs: ToyPairs,
+    batch: PairBatch,
+    parts: int | None,
+    stay: ExitStack,
+) -> tuple[Run, Run]:
+    """A step without it and one with it, for as long as `stay`."""
+    size = len(batch.indices)
+    if what in WAS:
+        trainer = our_trainer(model, pairs, size, parts)
+
+        def as_it_was() -> None:
+            with ExitStack() as stay:
+                for name, function in WAS[what].items():
+                    for module in (loop, micro_batch):
+                        if hasattr(module, name):
+                            stay.enter_context(patch.object(module, name, function))
+                trainer.step(1, batch, steps=1)
+
+        return as_it_was, lambda: trainer.step(1, batch, steps=1)
+    chosen = "text-tower" if what == "tower" else "projections"
+    trainer = was = our_trainer(model, pairs, size, parts, chosen, stay)
+    if what == "tower":
+        assert trainer.frozen == (True, False)
+        was = replace(trainer, frozen=(False, False))
+    else:
+        heads = build.find_heads(model, trainer.config, trainer.accelerator)
+        assert heads
+        before, teacher = trainer.teacher, Teacher(model, heads)
+        if what == "trunk-kept":
+            before, teacher = (looked_up(one, batch, trainer) for one in (before, teacher))
+        trainer, was = (replace(trainer, teacher=one) for one in (teacher, before))
+        trainer.towers = type(trainer.towers)(model, trainer.precision, heads)
+    return lambda: was.step(1, batch, steps=1), lambda: trainer.step(1, batch, steps=1)
+
+
+def looked_up(teacher: Teacher, batch: PairBatch, trainer: Trainer) -> Teacher:
+    """One that has the batch's features already."""
+    found = encode_pairs(teacher, batch.pixels, batch.tokens, trainer.precision)
+    count = len(batch.indices)
+    cached = CachedTeacher(EmbeddedPairs(*found, torch.arange(count)), heads=teacher.heads)
+    [_] = cached.follow(
+        [replace(batch, indices=range(count))], EpochPlan(range(count), [0] * count)
+    )
+    return cached
+
+
+def show_shortcuts(options: argparse.Namespace, model: OpenClipEncoder, pairs: ToyPairs) -> None:
+    """CPU seconds, which other jobs on the machine change least."""
+    size, shared = options.batch_size, options.captions
+    source = read_table(shared).captions if shared.exists() else pairs.captions
+    texts = [source[index % len(source)][0] for index in range(size)]
+    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in range(size)])
+    batch = PairBatch(pixels, model.tokenizer(texts), range(size))
+    parts = options.micro_batch or size
+    print(f"{options.model}, batch {size} in parts of {parts}, {options.threads} threads, CPU s")
+    print("| shortcut | before | now | times as fast |\n|---|---|---|---|", flush=True)
+    for what in options.what:
+        with ExitStack() as stay:
+            own = copy.deepcopy(model)
+            runs = shortcut(what, own, pairs, batch, options.micro_batch, stay)
+            spent = [[seconds_of(run) for run in runs] for _ in range(options.rounds + 1)][1:]
+        before, now = zip(*spent, strict=True)
+        times = [old / new for old, new in spent]
+        print(
+            f"| {SHORTCUTS[what]} | {' | '.join(map(spread, (before, now, times)))} |", flush=True
+        )
+
+
+def seconds_of(run: Run) -> float:
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+# --------------------------------------------------------------------------------------------------
+# Where a step's time goes.
+
+
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
     "attention, convolution": ("_scaled_dot_product", "convolution", "mkldnn_convolution"),
     "casts and copies": ("copy_", "_to_copy", "cat", "fill_"),
+    "layer norm": ("native_layer_norm",),
+    "GELU": ("gelu",),
+    "softmax": ("_softmax",),
     "optimiser": ("_fused_adamw_",),
     "gradient norm": ("linalg_vector_norm", "_foreach_norm", "mul_"),
 }
@@ -130,6 +264,47 @@ def kind_of(operator: str) -> str:
     name = operator.removeprefix("aten::")
     found = (k for k, names in KINDS.items() if name in names or name.startswith(names[0] + "_"))
     return next(found, "element by element")
+
+
+class Products(TorchDispatchMode):
+    """Matrix products, attentions and convolutions of what runs within, by what they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[Any] = Counter()
+
+    def __torch_dispatch__(
+        self, called: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        if called.overloadpacket in flop_registry:
+            self.found[called, tuple(map(described, given)), tuple((named or {}).items())] += 1
+        return called(*given, **(named or {}))
+
+    def seconds(self) -> float:
+        """CPU seconds of all of them, each alone with its operands at hand."""
+        return sum(count * alone(*what) for what, count in self.found.items())
+
+
+def described(given: Any) -> Any:
+    if isinstance(given, torch.Tensor):
+        return "tensor", tuple(given.shape), given.stride(), given.dtype
+    return tuple(given) if isinstance(given, list) else given
+
+
+def alone(called: Any, given: Any, named: Any) -> float:
+    """CPU seconds of one call, the mean of a tenth of a second."""
+    arguments = [
+        torch.empty_strided(*what[1:3], dtype=what[3]).normal_()
+        if isinstance(what, tuple) and what[:1] == ("tensor",)
+        else what
+        for what in given
+    ]
+    called(*arguments, **dict(named))
+    count, begin = 0, time.process_time()
+    while time.process_time() - begin < 0.1:
+        called(*arguments, **dict(named))
+        count += 1
+    return (time.process_time() - begin) / count
 
 
 def product_rate(rows: int, width: int, dtype: torch.dtype) -> float:
@@ -160,7 +335,8 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
     visual = model.clip.visual
     rows, width = micro * (visual.positional_embedding.shape[0]), visual.conv1.out_channels
     dtype = torch.bfloat16 if trainer.precision.image_bf16 else torch.float32
-    spent: dict[str, list[float]] = {"PyTorch's own": [], "ours": [], "floor": []}
+    names = "PyTorch's own", "ours", "floor", "its own products"
+    spent: dict[str, list[float]] = {name: [] for name in names}
     number = 0
 
     def step() -> float:
@@ -170,7 +346,8 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
         trainer.step(number, batch, steps=1)
         return time.process_time() - begin
 
-    step()
+    with Products() as products:
+        step()
     stay = ExitStack()
     if options.compile:
         spent["compiled"], begin = [], time.perf_counter()
@@ -186,6 +363,7 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
             with torch.compiler.set_stance("default"):
                 spent["compiled"].append(step())
         spent["floor"].append(work / product_rate(rows, width, dtype))
+        spent["its own products"].append(products.seconds())
         for module, _ in quick:
             del module.forward
         spent["PyTorch's own"].append(step())
@@ -203,16 +381,17 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
     for kind, time_spent in shares.items():
         print(f"| {kind} | {100 * time_spent / whole:.0f} |")
     for name, values in spent.items():
-        print(f"{name:>14}: {spread(values)} CPU s")
-    print(f"{'a batch drawn':>14}: {data:.2f} CPU s")
+        print(f"{name:>19}: {spread(values)} CPU s")
+    print(f"{'a batch drawn':>19}: {data:.2f} CPU s")
     for what, a, b in (
         *([("by compiling", "ours", "compiled")] if options.compile else []),
         ("times as fast", "PyTorch's own", "ours"),
         ("of the floor", "floor", "ours"),
+        ("of its own products", "its own products", "ours"),
         ("of it before", "floor", "PyTorch's own"),
     ):
         ratios = [one / other for one, other in zip(spent[a], spent[b], strict=True)]
-        print(f"{what:>14}: {spread(ratios)}")
+        print(f"{what:>19}: {spread(ratios)}")
 
 
 def main() -> None:
@@ -222,15 +401,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--micro-batch", type=int, help="of the profile")
+    parser.add_argument("--micro-batch", type=int, help="of profile and shortcuts")
     parser.add_argument("--compile", action="store_true", help="a row more of the profile")
+    parser.add_argument("--what", nargs="+", choices=list(SHORTCUTS), help="shortcuts to measure")
+    own = Path(__file__).parents[2] / "shared" / "data" / "flickr8k" / "refine" / "captions.csv"
+    parser.add_argument("--captions", type=Path, default=own, help="of shortcuts; drawn without it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     toy = f"local-dir:{model_directory()}"
     model = load_open_clip(toy) if options.model == "toy" else random_model(options.model)
     pairs = ToyPairs("bench", size=options.batch_size)
-    if options.profile:
-        show_profile(options, model, pairs)
+    if options.profile or options.what:
+        (show_profile if options.profile else show_shortcuts)(options, model, pairs)
         return
     twin = copy.deepcopy(model)
     device = Accelerator().device

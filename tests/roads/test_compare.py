@@ -201,8 +201,13 @@ def test_all_recipes_see_the_same_batches(watched: Watched):
     assert [len(batch) for batch in by_seed["3"][0]] == [24] * 10
 
 
-def test_a_row_is_what_refine_gives_with_a_live_teacher(config: CompareConfig, tmp_path: Path):
+@pytest.mark.parametrize("parameters", ["all", "projections"])
+def test_a_row_is_what_refine_gives_with_a_live_teacher(
+    parameters: str, config: CompareConfig, tmp_path: Path
+):
+    """Also where only projections are trained, on what the trunk gives, which is looked up."""
     config = override(config, recipes=("clip-refine",), combine=(), seeds=1, learning_rates=(1e-3,))
+    config = override(config, train={"parameters": parameters})
     [row] = [row for row in run(config).rows if row.recipe == "clip-refine"]
     training, _ = hold_out(TRAIN, fraction=0.1, seed=3)
     settings = override(config.refinement(), out=tmp_path / "run", train={"learning_rate": 1e-3})

@@ -33,7 +33,7 @@ from clip_refine.support.errors import (
     TrainingError,
 )
 from clip_refine.toy import ToyPairs
-from clip_refine.train import StepLog
+from clip_refine.train import StepLog, Trainer
 from tests.conftest import TINY, write_model
 from tests.several import in_processes
 
@@ -487,11 +487,58 @@ def test_a_teacher_that_is_asked_once_gives_what_one_in_every_step_gives(
 
 
 @pytest.mark.parametrize(
+    ("parameters", "recipe"),
+    [("projections", "centred"), ("projections", "contrastive"), ("text-tower", "clip-refine")],
+)
+def test_images_that_are_looked_up_are_not_read_again(
+    parameters: str, recipe: str, tiny_name: str, table: Path, tmp_path: Path
+):
+    """A frozen tower or trunk is asked once for all epochs; the steps are the same."""
+    settings = {
+        "model": {"name": tiny_name},
+        "data": {"train": str(table), "val": str(table), "cache_folder": tmp_path / "cache"},
+        "train": {"batch_size": 16, "precision": "fp32", "epochs": 2, "parameters": parameters},
+        "recipe": recipe,
+        "loss": {"feature_scale": "canonical"},
+        "report": False,
+    }
+    step, encode, logs = Trainer.step, OpenClipEncoder.encode_image, []
+    for name in ("once", "live"):
+        read, asked = [], []
+
+        def watched(
+            self: Trainer, number: int, batch: Any, steps: int, read: Any = read, asked: Any = asked
+        ) -> Any:
+            def ask(model: OpenClipEncoder, pixels: torch.Tensor) -> torch.Tensor:
+                asked.append(len(pixels))
+                return encode(model, pixels)
+
+            read.append(batch.pixels[0].numel())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(OpenClipEncoder, "encode_image", ask)
+                return step(self, number, batch, steps=steps)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "step", watched)
+            if name == "live":
+                patch.setattr(road, "keeps_teacher", lambda *_: False)
+                patch.setattr(build, "heads_on_frozen", lambda *_: None)
+            refine(RefineConfig.model_validate({**settings, "out": tmp_path / name}))
+        assert (sum(asked), max(read)) == (0, 0) if name == "once" else sum(asked) >= 2 * 64
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+    for one, other in zip(*logs, strict=True):
+        for name in ("loss_total", "gradient_norm", "image_norm", "centroid_distance"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+@pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({}, False),  # one epoch
         ({"train": {"epochs": 2}}, True),
         ({"train": {"epochs": 2}, "recipe": "contrastive"}, False),  # needs no teacher
+        ({"train": {"epochs": 2, "parameters": "projections"}, "recipe": "contrastive"}, True),
         ({"train": {"learning_rate": "auto"}}, True),
         ({"prior": {"kind": "gaussian_both"}}, True),  # all are measured
         ({"data": {"captions": "all"}}, True),  # images come again

@@ -267,6 +267,48 @@ def test_a_frozen_tower_is_asked_once(
     assert all(map(torch.equal, *found))
 
 
+@pytest.mark.parametrize("recipe", ["clip-refine", "contrastive", "wrong captions"])
+@pytest.mark.parametrize("size", [SIZE, 5])
+def test_a_frozen_trunk_is_asked_once(
+    tiny: OpenClipEncoder, recipe: str, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    """By student and teacher in all, in one go and in parts; gradients are the same bit by bit."""
+    train = {"batch_size": SIZE, "micro_batch": size, "parameters": "projections"}
+    wrong = recipe == "wrong captions"  # which no teacher is asked for
+    loss = {"recipe": "contrastive", "loss": {"negatives": "swapped-words"}}
+    config = RefineConfig.model_validate(
+        {**(loss if wrong else {"recipe": recipe}), "train": train}
+    )
+    accelerator, seen = build.build_accelerator("cpu"), Counter[str]()
+    student = build.build_student(tiny, config, accelerator.device)
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(OpenClipEncoder, name)
+
+        def watched(self: Any, given: Tensor, name: str = name, encode: Any = encode) -> Tensor:
+            seen[name] += len(given)
+            return encode(self, given)
+
+        monkeypatch.setattr(OpenClipEncoder, name, watched)
+    heads = build.find_heads(student, config.train, accelerator)
+    found, batch = [], random_batch(tiny)
+    twins = batch.tokens.flip(1) if wrong else None
+    batch = replace(batch, pixels=batch.pixels.float(), wrong_tokens=twins)
+    with build.build_part(config, student, accelerator):
+        for used in (heads, None):
+            more = Teacher(student, used), FP32, StandardNormal(), accelerator
+            trainer = build.build_trainer(config, student, *more, steps=1)
+            seen.clear()
+            trainer._gradient(1, batch, 1)
+            found.append([p.grad for p in student.parameters() if p.grad is not None])
+            student.zero_grad(set_to_none=True)
+            each = 1 + (size < SIZE)
+            passes = 1 if used else each + (recipe == "clip-refine")
+            texts = bool(used) + 2 * each if wrong else passes
+            assert seen == {"encode_image": passes * SIZE, "encode_text": texts * SIZE}
+    assert len(found[0]) == 2
+    assert all(map(torch.equal, *found))
+
+
 def test_training_in_parts_is_training(tiny: OpenClipEncoder, pairs: ToyPairs, tmp_path: Path):
     twin = copy.deepcopy(tiny)
     train(tiny, pairs, CONFIG, tmp_path, plain=True)

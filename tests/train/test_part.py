@@ -17,7 +17,12 @@ from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import TowerPrecision
-from clip_refine.train.part import compiled_blocks, learning_rates, trained_part
+from clip_refine.train.part import (
+    compiled_blocks,
+    heads_on_frozen,
+    learning_rates,
+    trained_part,
+)
 from clip_refine.train.precision import prepare_student
 from tests.conftest import TINY, write_model
 from tests.models import tiny_transformers
@@ -228,6 +233,33 @@ def test_frozen_output_layers_are_found(student: OpenClipEncoder):
     [found] = output_layer(student, lambda: features(student)[0], "image")
     assert found is student.clip.visual.proj
     assert not any(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "resnet", "transformers"])
+def test_heads_are_the_layers_that_towers_end_in(names: dict[str, str], kind: str):
+    """Also where a matrix is symmetric, so that rows could pass for columns."""
+    model = load(names, kind)
+    config = TrainConfig(parameters="projections")
+    with torch.no_grad():
+        for parameter in output_layer(model, lambda: features(model)[1], "text"):
+            if len(set(parameter.shape)) == 1 < parameter.ndim:
+                parameter.copy_(parameter + parameter.T)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    heads = heads_on_frozen(model, config)
+    assert heads
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    trunk = Teacher(model, heads).encoder
+    with torch.no_grad():
+        for scale in (1.0, 2.0):  # the model's own weights, as they are by now
+            for head, given, found in zip(heads, features(trunk), features(model), strict=True):
+                torch.testing.assert_close(head(given), found)
+                head.layer[0].mul_(scale).add_(torch.randn_like(head.layer[0]))
+    for moving in ({"dropout": "on"}, {"normalization_statistics": "updated"}):
+        assert heads_on_frozen(model, override(config, **moving)) is None
+    assert heads_on_frozen(load(names, "siglip"), config) is None
+    # a model of the user's own that does something behind its last layer
+    encode, model.encode_text = model.encode_text, lambda tokens: encode(tokens).relu()
+    assert heads_on_frozen(model, config) is None
 
 
 @pytest.fixture

@@ -209,12 +209,15 @@ class _Decoder(Dataset[_Item]):
     only decode: the order is the same for any number of them.
     """
 
-    def __init__(self, images: Any, preprocess: Preprocess | PixelReader) -> None:
+    def __init__(self, images: Any, preprocess: Preprocess | PixelReader | None) -> None:
         self.images = images  # None for a stream
-        is_reader = isinstance(preprocess, PixelReader)
-        self.read = preprocess if is_reader else PixelReader(preprocess)
+        if preprocess is not None and not isinstance(preprocess, PixelReader):
+            preprocess = PixelReader(preprocess)
+        self.read = preprocess
 
     def __getitem__(self, asked: _Asked | StreamedPair) -> _Item:
+        if self.read is None:
+            return asked.number, asked.caption, torch.empty(0)
         streamed = isinstance(asked, StreamedPair)
         images, index = (asked, 0) if streamed else (self.images, asked.number)
         try:
@@ -252,7 +255,7 @@ def _loader(
     asked: Iterable[Sequence[_Asked | StreamedPair]],
     *,
     batch_size: int,
-    preprocess: Preprocess | PixelReader,
+    preprocess: Preprocess | PixelReader | None,
     tokenizer: Tokenizer | None,
     workers: int,
     swap_seed: int | None = None,
@@ -296,7 +299,7 @@ class PairLoader:
         pairs: ImageCaptions,
         *,
         batch_size: int,
-        preprocess: Preprocess | PixelReader,
+        preprocess: Preprocess | PixelReader | None,
         tokenizer: Tokenizer,
         workers: int = 0,
         pin_memory: bool = False,
@@ -309,7 +312,8 @@ class PairLoader:
         Args:
             pairs: Where images and captions come from.
             batch_size: Pairs a step over all processes.
-            preprocess: PIL image → (3, H, W), or the reader that applies it.
+            preprocess: PIL image → (3, H, W), or the reader that applies it; None where nobody
+                looks at images, which then are not read, and pixels are (B, 0).
             tokenizer: Texts → (B, L).
             workers: Processes that decode; 0 decodes in this one. The pairs are the same for any.
             pin_memory: Page-lock the batches for faster copies to a GPU.

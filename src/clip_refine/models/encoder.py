@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clip_refine.models.weights import Heads
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError
 from clip_refine.support.folder import readable
@@ -290,15 +291,22 @@ class Teacher:
     Attributes:
         encoder: The copy.
         runs: Whether it encodes what it is given, so that a batch may come in parts.
+        heads: What makes features of that which `encode_image` and `encode_text` give, where these
+            stop before the layers that the model's towers end in; None where they do not.
     """
 
     runs = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, heads: Heads | None = None) -> None:
         # many small parts, none of which ever changes
         names = ("tokenizer", "full_length_tokenizer")
         shared = [getattr(model, name, None) for name in names]
-        copied = copy.deepcopy(model, {id(tokenizer): tokenizer for tokenizer in shared})
+        memo: dict[int, Any] = {id(tokenizer): tokenizer for tokenizer in shared}
+        copied = copy.deepcopy(model, memo)
+        self.heads = heads and (heads[0].copied(), heads[1].copied())
+        for head in heads or ():
+            for own, neutral in zip(head.layer, head.nothing(), strict=True):
+                memo[id(own)].data = neutral
         self.encoder: Any = copied.requires_grad_(False).eval()
         quick_on_cpu(copied)
 

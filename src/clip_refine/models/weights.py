@@ -1,7 +1,7 @@
 """Arithmetic on weights: the scale of raw features, the line between two models."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,65 @@ def output_layer(
         f"the {tower} tower does not end in a layer of its own that scales its features, so they "
         "cannot be brought to the paper's norms. Pass --loss.feature-scale as-is."
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear layer that a tower ends in, as a function of what its trunk gives it."""
+
+    layer: Sequence[Tensor]  # weight, and bias where there is one
+    bare: bool  # a matrix P in x @ P, not an nn.Linear's
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """(B, d_in) → (B, d)."""
+        return given @ self.layer[0] if self.bare else functional.linear(given, *self.layer)
+
+    def copied(self) -> "Head":
+        """One with weights of its own, which are not trained."""
+        return Head([weight.detach().clone() for weight in self.layer], self.bare)
+
+    def nothing(self) -> list[Tensor]:
+        """Weights with which a tower gives what its trunk does: the identity, no bias."""
+        eye = torch.eye(self.layer[0].shape[0 if self.bare else 1]).to(self.layer[0])
+        return [eye, *(torch.zeros_like(eye[0]) for _ in self.layer[1:])]
+
+
+Heads = tuple[Head, Head]
+"""Of images and of texts."""
+
+
+@torch.no_grad()
+def find_head(layer: list[nn.Parameter], encode: Callable[[], Tensor]) -> Head | None:
+    """What an `output_layer` does; None where it is no matrix or something comes behind it."""
+    generator, dim = torch.Generator().manual_seed(0), encode().shape[-1]
+    # with its own weights, a symmetric matrix would not tell rows from columns
+    drawn = [torch.randn(p.shape, generator=generator).to(p) for p in layer]
+    for bare in (False, True):
+        if layer[0].ndim != 2 or layer[0].shape[bare] != dim or len(layer) > 2 - bare:
+            continue
+        head = Head(layer, bare)
+        trunk, found = (_encoded_with(layer, w, encode) for w in (head.nothing(), drawn))
+        if trunk is None or found is None or trunk.shape[-1] != layer[0].shape[1 - bare]:
+            continue
+        if (found - Head(drawn, bare)(trunk)).norm() <= FOLD_TOLERANCE * found.norm():
+            return head
+    return None
+
+
+def _encoded_with(
+    layer: list[nn.Parameter], weights: list[Tensor], encode: Callable[[], Tensor]
+) -> Tensor | None:
+    """Features with other weights in a layer; None where the model does not take their shape."""
+    own = [parameter.data for parameter in layer]
+    try:
+        for parameter, other in zip(layer, weights, strict=True):
+            parameter.data = other
+        return encode()
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+    finally:
+        for parameter, weight in zip(layer, own, strict=True):
+            parameter.data = weight
 
 
 def used_parameters(model: nn.Module, encode: Callable[[], Tensor]) -> list[nn.Parameter]:

@@ -68,6 +68,7 @@ from clip_refine.models.checkpoints import is_run, recognise_folder
 from clip_refine.models.embed import Embedder
 from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip, resolve_pretrained
 from clip_refine.models.text_length import CountingTokenizer
+from clip_refine.models.weights import Heads
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
@@ -84,7 +85,7 @@ from clip_refine.train import (
     share_out,
     trained_part,
 )
-from clip_refine.train.part import TrainedPart, frozen_towers
+from clip_refine.train.part import TrainedPart, frozen_towers, heads_on_frozen
 
 # --------------------------------------------------------------------------------------------------
 # Settings → device, processes and generators.
@@ -544,7 +545,8 @@ def build_trainer(
             "loss.contrastive_form sigmoid needs a model with a logit bias, as SigLIP's have; this "
             "one has none. Use softmax."
         )
-    towers = own = StudentTowers(student, precision)
+    heads = find_heads(student, train, accelerator) if teacher.heads else None
+    towers = own = StudentTowers(student, precision, heads)
     rates = learning_rates(student, train)
     shared = sharing_processes(accelerator) > 1
     if shared:
@@ -579,6 +581,24 @@ def build_trainer(
         micro_batch=None if train.micro_batch == "auto" else train.micro_batch,
         centroid_gap=None if features is None else scale.gap(features).to(accelerator.device),
     )
+
+
+def find_heads(
+    student: Any,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    pairs: ImageCaptions | Stream | None = None,
+) -> Heads | None:
+    """The layers that alone are trained, above what then is computed once for all who need it."""
+    if sharing_processes(accelerator) > 1 or not (heads := heads_on_frozen(student, config)):
+        return None
+    return heads if pairs is None or reads_alike(student, pairs) else None
+
+
+def reads_alike(model: Any, pairs: ImageCaptions | Stream) -> bool:
+    """Whether an image's pixels are the same each time."""
+    first, second = (sample_pairs(model, pairs, 2)[0] for _ in range(2))
+    return torch.equal(first, second)
 
 
 def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: int) -> int:
@@ -647,16 +667,18 @@ def build_batches(
     reader: PixelReader | None = None,
     teacher: Teacher | None = None,
     done: int = 0,
+    *,
+    pixels: bool = True,
 ) -> Iterator[PairBatch]:
     """This process's batches of all steps, each epoch newly shuffled with newly drawn captions.
 
-    A teacher that looks its features up is told which pairs come. Behind `done` steps nothing is
-    read that was seen before, but for what a stream's buffer held.
+    A teacher that looks its features up is told which pairs come. Images are read for `pixels`.
+    Behind `done` steps nothing is read that was seen before, but for what a stream's buffer held.
     """
     steps = count_steps(config.train, pairs, accelerator.num_processes)
     settings: dict[str, Any] = {
         "batch_size": config.train.batch_size,
-        "preprocess": reader or model.preprocess,
+        "preprocess": (reader or model.preprocess) if pixels else None,
         "tokenizer": model.tokenizer,
         "workers": count_workers(config.train.workers, accelerator.device),
         "pin_memory": accelerator.device.type == "cuda",

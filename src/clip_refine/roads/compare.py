@@ -272,6 +272,7 @@ def _set_up(
         encoder, accelerator, config.evaluation, config.train.workers, reader
     )
     embedder = replace(feeding, visible=False)
+    heads = build.find_heads(student, base.train, accelerator, training)
     return Runs(
         config=config,
         combined=combined,
@@ -282,7 +283,7 @@ def _set_up(
         held_out=held_out,
         tasks=tasks,
         teacher_features=kept_features(
-            training, embedder, precision, config.cache or default_cache()
+            training, embedder, precision, config.cache or default_cache(), heads
         ),
         accelerator=accelerator,
         embedder=embedder,
@@ -333,7 +334,7 @@ class Runs:
     selection: ImageCaptions  # held-out training pairs, for peers and learning rates
     held_out: ImageCaptions  # what everything is scored on
     tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
-    teacher_features: EmbeddedPairs  # of `training`, from the untouched model
+    teacher_features: EmbeddedPairs  # of `training`, from the untouched model or its trunk
     accelerator: Accelerator
     embedder: Embedder  # without progress bars
     precision: TowerPrecision  # of every run

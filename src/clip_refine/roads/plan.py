@@ -98,8 +98,10 @@ def keeps_teacher(
     or while a learning rate is searched, or all are measured anyway. Not of a stream, with several
     processes, or where an image's pixels are not the same each time.
     """
+    if isinstance(pairs, Stream) or accelerator.num_processes > 1:
+        return False
     needed = Objective(config.loss).needs_teacher
-    if not needed or isinstance(pairs, Stream) or accelerator.num_processes > 1:
+    if not needed and build.find_heads(student, config.train, accelerator, pairs) is None:
         return False
     # beside a GPU reading the images once more takes longer than their features
     quick_to_read = accelerator.device.type == "cpu" or config.data.cache_images
@@ -114,8 +116,7 @@ def keeps_teacher(
     again = steps * config.train.batch_size * (1 + _CAPTION)
     if once >= again or (len(pairs) + texts) * _ROW > memory_of(torch.device("cpu")) / 8:
         return False
-    first, second = (build.sample_pairs(student, pairs, 2)[0] for _ in range(2))
-    return torch.equal(first, second)
+    return build.reads_alike(student, pairs)
 
 
 def _sample(
@@ -187,15 +188,18 @@ def _lines(
     # a teacher's pass, and one more of the student where the batch is encoded in parts
     kept_once = keeps_teacher(config, student, pairs, accelerator)
     needed = Objective(config.loss).needs_teacher and not kept_once
-    more = forward * (needed + (size < batch))
+    heads = build.find_heads(student, config.train, accelerator, pairs)
+    more = 0.0 if heads else forward * (needed + (size < batch))
     free = 1 + build.count_workers(train.workers, device)
-    step = batch * (whole + more + load / free)
+    seen = forward + load / free
+    # above a trunk that is looked up nothing is left but the gradient of the heads
+    step = batch * max(0.0, whole - forward + more + (0.0 if heads and kept_once else seen))
     images = sum(measured.values()) / processes
-    score = images * (forward + load / free)
+    score = images * seen
     seconds = trainings * (steps * step + score) + score
     listed = build.count_pairs(train, pairs, steps)
     if kept_once:
-        seconds += listed * (forward + load / free)
+        seconds += listed * seen
     if trainings == 1 and train.learning_rate == "auto":
         seconds += MOST_RATES * min(SHORT, steps) * step
     used = steps * train.batch_size

@@ -50,6 +50,7 @@ from clip_refine.models import DualEncoder, FeatureScale, RawNorms, Teacher
 from clip_refine.models.checkpoints import is_run
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.models.weights import (
+    Heads,
     fitted_logit_scale,
     fold_matrix,
     fold_towers,
@@ -412,19 +413,31 @@ def train_student(
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
-    `teacher_features`, those of `pairs` from the untouched model, are looked up instead of running
-    a teacher; with `selection` the weight of the interpolation is chosen; a `guard` may end it.
+    `teacher_features`, those of `pairs` from the untouched model, or from its trunk where only
+    heads are trained, are looked up instead of running it; with `selection` the weight of the
+    interpolation is chosen; a `guard` may end it.
     Where `states` has one to go on from, what comes before the first step is made again, and then
     put in its place.
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
-    features = measure_features(config, embedder, pairs, teacher_features)
+    heads = build.find_heads(student, config.train, accelerator, pairs)
+    features = measure_features(config, embedder, pairs, teacher_features, heads)
     warn_of_one(features, pairs.name)
     teacher, fitted = None, None
+
+    def teach(scale: FeatureScale) -> Teacher:
+        if teacher_features is None:  # a copy of the student as it now is
+            return Teacher(student, heads)
+        if heads:  # which are at its scale
+            return CachedTeacher(teacher_features, heads=heads)
+        return CachedTeacher(
+            teacher_features, image_factor=scale.image_factor, text_factor=scale.text_factor
+        )
+
     teacher_scale = float(student.logit_scale.detach())
     if config.loss.fold or config.loss.fold_text:
         # the teacher keeps its means; HyCD compares unit features, so that its scale is free
-        teacher = Teacher(student) if teacher_features is None else None
+        teacher = teach(FeatureScale())
         folded = fold_student(config, student, features, pairs)
         features, fitted = folded.features, folded.logit_scale
     config, scale = scale_features(config, student, features, pairs)
@@ -436,12 +449,7 @@ def train_student(
         precision = choose_precision(config.train, student, pairs, accelerator)
         config = override(config, train={"precision": precision.name})
         prior = build.build_prior(config.prior, features, scale)
-        if teacher_features is not None:
-            teacher = CachedTeacher(
-                teacher_features, image_factor=scale.image_factor, text_factor=scale.text_factor
-            )
-        elif teacher is None:  # a copy of the student as it now is, so that both are at one scale
-            teacher = Teacher(student)
+        teacher = teacher or teach(scale)  # at the student's scale
         start = {} if config.interpolate is None else copy.deepcopy(student.state_dict())
         with build.build_part(config, student, accelerator):
             size = choose_micro_batch(config, student, precision, pairs, accelerator)
@@ -481,6 +489,7 @@ def train_student(
                 embedder.reader,
                 teacher,
                 states.start if states else 0,
+                pixels=trainer.needs_pixels,
             )
             if guard:
                 guard.begin(steps)
@@ -521,7 +530,8 @@ def known_features(
     with quietly():  # training says it
         precision = choose_precision(config.train, student, pairs, accelerator)
     folder = config.data.cache_folder or default_cache()
-    return kept_features(pairs, embedder, precision, folder)
+    heads = build.find_heads(student, config.train, accelerator, pairs)
+    return kept_features(pairs, embedder, precision, folder, heads)
 
 
 def measure_features(
@@ -529,10 +539,11 @@ def measure_features(
     embedder: Embedder,
     pairs: ImageCaptions | Stream,
     known: EmbeddedPairs | None = None,
+    heads: Heads | None = None,
 ) -> PairFeatures:
     """Raw features of training pairs: of all for a prior with their moments, else of a sample.
 
-    `known` ones of all pairs are looked up.
+    `known` ones of all pairs, which `heads` make of what a trunk gives, are looked up.
     """
     fitted = config.prior.fitted
     sample = MOMENT_SAMPLE if fitted or config.loss.fold or config.loss.fold_text else NORM_SAMPLE
@@ -542,7 +553,12 @@ def measure_features(
     order = torch.randperm(len(pairs), generator=generator).tolist()
     chosen = order if fitted else order[:sample]
     if known is not None:
-        return PairFeatures(known.image_features[chosen], known.first_caption_features[chosen])
+        found = PairFeatures(known.image_features[chosen], known.first_caption_features[chosen])
+        if heads is None:
+            return found
+        device = heads[0].layer[0].device
+        with torch.no_grad():
+            return PairFeatures(*(h(s.to(device)).cpu() for h, s in zip(heads, found, strict=True)))
     first = [str(pairs.captions[index][0]) for index in chosen]  # an image may have a million
     return PairFeatures(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),

@@ -252,6 +252,13 @@ class Trainer:
         if states:
             states.say_cost(time.perf_counter() - begin)
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether steps look at images: not where all that is asked of these is looked up."""
+        tower = self.frozen[0] and self.objective.needs_teacher and self.teacher_scale is None
+        known = self.teacher.heads or (tower and not self.objective.needs_wrong_texts)
+        return self.teacher.runs or not known
+
     def _compiled(self) -> AbstractContextManager[None]:
         own = self.accelerator.unwrap_model(self.towers).encoder
         return compiled_blocks(own, *([self.teacher.encoder] if self.teacher.runs else []))
@@ -437,7 +444,12 @@ class Trainer:
         known: Known = (None, None)
         with self._together():
             taught = self._teacher_features(batch)
-            if taught and wrong is None and self.teacher_scale is None:
+            if taught and self.teacher.heads:
+                known = taught.image_features, taught.text_features if wrong is None else None
+                to_heads = batch.pixels, own, self.precision, taught, self.teacher.heads
+                needed = self.objective.needs_teacher
+                taught = encode_pairs(self.teacher, *to_heads) if needed else None
+            elif taught and wrong is None and self.teacher_scale is None:
                 images, texts = self.frozen
                 image, text = taught
                 known = image if images else None, text if texts else None
@@ -516,8 +528,8 @@ class Trainer:
         return values
 
     def _teacher_features(self, batch: PairBatch) -> PairFeatures | None:
-        """Of this process's pairs."""
-        if not self.objective.needs_teacher:
+        """Of this process's pairs, before the heads of a teacher that has some."""
+        if not (self.objective.needs_teacher or self.teacher.heads):
             return None
         size = self.micro_batch or len(batch.indices)
         if size < len(batch.indices) and self.teacher.runs:

@@ -109,7 +109,8 @@ def encode_in_parts(
         None if bias is None else bias.detach().requires_grad_(),
     )
     image, text = (
-        side.detach() if stays else None for side, stays in zip(sides, frozen, strict=True)
+        side.detach() if stays and given is None else given
+        for side, stays, given in zip(sides, frozen, known, strict=True)
     )
     return EncodedParts(output, pixels, parts, (image, text), random, towers)
 

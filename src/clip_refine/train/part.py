@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clip_refine.config import TrainConfig
 from clip_refine.models.encoder import quick_on_cpu
-from clip_refine.models.weights import output_layer, used_parameters
+from clip_refine.models.weights import Heads, find_head, output_layer, used_parameters
 from clip_refine.support.errors import ModelError, first_line
 
 _BLOCK_LISTS = re.compile(r"(res)?blocks?|layers?\d*")
@@ -214,12 +214,28 @@ Frozen = tuple[bool, bool]
 
 def frozen_towers(model: nn.Module, config: TrainConfig) -> Frozen:
     """Whether nothing of a tower is trained, drawn or counted; asked only where one is chosen."""
-    moving = config.dropout == "on" or config.normalization_statistics == "updated"
-    if moving or config.parameters not in ("image-tower", "text-tower"):
+    if _moves(config) or config.parameters not in ("image-tower", "text-tower"):
         return False, False
     towers = Towers(model)
     image, text = (not any(p.requires_grad for p in towers.used(t)) for t in towers.encoders)
     return image, text
+
+
+def heads_on_frozen(model: nn.Module, config: TrainConfig) -> Heads | None:
+    """The projections where only they are trained; None, too, where one is no linear layer."""
+    if _moves(config) or config.parameters != "projections":
+        return None
+    encoders = Towers(model).encoders.items()
+    try:
+        image, text = (find_head(output_layer(model, e, tower), e) for tower, e in encoders)
+    except ModelError:  # which is said where training begins
+        return None
+    return image and text and (image, text)
+
+
+def _moves(config: TrainConfig) -> bool:
+    """Whether what is not trained gives other features each time."""
+    return config.dropout == "on" or config.normalization_statistics == "updated"
 
 
 # --------------------------------------------------------------------------------------------------

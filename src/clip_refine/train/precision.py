@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clip_refine.losses import PairFeatures
 from clip_refine.models import DualEncoder, Teacher
-from clip_refine.models.weights import used_parameters
+from clip_refine.models.weights import Heads, used_parameters
 from clip_refine.train.part import tower_blocks
 
 PrecisionName = Literal["fp32", "bf16", "bf16-image", "bf16-text"]
@@ -118,7 +118,8 @@ class TowerOutput(NamedTuple):
 
 
 Known = tuple[Tensor | None, Tensor | None]
-"""Raw features of images and of texts where a frozen tower need not compute them."""
+"""Raw features of images and of texts where a frozen tower, or the trunk below a head, need not
+compute them."""
 
 
 class StudentTowers(nn.Module):
@@ -127,17 +128,21 @@ class StudentTowers(nn.Module):
     Attributes:
         encoder: The dual encoder.
         precision: Which tower runs under bf16 autocast.
+        heads: The encoder's, where what is known are features before these.
     """
 
-    def __init__(self, encoder: nn.Module, precision: TowerPrecision) -> None:
+    def __init__(
+        self, encoder: nn.Module, precision: TowerPrecision, heads: Heads | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.precision = precision
+        self.heads = heads
 
     def forward(self, pixels: Tensor, tokens: Tensor, known: Known = (None, None)) -> TowerOutput:
         """Features, logit scale and bias of a batch; `known` features are not computed again."""
         encoder: DualEncoder = self.encoder  # pyright: ignore[reportAssignmentType]
-        image, text = encode_pairs(encoder, pixels, tokens, self.precision, known)
+        image, text = encode_pairs(encoder, pixels, tokens, self.precision, known, self.heads)
         scale, bias = encoder.logit_scale, getattr(encoder, "logit_bias", None)
         # clones, since what has shared weights must not return views
         features = PairFeatures(image.clone(), text.clone())
@@ -156,16 +161,21 @@ def encode_pairs(
     tokens: Tensor,
     precision: TowerPrecision,
     known: Known = (None, None),
+    heads: Heads | None = None,
 ) -> PairFeatures:
     """Raw features, each tower in its own precision; tokens (B, K, L) give texts (B, K, d)."""
     image_features, text_features = known
-    if image_features is None:
-        with autocast(precision.image_bf16, pixels.device):
+    with autocast(precision.image_bf16, pixels.device):
+        if image_features is None:
             image_features = encoder.encode_image(pixels)
-    if text_features is None:
-        with autocast(precision.text_bf16, tokens.device):
+        elif heads:
+            image_features = heads[0](image_features)
+    with autocast(precision.text_bf16, tokens.device):
+        if text_features is None:
             texts = tokens.flatten(0, -2)
             text_features = encoder.encode_text(texts).unflatten(0, tokens.shape[:-1])
+        elif heads:
+            text_features = heads[1](text_features)
     sides = (image_features, text_features)
     return PairFeatures(
         *(side.to(torch.promote_types(side.dtype, torch.float32)) for side in sides)

@@ -15,6 +15,7 @@ from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.models import Teacher
 from clip_refine.models.embed import EmbeddedPairs, Embedder, FeatureStore, embed_pairs
 from clip_refine.models.encoder import identity, quick_on_cpu
+from clip_refine.models.weights import Heads
 from clip_refine.train.precision import TowerPrecision, autocast
 
 
@@ -24,10 +25,16 @@ class CachedTeacher(Teacher):
     runs = False
 
     def __init__(
-        self, features: EmbeddedPairs, *, image_factor: float = 1.0, text_factor: float = 1.0
+        self,
+        features: EmbeddedPairs,
+        *,
+        image_factor: float = 1.0,
+        text_factor: float = 1.0,
+        heads: Heads | None = None,
     ) -> None:
-        """Start at no batch."""
+        """Start at no batch; `heads` are those that features from a trunk still lack."""
         self._features = features
+        self.heads = heads and (heads[0].copied(), heads[1].copied())
         self._first_caption = features.first_caption
         self._factors = (image_factor, text_factor)
         self._image_rows = self._text_rows = torch.empty(0, dtype=torch.int64)
@@ -57,17 +64,24 @@ class CachedTeacher(Teacher):
 
 
 def kept_features(
-    pairs: ImageCaptions, embedder: Embedder, precision: TowerPrecision, folder: Path
+    pairs: ImageCaptions,
+    embedder: Embedder,
+    precision: TowerPrecision,
+    folder: Path,
+    heads: Heads | None = None,
 ) -> EmbeddedPairs:
     """Those of all images and captions as a live teacher has them, from disk where they are there.
 
-    A folder for each model, preprocessing and precision, which is that of training.
+    A folder for each model, preprocessing and precision, which is that of training. With the
+    model's `heads` they are those of the trunk below.
     """
     model: Any = embedder.model
+    if heads:
+        model = Teacher(model, heads).encoder
     side = embedder.reader and embedder.reader.side
     made_by = f"{model_fingerprint(model, precision)} {DECODING} {side}"
     store = FeatureStore(folder / "teacher" / fingerprint(made_by.encode()))
-    silent = {**vars(embedder), "visible": False}
+    silent = {**vars(embedder), "model": model, "visible": False}
     undo = quick_on_cpu(model)
     try:
         return embed_pairs(_TrainingEmbedder(**silent, precision=precision), pairs, store)

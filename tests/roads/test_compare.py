@@ -201,16 +201,27 @@ def test_all_recipes_see_the_same_batches(watched: Watched):
     assert [len(batch) for batch in by_seed["3"][0]] == [24] * 10
 
 
-@pytest.mark.parametrize("parameters", ["all", "projections"])
+@pytest.mark.parametrize(
+    ("parameters", "swept"), [("all", ""), ("projections", ""), ("projections", "all,")]
+)
 def test_a_row_is_what_refine_gives_with_a_live_teacher(
-    parameters: str, config: CompareConfig, tmp_path: Path
+    parameters: str, swept: str, config: CompareConfig, tmp_path: Path
 ):
-    """Also where only projections are trained, on what the trunk gives, which is looked up."""
+    """Also where only projections are trained, on what the trunk gives, which is looked up.
+
+    Where other parts are trained beside them, that is not enough.
+    """
     config = override(config, recipes=("clip-refine",), combine=(), seeds=1, learning_rates=(1e-3,))
-    config = override(config, train={"parameters": parameters})
-    [row] = [row for row in run(config).rows if row.recipe == "clip-refine"]
+    name, train = "clip-refine", {"parameters": parameters}
+    if swept:
+        config = override(config, sweep=(f"train.parameters={swept}{parameters}",))
+        name += f"[train.parameters={parameters}]"
+    else:
+        config = override(config, train=train)
+    [row] = [row for row in run(config).rows if row.recipe == name]
     training, _ = hold_out(TRAIN, fraction=0.1, seed=3)
-    settings = override(config.refinement(), out=tmp_path / "run", train={"learning_rate": 1e-3})
+    train["learning_rate"] = 1e-3
+    settings = override(config.refinement(), out=tmp_path / "run", train=train)
     after = refine(settings, train_pairs=training, held_out=HELD_OUT).after
     assert row.geometry == pytest.approx(after.geometry, abs=1e-4)
     assert row.retrieval == pytest.approx(after.retrieval, abs=0.04)

@@ -272,7 +272,9 @@ def _set_up(
         encoder, accelerator, config.evaluation, config.train.workers, reader
     )
     embedder = replace(feeding, visible=False)
-    heads = build.find_heads(student, base.train, accelerator, training)
+    # what is swept may be what is trained
+    one_part = not any(sweep.strip().startswith("train.") for sweep in config.sweep)
+    heads = build.find_heads(student, base.train, accelerator, training) if one_part else None
     return Runs(
         config=config,
         combined=combined,
@@ -285,6 +287,7 @@ def _set_up(
         teacher_features=kept_features(
             training, embedder, precision, config.cache or default_cache(), heads
         ),
+        of_trunk=heads is not None,
         accelerator=accelerator,
         embedder=embedder,
         precision=precision,
@@ -334,7 +337,8 @@ class Runs:
     selection: ImageCaptions  # held-out training pairs, for peers and learning rates
     held_out: ImageCaptions  # what everything is scored on
     tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
-    teacher_features: EmbeddedPairs  # of `training`, from the untouched model or its trunk
+    teacher_features: EmbeddedPairs  # of `training`, from the untouched model
+    of_trunk: bool  # which then is all of it below the heads that alone are trained
     accelerator: Accelerator
     embedder: Embedder  # without progress bars
     precision: TowerPrecision  # of every run
@@ -445,6 +449,7 @@ class Runs:
                 self.accelerator,
                 log=StepLog(None),
                 teacher_features=self.teacher_features.part(pairs.indices),
+                of_trunk=self.of_trunk,
             )
         self.accelerator.free_memory()
         return Training(

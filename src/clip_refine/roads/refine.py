@@ -406,6 +406,7 @@ def train_student(
     *,
     log: StepLog,
     teacher_features: EmbeddedPairs | None = None,
+    of_trunk: bool = True,
     selection: ImageCaptions | None = None,
     states: States | None = None,
     guard: Guard | None = None,
@@ -413,14 +414,16 @@ def train_student(
 ) -> Trained:
     """Refine a model in place, from the scale of its features to the last step.
 
-    `teacher_features`, those of `pairs` from the untouched model, or from its trunk where only
-    heads are trained, are looked up instead of running it; with `selection` the weight of the
-    interpolation is chosen; a `guard` may end it.
+    `teacher_features`, those of `pairs` from the untouched model, or, if `of_trunk`, from its trunk
+    where only heads are trained, are looked up instead of running it; with `selection` the weight
+    of the interpolation is chosen; a `guard` may end it.
     Where `states` has one to go on from, what comes before the first step is made again, and then
     put in its place.
     """
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
-    heads = build.find_heads(student, config.train, accelerator, pairs)
+    heads = None
+    if teacher_features is None or of_trunk:
+        heads = build.find_heads(student, config.train, accelerator, pairs)
     features = measure_features(config, embedder, pairs, teacher_features, heads)
     warn_of_one(features, pairs.name)
     teacher, fitted = None, None

@@ -6,6 +6,7 @@ After a deliberate change run this file with `UPDATE_SNAPSHOTS=1` and read the d
 import importlib
 import inspect
 import os
+import pickle
 from pathlib import Path
 
 RECORD = Path(__file__).parent / "api.txt"
@@ -67,3 +68,11 @@ def test_public_names_are_documented():
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):
                 assert inspect.getdoc(value), f"{room}.{name} has no docstring"
+
+
+def test_roads_can_be_handed_to_processes_that_are_spawned():
+    import clip_refine
+
+    for name in ("refine", "evaluate", "compare"):
+        road = getattr(clip_refine, name)
+        assert pickle.loads(pickle.dumps(road)) is road

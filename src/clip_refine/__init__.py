@@ -64,8 +64,7 @@ def __getattr__(name: str) -> Any:
     found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if _HOMES[name].startswith("roads."):
         found = _in_python(found)
-    globals()[name] = found
-    return found
+    return globals().setdefault(name, found)
 
 
 def _in_python(road: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,9 +75,9 @@ def _in_python(road: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(road)
     def call(*given: Any, **named: Any) -> Any:
-        config = signature.bind(*given, **named).arguments.get("config")
-        kind = signature.parameters["config"].annotation if config is not None else object
-        if not isinstance(config, kind):
+        settings = signature.bind(*given, **named).arguments
+        config, kind = settings.get("config"), signature.parameters["config"].annotation
+        if "config" in settings and not isinstance(config, kind):
             raise ConfigError(
                 f"the settings are of type {type(config).__name__}; {road.__name__} takes a "
                 f"{kind.__name__}. Call {road.__name__}({kind.__name__}(**settings))."
@@ -89,4 +88,5 @@ def _in_python(road: Callable[..., Any]) -> Callable[..., Any]:
             error.args = tuple(in_python(str(said)) for said in error.args)
             raise
 
+    call.__module__ = __name__  # where pickle finds it, for processes that are spawned
     return call

@@ -255,6 +255,16 @@ def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
     return not as_json
 
 
+def _for_parts(config: "RefineConfig", parameters: str) -> "RefineConfig":
+    """What a recipe sets by the part that is trained, which flags choose behind it."""
+    from clip_refine.config import override
+    from clip_refine.config.runs import recipe_settings
+
+    was, now = (recipe_settings(config.recipe, p) for p in (config.train.parameters, parameters))
+    own = {name for name, value in was.items() if getattr(config.loss, name) == value}
+    return override(config, loss={name: now[name] for name in own & now.keys()})
+
+
 def _say(text: str, as_json: bool, **numbers: Any) -> None:
     """What a verb without tables found."""
     say(json_format.dumps(numbers, default=str) if as_json else text)
@@ -301,6 +311,7 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     first.add_argument("--json", action="store_true")
     if kind is RefineConfig:
         first.add_argument("--recipe")
+        first.add_argument("--train.parameters", dest="parameters")
         first.add_argument("--guard", action="store_true")
         first.add_argument("--fail-if-worse", action="store_true")
     if kind is CompareConfig and any(word.startswith("--guard") for word in arguments):
@@ -319,6 +330,9 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     own = {}
     if isinstance(default, RefineConfig):
         own = {"fail_if_worse": chosen.fail_if_worse}
+        if chosen.parameters:
+            arguments += ["--train.parameters", chosen.parameters]
+            default = _for_parts(default, chosen.parameters)
         if chosen.guard and not default.guard.every:
             default = override(default, guard={"every": 10})
     arguments = split_lists(arguments)

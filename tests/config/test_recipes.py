@@ -129,6 +129,31 @@ def test_centred_has_rafa_where_only_linear_maps_are_trained():
     assert recipe_loss(VectorsConfig(), "centred").rafa_weight == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "weight"),
+    [
+        (["--recipe", "centred"], 0.0),
+        (["--recipe", "centred", "--train.parameters", "projections"], 1.0),
+        (["--recipe", "centred-contrastive", "--train.parameters=projections"], 1.0),
+        (["--recipe", "centred", "--train.parameters", "projections", "--loss.rafa-weight=2"], 2.0),
+        (["--train.parameters", "projections"], 1.0),
+        (["--recipe", "hycd", "--train.parameters", "projections"], 0.0),
+        (["--config", "projections"], 1.0),
+        (["--config", "projections", "--train.parameters", "all"], 0.0),
+        (["--config", "own", "--train.parameters", "all"], 3.0),
+    ],
+)
+def test_and_so_it_is_from_flags(
+    flags: list[str], weight: float, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    text = "recipe: centred\ntrain: {parameters: projections}\n"
+    Path("projections").write_text(text)
+    Path("own").write_text(text + "loss: {rafa_weight: 3}\n")
+    main(["refine", *flags, "--print-config"])
+    assert f"rafa_weight: {weight}" in capsys.readouterr().out
+
+
 def test_unknown_recipes_name_near_ones():
     with pytest.raises(ValidationError, match="Did you mean contrastive"):
         RefineConfig(recipe="contrastiv")

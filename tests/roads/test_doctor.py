@@ -53,9 +53,16 @@ def test_a_library_out_of_bounds(monkeypatch, capsys, installed: str | None, fou
     assert shown.endswith("1 to see to: safetensors.\n")
 
 
-@pytest.mark.parametrize(("onnx", "broken"), [(None, ""), ("1.20", "torch")])
-def test_what_an_extra_asks_for_counts_where_it_is_there(monkeypatch, onnx, broken: str):
-    versions = {"onnx": onnx, "onnxruntime": "1.30", "onnxscript": "0.7", "torch": "2.9.0"}
+@pytest.mark.parametrize(
+    ("versions", "broken"),
+    [
+        ({"onnx": None, "torch": "2.9.0"}, ""),
+        ({"onnx": "1.20", "torch": "2.9.0"}, "torch"),
+        ({"transformers": "4.50", "sentence-transformers": None}, "transformers"),
+    ],
+)
+def test_what_an_extra_asks_for_counts_where_it_is_there(monkeypatch, versions, broken: str):
+    versions = {"onnxruntime": "1.30", "onnxscript": "0.7"} | versions
     known = doctor.package_version
     monkeypatch.setattr(
         doctor, "package_version", lambda name: versions[name] if name in versions else known(name)

@@ -258,7 +258,14 @@ def test_heads_are_the_layers_that_towers_end_in(names: dict[str, str], kind: st
         assert heads_on_frozen(model, override(config, **moving)) is None
     assert heads_on_frozen(load(names, "siglip"), config) is None
     # a model of the user's own that does something behind its last layer
-    encode, model.encode_text = model.encode_text, lambda tokens: encode(tokens).relu()
+    encode, see = model.encode_text, model.encode_image
+    model.encode_text = lambda tokens: encode(tokens).relu()
+    assert heads_on_frozen(model, config) is None
+    model.encode_text = lambda tokens: encode(tokens)[:, torch.arange(16).flip(0)]
+    assert heads_on_frozen(model, config) is None  # where an identity takes no such index, too
+    model.shared = torch.nn.Linear(16, 16, bias=False)  # behind both
+    model.encode_text = lambda tokens: model.shared(encode(tokens))
+    model.encode_image = lambda pixels: model.shared(see(pixels))
     assert heads_on_frozen(model, config) is None
 
 

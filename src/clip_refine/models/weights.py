@@ -168,6 +168,9 @@ class Head:
         return [eye, *(torch.zeros_like(eye[0]) for _ in self.layer[1:])]
 
 
+WIDEST_TRUNK = 16_384
+"""Features below a head; an identity of them is tried in its place, of 1 GiB at that width."""
+
 Heads = tuple[Head, Head]
 """Of images and of texts."""
 
@@ -180,6 +183,8 @@ def find_head(layer: list[nn.Parameter], encode: Callable[[], Tensor]) -> Head |
     drawn = [torch.randn(p.shape, generator=generator).to(p) for p in layer]
     for bare in (False, True):
         if layer[0].ndim != 2 or layer[0].shape[bare] != dim or len(layer) > 2 - bare:
+            continue
+        if layer[0].shape[1 - bare] > WIDEST_TRUNK:
             continue
         head = Head(layer, bare)
         trunk, found = (_encoded_with(layer, w, encode) for w in (head.nothing(), drawn))
@@ -199,7 +204,7 @@ def _encoded_with(
         for parameter, other in zip(layer, weights, strict=True):
             parameter.data = other
         return encode()
-    except (RuntimeError, ValueError, AssertionError):
+    except Exception:  # whatever a model of one's own says to that
         return None
     finally:
         for parameter, weight in zip(layer, own, strict=True):

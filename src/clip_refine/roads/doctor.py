@@ -61,12 +61,14 @@ def _libraries() -> Iterator[Finding]:
     versions = [package_version(one.name) for one in asked]
     # an extra may ask for a newer version of what is there without it
     missing = {extra for extra, found in zip(extras, versions, strict=True) if extra and not found}
+    base = {one.name for one, extra in zip(asked, extras, strict=True) if not extra}
     for one, extra, found in zip(asked, extras, versions, strict=True):
         if extra == "dev":
             continue
         wanted = str(one.specifier)
         what = f"{found or 'not installed'} ({wanted}{f', extra [{extra}]' * bool(extra)})"
-        fits = extra in missing or one.specifier.contains(found or "", prereleases=True)
+        fits = one.specifier.contains(found, prereleases=True) if found else bool(extra)
+        fits = fits or (extra in missing and one.name in base)
         yield Finding(one.name, what, "" if fits else f"pip install '{one.name}{wanted}'")
 
 

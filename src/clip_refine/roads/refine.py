@@ -107,6 +107,7 @@ NORM_SAMPLE = (
     512  # training pairs for mean raw norms; photo-clip's vary by 17 %, so 17 / √512 < 1 %
 )
 HIGH_RATE = 1e-2  # ten times the largest rate that any study here used (docs/results/, docs/log.md)
+_ROWS = 65_536  # of features that a head takes at once
 SCALE_SAMPLE = 512  # training pairs among which the logit scale is fitted after a fold
 MOMENT_SAMPLE = 4096  # pairs of a stream for moments of its features; their images are in memory
 
@@ -423,7 +424,9 @@ def train_student(
     steps = build.count_steps(config.train, pairs, accelerator.num_processes)
     heads = None
     if teacher_features is None or of_trunk:
-        heads = build.find_heads(student, config.train, accelerator, pairs)
+        # what was looked up is known to be read alike
+        unread = pairs if teacher_features is None else None
+        heads = build.find_heads(student, config.train, accelerator, unread)
     features = measure_features(config, embedder, pairs, teacher_features, heads)
     warn_of_one(features, pairs.name)
     teacher, fitted = None, None
@@ -533,7 +536,7 @@ def known_features(
     with quietly():  # training says it
         precision = choose_precision(config.train, student, pairs, accelerator)
     folder = config.data.cache_folder or default_cache()
-    heads = build.find_heads(student, config.train, accelerator, pairs)
+    heads = build.find_heads(student, config.train, accelerator)
     return kept_features(pairs, embedder, precision, folder, heads)
 
 
@@ -561,7 +564,12 @@ def measure_features(
             return found
         device = heads[0].layer[0].device
         with torch.no_grad():
-            return PairFeatures(*(h(s.to(device)).cpu() for h, s in zip(heads, found, strict=True)))
+            return PairFeatures(
+                *(
+                    torch.cat([head(rows.to(device)).cpu() for rows in side.split(_ROWS)])
+                    for head, side in zip(heads, found, strict=True)
+                )
+            )
     first = [str(pairs.captions[index][0]) for index in chosen]  # an image may have a million
     return PairFeatures(
         embedder.images(Subset(pairs, chosen, "pairs to measure"), "Encoding images"),

@@ -225,9 +225,11 @@ def heads_on_frozen(model: nn.Module, config: TrainConfig) -> Heads | None:
     """The projections where only they are trained; None, too, where one is no linear layer."""
     if _moves(config) or config.parameters != "projections":
         return None
-    encoders = Towers(model).encoders.items()
+    towers = Towers(model).encoders
+    image, text = towers["image"], towers["text"]
     try:
-        image, text = (find_head(output_layer(model, e, tower), e) for tower, e in encoders)
+        sides = ("image", image, text), ("text", text, image)
+        image, text = (find_head(output_layer(model, e, t, other=o), e) for t, e, o in sides)
     except ModelError:  # which is said where training begins
         return None
     return image and text and (image, text)

@@ -99,6 +99,14 @@ def session_of(child: int) -> list[int]:
     return found
 
 
+def survivors(child: int) -> list[int]:
+    """Those that have not ended 20 s after it; a busy machine takes a while to free their memory."""
+    end = time.monotonic() + 20
+    while (alive := session_of(child)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return alive
+
+
 PHASES = (
     "loading",
     "caching",
@@ -172,7 +180,7 @@ def interrupted(folder: Path, number: int, after: float) -> list[str]:
         wrong.append(f"exit {status}")
     if "Traceback" in (said := out.with_suffix(".txt").read_text()):
         wrong.append(f"a traceback: {said[-300:]}")
-    if alive := session_of(child.pid):
+    if alive := survivors(child.pid):
         wrong.append(f"{len(alive)} processes live on")
     print(
         f"Ctrl-C after {after:4.1f} s, {where}: {wrong or status}, {took:.1f} s later", flush=True
@@ -219,8 +227,7 @@ def run() -> None:
             os.kill(child, signal.SIGKILL)
             wait(child)
         where, after = phase(out), time.monotonic() - begin
-        time.sleep(0.3)
-        alive = session_of(child)
+        alive = survivors(child)
         status = wait(start(folder, out))
         wrong = []
         if alive:

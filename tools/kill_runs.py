@@ -100,7 +100,7 @@ def session_of(child: int) -> list[int]:
 
 
 def survivors(child: int) -> list[int]:
-    """Those that have not ended 20 s after it; a busy machine takes a while to free their memory."""
+    """Those that have not ended 20 s after it: a busy machine is slow to free their memory."""
     end = time.monotonic() + 20
     while (alive := session_of(child)) and time.monotonic() < end:
         time.sleep(0.1)

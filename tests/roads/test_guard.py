@@ -2,7 +2,9 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +14,21 @@ from safetensors.torch import load_file
 from clip_refine import cli
 from clip_refine.config import RefineConfig, load_config, override
 from clip_refine.data.streams import StreamMixture
+from clip_refine.evaluation.scores import embed_model, measure
 from clip_refine.losses import PairFeatures
+from clip_refine.models.embed import Embedder
 from clip_refine.report.tables import answer, worse
 from clip_refine.results import RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
-from clip_refine.roads.guard import build_guard
+from clip_refine.roads.guard import build_guard, spread_left, warn_of_collapse
 from clip_refine.roads.refine import refine, set_aside, warn_of_one
 from clip_refine.support.errors import ConfigError, DataError, TrainingError
 from clip_refine.toy import ToyPairs
+from clip_refine.train import Trainer
+
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -121,6 +129,41 @@ def test_what_explodes_is_not_saved(config: RefineConfig):
     with pytest.raises(TrainingError, match=r"norm .* training destroys the model"):
         refine(override(config, guard={"every": None}, train={"learning_rate": 10.0}))
     assert not config.out.exists()
+
+
+def test_nor_is_what_the_last_step_destroyed(config: RefineConfig):
+    with pytest.raises(TrainingError, match=r"norms .* training destroyed the model, .*not saved"):
+        refine(override(config, guard={"every": None}, train={"learning_rate": 10.0, "steps": 1}))
+    assert not config.out.exists()
+
+
+def test_a_loss_that_runs_away_stops():
+    norms = {"image_norm": 1.0, "text_norm": 1.0}
+    trainer = SimpleNamespace(first={"loss_total": 2.0, **norms})
+    with pytest.raises(TrainingError, match="step 7: loss 4e.06, at first it was 2: training"):
+        Trainer._check_health(trainer, 7, {"loss_total": 4e6, **norms}, 64)  # pyright: ignore
+
+
+@pytest.mark.parametrize("lost", ["nothing", "text norm", "variance", "effective rank"])
+def test_features_that_collapse_are_said(lost: str, held_out: ToyPairs, capsys):
+    embedder = Embedder(build.build_model(build.named_model("toy")), CPU, 64, visible=False)
+    before = embed_model(embedder, held_out, ())
+    image, text = before.pairs.image_features, before.pairs.text_features
+    if lost == "text norm":
+        text = text / 50
+    elif lost == "variance":  # of as many directions as before, about one point
+        image, text = (side / 100 + image[0] for side in (image, text))
+    elif lost == "effective rank":
+        flat = torch.diag((torch.arange(image.shape[1]) < 2).float())
+        image, text = image @ flat, text @ flat
+    pairs = replace(before.pairs, image_features=image, text_features=text)
+    shares = spread_left(measure(before), measure(replace(before, pairs=pairs)))
+    found = [name for name, share in shares.items() if share < 0.1]
+    names = ["image variance", "text variance"] if lost == "variance" else [lost]
+    assert found == names if lost != "nothing" else not found
+    assert warn_of_collapse(shares) == bool(found)
+    what = said(capsys)
+    assert (f"{lost} is left" in what) if found else not what
 
 
 def test_chance_level_is_said(config: RefineConfig, capsys):

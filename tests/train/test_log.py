@@ -13,7 +13,7 @@ from clip_refine.roads import build
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError
 from clip_refine.toy import ToyPairs
-from clip_refine.train.log import check_tracker, track_run
+from clip_refine.train.log import StepLog, check_tracker, track_run
 
 
 @pytest.fixture
@@ -26,6 +26,22 @@ def config(tiny_name: str, tmp_path: Path) -> RefineConfig:
             "report": False,
         }
     )
+
+
+def test_what_was_logged_is_there_before_the_next_step(tmp_path: Path):
+    """A run that goes on may be killed before it, and then goes on once more."""
+    path = tmp_path / "log.jsonl"
+    with StepLog(path) as log:
+        for step in range(1, 9):
+            log.write({"step": step})
+    expected = path.read_text().splitlines()[:6]
+    killed = [StepLog(path, earlier=path, steps=6) for _ in range(2)]  # never closed
+    assert path.read_text().splitlines() == expected
+    with StepLog(path, earlier=path, steps=6) as log:
+        log.write({"step": 7})
+    assert path.read_text().splitlines() == [*expected, '{"step": 7}']
+    for log in killed:
+        log.__exit__()
 
 
 def test_tensorboard_files_hold_steps_and_scores(

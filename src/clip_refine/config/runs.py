@@ -75,11 +75,10 @@ class RefineConfig(SettingsGroup):
         given = loss.model_dump(exclude_unset=True) if isinstance(loss, LossConfig) else loss
         if not isinstance(given, dict):
             return values  # so that the check of its own says what it is
-        train = values.get("train", {})
-        trained = (
-            train if isinstance(train, dict) else {"parameters": getattr(train, "parameters", "")}
-        )
-        own = recipe_settings(values.get("recipe", "clip-refine"), trained.get("parameters", "all"))
+        train = values.get("train")
+        parts = train if isinstance(train, dict) else {}
+        trained = parts.get("parameters", getattr(train, "parameters", "all"))
+        own = recipe_settings(values.get("recipe", "clip-refine"), trained)
         return {**values, "loss": {**own, **given}}
 
 
@@ -205,7 +204,7 @@ class VectorsConfig(SettingsGroup):
     """Of the split, the order, the captions drawn and the references."""
 
 
-def recipe_settings(name: Any, parameters: str = "all") -> dict[str, Any]:
+def recipe_settings(name: Any, parameters: str) -> dict[str, Any]:
     """What a recipe sets in `loss` where `train.parameters` are those.
 
     A ValueError names near ones where there is none.

@@ -380,7 +380,7 @@ SIDECARS = (".txt", ".caption")
 """Endings of the files that hold an image's captions, one a line."""
 _BESIDE = frozenset({*SIDECARS, ".json", ".parquet", ".npz"})  # what those programs write, too
 # cameras write endings in capitals
-_IN_CAPITALS = (*SUFFIXES, *map(str.upper, SUFFIXES)), (*SIDECARS, *map(str.upper, SIDECARS))
+_OF_IMAGES, _OF_TEXTS = ((*known, *map(str.upper, known)) for known in (SUFFIXES, SIDECARS))
 _CAPTION_FOLDERS = ("captions", "texts", "text", "labels")
 _TRIED = 20
 
@@ -394,7 +394,7 @@ def has_sidecars(folder: Path) -> bool:
 def _image_of(text: Path, folder: Path) -> bool:
     inner = text.relative_to(folder)
     for place in (text, folder.joinpath("images", *inner.parts[1:])):
-        if any(place.with_suffix(ending).is_file() for ending in _IN_CAPITALS[0]):
+        if any(place.with_suffix(ending).is_file() for ending in _OF_IMAGES):
             return True
     return False
 
@@ -423,5 +423,5 @@ def _text_of(image: Path, folder: Path) -> Path | None:
     places = [image]
     if inner.parts[0] == "images":
         places += [folder.joinpath(other, *inner.parts[1:]) for other in _CAPTION_FOLDERS]
-    found = (place.with_suffix(ending) for place in places for ending in _IN_CAPITALS[1])
+    found = (place.with_suffix(ending) for place in places for ending in _OF_TEXTS)
     return next((path for path in found if path.is_file()), None)

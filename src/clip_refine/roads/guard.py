@@ -1,7 +1,7 @@
 """A watch over a training: what the model can do, measured on a few images every few steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -15,10 +15,12 @@ from clip_refine.models.embed import Embedder
 from clip_refine.results import Interval
 from clip_refine.roads.build import check_enough
 from clip_refine.support.console import remark
+from clip_refine.support.errors import TrainingError
+from clip_refine.train.loop import EXPLODED
 
 RESAMPLES = 200
 _NOISE = 200  # images times points: an interval of mean R@1 seen here at 100 was 1.5 wide each way
-COLLAPSED = 0.1  # of the rank, and of the norms, that the model had at first
+COLLAPSED = 0.1  # of the rank above 1, and of the norms, that the model had at first
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Guard:
     stopped: dict[str, Any] | None = None  # the last step and that of the weights kept
     _start: list[Measured] = field(default_factory=list)
     _steps: int = 0
-    _warned: bool = False
+    _collapsed: bool = False  # which is said once
 
     def begin(self, steps: int) -> None:
         """Measure the model as it is before the first of so many steps."""
@@ -47,7 +49,7 @@ class Guard:
             return False
         trainer.hand_back()
         now = self._measure()
-        self._warn_of_collapse(now)
+        self._collapsed = self._collapsed or warn_of_collapse(spread_left(self._start[0], now[0]))
         found = self._differences(now)
         lost = {name: d for name, d in found.items() if 100 * d.low < -guard.bound}
         if not trainer.agree(len(lost))[0]:
@@ -91,22 +93,56 @@ class Guard:
             }
         return found
 
-    def _warn_of_collapse(self, now: Sequence[Measured]) -> None:
-        shares = [of / was for of, was in zip(*map(_spread, (now, self._start)), strict=True)]
-        if min(shares) < COLLAPSED and not self._warned:
-            self._warned = True
-            remark(
-                "Features are collapsing: of their effective rank, image and text norms "
-                f"{', '.join(f'{share:.0%}' for share in shares)} are left. Lower the learning "
-                "rate, or --loss.rafa-weight.",
-                "yellow",
-            )
+
+def check_trained(was: Measured, now: Measured) -> None:
+    """Say where a trained model's features collapsed, and stop before what exploded is saved.
+
+    Training looks at norms before each step, so what the last one did is seen here.
+
+    Raises:
+        TrainingError: A norm is more than `EXPLODED` times what it was.
+    """
+    shares = spread_left(was, now)
+    norms = [shares["image norm"], shares["text norm"]]
+    if not max(norms) <= EXPLODED:
+        grown = " and ".join(f"{share:.3g}" for share in norms)
+        raise TrainingError(
+            f"the norms of images and captions are {grown} times what they were: training "
+            "destroyed the model, which is not saved. Try a lower --train.learning-rate."
+        )
+    warn_of_collapse(shares)
 
 
-def _spread(found: Sequence[Measured]) -> tuple[float, ...]:
-    pairs = found[0].features.pairs
-    norms = [float(side.norm(dim=1).mean()) for side in (pairs.image_features, pairs.text_features)]
-    return effective_rank(found[0].image_unit, found[0].text_unit), *norms
+def warn_of_collapse(shares: Mapping[str, float]) -> bool:
+    """Whether there is something to say, which is said."""
+    left = [f"{share:.0%} of the {name}" for name, share in shares.items() if share < COLLAPSED]
+    if left:
+        remark(
+            f"Features are collapsing: {', '.join(left)} is left. Lower the learning rate, "
+            "or --loss.rafa-weight.",
+            "yellow",
+        )
+    return bool(left)
+
+
+def spread_left(was: Measured, now: Measured) -> dict[str, float]:
+    """What is left of what features lose when they collapse, as shares.
+
+    The effective rank, above the 1 of a single point, falls where they flatten; their variance
+    about each modality's mean where they draw together, which leaves the rank as it was.
+    """
+    before, after = _spread(was), _spread(now)
+    return {name: after[name] / max(of, 1e-12) for name, of in before.items()}
+
+
+def _spread(found: Measured) -> dict[str, float]:
+    pairs = found.features.pairs
+    spread = {"effective rank": effective_rank(found.image_unit, found.text_unit) - 1}
+    for name, unit in (("image", found.image_unit), ("text", found.text_unit)):
+        spread[f"{name} variance"] = 1 - float(unit.mean(dim=0).square().sum())
+    for name, side in (("image", pairs.image_features), ("text", pairs.text_features)):
+        spread[f"{name} norm"] = float(side.norm(dim=1).mean())
+    return spread
 
 
 def build_guard(

@@ -61,7 +61,7 @@ from clip_refine.report.run_page import write_run_report
 from clip_refine.report.tables import threshold_change
 from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
-from clip_refine.roads.guard import Guard, build_guard
+from clip_refine.roads.guard import Guard, build_guard, check_trained
 from clip_refine.roads.plan import (
     choose_micro_batch,
     choose_precision,
@@ -252,6 +252,7 @@ def refine(
             after = score_features(features_after, seed=config.seed)
             tracking.scores(after, step=steps)
             was, now = measure(features_before), measure(features_after)
+            check_trained(was, now)
             difference = paired_differences(was, now, seed=config.seed)
 
         # 7 results; a guard may have kept the weights of an earlier step

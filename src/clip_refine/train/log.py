@@ -13,6 +13,7 @@ from clip_refine.config import RefineConfig
 from clip_refine.results import Scores, flat
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError
+from clip_refine.support.folder import write_file
 
 
 class StepLog:
@@ -34,10 +35,10 @@ class StepLog:
         """Begin with the first `steps` lines of an `earlier` log, which may be this one."""
         self.path = path
         self.also = also
-        lines = earlier.read_bytes().splitlines(keepends=True)[:steps] if earlier and path else []
-        self._file = path.open("w", encoding="utf-8") if path else None
-        if self._file:
-            self._file.writelines(line.decode() for line in lines)
+        lines = earlier.read_text("utf-8").splitlines(keepends=True)[:steps] if earlier else []
+        if path:  # at once, since a run that is killed before its next step goes on once more
+            write_file(path, "".join(lines))
+        self._file = path.open("a", encoding="utf-8") if path else None
 
     def __enter__(self) -> "StepLog":
         return self

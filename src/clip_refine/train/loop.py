@@ -48,7 +48,7 @@ from clip_refine.train.precision import (
 )
 from clip_refine.train.state import States
 
-_EXPLODED = 100.0  # times the first norms; at rate 10 the toy model's grow 2,000-fold in 4 steps
+EXPLODED = 100.0  # times the first norms; at rate 10 the toy model's grow 2,000-fold in 4 steps
 _DIVERGED = 1e6  # times the first loss
 _AT_CHANCE = 0.005  # relative distance from ln B
 
@@ -293,7 +293,7 @@ class Trainer:
         """Stop where training destroys the model; say where it can tell nothing apart."""
         was = self.first = self.first or record
         loss = record["loss_total"]
-        grown = [n for n in ("image_norm", "text_norm") if record[n] > _EXPLODED * was[n]]
+        grown = [n for n in ("image_norm", "text_norm") if record[n] > EXPLODED * was[n]]
         if grown or loss > _DIVERGED * max(1.0, was["loss_total"]):
             what = f"{grown[0]} {record[grown[0]]:.3g}" if grown else f"loss {loss:.3g}"
             before = was[grown[0]] if grown else was["loss_total"]

@@ -27,7 +27,6 @@ from clip_refine.support.errors import ConfigError, DataError, TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import Trainer
 
-
 CPU = torch.device("cpu")
 
 

@@ -20,7 +20,7 @@ from clip_refine.data.images import DECODING, decode_image
 from clip_refine.data.pairs import Images, fingerprint, image_bytes
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, FailedError
 from clip_refine.support.folder import check_room, size_text
 from clip_refine.support.process import end_with_parent
 
@@ -152,7 +152,7 @@ def whole(loader: DataLoader[Item]) -> Iterator[Item]:
         if not killed and not isinstance(error, MemoryError):
             raise
         what = "was killed" if killed else "ran out of memory"
-        raise DataError(
+        raise FailedError(
             f"a process that decodes images {what}, most often because all processes together need "
             "more memory than there is. Use fewer --train.workers (--workers), or a smaller "
             "--train.batch-size."

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from clip_refine.results import ComparisonRow, Record, flat
 from clip_refine.support.console import remark
-from clip_refine.support.errors import OutputError
+from clip_refine.support.errors import OutputError, unwritable
 from clip_refine.support.folder import drop_aside, set_aside, write_file
 
 
@@ -63,9 +63,7 @@ class FinishedRuns:
             if not config.is_file() or config.read_bytes() != text.encode():
                 write_file(config, text)
         except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be written ({error.strerror}). Choose another --out."
-            ) from error
+            raise unwritable(folder, error, "another --out", begun=False) from error
         return store
 
     def complete(self) -> None:

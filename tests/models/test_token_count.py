@@ -6,8 +6,8 @@ import open_clip
 import torch
 
 from clip_refine.models import OpenClipEncoder, load_transformers
+from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.models.open_clip import OpenClipTokenizer
-from clip_refine.models.text_length import CountingTokenizer
 from tests.conftest import needs
 
 TEXTS = ["a", "a photo of a dog on a beach.", "word " * 40]

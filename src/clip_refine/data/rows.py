@@ -619,8 +619,19 @@ class BadRows:
         return len(self.found) / max(1, self.total)
 
     def _listed(self) -> str:
+        """Rows with what is wrong with them; what several have in common stands once."""
+        by_advice: dict[str, dict[str, list[str]]] = {}
+        for row in self.found[:LISTED]:
+            fact, _, advice = row.problem.partition(". ")
+            by_advice.setdefault(advice, {}).setdefault(fact, []).append(row.where)
+        lines = []
+        for advice, facts in by_advice.items():
+            own = [f"{_places(where)}: {fact}" for fact, where in facts.items()]
+            if advice:
+                own = [f"{line}." for line in own]
+                own = [*own, advice] if len(own) > 1 else [f"{own[0]} {advice}"]
+            lines += own
         more = len(self.found) - LISTED
-        lines = [str(row) for row in self.found[:LISTED]]
         return "\n".join(lines + [f"... and {more:,} more bad rows."] * (more > 0))
 
     def _counted(self) -> str:
@@ -641,6 +652,20 @@ class BadRows:
             f"{self.source}: {self._counted()}, more than the {self.policy.limit:.1%} that "
             "--data.skip-bad lets pass. Look at them, or raise --data.max-bad."
         )
+
+
+def _places(rows: Sequence[str]) -> str:
+    """Rows of one file by their numbers, others by their names.
+
+    >>> _places(["a.csv, line 2", "a.csv, line 5"]), _places(["pairs[0]", "pairs[1]"])
+    ('a.csv, line 2, 5', 'pairs[0, 1]')
+    """
+    found = [re.fullmatch(r"(.*[ \[])(\d+)(\]?)", row) for row in rows]
+    parts = [one.groups() for one in found if one]
+    if len(parts) == len(rows) and len({(head, tail) for head, _, tail in parts}) == 1:
+        head, _, tail = parts[0]
+        return f"{head}{', '.join(number for _, number, _ in parts)}{tail}"
+    return ", ".join(rows)
 
 
 def write_skipped(skipped: Sequence[BadRow], path: Path) -> None:

@@ -24,6 +24,7 @@ class FinishedRun(Record):
     row: ComparisonRow | None
     # headline name → its value in each bootstrap resample
     resampled: Mapping[str, tuple[float, ...]]
+    bystanders: float | None = None  # mean R@1 on them, where `tune` guards them
 
 
 class _State(Record):

@@ -10,9 +10,8 @@ import pytest
 from clip_refine.config import RefineConfig, load_config, override
 from clip_refine.config.runs import TuneConfig
 from clip_refine.roads import tune as road
-from clip_refine.roads.compare import Runs, Training, open_runs
-from clip_refine.roads.finished import FinishedRun
-from clip_refine.roads.sweeps import list_variants
+from clip_refine.roads.compare import FinishedRun, Runs, Training, open_runs
+from clip_refine.roads.plan import list_variants
 from clip_refine.roads.tune import tune
 from clip_refine.support.errors import Planned, TrainingError
 from tests.report.test_comparison import COMPARISON

@@ -11,8 +11,7 @@ from clip_refine.config import DataConfig, RefineConfig, named_model, override, 
 from clip_refine.data import Stream
 from clip_refine.data.sources import open_training
 from clip_refine.models import OpenClipEncoder
-from clip_refine.models.encoder import files_of
-from clip_refine.models.text_length import PROBES, same_features
+from clip_refine.models.encoder import PROBES, files_of, same_features
 from clip_refine.models.weights import interpolate_weights, set_logit_scale
 from clip_refine.results import Provenance
 from clip_refine.roads import build

@@ -35,7 +35,10 @@ def test_the_best_is_one_of_those_that_saw_all_pairs(
         }
     )
     found = tune(config, **DATA)
-    assert (found["selection"], found["tried"]) == (0.1, 2)
+    assert (found.selection, len(found.trials)) == (0.1, 2)
+    table = found.to_pandas()
+    assert table[["part", "selection"]].values.tolist() == [[1.0, 0.1], [0.25, 0.4]]
+    assert {"recipe", "learning_rate"} <= set(table.columns)
 
 
 def test_a_search(tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -74,17 +77,17 @@ def test_a_search(tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert 3 + 2 <= len(parts) < 3 * 3
     written = load_config(RefineConfig, config.out / "tuned.yaml")
     assert (written.recipe, written.train.learning_rate) == (
-        found["recipe"],
-        found["learning_rate"],
+        found.recipe,
+        found.learning_rate,
     )
-    assert {name: getattr(written.loss, name) for name in found["loss"]} == found["loss"]
-    assert all(1e-5 <= rate <= 1e-3 for rate in (found["learning_rate"],))
+    assert {name: getattr(written.loss, name) for name in found.loss} == found.loss
+    assert all(1e-5 <= rate <= 1e-3 for rate in found.to_pandas()["learning_rate"])
     # again: all is read; more trials add to it
     done = len(parts)
     assert tune(config, **DATA) == found
     assert len(parts) == done
     more = tune(override(config, trials=4), **DATA)
-    assert (more["tried"], more["selection"] >= found["selection"]) == (4, True)
+    assert (len(more.trials), more.selection >= found.selection) == (4, True)
     assert len(parts) > done
     # a guard that forbids everything
     monkeypatch.setattr(road, "_value", lambda *_: road.REFUSED)

@@ -16,8 +16,11 @@ from torch.nn.functional import normalize
 
 from clip_refine.models.encoder import Savable, files_of
 from clip_refine.models.open_clip import quiet_open_clip
-from clip_refine.saving.exchange import preprocessing_to_open_clip, write_clip_tokenizer
-from clip_refine.saving.transformers import write_cleaning_tokenizer
+from clip_refine.saving.exchange import (
+    preprocessing_to_open_clip,
+    write_cleaning_tokenizer,
+    write_clip_tokenizer,
+)
 from clip_refine.support.errors import ModelError, first_line
 
 OPSET = 18  # onnxruntime 1.14 (2023) and later read it

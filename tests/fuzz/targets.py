@@ -406,7 +406,7 @@ def _states(folder: Path) -> list[str]:
     from clip_refine.train.state import States
 
     states = States(folder, "1", _ABOUT, decided={"precision": "fp32"})
-    states._write(3, *_trainer().state())
+    states._write(folder, 3, *_trainer().state())
     (folder / "state/step-000000003" / SUMS).unlink()  # who changes weights changes it, too
     return [f"state/step-000000003/state.{ending}" for ending in ("json", "safetensors")]
 

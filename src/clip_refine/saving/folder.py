@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from clip_refine.results.metrics import metric
 from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
 from clip_refine.support.console import console, printable
 from clip_refine.support.errors import DataError, ModelError
-from clip_refine.support.limits import parse_yaml
+from clip_refine.support.limits import parse_yaml, read_text
 
 # --------------------------------------------------------------------------------------------------
 # The `README.md` of a saved model, as the Hugging Face Hub shows it.
@@ -233,7 +234,8 @@ def _folder_facts(folder: Path) -> BaseModelFacts:
     text = ""
     for path in (folder / CARD, folder / "model" / CARD):
         if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
+            with suppress(OSError, ValueError):  # whatever else it is, it is no card
+                text = read_text(path)
             break
     front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
@@ -264,6 +266,12 @@ def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
         except ModelError as error:
             console.print(f"Not saved in open_clip's format, too: {escape(str(error))}")
     write_card(folder, provenance)
+
+
+def saved_size(model: Any) -> int:
+    """Bytes of the weights that `save_model` writes; Transformers' may have both formats."""
+    formats = 2 if files_of(model).format == TRANSFORMERS else 1
+    return 4 * formats * sum(weight.numel() for weight in model.state_dict().values())
 
 
 def write_card(

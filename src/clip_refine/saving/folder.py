@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,6 @@ def model_card(
     Its code runs in the model's folder as it stands, `fed` saying whether files there make pixels
     and tokens for ONNX; `hub_id` is where the folder goes.
     """
-    environment = Environment(
-        loader=PackageLoader("clip_refine.report"),
-        undefined=StrictUndefined,
-        finalize=_escaped,
-        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
-        keep_trailing_newline=True,
-    )
     kinds = {
         "refined": "refined with CLIP-Refine",
         "interpolated": "interpolated",
@@ -80,7 +74,8 @@ def model_card(
         held_out = f"{count:,} held-out images with {captions:,} captions"
         if provenance.held_out and provenance.held_out.name:
             held_out += f" ({markdown_escape(provenance.held_out.name)})"
-    text = environment.get_template("model_card.md.jinja").render(
+    template = _templates().get_template("model_card.md.jinja")
+    text = template.render(
         dict(provenance),
         title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
         front_matter=Verbatim(facts.to_yaml()),
@@ -93,6 +88,17 @@ def model_card(
         fed=fed,
     )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("clip_refine.report"),
+        undefined=StrictUndefined,
+        finalize=_escaped,
+        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
+        keep_trailing_newline=True,
+    )
 
 
 def markdown_escape(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # no test reaches the Hub; without this each that asks for it asks five times, a minute in all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +37,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 needs_onnx = pytest.mark.skipif(
     find_spec("onnxscript") is None, reason="ONNX: pip install 'clip-refine[onnx]'"
 )
+
+
+def needs(package: str, extra: str) -> Any:
+    """A package, or a test that is skipped and says how to have it."""
+    how = f"{package} is not installed: pip install 'clip-refine[{extra}]'"
+    return pytest.importorskip(package, reason=how)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -72,7 +72,8 @@ def test_they_say_what_is_to_be_installed(example: Path):
 
 @pytest.mark.parametrize("name", ["02_ray_data.py", "03_hf_trainer.py"])
 def test_without_arguments_they_say_which(name: str):
-    pytest.importorskip({"02_ray_data.py": "ray", "03_hf_trainer.py": "transformers"}[name])
+    package = {"02_ray_data.py": "ray", "03_hf_trainer.py": "transformers"}[name]
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
     with pytest.raises(SystemExit, match=re.escape(f"python {name} ")):
         run_here(name)
 

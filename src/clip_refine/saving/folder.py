@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,6 @@ def model_card(
     Its code runs in the model's folder as it stands. `onnx` is its `onnx_config.json`, `own_files`
     whether the files there are of no library, `hub_id` where they go.
     """
-    environment = Environment(
-        loader=PackageLoader("clip_refine.report"),
-        undefined=StrictUndefined,
-        finalize=_escaped,
-        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
-        keep_trailing_newline=True,
-    )
     kinds = {
         "refined": "refined with CLIP-Refine",
         "interpolated": "interpolated",
@@ -85,21 +79,36 @@ def model_card(
         if provenance.held_out and provenance.held_out.name:
             held_out += f" ({markdown_escape(provenance.held_out.name)})"
     maker = re.fullmatch(rf"{MADE_BY}([\w.]+):(\w+)", provenance.base.name)
-    text = environment.get_template("model_card.md.jinja").render(
-        dict(provenance),
-        title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
-        front_matter=Verbatim(facts.to_yaml()),
-        rows=_score_rows(scores) if scores else [],
-        went_back=rolled_back(scores) if scores else "",
-        intervals=bool(scores and scores.difference),
-        held_out_text=Verbatim(held_out),
-        formats=formats,
-        hub_id=hub_id and Verbatim(hub_id),
-        onnx=onnx,
-        own_files=own_files,
-        maker=maker and [*map(Verbatim, maker.groups())],
+    text = (
+        _templates()
+        .get_template("model_card.md.jinja")
+        .render(
+            dict(provenance),
+            title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
+            front_matter=Verbatim(facts.to_yaml()),
+            rows=_score_rows(scores) if scores else [],
+            went_back=rolled_back(scores) if scores else "",
+            intervals=bool(scores and scores.difference),
+            held_out_text=Verbatim(held_out),
+            formats=formats,
+            hub_id=hub_id and Verbatim(hub_id),
+            onnx=onnx,
+            own_files=own_files,
+            maker=maker and [*map(Verbatim, maker.groups())],
+        )
     )
     return printable(re.sub(r"\n{3,}", "\n\n", text))
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("clip_refine.report"),
+        undefined=StrictUndefined,
+        finalize=_escaped,
+        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
+        keep_trailing_newline=True,
+    )
 
 
 def markdown_escape(text: str) -> str:

@@ -293,6 +293,7 @@ def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture
     ("error", "status", "said"),
     [
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: you tried to allocate 9 bytes"), 1, "out of memory"),
         (RuntimeError("[gloo/x.cc] reset by peer"), 1, "another process of this run has ended"),
         (RecursionError(), 2, "nested too deeply"),
         (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),

@@ -29,7 +29,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from clip_refine.support.console import PlainConsole, printable, say, talk
-from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line, ran_out
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -1067,7 +1067,7 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return "", 1
         case RecursionError():
             return "something that was given is nested too deeply to be read.", 2
-        case MemoryError():
+        case _ if ran_out(error):
             return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
         case OSError():
             named = f"{error.filename}: " if error.filename else ""

@@ -317,7 +317,16 @@ def test_training_in_parts_is_training(tiny: OpenClipEncoder, pairs: ToyPairs, t
         assert torch.allclose(weight, twin.state_dict()[name], atol=1e-6), name
 
 
+def out_of_memory(kind: str) -> None:
+    """As a GPU's allocator says it, and as a CPU's does."""
+    if kind == "cpu":
+        torch.empty(10**16)
+    raise torch.OutOfMemoryError("a lot")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_too_little_memory_halves_the_parts(
+    kind: str,
     tiny: OpenClipEncoder,
     pairs: ToyPairs,
     tmp_path: Path,
@@ -331,7 +340,7 @@ def test_too_little_memory_halves_the_parts(
 
     def limited(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
         if torch.is_grad_enabled() and len(pixels) > fits[0]:
-            raise torch.OutOfMemoryError("a lot")
+            out_of_memory(kind)
         return encode(self, pixels)
 
     monkeypatch.setattr(OpenClipEncoder, "encode_image", limited)

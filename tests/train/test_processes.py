@@ -27,7 +27,7 @@ from clip_refine.train import StepLog, TowerPrecision, Trainer
 from tests.conftest import TINY, write_model
 from tests.several import in_processes
 from tests.train.test_loop import with_plain_descent
-from tests.train.test_micro_batch import SIZE, Dropping, random_batch, trainer_of
+from tests.train.test_micro_batch import SIZE, Dropping, out_of_memory, random_batch, trainer_of
 
 
 def own_loss(student: PairFeatures, teacher: PairFeatures, logit_scale: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def runs_short(name: str, folder: Path) -> None:
 
     def limited(self: OpenClipEncoder, pixels: Tensor) -> Tensor:
         if rank and torch.is_grad_enabled() and len(pixels) > fits[0]:
-            raise torch.OutOfMemoryError("a lot")
+            out_of_memory("cpu")
         return encode(self, pixels)
 
     OpenClipEncoder.encode_image = limited

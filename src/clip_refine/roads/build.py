@@ -475,6 +475,7 @@ def build_embedder(
         count_workers(workers, device),
         visible=accelerator.is_main_process,
         reader=reader,
+        group=accelerator,
     )
 
 

@@ -1050,6 +1050,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
+_TOGETHER = ("refine", "demo", "evaluate", "doctor")  # verbs that several processes may run
 _FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
@@ -1141,4 +1142,10 @@ def _run(arguments: list[str]) -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    if verb not in _TOGETHER and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            f"{verb} runs in one process: several would write over each other. Start it without "
+            "torchrun or accelerate; a large index in parts, each file or row range with an --out "
+            "of its own (examples/02_ray_data.py)."
+        )
     VERBS[verb](rest)

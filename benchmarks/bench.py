@@ -31,8 +31,8 @@ from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.models.embed import Embedder
 from clip_refine.support.folder import describe_environment
 from clip_refine.toy import ToyPairs
-from clip_refine.vectors.maps import LinearMaps
 from clip_refine.vectors.stored import apply_stored
+from clip_refine.vectors.transforms import LinearMaps
 
 Run = Callable[[], object]
 Row = tuple[str, str, Run, Run]

@@ -48,10 +48,9 @@ from clip_refine.roads.plan import choose_precision
 from clip_refine.support.console import quietly
 from clip_refine.toy import ToyPairs, model_directory
 from clip_refine.train import Trainer, loop, micro_batch
-from clip_refine.train.micro_batch import parts_by_length
 from clip_refine.train.part import compiled_blocks
-from clip_refine.train.precision import encode_pairs
 from clip_refine.train.teacher_cache import CachedTeacher
+from clip_refine.train.towers import encode_pairs, parts_by_length
 
 
 def random_model(architecture: str) -> OpenClipEncoder:

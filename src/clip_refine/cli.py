@@ -666,8 +666,8 @@ def vectors(arguments: list[str]) -> None:
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
         from clip_refine.vectors.files import load_peer
-        from clip_refine.vectors.maps import Procrustes
         from clip_refine.vectors.stored import apply_stored
+        from clip_refine.vectors.transforms import Procrustes
 
         peer = load_peer(maps)
         count = apply_stored(peer, stored, out, side=side, column=column, overwrite=overwrite)

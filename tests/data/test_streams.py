@@ -20,8 +20,8 @@ from clip_refine.data import (
     open_stream,
     stream_batches,
 )
+from clip_refine.data.images import read_place
 from clip_refine.data.loader import swap_words
-from clip_refine.data.rows import read_place
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
 from clip_refine.roads.refine import refine

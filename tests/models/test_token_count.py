@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from clip_refine.models import OpenClipEncoder, load_transformers
+from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.models.open_clip import OpenClipTokenizer
-from clip_refine.models.text_length import CountingTokenizer
 
 TEXTS = ["a", "a photo of a dog on a beach.", "word " * 40]
 

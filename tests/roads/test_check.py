@@ -101,7 +101,7 @@ def test_captions(findings: Findings):
 
 
 def test_workers_find_the_same(faulty: Path, findings: Findings, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clip_refine.data.pixels.FEW", 1)
+    monkeypatch.setattr("clip_refine.data.loader.FEW", 1)
     assert check_data(findings.source, DataConfig(), workers=2) == findings
 
 

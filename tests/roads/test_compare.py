@@ -16,8 +16,8 @@ from clip_refine.data import EpochPlan, PairLoader, Subset, hold_out
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison
 from clip_refine.roads.compare import Runs, Training, compare, score_row
+from clip_refine.roads.plan import MOST_RATES
 from clip_refine.roads.refine import refine
-from clip_refine.roads.sweeps import MOST_RATES
 from clip_refine.support.errors import (
     ConfigError,
     DataError,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.roads.finished import FinishedRun, FinishedRuns
+from clip_refine.roads.compare import FinishedRun, FinishedRuns
 from clip_refine.support.errors import OutputError
 
 SETTINGS = {"seed": 1, "train": {"epochs": 2}}

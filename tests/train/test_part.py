@@ -23,7 +23,7 @@ from clip_refine.train.part import (
     learning_rates,
     trained_part,
 )
-from clip_refine.train.precision import prepare_student
+from clip_refine.train.towers import prepare_student
 from tests.conftest import TINY, write_model
 from tests.models import tiny_transformers
 

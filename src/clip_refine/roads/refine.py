@@ -26,12 +26,10 @@ from clip_refine.config import (
 )
 from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
-from clip_refine.data.pairs import GivenPairs, pairs_fingerprint
-from clip_refine.data.rows import skipped_rows, write_skipped
+from clip_refine.data.pairs import GivenPairs, pairs_fingerprint, skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
-from clip_refine.evaluation.forgetting import task_changes
 from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.evaluation.scores import (
     Measured,
@@ -41,6 +39,7 @@ from clip_refine.evaluation.scores import (
     score_features,
     scores_along_line,
     selection_score,
+    task_changes,
 )
 from clip_refine.evaluation.separation import nonsense
 from clip_refine.evaluation.similarity import unit_sides
@@ -63,12 +62,15 @@ from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard, check_trained
 from clip_refine.roads.plan import (
+    MOST_RATES,
+    SHORT,
+    best_rate,
     choose_micro_batch,
     choose_precision,
     keeps_teacher,
+    next_rate,
     say_plan,
 )
-from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
 from clip_refine.support.errors import (

@@ -29,8 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clip_refine.config import RefineConfig
 from clip_refine.data import EpochPlan, PairBatch
-from clip_refine.data.loader import PairLoader
-from clip_refine.data.pixels import PixelReader, with_cached_pixels
+from clip_refine.data.loader import PairLoader, PixelReader, with_cached_pixels
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_refine.config import RefineConfig, load_config, override
-from clip_refine.models import OpenClipEncoder
+from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
@@ -198,8 +198,11 @@ def test_two_processes_go_on_bit_by_bit_one_goes_on_as_two_and_two_as_one(
     (steps, weights), (expected, alone) = map(outcome, (stream.out, tmp_path / "whole stream"))
     for one, other in zip(steps, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
-    # Adam makes steps of gradients that are 0 but for rounding
-    assert all(torch.allclose(weights[name], value, atol=1e-3) for name, value in alone.items())
+    # Adam makes whole steps of gradients that are 0 but for rounding, as those of keys' biases
+    start = load_open_clip(config.model.name).clip.state_dict()
+    apart = sum(float((weights[name] - value).square().sum()) for name, value in alone.items())
+    moved = sum(float((start[name] - value).square().sum()) for name, value in alone.items())
+    assert apart < 0.1**2 * moved
 
 
 def share_weights(settings: str) -> None:

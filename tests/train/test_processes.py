@@ -98,7 +98,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no loss looks at the bias": {"recipe": "contrastive"},
     "a loss of one's own looks at texts alone": {"recipe": "own"},
     "adapters alone are trained": {
-        "train": {**TRAIN, "parameters": "lora", "learning_rate": 1.0},
+        "train": {**TRAIN, "parameters": "lora", "learning_rate": 1e-2},
         "loss": {"contrastive_weight": 0.5},
     },
 }

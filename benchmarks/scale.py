@@ -116,7 +116,7 @@ def rows() -> Iterator[str]:
             f"{state:.1f} | {4 * parameters / 1e9:.1f} |"
         )
     yield ""
-    yield "| model | pairs | GPUs | epoch | waits for | pixels cached | waits for | streamed | for |"
+    yield "| model | pairs | GPUs | epoch | waits for | cached | waits for | streamed | waits for |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, found in counted.items():
         for pairs in PAIRS:

@@ -890,8 +890,8 @@ def cache(
         gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
         name = kept.folder.relative_to(folder)
         used = f"unused for {kept.unused_days:.1f} days"
-        print(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
-    print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
+        say(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
+    say(f"{size_text(sum(kept.size for kept in found))} in {folder}")
 
 
 def doctor(json: Annotated[bool, JSON] = False) -> None:

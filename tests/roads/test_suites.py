@@ -175,6 +175,7 @@ def by_several(settings: str, threshold: str) -> None:
     """A suite and a plain evaluation, by each of several processes."""
     config = EvaluateConfig.model_validate_json(settings)
     evaluate_suite(config)
+    assert config.out
     pairs = {"data": DataConfig(val=threshold), "model": ModelConfig(name=config.models[0])}
     more = {"suite": None, "models": (), "cache": None, "out": config.out.with_name("plain.json")}
     saved = {"save_threshold": config.out.with_name("threshold.json")}

@@ -638,8 +638,8 @@ def _loader(
     **options: Any,
 ) -> DataLoader[Any]:
     """Decodes and stacks the batches that are asked for; those of a stream need no `images`."""
-    cached = preprocess.cached if isinstance(preprocess, PixelReader) else None
-    levels = cached.levels if cached and preprocess.as_levels else None
+    reader = preprocess if isinstance(preprocess, PixelReader) else None
+    levels = reader.cached.levels if reader and reader.as_levels and reader.cached else None
     return DataLoader(
         _Decoder(images, preprocess),
         batch_sampler=asked,  # pyright: ignore[reportArgumentType]

@@ -88,7 +88,8 @@ class Embedder:
             found[[own[row] for row in rows]] = features if starts else 0.0
         if self.group is None or count == 1:
             return found
-        return self.group.reduce(found.to(self.device)).cpu()
+        added: Any = self.group.reduce(found.to(self.device))
+        return added.cpu()
 
     def image_blocks(self, images: Images, title: str) -> Iterator[Block]:
         """The features of all images in order, a batch at a time, as it is ready."""

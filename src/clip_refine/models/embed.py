@@ -17,8 +17,6 @@ from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar
 from clip_refine.support.errors import ModelError
 
-# images at a time on a CPU: photo-clip's took 1.3 times as long by 128, and 2.2 GB instead of .5
-ON_CPU = 32
 Block = tuple[Sequence[int], Tensor]  # positions of some images or texts, their (B, d) features
 
 
@@ -29,7 +27,7 @@ class Embedder:
     Attributes:
         model: A dual encoder in evaluation mode on `device`.
         device: Where it is.
-        batch_size: Images or texts at a time; of images on a CPU 32 at most.
+        batch_size: Images or texts at a time.
         workers: Processes that decode images.
         visible: Whether progress is shown.
         reader: How images become pixels, where not by the model's preprocessing alone.
@@ -61,7 +59,6 @@ class Embedder:
         """Raw features of all images in order, (N, d), float32 on the CPU."""
         return self._all(
             range(len(images)),
-            self._images_at_once,
             lambda own: self.image_blocks(ChosenImages(images, own), title),
         )
 
@@ -69,15 +66,15 @@ class Embedder:
         """Raw features of all texts in order, (N, d), float32 on the CPU."""
         return self._all(
             _by_length(texts),
-            self.batch_size,
             lambda own: self.text_blocks([texts[index] for index in own], title),
         )
 
     def _all(
-        self, order: Sequence[int], size: int, encode: Callable[[Sequence[int]], Iterator[Block]]
+        self, order: Sequence[int], encode: Callable[[Sequence[int]], Iterator[Block]]
     ) -> Tensor:
         """The features of all; processes take turns with the batches, which stay the same."""
         rank, count = (self.group.process_index, self.group.num_processes) if self.group else (0, 1)
+        size = self.batch_size
         starts = range(rank * size, len(order), count * size)
         # one that has none of the batches has to know the dimension, too
         own = [index for start in starts for index in order[start : start + size]] or order[:1]
@@ -93,7 +90,7 @@ class Embedder:
 
     def image_blocks(self, images: Images, title: str) -> Iterator[Block]:
         """The features of all images in order, a batch at a time, as it is ready."""
-        size = self._images_at_once
+        size = self.batch_size
         batches = image_batches(
             images,
             batch_size=size,
@@ -121,10 +118,6 @@ class Embedder:
             features = self.encode_texts([texts[index] for index in indices])
             _check_finite(features, lambda row, of=indices: repr(texts[of[row]]))
             yield indices, features
-
-    @property
-    def _images_at_once(self) -> int:
-        return min(self.batch_size, ON_CPU) if self.device.type == "cpu" else self.batch_size
 
     def _bar(self, title: str, count: int, size: int) -> Bar:
         return Bar(title, -(-count // size), visible=self.visible, transient=True)

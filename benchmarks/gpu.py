@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def epoch_seconds(model: OpenClipEncoder, trainer: Trainer, batch: int, steps: i
         reader = PixelReader(model.preprocess)
         reader = with_cached_pixels(reader, [pairs], Path(folder), workers=workers, visible=False)
         assert len(reader.cached.rows if reader.cached else ()) == len(pairs)
+        reader = replace(reader, as_levels=True)  # as `refine` does beside a GPU
         fed = {"workers": workers, "pin_memory": device.type == "cuda", "batch_size": batch}
         loader = PairLoader(pairs, preprocess=reader, tokenizer=model.tokenizer, **fed)
         plan = EpochPlan.draw(pairs, generator=torch.Generator().manual_seed(0))
@@ -121,7 +123,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="as --train.compile does")
     options = parser.parse_args()
     device = build.build_accelerator(options.device).device
-    print("| model | GFLOP a pair | micro-batch | textbook pairs/s | ours | times | peak GB | % |")
+    print(
+        "| model | GFLOP a pair | micro-batch | textbook pairs/s | ours | times | peak GB | utilisation, % |"
+    )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     found, epoch = {}, float("nan")
     for position, name in enumerate(options.models):

@@ -123,9 +123,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="as --train.compile does")
     options = parser.parse_args()
     device = build.build_accelerator(options.device).device
-    print(
-        "| model | GFLOP a pair | micro-batch | textbook pairs/s | ours | times | peak GB | utilisation, % |"
-    )
+    heads = "model", "GFLOP a pair", "micro-batch", "textbook pairs/s", "ours", "times", "peak GB"
+    print("|", " | ".join((*heads, "utilisation, %")), "|")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     found, epoch = {}, float("nan")
     for position, name in enumerate(options.models):

@@ -179,15 +179,15 @@ def tune(config: "TuneConfig", *, as_json: bool = False) -> None:
 
     found = road.tune(config)
     _say(
-        f"{found['recipe']} at learning rate {found['learning_rate']:g}"
-        + "".join(f", {name} {value:g}" for name, value in found["loss"].items())
-        + f": mean recall {found['selection']:.3f} on held-out training pairs, "
-        f"{found['untouched']:.3f} untouched, the best of {found['tried']}. "
-        + ("" if found["selection"] > found["untouched"] else "None is better than untouched. ")
+        f"{found.recipe} at learning rate {found.learning_rate:g}"
+        + "".join(f", {name} {value:g}" for name, value in found.loss.items())
+        + f": mean recall {found.selection:.3f} on held-out training pairs, "
+        f"{found.untouched:.3f} untouched, the best of {len(found.trials)}. "
+        + ("" if found.selection > found.untouched else "None is better than untouched. ")
         + "Refine with it:\n\n"
         f"  clip-refine refine --config {config.out}/tuned.yaml --out {config.out}-refined\n",
         as_json,
-        **found,
+        **found.model_dump(),
     )
 
 

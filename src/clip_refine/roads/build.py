@@ -217,7 +217,7 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
                 check_sums(sums.parent)
     match kind:
         case "factory":
-            made = call_factory(config.factory or "")
+            made: Any = call_factory(config.factory or "")
             if config.pretrained is None:
                 return made
             if files_of(made).format != OWN:  # its folder says how it is built
@@ -406,10 +406,14 @@ def check_swaps(pairs: ImageCaptions | Stream, seed: int) -> None:
         )
 
 
-def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
+def build_held_out(
+    config: DataConfig, *, seed: int, given: GivenPairs | None = None
+) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
-    if config.val is not None:
-        held_out = open_pairs(config.val, config.for_val(), training=False)
+    if given is None and config.val is not None:
+        given = open_pairs(config.val, config.for_val(), training=False)
+    if given is not None:
+        held_out = as_pairs(given)
         check_enough(held_out)
         return held_out
     if not config.sources:

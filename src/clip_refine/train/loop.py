@@ -27,7 +27,7 @@ from clip_refine.support.errors import TrainingError
 from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
 from clip_refine.train.part import Frozen, compiled_blocks
-from clip_refine.train.state import States
+from clip_refine.train.state import States, fitting
 from clip_refine.train.towers import (
     EncodedParts,
     Known,
@@ -225,7 +225,8 @@ class Trainer:
         start = 0
         if states and states.saved:
             start = states.start
-            self.restore(states.saved.tensors(), states.saved.plain)
+            with fitting(states.saved):
+                self.restore(states.saved.tensors(), states.saved.plain)
             bar.progress.update(bar.task, completed=start)
         begin = last = time.perf_counter()
         with (
@@ -353,7 +354,8 @@ class Trainer:
             self.best_step, self.best_score = plain["best"]
         optimiser = {"state": moments, "param_groups": plain["groups"]}
         self.schedule.optimizer.load_state_dict(optimiser)
-        self.schedule.load_state_dict(dict(plain["schedule"]))
+        known = self.schedule.state_dict()  # a schedule takes any other name, too
+        self.schedule.load_state_dict({n: v for n, v in plain["schedule"].items() if n in known})
         self.generator.set_state(tensors["references"])
         rank, device = self.accelerator.process_index, self.accelerator.device
         if len(tensors["random"]) == self.accelerator.num_processes:

@@ -645,7 +645,7 @@ def test_what_goes_to_the_hub(run: Path, hub: str, tmp_path: Path):
 def test_what_the_hub_refuses_is_said(run: Path, hub: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(Hub, "refuses", True)
     ran = push(run, tmp_path / "out", hub)
-    assert ran.returncode == 2
+    assert ran.returncode == 1
     assert "you/model: the Hub did not take it (" in ran.stderr
     assert "tries again." in ran.stderr
     assert (tmp_path / "out" / "README.md").is_file()

@@ -217,7 +217,7 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
                 check_sums(sums.parent)
     match kind:
         case "factory":
-            made = call_factory(config.factory or "")
+            made: Any = call_factory(config.factory or "")
             if config.pretrained is None:
                 return made
             if files_of(made).format != OWN:  # its folder says how it is built

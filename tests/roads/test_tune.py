@@ -14,10 +14,11 @@ from clip_refine.roads.compare import FinishedRun, Runs, Training, open_runs
 from clip_refine.roads.plan import list_variants
 from clip_refine.roads.tune import tune
 from clip_refine.support.errors import Planned, TrainingError
+from tests.conftest import needs
 from tests.report.test_comparison import COMPARISON
 from tests.roads.test_compare import HELD_OUT, TASKS, TRAIN
 
-pytest.importorskip("optuna")
+needs("optuna", "tune")
 
 
 ROW = COMPARISON.rows[0]

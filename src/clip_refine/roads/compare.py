@@ -65,7 +65,13 @@ from clip_refine.roads.plan import (
 from clip_refine.roads.refine import train_student
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
-from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
+from clip_refine.support.errors import (
+    ConfigError,
+    DataError,
+    OutputError,
+    TrainingError,
+    unwritable,
+)
 from clip_refine.support.folder import (
     alone,
     complete_folder,
@@ -386,9 +392,7 @@ class FinishedRuns:
             if not config.is_file() or config.read_bytes() != text.encode():
                 write_file(config, text)
         except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be written ({error.strerror}). Choose another --out."
-            ) from error
+            raise unwritable(folder, error, "another --out", begun=False) from error
         return store
 
     def complete(self) -> None:

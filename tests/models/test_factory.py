@@ -22,6 +22,7 @@ from clip_refine.roads.suites import expand_models
 from clip_refine.saving import save_model
 from clip_refine.support.errors import ClipRefineError, ModelError
 from clip_refine.toy import ToyPairs
+from tests.roads.test_export import code_blocks, run_the_cards_lines
 
 MODULE = """
 import torch
@@ -78,7 +79,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request) -> str:
 
 
 def test_a_factory_in_the_current_folder(
-    module: str, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs
+    module: str, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs, monkeypatch
 ):
     config = RefineConfig.model_validate(
         {
@@ -92,6 +93,9 @@ def test_a_factory_in_the_current_folder(
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     written = load_config(RefineConfig, tmp_path / "run" / "config.yaml")
     assert written.model == ModelConfig(name=f"factory:{module}:build")
+    refined: Any = build.build_model(ModelConfig(factory=f"{module}:build"))
+    refined.load_state_dict(load_file(tmp_path / "run" / "model" / "model.safetensors"))
+    run_the_cards_lines(tmp_path / "run" / "model", refined, pairs.load_image(0), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,11 @@ def test_a_save_of_its_own_is_used(module: str, tmp_path: Path, monkeypatch: pyt
     model: Any = build.build_model(ModelConfig(factory=f"{module}:build"))
     provenance = Provenance(version="1", made="refined", base=BaseModelFacts(name="mine"))
     save_model(model, tmp_path / "weights", provenance)
-    assert (tmp_path / "weights" / "model.safetensors").is_file()
+    (block,) = code_blocks(tmp_path / "weights", "python")  # what makes it nobody can know
+    monkeypatch.chdir(tmp_path / "weights")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert all(torch.equal(names["weights"][name], own) for name, own in model.state_dict().items())
     calls = []
     monkeypatch.setattr(
         type(model), "save", lambda self, folder, metadata: calls.append(metadata), raising=False
@@ -238,6 +246,8 @@ def test_a_save_of_its_own_is_used(module: str, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "own").mkdir()
     save_model(model, tmp_path / "own", provenance)
     assert calls == [provenance.header()]
+    assert code_blocks(tmp_path / "own", "python") == []
+    assert "its class reads them" in (tmp_path / "own" / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_object_that_lacks_something(pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from clip_refine.results import Comparison, read
 from clip_refine.roads.compare import Runs, Training, compare, score_row
 from clip_refine.roads.plan import MOST_RATES
 from clip_refine.roads.refine import refine
+from clip_refine.saving import saved_size
 from clip_refine.support.errors import (
     ConfigError,
     DataError,
@@ -362,6 +364,27 @@ def test_models_are_kept_on_request(config: CompareConfig, trainings: list[str])
     trainings.clear()
     run(config)
     assert trainings == []
+
+
+def test_room_for_all_kept_models_is_looked_at_first(
+    config: CompareConfig, trainings: list[str], tiny: OpenClipEncoder, monkeypatch
+):
+    """Two seeds of one recipe; a comparison that goes on needs no room for what is there."""
+    config = override(
+        config, recipes=("contrastive",), combine=(), peers=(), learning_rates=RATES[:1]
+    )
+    kept, usage = override(config, save_models=True), shutil.disk_usage(config.out.parent)
+    free = 2**28 + 2 * saved_size(tiny)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free - 1))
+    with pytest.raises(
+        OutputError, match=r"the 2 models that --save-models keeps take 6.8 MB, but"
+    ):
+        run(kept)
+    assert trainings == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    run(kept)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28))
+    run(kept)
 
 
 def test_a_kept_model_is_made_again_of_other_data(config: CompareConfig):

@@ -595,3 +595,13 @@ class TestSeveralModels:
         with pytest.raises(Planned):
             run(override(config, models=(other,), dry_run=True))
         assert "the same follows for other." in " ".join(capsys.readouterr().err.split())
+
+
+def test_training_pairs_that_are_passed_alone_are_used(config: CompareConfig, table: Path, capsys):
+    asked = override(config, data={"val": str(table)}, dry_run=True)
+    with pytest.raises(Planned):
+        compare(asked, train_pairs=TRAIN, tasks=[])
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "pairs of toy-compare (training part) in 10 steps of 24; scored on 64 held-out" in said
+    ), said

@@ -87,7 +87,10 @@ def write_run(out: Path, text: str) -> None:
 
 @pytest.mark.parametrize("overwriting", [False, True])
 def test_a_kill_between_any_two_renames_loses_nothing(
-    overwriting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overwriting: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     for killed_at in range(1, 4):
         out = tmp_path / str(killed_at) / "out"
@@ -115,6 +118,7 @@ def test_a_kill_between_any_two_renames_loses_nothing(
         write_run(out, "newest")
         assert (out / "scores.json").read_text() == "newest"
         assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (".out.previous, which a run that was killed" in capsys.readouterr().err) == overwriting
 
 
 def test_what_a_dead_process_left_is_cleared_with_a_word(

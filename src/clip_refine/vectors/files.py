@@ -221,7 +221,13 @@ def write_peer(peer: Peer, folder: Path) -> None:
 
 
 def load_peer(folder: Path) -> Peer:
-    """Read what `save_peer` wrote."""
+    """Read a transform from a folder that `vectors refine`, `align` or `posthoc fit` wrote.
+
+    Its `transform_image` and `transform_text` take (N, d) features, raw or unit, to (N, d) ones.
+
+    Raises:
+        DataError: Files that are missing, damaged or of no transform.
+    """
     record = _read_record(folder / "peer.json")
     check_sums(folder)
     path = folder / "peer.safetensors"

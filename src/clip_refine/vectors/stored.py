@@ -190,8 +190,13 @@ def is_clip_retrieval(path: Path) -> bool:
 def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
     """Image and text vectors of pairs, from any of the layouts above; `IMAGE.npy,TEXT.npy`, too.
 
-    `owner` is the column of the Parquet file or of clip-retrieval's metadata that says which image
-    a row is of, where an image has several captions and so several rows.
+    Args:
+        source: A file, folder or name of docs/vectors.md.
+        owner: The column of the Parquet file or of clip-retrieval's metadata that says which image
+            a row is of, where an image has several captions and so several rows.
+
+    Raises:
+        DataError: It cannot be read, or does not hold both sides of some pairs.
     """
     images, comma, texts = source.partition(",")
     path = Path(source)
@@ -478,8 +483,19 @@ def apply_stored(
     """Write a copy of stored vectors whose `side` has gone through a transform, and count them.
 
     The layout, ids, order and type stay; transformed rows have norm 1. Only `.npy` and
-    clip-retrieval's folders take a map that changes the dimension. `column` is the side's array or
-    column, where it is not one of `NAMES`.
+    clip-retrieval's folders take a map that changes the dimension.
+
+    Args:
+        peer: The transform.
+        source: A file or folder of docs/vectors.md, or one `.npy` of a side.
+        out: The new file or folder.
+        side: Whose vectors are transformed.
+        column: The side's array or column, where it is not one of `NAMES`.
+        overwrite: Replace `out`.
+
+    Raises:
+        ClipRefineError: Vectors that cannot be read or do not fit, no such column, `out` that
+            exists.
     """
     if peer.score_columns:
         raise DataError(

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from clip_refine.cli import main
-from clip_refine.config import ModelConfig
+from clip_refine.config import ModelConfig, named_model
 from clip_refine.config.runs import RefineConfig
 from clip_refine.models import load_transformers
 from clip_refine.models.open_clip import load_open_clip
@@ -440,7 +440,7 @@ def test_a_card_names_no_folder_of_weights(tag: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some one").mkdir()
     (tmp_path / "some one" / "weights.pt").touch()
-    provenance, _ = road._origin(f"ViT-B-32@{tag}", None)
+    provenance, _ = road._origin(named_model(f"ViT-B-32@{tag}"), None)
     assert provenance.base.name == f"ViT-B-32 ({Path(tag).name})"
     hub_id = "timm/vit_base_patch32_clip_224.openai"
     assert provenance.base.hub_id == (hub_id if tag == "openai" else None)

@@ -86,6 +86,8 @@ def _look_for(config: "BaseModel") -> None:
                 _model_there(model)
         elif name == "suite" and group:
             load_suite(group)
+        elif name == "data_root" and group and not getattr(config, "download", False):
+            check_path(group)
         elif name == "evaluation":
             for task in group.zero_shot:
                 if task != "toy":

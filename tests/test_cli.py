@@ -2,15 +2,22 @@
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
 
 from clip_refine.cli import HELP, VERBS, main
+from clip_refine.config.runs import CompareConfig
+from clip_refine.data import read_class_folders
+from clip_refine.roads.compare import compare
 from clip_refine.support.errors import ConfigError, TrainingError
+from clip_refine.toy import ToyPairs
 from tests.report.test_comparison_page import COMPARISON, line
 
 
@@ -95,7 +102,7 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
     data = ["--data.train", str(tmp_path / "no.csv")]
     data_val, out = ["--data.val", "toy", "--model.name", "toy"], ["--out", "x"]
     cut = ["--top", "1", "--bottom", "1"]
-    for name in ("captions.csv", "photo-clip"):
+    for name in ("captions.csv", "photo-clip", "a.jsonl", "1.tar"):
         (tmp_path / name).touch()
     mistakes = {
         "no such folder. Give an open_clip": [
@@ -138,6 +145,12 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "f.npz: cannot be read": ["posthoc", "fit", "nnn", "f.npz", *out],
         "peer: cannot be read": ["posthoc", "apply", "peer", "f.npz", *out],
         "neither scores.json nor": ["report", "nowhere"],
+        "train.steps is missing: a.jsonl does not tell how many": [
+            *("refine", "--data.train", "a.jsonl", "--data.streaming", *data_val),
+        ],
+        "train.steps is missing: {1..9}.tar does not tell": [
+            *("refine", "--data.train", "{1..9}.tar", "--data.streaming", *data_val),
+        ],
         "runs/gone: cannot be read": ["refine", "--resume", "runs/gone", *data_val],
     }
     program = (
@@ -155,6 +168,65 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
     assert shown.returncode == 0, shown.stderr
     for fault, said in zip(mistakes, shown.stderr.splitlines(), strict=True):
         assert fault in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--seeds", "two"]])
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_color(words: list[str], plain: bool):
+    """Of a terminal, where help and errors are coloured otherwise."""
+    ours, theirs = pty.openpty()
+    colours = {"NO_COLOR": "1"} if plain else {}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    told = subprocess.Popen(
+        [sys.executable, "-m", "clip_refine", "compare", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environment, "TERM": "xterm-256color", **colours},
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while block := os.read(ours, 1 << 16):
+            shown += block
+    os.close(ours)
+    told.wait()
+    assert (b"\x1b[" in shown) != plain
+    assert b"--seeds" in shown
+
+
+def test_a_given_default_is_no_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "compare.yaml"
+    file.write_text("recipes: [centred]\nloss: {rafa_weight: 1.0}\n")
+    for words in (
+        ["--recipes", "centred", "--loss.rafa-weight", "1"],
+        ["--recipes=centred", "--loss.rafa-weight=1"],
+        ["--config", str(file)],
+    ):
+        with pytest.raises(SystemExit):
+            main(["compare", *words, "--data.train", "toy", "--out", str(tmp_path / "x")])
+        assert "loss.rafa_weight 1.0: every recipe here has its own" in capsys.readouterr().err
+    normalize = ["--recipes", "contrastive-raw", "--loss.contrastive-normalize"]
+    for words, own in ((normalize, True), (["--loss.no-contrastive-normalize"], False)):
+        main(["compare", *words, "--print-config"])
+        assert yaml.safe_load(capsys.readouterr().out)["loss"]["contrastive_normalize"] == own
+    with pytest.raises(SystemExit):
+        main(["tune", *normalize, "--data.train", "toy", "--out", str(tmp_path / "x")])
+    assert "loss.contrastive_normalize True: every recipe" in capsys.readouterr().err
+
+
+def test_models_with_a_slash_and_a_tag(capsys: pytest.CaptureFixture[str]):
+    main(["refine", "--model.name", "ViT-B/32@openai", "--print-config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (model["name"], model["pretrained"]) == ("ViT-B-32", "openai")
+    main(["refine", "--model.name", "ViT-B/32", "--model.pretrained", "x", "--print-config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (model["name"], model["pretrained"]) == ("ViT-B-32", "x")
+    for verb in ("export", "interpolate", "fold"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "name, ARCH@TAG, or factory:MODULE:FUNCTION@RUN" in shown
 
 
 def test_models_alone_are_all_that_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -294,6 +366,7 @@ def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture
     ("error", "status", "said"),
     [
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: you tried to allocate 9 bytes"), 1, "out of memory"),
         (RuntimeError("[gloo/x.cc] reset by peer"), 1, "another process of this run has ended"),
         (RecursionError(), 2, "nested too deeply"),
         (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),
@@ -356,6 +429,56 @@ def test_names_from_data_move_no_cursor(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["refine", "\x1b[2J"])
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["refine", "compare", "suite"])
+def test_names_of_classes_move_no_cursor_whatever_shows_them(
+    verb: str,
+    tmp_path: Path,
+    table: Path,
+    tiny_name: str,
+    held_out: ToyPairs,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Neither on a terminal nor in a file that somebody may look at with `cat`."""
+    there, out = tmp_path / "kinds\x1b[2J", tmp_path / "out"
+    for index in range(24):
+        folder = there / ("\x1b[31mred", "blue\u202e")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        held_out.load_image(index).save(folder / f"{index}.png")
+    kinds = tmp_path / "kinds"  # a name that may be an argument
+    kinds.symlink_to(there)
+    suite = tmp_path / "mine.yaml"
+    tasks = [{"kind": kind, "source": "kinds"} for kind in ("zero-shot", "linear-probe")]
+    place = {"kind": "folder", "path": there.name}
+    sources = {"kinds": {"at": place, "note": "\x1b[2J"}}
+    suite.write_text(json.dumps({"sources": sources, "tasks": tasks, "resamples": 20}))
+    model, to = ["--model.name", tiny_name], ["--out", str(out / "scores.json")]
+    if verb == "suite":
+        main(["evaluate", *model, "--suite", str(suite), "--cache", str(tmp_path), *to])
+    elif verb == "refine":
+        data = ["--data.train", str(table), "--data.val", str(table), "--train.batch-size", "32"]
+        main(["refine", *model, *data, "--evaluation.zero-shot", str(kinds), "--out", str(out)])
+    else:
+        settings = {"recipes": ("hycd",), "seeds": 1, "learning_rates": (1e-4,), "resamples": 2}
+        more = {"model": {"name": tiny_name}, "train": {"batch_size": 60}, "out": out}
+        compare(
+            CompareConfig.model_validate({**settings, **more, "cache": tmp_path / "cache"}),
+            train_pairs=ToyPairs("compare", size=220),
+            held_out=held_out,
+            tasks=[read_class_folders(kinds, templates=["a {}"])],
+        )
+        main(["report", str(out)])
+    shown = capsys.readouterr()
+    texts = {"what is shown": shown.out + shown.err}
+    for path in out.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            texts[path.name] = path.read_text(encoding="utf-8")
+    assert any("[2J" in text for text in texts.values())
+    moving = "[\x00-\x08\x0b-\x1f\x7f]"
+    assert not [name for name, text in texts.items() if re.search(moving, text)]
+    turning = [name for name, text in texts.items() if "\u202e" in text]
+    assert not [name for name in turning if not name.endswith(".json")]  # which is for programs
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 OVERWRITE = arg(help="Replace `out` where it exists.")
 MODEL_OUT = arg(help="Folder for the model.")
 JSON = arg(help="Print the numbers as JSON instead.")
-MODEL_HELP = "Run or model folder, or a model's name."
+MODEL_HELP = "Run or model folder, name, ARCH@TAG, or factory:MODULE:FUNCTION@RUN."
 
 # --------------------------------------------------------------------------------------------------
 # Whether what a verb reads is there, looked for before libraries are loaded, which takes seconds.
 
 
 def _model_there(name: str) -> None:
-    from clip_refine.config import ModelConfig
+    from clip_refine.config import named_model
 
-    ModelConfig(name=name).check_there()
+    named_model(name).check_there()
 
 
 def _pairs_there(name: str | None) -> None:
@@ -78,12 +78,14 @@ def _look_for(config: "BaseModel") -> None:
     from clip_refine.config.suites import load_suite
     from clip_refine.support.folder import hidden_work
 
-    for name, group in config:
+    for name, group in [*config, ("", config)]:
         if hasattr(group, "check_there"):
             group.check_there()
         elif name == "models":
             for model in group:
                 _model_there(model)
+        elif name == "bystanders":
+            _pairs_there(group)
         elif name == "suite" and group:
             load_suite(group)
         elif name == "data_root" and group and not getattr(config, "download", False):
@@ -172,8 +174,8 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
 def tune(config: "TuneConfig", *, as_json: bool = False) -> None:
     """Search recipe, learning rate and weights that fit, by successive halving (extra [tune]).
 
-    Scored on held-out training pairs; what costs more zero-shot than --guard is refused. The same
-    command goes on where it stopped, and more --trials add to it.
+    Scored on held-out training pairs; what costs more than --guard on --evaluation.zero-shot or
+    --bystanders is refused. The same command goes on where it stopped, more --trials add to it.
     """
     from clip_refine.roads import tune as road
 
@@ -355,11 +357,21 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     if kind is CompareConfig and not flagged and "model" not in default.model_fields_set:
         # tyro hands every setting over, so that the first of --models would stand behind a default
         config = kind.model_validate(config.model_dump(exclude={"model"}))
+    if isinstance(config, CompareConfig):
+        config = config.model_copy(update={"loss": _given_loss(config, default, arguments)})
     if chosen.print_config:
         print(dump_config(config), end="")
     else:
         _look_for(config)
         verb(config, as_json=chosen.json, **own)
+
+
+def _given_loss(config: Any, default: Any, arguments: list[str]) -> Any:
+    """Which of its settings were asked for, as tyro sets all: recipes have others than defaults."""
+    flags = (word.partition("=")[0].replace("-", "_") for word in arguments)
+    flagged = {re.sub(r"__loss\.(no_)?", "", flag) for flag in flags if flag.startswith("__loss.")}
+    names = flagged | default.loss.model_fields_set
+    return type(config.loss).model_validate(config.loss.model_dump(include=names))
 
 
 def _suggest(verb: str, default: "BaseModel", arguments: list[str]) -> None:
@@ -488,9 +500,7 @@ def fold(arguments: list[str]) -> None:
     share_help = "Of each tower's mean feature that is taken off, 0 to 1."
 
     def run(
-        model: Annotated[
-            Positional[str], arg(help="Run or model folder, name, or ARCH@TAG."), _model_there
-        ],
+        model: Annotated[Positional[str], arg(help=MODEL_HELP), _model_there],
         out: Annotated[Path, arg(help="Folder for the model.")],
         data: DataConfig = DataConfig(),  # noqa: B008
         share: Annotated[float, arg(help=share_help)] = 1.0,
@@ -892,8 +902,8 @@ def cache(
         gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
         name = kept.folder.relative_to(folder)
         used = f"unused for {kept.unused_days:.1f} days"
-        print(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
-    print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
+        say(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
+    say(f"{size_text(sum(kept.size for kept in found))} in {folder}")
 
 
 def doctor(json: Annotated[bool, JSON] = False) -> None:
@@ -1030,6 +1040,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     talk(quiet="--quiet" in arguments, verbose="--verbose" in arguments)
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
@@ -1069,7 +1081,9 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return "", 1
         case RecursionError():
             return "something that was given is nested too deeply to be read.", 2
-        case MemoryError():
+        case MemoryError() | RuntimeError() if (  # the second of torch
+            isinstance(error, MemoryError) or "ried to allocate" in str(error)
+        ):
             return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
         case OSError():
             named = f"{error.filename}: " if error.filename else ""

@@ -117,7 +117,7 @@ def test_too_little_room(
 
 def test_a_folder_that_cannot_be_written(files: Files, tiny: OpenClipEncoder, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be used .*--data.cache-folder"):
+    with pytest.raises(OutputError, match="cannot be read .*--data.cache-folder"):
         cached(PixelReader(tiny.preprocess), [files], tmp_path / "file")
 
 

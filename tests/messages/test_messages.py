@@ -103,7 +103,10 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "folder without captions": refine(str(folder / "exists")),
         "unknown kind": refine(f"{good}#kind=coc"),
         "shard cut off": refine(table("k.tar", "no tar file")),
-        "stream without held-out pairs": refine(table("l.jsonl", ""), "--data.streaming"),
+        "stream without held-out pairs": refine(
+            table("l.jsonl", ""), "--data.streaming", "--train.steps", "2"
+        ),
+        "stream without steps": refine(table("l.jsonl", ""), "--data.streaming", *val),
         "stream of a table": refine(good, "--data.streaming", *val),
         "weights for other sources": refine(good, "--data.weights", "2", "1"),
         "too few to hold out": refine(good),
@@ -159,7 +162,9 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "damaged JSON": refine(table("p.json", '{"images": [')),
         "damaged JSON lines": refine(table("q.jsonl", "{\n")),
         "two streams": refine(
-            good, "--data.train", *[table(f"{s}.jsonl", "") for s in "rs"], "--data.streaming", *val
+            good,
+            *("--data.train", *[table(f"{s}.jsonl", "") for s in "rs"], "--data.streaming", *val),
+            *("--train.steps", "2"),
         ),
         "near beyond its range": ["data", "check", good, "--near", "20"],
         "check of a training source": ["data", "check", good, "--data.train", good],
@@ -267,6 +272,7 @@ STATUS = {
     "DataError": 2,
     "ModelError": 2,
     "OutputError": 2,
+    "FailedError": 1,
     "NotThereError": 2,  # of a source, which a suite collects
     "TrainingError": 1,
     "Planned": 0,
@@ -324,10 +330,12 @@ def test_every_error_is_on_record():
                     text = f"{template(before)} (REASON).{''.join(map(template, after))}"
                 case ast.Call(ast.Name(name), [text]) if name in ours:
                     text = template(text)
+                case ast.Raise(ast.Call(ast.Name("ValueError"), [text])) if "config" in file.parts:
+                    name, text = "ConfigError", f"SETTING: {template(text)}."  # `explain`
                 case _:
                     continue
             assert text[-1] in ".})" or ". " in text, f"{file}: {text}"
-            found.append((node.lineno, f"{STATUS.get(name, '?')} {name}: {text}"))
+            found.append((node.lineno, f"{STATUS[name]} {name}: {text}"))
         if found:
             seen.append(f"# {file.relative_to(SOURCE)}")
             seen += [text for _, text in sorted(found)]

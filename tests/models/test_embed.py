@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_refine.config import EvaluationConfig
 from clip_refine.data import Subset
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.embed import Embedder, FeatureStore, embed_pairs, image_fingerprints
@@ -37,7 +38,9 @@ def test_features_are_the_models_and_are_computed_once(
     store.add_texts(model, texts, "")
 
 
-def test_images_on_a_cpu_are_few_at_a_time(tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_cpu_few_at_a_time_unless_given(
+    tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch
+):
     """By 256 they were more than a step of 32 takes, 6.5 GB of photo-clip's where 3 were said."""
     sizes: list[int] = []
     encode = OpenClipEncoder.encode_image
@@ -47,10 +50,11 @@ def test_images_on_a_cpu_are_few_at_a_time(tiny: OpenClipEncoder, monkeypatch: p
         return encode(self, pixels)
 
     monkeypatch.setattr(OpenClipEncoder, "encode_image", counted)
-    pairs, cpu = ToyPairs("forty", 40), torch.device("cpu")
-    for batch_size in (256, 20):
-        assert len(Embedder(tiny, cpu, batch_size, visible=False).images(pairs, "")) == 40
-    assert sizes == [32, 8, 20, 20]
+    pairs, accelerator = ToyPairs("forty", 40), build.build_accelerator("cpu")
+    for batch_size in (None, 256, 20):
+        config = EvaluationConfig(batch_size=batch_size)
+        assert len(build.build_embedder(tiny, accelerator, config, 0).images(pairs, "")) == 40
+    assert sizes == [32, 8, 40, 20, 20]
 
 
 def test_an_interruption_costs_little(tiny: OpenClipEncoder, tmp_path: Path, pairs: ToyPairs):

@@ -29,7 +29,7 @@ from clip_refine.data.pairs import (
 from clip_refine.data.streams import Stream, StreamedPair, WatchedStream
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, FailedError
 from clip_refine.support.folder import check_room, size_text
 from clip_refine.support.process import end_with_parent
 
@@ -161,7 +161,7 @@ def whole(loader: DataLoader[Item]) -> Iterator[Item]:
         if not killed and not isinstance(error, MemoryError):
             raise
         what = "was killed" if killed else "ran out of memory"
-        raise DataError(
+        raise FailedError(
             f"a process that decodes images {what}, most often because all processes together need "
             "more memory than there is. Use fewer --train.workers (--workers), or a smaller "
             "--train.batch-size."

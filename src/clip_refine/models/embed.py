@@ -17,8 +17,6 @@ from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar
 from clip_refine.support.errors import ModelError
 
-# images at a time on a CPU: photo-clip's took 1.3 times as long by 128, and 2.2 GB instead of .5
-ON_CPU = 32
 Block = tuple[Sequence[int], Tensor]  # positions of some images or texts, their (B, d) features
 
 
@@ -29,7 +27,7 @@ class Embedder:
     Attributes:
         model: A dual encoder in evaluation mode on `device`.
         device: Where it is.
-        batch_size: Images or texts at a time; of images on a CPU 32 at most.
+        batch_size: Images or texts at a time.
         workers: Processes that decode images.
         visible: Whether progress is shown.
         reader: How images become pixels, where not by the model's preprocessing alone.
@@ -68,7 +66,7 @@ class Embedder:
 
     def image_blocks(self, images: Images, title: str) -> Iterator[Block]:
         """The features of all images in order, a batch at a time, as it is ready."""
-        size = min(self.batch_size, ON_CPU) if self.device.type == "cpu" else self.batch_size
+        size = self.batch_size
         batches = image_batches(
             images,
             batch_size=size,

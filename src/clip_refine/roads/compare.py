@@ -52,6 +52,7 @@ from clip_refine.results import (
     read,
 )
 from clip_refine.roads import build
+from clip_refine.roads.guard import open_bystanders
 from clip_refine.roads.plan import (
     Variant,
     best_rate,
@@ -64,7 +65,13 @@ from clip_refine.roads.plan import (
 from clip_refine.roads.refine import train_student
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
-from clip_refine.support.errors import ConfigError, DataError, OutputError, TrainingError
+from clip_refine.support.errors import (
+    ConfigError,
+    DataError,
+    OutputError,
+    TrainingError,
+    unwritable,
+)
 from clip_refine.support.folder import (
     alone,
     complete_folder,
@@ -99,8 +106,8 @@ def compare(
     Args:
         config: Every setting.
         model: Used instead of loading `config.model`; has its own weights back in the end.
-        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
-        held_out: Used instead of opening `config.data.val`.
+        train_pairs: Used instead of opening `config.data.train`.
+        held_out: Used instead of opening `config.data.val` or holding a part out.
         tasks: Used instead of opening `config.evaluation.zero_shot`.
 
     Returns:
@@ -165,13 +172,12 @@ def open_runs(
     tasks: Sequence[LabelledImages] | None,
     *,
     trainings: float,
+    bystanders: str | None = None,
 ) -> "Runs":
     """Images and captions, the untouched model, its features of the training pairs; the plan."""
     combined = _combined(config)
     FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
     build.check_model(config.model, model)
-    if train_pairs is None or held_out is None:
-        train_pairs = held_out = None  # of two that go together, one is no use
     train_pairs, held_out = build.build_data(
         config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
     )
@@ -182,7 +188,9 @@ def open_runs(
         )
     if tasks is None:
         tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
-    return _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
+    own, others = open_bystanders(bystanders, config.refinement())
+    data = (train_pairs, held_out, [*tasks, *own], others, combined)
+    return _set_up(config, model, *data, trainings)
 
 
 def write_comparison(
@@ -248,6 +256,7 @@ def _set_up(
     train_pairs: ImageCaptions,
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
+    bystanders: ImageCaptions | None,
     combined: Mapping[str, list[str]],
     trainings: float,
     label: str = "",
@@ -267,6 +276,7 @@ def _set_up(
         "held-out images": len(held_out),
         "of zero-shot tasks": sum(map(len, tasks)),
         "set aside to choose on": len(selection),
+        "bystanders": len(bystanders) if bystanders else 0,
     }
     say_plan(config, student, training, scored, accelerator, trainings=trainings)
     if label:  # the first model's has been opened
@@ -280,10 +290,11 @@ def _set_up(
     # one for all runs: what `auto` was measured to be stays so when a comparison goes on
     chosen = store.once(f"precision of {label}" if label else "precision", measured)
     precision = TowerPrecision.from_name(chosen)  # pyright: ignore
+    sources = [train_pairs, held_out, *filter(None, [bystanders])]
     reader = build.build_reader(
         config.data,
         encoder,
-        [train_pairs, held_out, *tasks],
+        [*sources, *tasks],
         workers=config.train.workers,
         folder=config.cache,
     )
@@ -303,6 +314,7 @@ def _set_up(
         selection=selection,
         held_out=held_out,
         tasks=tasks,
+        bystanders=bystanders,
         teacher_features=kept_features(
             training, embedder, precision, config.cache or default_cache(), heads
         ),
@@ -311,7 +323,7 @@ def _set_up(
         embedder=embedder,
         precision=precision,
         store=store,
-        content=_content(encoder, precision, train_pairs, held_out, tasks),
+        content=_content(encoder, precision, sources, tasks),
         bar=Bar(f"Runs of {label}" if label else "Runs", math.ceil(trainings) + 1),
         train_pairs=train_pairs,
         prefix=f"{label}: " if label else "",
@@ -340,6 +352,7 @@ class FinishedRun(Record):
     row: ComparisonRow | None
     # headline name → its value in each bootstrap resample
     resampled: Mapping[str, tuple[float, ...]]
+    bystanders: float | None = None  # mean R@1 on them, where `tune` guards them
 
 
 class _State(Record):
@@ -379,9 +392,7 @@ class FinishedRuns:
             if not config.is_file() or config.read_bytes() != text.encode():
                 write_file(config, text)
         except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be written ({error.strerror}). Choose another --out."
-            ) from error
+            raise unwritable(folder, error, "another --out", begun=False) from error
         return store
 
     def complete(self) -> None:
@@ -492,6 +503,7 @@ class Runs:
     selection: ImageCaptions  # held-out training pairs, for peers and learning rates
     held_out: ImageCaptions  # what everything is scored on
     tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
+    bystanders: ImageCaptions | None  # what `tune` guards besides
     teacher_features: EmbeddedPairs  # of `training`, from the untouched model
     of_trunk: bool  # which then is all of it below the heads that alone are trained
     accelerator: Accelerator
@@ -521,7 +533,7 @@ class Runs:
 
     def of_another(self, label: str, model: ModelConfig, trainings: float) -> "Runs":
         """The same runs of another model; this one is let go first."""
-        data = (self.train_pairs, self.held_out, self.tasks, self.combined)
+        data = (self.train_pairs, self.held_out, self.tasks, self.bystanders, self.combined)
         config = override(self.config, model=model)
         del self.encoder, self.embedder, self.weights
         return _set_up(config, None, *data, trainings, label)
@@ -545,7 +557,7 @@ class Runs:
         tried: dict[float, float | None] = {}
         while grid:
             rate = grid.pop(0)
-            row = self.tried(variant, self.config.seed, rate)
+            row = self.tried(variant, self.config.seed, rate).row
             tried[rate] = row.selection if row else None
             if search and not grid and (more := next_rate(tried, self.config.train.rate)):
                 grid.append(more)
@@ -568,9 +580,9 @@ class Runs:
             _say(f"{self.prefix}{variant.name}: learning rate {best:g} of {names}{edge}")
         return choice
 
-    def tried(self, variant: Variant, seed: int, rate: float) -> ComparisonRow | None:
-        """The row of one run; None where training failed."""
-        return self._variant(variant, seed, rate)[0].row
+    def tried(self, variant: Variant, seed: int, rate: float) -> FinishedRun:
+        """One run; without a row where training failed."""
+        return self._variant(variant, seed, rate)[0]
 
     def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[FinishedRun]:
         """The rows of a recipe with one seed at its learning rate; saves the model if asked to."""
@@ -694,6 +706,10 @@ class Runs:
         self.encoder.eval()
         features = embed_model(self.embedder, self.held_out, self.tasks)
         selection = embed_pairs(self.embedder, self.selection)
+        kept = None
+        if self.bystanders is not None:
+            scores = score_features(embed_model(self.embedder, self.bystanders, ()), seed=0)
+            kept = scores.headline["mean_recall@1"]
         made, alike = {}, {"seed": self.config.seed, "resamples": self.config.resamples}
         for name, peer in names.items():
             scored, at, score = features, training, None
@@ -703,7 +719,12 @@ class Runs:
                 at, scored = self._behind(peer, training, features, selection)
             row, resampled = score_row(name, at, scored, selection=score, **alike)
             made[name] = FinishedRun.model_validate(
-                {"depends_on": depends_on[name], "row": row, "resampled": resampled}
+                {
+                    "depends_on": depends_on[name],
+                    "row": row,
+                    "resampled": resampled,
+                    "bystanders": kept,
+                }
             )
         return made
 
@@ -806,8 +827,7 @@ def _say(text: str) -> None:
 def _content(
     encoder: Any,
     precision: TowerPrecision,
-    train_pairs: ImageCaptions,
-    held_out: ImageCaptions,
+    sources: Sequence[ImageCaptions],
     tasks: Sequence[LabelledImages],
 ) -> str:
     """Fingerprint of the untouched model and of every image, caption and class."""
@@ -816,7 +836,7 @@ def _content(
             model_fingerprint(encoder, precision),
             *(
                 [_images_content(pairs), [list(captions) for captions in pairs.captions]]
-                for pairs in (train_pairs, held_out)
+                for pairs in sources
             ),
             *(
                 [

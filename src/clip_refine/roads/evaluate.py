@@ -104,7 +104,8 @@ def evaluate(
 
 def _warn_of_trained_on(config: EvaluateConfig, pairs: ImageCaptions) -> None:
     """Say how many of the pairs the model was trained on, as far as its folder tells."""
-    folder = Path(build.model_source(config.model.name)[1])
+    model = config.model
+    folder = Path(model.place if model.factory else build.model_source(model.name)[1])
     if folder.is_dir() and (shared := _trained_on(folder, config, pairs)):
         remark(
             f"Beware: {config.model.name} was trained on {len(shared):,} of these {len(pairs):,} "

@@ -75,8 +75,8 @@ from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
 from clip_refine.support.errors import (
     ConfigError,
+    FailedError,
     ModelError,
-    OutputError,
     TrainingError,
     first_line,
 )
@@ -870,17 +870,17 @@ def _save_model(student: Any, folder: Path, provenance: Provenance) -> None:
                 save(place)
                 break
         else:
-            raise OutputError(
+            raise FailedError(
                 f"{folder}: the refined model cannot be written ({first_line(error)}), nor to "
                 f"{elsewhere}. Make room; --resume auto goes on from the last state."
             ) from error
         if place == elsewhere:
-            raise OutputError(
+            raise FailedError(
                 f"{folder}: the refined model cannot be written there ({first_line(error)}), so it "
                 f"is in {elsewhere}/model, without its scores. Move it to a place of your own."
             ) from error
     if not there:
-        raise OutputError(
+        raise FailedError(
             f"{folder}: was removed while the run wrote to it. The refined model is in "
             f"{folder}/model; log and report are lost."
         )

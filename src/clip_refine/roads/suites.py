@@ -19,6 +19,7 @@ from clip_refine.config import (
     as_recorded,
     explain,
     load_suite,
+    named_model,
     refuse_idle,
 )
 from clip_refine.config.suites import (
@@ -285,12 +286,15 @@ def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
         return {config.model.title: config.model}
     found: dict[str, ModelConfig] = {}
     for name in config.models:
-        folder = Path(name)
+        model = named_model(name)
+        folder = Path(model.place)
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
+            if base.name == model.name:  # the function that was named for its refinement
+                base = base.model_copy(update={"factory": model.factory})
             if base not in found.values():
                 found.setdefault(base.title, base)
-        found[name] = build.named_model(name)
+        found[name] = model
     return found
 
 

@@ -15,8 +15,9 @@ from clip_refine.data import LabelledImages
 from clip_refine.data.pairs import GivenPairs
 from clip_refine.models import DualEncoder
 from clip_refine.results import Trial, Tuned
-from clip_refine.roads.compare import Runs, open_runs
+from clip_refine.roads.compare import FinishedRun, Runs, open_runs
 from clip_refine.roads.plan import Variant, list_variants
+from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, TrainingError
 from clip_refine.support.folder import alone, write_file
 
@@ -56,15 +57,17 @@ def tune(
     variants = {
         v.name: v for v in list_variants(config.refinement(), recipes=config.recipes, sweeps=())
     }
+    _say_the_guard(config, tasks)
     with alone(config.out):
         # halving leaves a half of them after each part
         expected = config.trials * sum(part / 2**i for i, part in enumerate(PARTS))
-        runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=expected)
+        given = (model, train_pairs, held_out, tasks)
+        runs = open_runs(config, *given, trainings=expected, bystanders=config.bystanders)
         parts = [part for part in PARTS if part * len(runs.training) >= config.train.batch_size]
         # the bar counts all parts of every trial, less what halving leaves out
         runs.bar.expect(config.trials * len(parts) - math.ceil(expected))
         with runs.bar.progress:
-            untouched: Any = runs.untouched()[0].row
+            untouched = runs.untouched()[0]
 
             def search(trial: Any) -> float:
                 variant, weights = _suggest(trial, variants, config)
@@ -92,7 +95,7 @@ def tune(
         whole = [t for t in complete if t.value is not None and t.value > REFUSED]
         if not whole:
             raise TrainingError(
-                f"{config.out}: none of {config.trials} trials kept zero-shot within "
+                f"{config.out}: none of {config.trials} trials kept what is guarded within "
                 f"{config.guard:g}, or all failed. Pass more --trials, lower --rates or a larger "
                 "--guard."
             )
@@ -103,12 +106,13 @@ def tune(
             variants[recipe].config, loss=loss, train={"learning_rate": rate}, seed=config.seed
         )
         write_file(config.out / "tuned.yaml", dump_config(tuned))
+    before: Any = untouched.row
     return Tuned(
         recipe=recipe,
         learning_rate=rate,
         loss={name: loss[name] for name in SCALED if loss[name]},
         selection=best.value,
-        untouched=untouched.selection,
+        untouched=before.selection,
         trials=tuple(_tried(trial, parts) for trial in study.trials),
     )
 
@@ -128,6 +132,22 @@ def _tried(trial: Any, parts: Sequence[float]) -> Trial:
     )
 
 
+def _say_the_guard(config: TuneConfig, tasks: list[LabelledImages] | None) -> None:
+    """What a setting may not lose, or that nothing is watched."""
+    named = config.evaluation.zero_shot if tasks is None else [task.name for task in tasks]
+    if watched := [*named, *filter(None, [config.bystanders])]:
+        remark(
+            f"Guarded by {', '.join(watched)}: what loses more than {config.guard:g} of zero-shot "
+            "top-1, or of mean R@1 on bystanders with captions, is refused."
+        )
+    else:
+        remark(
+            "Nothing guards this search: what the model forgets is not seen. Give --bystanders, "
+            "images that it shall not forget, or --evaluation.zero-shot.",
+            "yellow",
+        )
+
+
 def _suggest(
     trial: Any, variants: dict[str, Variant], config: TuneConfig
 ) -> tuple[Variant, dict[str, float]]:
@@ -145,12 +165,24 @@ def _suggest(
 
 
 def _value(
-    runs: Runs, variant: Variant, rate: float, part: float, untouched: Any, config: TuneConfig
+    runs: Runs,
+    variant: Variant,
+    rate: float,
+    part: float,
+    untouched: FinishedRun,
+    config: TuneConfig,
 ) -> float:
-    """The selection score of a run; `REFUSED` where zero-shot falls by more than the guard."""
+    """The selection score of a run; `REFUSED` where it failed or lost more than the guard."""
     named = Variant(f"{variant.name} {part:g}", variant.recipe, variant.config, fraction=part)
-    row = runs.tried(named, config.seed, float(f"{rate:.3g}"))
-    if row is None or row.selection is None:
+    run = runs.tried(named, config.seed, float(f"{rate:.3g}"))
+    if run.row is None or run.row.selection is None:
         return REFUSED
-    was, now = (r.headline.get("zero_shot_top1", 0.0) for r in (untouched, row))
-    return REFUSED if now < was - config.guard else row.selection
+    was, now = _guarded(untouched), _guarded(run)
+    lost = any(now[name] < before - config.guard for name, before in was.items())
+    return REFUSED if lost else run.row.selection
+
+
+def _guarded(run: FinishedRun) -> dict[str, float]:
+    """Top-1 of every zero-shot task, and mean R@1 of the bystanders."""
+    found = {name: task["top1"] for name, task in run.row.zero_shot.items()} if run.row else {}
+    return found if run.bystanders is None else {**found, "": run.bystanders}

@@ -55,8 +55,13 @@ bench: $(READY) ## Time ours against what one would write otherwise: one table, 
 	$(BIN)/python benchmarks/bench.py
 
 SECONDS ?= 600
-fuzz: $(READY) ## Read changed files of every kind for 10 minutes, or SECONDS=60
-	PYTHONPATH=src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
+fuzz: $(READY) .venv-fuzz ## Read changed files of every kind for 10 minutes, or SECONDS=60 TARGETS='states sums'
+	PYTHONPATH=src:.:.venv-fuzz OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
+
+# apart from .venv, whose tests shall be what everybody has; without a wheel changes are random
+.venv-fuzz: | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps --target $@ atheris \
+		|| echo "atheris has no wheel for this Python or machine: changes are made at random, not by coverage."
 
 # What other people run on our models, without what would replace .venv's packages: clip_benchmark
 # fails on numpy 2.4, and clip-retrieval asks for a numpy before 2. The rest is shared with .venv.

@@ -27,18 +27,32 @@ def test_help_teaches_every_verb(capsys: pytest.CaptureFixture[str]):
     assert all(f"clip-refine {verb}" in HELP for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", list(VERBS))
-def test_verb_help_needs_no_torch(verb: str):
+@pytest.fixture(scope="module")
+def helped() -> dict[str, list]:
+    """Of each verb what its help says, and what heavy it imports; all in one process."""
     program = (
-        "import sys; from clip_refine.cli import main\n"
-        f"try: main(['{verb}', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'open_clip', 'accelerate', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import io, json, sys; from contextlib import redirect_stdout\n"
+        "from clip_refine.cli import VERBS, main\n"
+        "def heavy(): return {'torch', 'open_clip', 'accelerate', 'datasets'} & set(sys.modules)\n"
+        "found = {}\n"
+        "for verb in VERBS:\n"
+        "    before = heavy()\n"
+        "    with redirect_stdout(io.StringIO()) as said:\n"
+        "        try: main([verb, '--help'])\n"
+        "        except SystemExit: pass\n"
+        "    found[verb] = [said.getvalue(), sorted(heavy() - before)]\n"
+        "print(json.dumps(found))"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert "default" in shown.stdout
+    return json.loads(shown.stdout)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_verb_help_needs_no_torch(verb: str, helped: dict[str, list]):
+    said, heavy = helped[verb]
+    assert not heavy
+    assert "default" in said
 
 
 def test_settings_come_from_defaults_then_file_then_flags(
@@ -394,6 +408,16 @@ def test_every_failure_is_one_message(
     assert len(shown) < 8100
     with pytest.raises(type(error)):
         main(["demo", "--debug"])
+
+
+def test_several_processes_do_not_write_one_target(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(["vectors", "apply", "maps", "stored.npy", "--side", "image", "--out", "new.npy"])
+    assert stop.value.code == 2
+    assert "vectors runs in one process: several would write over" in capsys.readouterr().err
 
 
 def test_a_full_disk_and_a_terminal_of_few_letters():

@@ -29,7 +29,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from clip_refine.support.console import PlainConsole, printable, say, talk
-from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line, ran_out
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -1064,6 +1064,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
+_TOGETHER = ("refine", "demo", "evaluate", "doctor")  # verbs that several processes may run
 _FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
@@ -1081,9 +1082,7 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return "", 1
         case RecursionError():
             return "something that was given is nested too deeply to be read.", 2
-        case MemoryError() | RuntimeError() if (  # the second of torch
-            isinstance(error, MemoryError) or "ried to allocate" in str(error)
-        ):
+        case _ if ran_out(error):
             return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
         case OSError():
             named = f"{error.filename}: " if error.filename else ""
@@ -1157,4 +1156,10 @@ def _run(arguments: list[str]) -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    if verb not in _TOGETHER and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            f"{verb} runs in one process: several would write over each other. Start it without "
+            "torchrun or accelerate; a large index in parts, each file or row range with an --out "
+            "of its own (examples/02_ray_data.py)."
+        )
     VERBS[verb](rest)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from clip_refine import cli
 from clip_refine.config import EvaluateConfig, ModelConfig, load_config, override
 from clip_refine.config.runs import RefineConfig
+from clip_refine.models.checkpoints import how_to_load
 from clip_refine.results import BaseModelFacts, Provenance, RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads.explore import open_explorer
@@ -196,6 +197,7 @@ def test_every_verb_takes_it(module: str, run: Path, table: Path, tmp_path: Path
 
 
 def test_without_the_function_an_error_names_it(module: str, run: Path):
+    assert how_to_load(run / "model").endswith(f"build --model.pretrained {run / 'model'}")
     for name in (run, run / "model"):
         advice = f"--model.factory {module}:build --model.pretrained {name}"
         with pytest.raises(ModelError, match=rf"its model was made by {module}:build.* {advice}"):

@@ -77,6 +77,7 @@ def evaluate(
         )
     else:
         scores = score_model(embedder, given[0], tasks, seed=config.seed, pairs=pairs)
+    noise = embedder.texts(nonsense(), "Encoding nonsense") if config.save_threshold else None
     if not accelerator.is_main_process:
         return scores
     if config.out is not None:
@@ -94,7 +95,7 @@ def evaluate(
                 precision=config.precision,
                 false_positive_rate=config.false_positive_rate,
                 seed=config.seed,
-                nonsense_features=embedder.texts(nonsense(), "Encoding nonsense"),
+                nonsense_features=noise,
             )
         except ValueError as error:
             raise DataError(f"{given[0].name}: save_threshold: {error}.") from error

@@ -67,7 +67,7 @@ def tune(
         # the bar counts all parts of every trial, less what halving leaves out
         runs.bar.expect(config.trials * len(parts) - math.ceil(expected))
         with runs.bar.progress:
-            untouched = runs.untouched()[0]
+            untouched: Any = runs.untouched()[0]  # which has a row
 
             def search(trial: Any) -> float:
                 variant, weights = _suggest(trial, variants, config)
@@ -106,30 +106,17 @@ def tune(
             variants[recipe].config, loss=loss, train={"learning_rate": rate}, seed=config.seed
         )
         write_file(config.out / "tuned.yaml", dump_config(tuned))
-    before: Any = untouched.row
     return Tuned(
         recipe=recipe,
         learning_rate=rate,
         loss={name: loss[name] for name in SCALED if loss[name]},
         selection=best.value,
-        untouched=before.selection,
+        untouched=untouched.row.selection,
         trials=tuple(_tried(trial, parts) for trial in study.trials),
     )
 
 
 REFUSED = -1.0  # below every score: a run that failed, or that the guard forbids
-
-
-def _tried(trial: Any, parts: Sequence[float]) -> Trial:
-    """What became of one, with the last of the parts that it came to."""
-    step, value = max(trial.intermediate_values.items())
-    return Trial(
-        recipe=trial.params["recipe"],
-        learning_rate=float(f"{trial.params['learning_rate']:.3g}"),
-        loss=trial.user_attrs["weights"],
-        part=parts[step - 1],
-        selection=value if value > REFUSED else None,
-    )
 
 
 def _say_the_guard(config: TuneConfig, tasks: list[LabelledImages] | None) -> None:
@@ -146,6 +133,18 @@ def _say_the_guard(config: TuneConfig, tasks: list[LabelledImages] | None) -> No
             "images that it shall not forget, or --evaluation.zero-shot.",
             "yellow",
         )
+
+
+def _tried(trial: Any, parts: Sequence[float]) -> Trial:
+    """What became of one, with the last of the parts that it came to."""
+    step, value = max(trial.intermediate_values.items())
+    return Trial(
+        recipe=trial.params["recipe"],
+        learning_rate=float(f"{trial.params['learning_rate']:.3g}"),
+        loss=trial.user_attrs["weights"],
+        part=parts[step - 1],
+        selection=value if value > REFUSED else None,
+    )
 
 
 def _suggest(

@@ -20,7 +20,7 @@ from clip_refine.results import EvaluatedModel, SuiteScores, TaskScores
 from clip_refine.roads.suites import differences, score
 from clip_refine.support.console import Clock, remark
 from clip_refine.support.errors import ConfigError, DataError
-from clip_refine.support.folder import check_free, describe_environment, write_file
+from clip_refine.support.folder import check_free, check_sums, describe_environment, write_file
 from clip_refine.support.limits import parse_yaml, read_text
 from clip_refine.vectors.files import (
     FeatureSet,
@@ -318,6 +318,7 @@ def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -
 
 def _all_rows(path: Path) -> Tensor:
     if path.suffix == ".npy":
+        check_sums(path)
         return open_npy(path).read()
     found = read_pairs(str(path))
     return torch.cat([found.image_features, found.text_features])

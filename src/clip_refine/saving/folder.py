@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from clip_refine.results.metrics import metric
 from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
 from clip_refine.support.console import console, printable
 from clip_refine.support.errors import DataError, ModelError
-from clip_refine.support.limits import parse_yaml
+from clip_refine.support.limits import parse_yaml, read_text
 
 # --------------------------------------------------------------------------------------------------
 # The `README.md` of a saved model, as the Hugging Face Hub shows it.
@@ -58,13 +60,6 @@ def model_card(
     Its code runs in the model's folder as it stands. `onnx` is its `onnx_config.json`, `own_files`
     whether the files there are of no library, `hub_id` where they go.
     """
-    environment = Environment(
-        loader=PackageLoader("clip_refine.report"),
-        undefined=StrictUndefined,
-        finalize=_escaped,
-        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
-        keep_trailing_newline=True,
-    )
     kinds = {
         "refined": "refined with CLIP-Refine",
         "interpolated": "interpolated",
@@ -84,21 +79,36 @@ def model_card(
         if provenance.held_out and provenance.held_out.name:
             held_out += f" ({markdown_escape(provenance.held_out.name)})"
     maker = re.fullmatch(rf"{MADE_BY}([\w.]+):(\w+)", provenance.base.name)
-    text = environment.get_template("model_card.md.jinja").render(
-        dict(provenance),
-        title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
-        front_matter=Verbatim(facts.to_yaml()),
-        rows=_score_rows(scores) if scores else [],
-        went_back=rolled_back(scores) if scores else "",
-        intervals=bool(scores and scores.difference),
-        held_out_text=Verbatim(held_out),
-        formats=formats,
-        hub_id=hub_id and Verbatim(hub_id),
-        onnx=onnx,
-        own_files=own_files,
-        maker=maker and [*map(Verbatim, maker.groups())],
+    text = (
+        _templates()
+        .get_template("model_card.md.jinja")
+        .render(
+            dict(provenance),
+            title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
+            front_matter=Verbatim(facts.to_yaml()),
+            rows=_score_rows(scores) if scores else [],
+            went_back=rolled_back(scores) if scores else "",
+            intervals=bool(scores and scores.difference),
+            held_out_text=Verbatim(held_out),
+            formats=formats,
+            hub_id=hub_id and Verbatim(hub_id),
+            onnx=onnx,
+            own_files=own_files,
+            maker=maker and [*map(Verbatim, maker.groups())],
+        )
     )
     return printable(re.sub(r"\n{3,}", "\n\n", text))
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("clip_refine.report"),
+        undefined=StrictUndefined,
+        finalize=_escaped,
+        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
+        keep_trailing_newline=True,
+    )
 
 
 def markdown_escape(text: str) -> str:
@@ -233,7 +243,8 @@ def _folder_facts(folder: Path) -> BaseModelFacts:
     text = ""
     for path in (folder / CARD, folder / "model" / CARD):
         if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
+            with suppress(OSError, ValueError):  # whatever else it is, it is no card
+                text = read_text(path)
             break
     front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
@@ -264,6 +275,12 @@ def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
         except ModelError as error:
             console.print(f"Not saved in open_clip's format, too: {escape(str(error))}")
     write_card(folder, provenance)
+
+
+def saved_size(model: Any) -> int:
+    """Bytes of the weights that `save_model` writes; Transformers' may have both formats."""
+    formats = 2 if files_of(model).format == TRANSFORMERS else 1
+    return 4 * formats * sum(weight.numel() for weight in model.state_dict().values())
 
 
 def write_card(

@@ -229,6 +229,8 @@ class TestPairs:
             read_pairs(str(write("parquet", tmp_path)), owner="who")
         with pytest.raises(DataError, match="owner 'who' is a column, which only"):
             read_pairs(str(write("npz", tmp_path)), owner="who")
+        with pytest.raises(DataError, match="v.parquet: unhashable type: 'list'"):
+            read_pairs(str(tmp_path / "v.parquet"), owner="image_embedding")
 
     @pytest.mark.parametrize("kind", ["folder", "clip-retrieval"])
     def test_files_that_are_cut_off(self, kind: str, tmp_path: Path):

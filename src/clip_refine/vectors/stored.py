@@ -236,7 +236,7 @@ def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
         else:
             found = read_features(path)
         _check_rows(found)
-    except ValueError as error:
+    except (ArithmeticError, TypeError, ValueError) as error:  # of times and owners that are odd
         raise DataError(f"{source}: {error}.") from error
     return found
 
@@ -308,7 +308,7 @@ def _same_order(folder: Path, rows: Sequence[int], others: Sequence[int], name: 
 
 
 def _column(path: Path, name: str) -> list[Any]:
-    with _open_parquet(path) as file:
+    with _open_parquet(path) as file, foreign(DataError, f"{path}: cannot be read"):
         known = file.schema_arrow.names
         if name not in known:
             raise DataError(f"{path}: there is no column {name!r}. There are {', '.join(known)}.")

@@ -144,6 +144,7 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "here.csv: cannot be read": ["refine", *data_val, "--guard", "--guard.pairs", "here.csv"],
         "images: cannot be read": ["refine", *data_val, "--data.image-folder", "images"],
         "no suite of this name": ["evaluate", "--suite", "mine.yaml"],
+        "DIR: cannot be read": ["evaluate", "--suite", "paper", "--data-root", "DIR"],
         "runs/here: cannot be read": ["explore", "runs/here"],
         "photo: cannot be read": ["explore", ".", "--images", "photo"],
         "no such open_clip architecture. There is no f": ["interpolate", "a", "b", "--out", "x"],

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,10 +23,10 @@ import torch
 from accelerate import Accelerator
 from torch.nn.functional import pad
 
-from clip_refine import RefineConfig, load_open_clip, refine
+from clip_refine import EvaluateConfig, RefineConfig, evaluate_suite, load_open_clip, refine
 from clip_refine.roads import build
 from clip_refine.roads.export import export
-from clip_refine.toy import ToyPairs
+from clip_refine.toy import ToyClasses, ToyPairs
 from clip_refine.vectors.files import save_peer
 from clip_refine.vectors.transforms import Fold
 
@@ -152,6 +153,25 @@ def test_the_page_for_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch
     assert said.count("retrieval.text_to_image_recall@10") == 2
     assert "untouched" in said
     assert names["mapped"].shape == (120, names["maps"].dim)
+
+
+def test_the_suite(tiny_name: str, table: Path, tmp_path: Path):
+    """On drawn images in the folders that it names."""
+    drawn, data = ToyClasses("toy_shape", 48), tmp_path / "data"
+    for name in ("cifar10", "caltech101"):
+        for index in range(len(drawn)):
+            place = data / name / drawn.class_names[drawn.labels[index]]
+            place.mkdir(parents=True, exist_ok=True)
+            drawn.load_image(index).save(place / f"{index}.png")
+    (data / "flickr8k").mkdir()
+    shutil.copytree(table.parent / "images", data / "flickr8k" / "dev" / "images")
+    shutil.copy(table, data / "flickr8k" / "dev")
+    where = {"data_root": data, "models": (tiny_name,), "cache": tmp_path / "cache"}
+    suite = EXAMPLES / "suite.yaml"
+    scores = evaluate_suite(EvaluateConfig.model_validate({"suite": str(suite), **where}))
+    tasks = set(scores.to_pandas()["task"])
+    assert {"caltech101 single prompt", "flickr8k single caption", "cifar10 zero-shot"} < tasks
+    assert scores.missing == {}
 
 
 def test_hugging_faces_trainer(tmp_path: Path):

@@ -88,6 +88,8 @@ def _look_for(config: "BaseModel") -> None:
             _pairs_there(group)
         elif name == "suite" and group:
             load_suite(group)
+        elif name == "data_root" and group and not getattr(config, "download", False):
+            check_path(group)
         elif name == "evaluation":
             for task in group.zero_shot:
                 if task != "toy":

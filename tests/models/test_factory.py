@@ -20,8 +20,10 @@ from clip_refine.roads.export import export
 from clip_refine.roads.refine import refine
 from clip_refine.roads.suites import expand_models
 from clip_refine.saving import save_model
+from clip_refine.saving.folder import ONNX, model_card
 from clip_refine.support.errors import ClipRefineError, ModelError
 from clip_refine.toy import ToyPairs
+from tests.conftest import needs_onnx
 from tests.roads.test_export import code_blocks, run_the_cards_lines
 
 MODULE = """
@@ -30,12 +32,13 @@ import torch
 class Mine(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.image = torch.nn.Linear(3, 4)
+        self.image = torch.nn.Linear(192, 4)
         self.text = torch.nn.Embedding(128, 4)
         self.scale = torch.nn.Parameter(torch.tensor(2.0))
 
     def preprocess(self, image):
-        return torch.tensor(list(image.getpixel((20, 20)))) / 255
+        rows = torch.tensor(list(image.resize((8, 8)).tobytes())).view(8, 8, 3)
+        return rows.permute(2, 0, 1) / 255
 
     def tokenizer(self, texts):
         return torch.tensor([[ord(text[0]), ord(text[-1])] for text in texts])
@@ -45,7 +48,7 @@ class Mine(torch.nn.Module):
         return self.scale.exp()
 
     def encode_image(self, pixels):
-        return self.image(pixels)
+        return self.image(pixels.flatten(1))
 
     def encode_text(self, tokens):
         return self.text(tokens).mean(dim=1)
@@ -154,6 +157,20 @@ def test_its_run_is_loaded_again(module: str, run: Path, place: str):
     assert build.label_models([word.title]) == {(run / place).name: config}
 
 
+@needs_onnx
+def test_its_onnx_card_runs(module: str, run: Path, tmp_path: Path, pairs: ToyPairs, monkeypatch):
+    refined = f"factory:{module}:build@{run}"
+    export(refined, to="onnx", out=tmp_path / "onnx")
+    model = build.build_model(build.named_model(refined))
+    run_the_cards_lines(tmp_path / "onnx", model, pairs.load_image(0), monkeypatch)
+    # of an object nobody knows what makes it
+    settings = json.loads(Path("onnx_config.json").read_text())
+    provenance = Provenance(version="1", made="refined", base=BaseModelFacts(name="mine"))
+    Path("README.md").write_text(model_card(provenance, [ONNX], onnx=settings))
+    (block,) = code_blocks(Path(), "python")
+    exec(block, {})
+
+
 def test_every_verb_takes_it(module: str, run: Path, table: Path, tmp_path: Path, capsys):
     made, refined = f"factory:{module}:build", f"factory:{module}:build@{run}"
     scores = read(RunScores, run / "scores.json")
@@ -190,7 +207,7 @@ def test_without_the_function_an_error_names_it(module: str, run: Path):
 def test_weights_of_another_model_and_damaged_ones(module: str, run: Path, tmp_path: Path):
     file = run / "model" / "model.safetensors"
     other = tmp_path / f"{module}_other.py"
-    other.write_text(MODULE.replace("Linear(3, 4)", "Linear(3, 5)"), encoding="utf-8")
+    other.write_text(MODULE.replace("Linear(192, 4)", "Linear(192, 5)"), encoding="utf-8")
     mistakes = {
         (f"{module}_other", str(run)): "is of another model than the factory makes: image.bias",
         (module, "openai"): "openai: holds no weights for a model that a factory makes",

@@ -103,7 +103,7 @@ def write_onnx(
     if layout == "immich":
         beside = folder / "textual"
         _write_immich_settings(model, folder, preprocessing)
-    elif "open_clip" not in preprocessing:  # then Transformers' own processor makes the pixels
+    elif list(preprocessing) == ["transformers"]:  # whose own processor makes the pixels
         _write_json(folder / "preprocessor_config.json", preprocessing["transformers"])
     # immich cleans texts itself, before it asks for tokens
     tokenizer = _write_tokenizer(files, beside, context_length, cleaning=layout == "onnx")
@@ -306,6 +306,8 @@ def _write_tokenizer(
         padding = "any id, behind the end" if files.padding_is_free else "id 0, behind the end"
         ids = {"start": tokenizer.sot_token_id, "end": tokenizer.eot_token_id}
         return {"tokenizer": "CLIPTokenizer, files beside", "padding": padding, **ids}
+    if not hasattr(tokenizer, "save_pretrained"):
+        return {"tokenizer": f"the model's own {type(tokenizer).__name__}"}
     plain = isinstance(tokenizer, HFTokenizer) and not tokenizer.tokenizer_mode
     if cleaning and plain and not tokenizer.strip_sep_token:
         write_cleaning_tokenizer(files, folder)

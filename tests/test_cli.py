@@ -409,6 +409,16 @@ def test_every_failure_is_one_message(
         main(["demo", "--debug"])
 
 
+def test_several_processes_do_not_write_one_target(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(["vectors", "apply", "maps", "stored.npy", "--side", "image", "--out", "new.npy"])
+    assert stop.value.code == 2
+    assert "vectors runs in one process: several would write over" in capsys.readouterr().err
+
+
 def test_a_full_disk_and_a_terminal_of_few_letters():
     command = [sys.executable, "-m", "clip_refine", "--help"]
     with open("/dev/full", "w") as full:

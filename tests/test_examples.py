@@ -142,6 +142,18 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch, capsy
     assert (tmp_path / "runs/quickstart/report.html").is_file()
 
 
+def test_the_page_for_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (EXAMPLES.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(lines, names)
+    said = capsys.readouterr().out
+    assert said.count("retrieval.text_to_image_recall@10") == 2
+    assert "untouched" in said
+    assert names["mapped"].shape == (120, names["maps"].dim)
+
+
 def test_hugging_faces_trainer(tmp_path: Path):
     export("toy", to="transformers", out=tmp_path / "toy")
     run_here("03_hf_trainer.py", tmp_path / "toy", tmp_path / "out", 2)

@@ -29,7 +29,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from clip_refine.support.console import PlainConsole, printable, say, talk
-from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line, ran_out
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -179,15 +179,15 @@ def tune(config: "TuneConfig", *, as_json: bool = False) -> None:
 
     found = road.tune(config)
     _say(
-        f"{found['recipe']} at learning rate {found['learning_rate']:g}"
-        + "".join(f", {name} {value:g}" for name, value in found["loss"].items())
-        + f": mean recall {found['selection']:.3f} on held-out training pairs, "
-        f"{found['untouched']:.3f} untouched, the best of {found['tried']}. "
-        + ("" if found["selection"] > found["untouched"] else "None is better than untouched. ")
+        f"{found.recipe} at learning rate {found.learning_rate:g}"
+        + "".join(f", {name} {value:g}" for name, value in found.loss.items())
+        + f": mean recall {found.selection:.3f} on held-out training pairs, "
+        f"{found.untouched:.3f} untouched, the best of {len(found.trials)}. "
+        + ("" if found.selection > found.untouched else "None is better than untouched. ")
         + "Refine with it:\n\n"
         f"  clip-refine refine --config {config.out}/tuned.yaml --out {config.out}-refined\n",
         as_json,
-        **found,
+        **found.model_dump(),
     )
 
 
@@ -1062,6 +1062,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
+_TOGETHER = ("refine", "demo", "evaluate", "doctor")  # verbs that several processes may run
 _FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
@@ -1079,9 +1080,7 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return "", 1
         case RecursionError():
             return "something that was given is nested too deeply to be read.", 2
-        case MemoryError() | RuntimeError() if (  # the second of torch
-            isinstance(error, MemoryError) or "ried to allocate" in str(error)
-        ):
+        case _ if ran_out(error):
             return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
         case OSError():
             named = f"{error.filename}: " if error.filename else ""
@@ -1155,4 +1154,10 @@ def _run(arguments: list[str]) -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    if verb not in _TOGETHER and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            f"{verb} runs in one process: several would write over each other. Start it without "
+            "torchrun or accelerate; a large index in parts, each file or row range with an --out "
+            "of its own (examples/02_ray_data.py)."
+        )
     VERBS[verb](rest)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from clip_refine import cli
 from clip_refine.config import EvaluateConfig, ModelConfig, load_config, override
 from clip_refine.config.runs import RefineConfig
+from clip_refine.models.checkpoints import how_to_load
 from clip_refine.results import BaseModelFacts, Provenance, RunScores, read
 from clip_refine.roads import build
 from clip_refine.roads.explore import open_explorer
@@ -21,6 +22,7 @@ from clip_refine.roads.suites import expand_models
 from clip_refine.saving import save_model
 from clip_refine.support.errors import ClipRefineError, ModelError
 from clip_refine.toy import ToyPairs
+from tests.roads.test_export import code_blocks, run_the_cards_lines
 
 MODULE = """
 import torch
@@ -77,7 +79,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request) -> str:
 
 
 def test_a_factory_in_the_current_folder(
-    module: str, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs
+    module: str, tmp_path: Path, pairs: ToyPairs, held_out: ToyPairs, monkeypatch
 ):
     config = RefineConfig.model_validate(
         {
@@ -91,6 +93,9 @@ def test_a_factory_in_the_current_folder(
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     written = load_config(RefineConfig, tmp_path / "run" / "config.yaml")
     assert written.model == ModelConfig(name=f"factory:{module}:build")
+    refined: Any = build.build_model(ModelConfig(factory=f"{module}:build"))
+    refined.load_state_dict(load_file(tmp_path / "run" / "model" / "model.safetensors"))
+    run_the_cards_lines(tmp_path / "run" / "model", refined, pairs.load_image(0), monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +180,7 @@ def test_every_verb_takes_it(module: str, run: Path, table: Path, tmp_path: Path
 
 
 def test_without_the_function_an_error_names_it(module: str, run: Path):
+    assert how_to_load(run / "model").endswith(f"build --model.pretrained {run / 'model'}")
     for name in (run, run / "model"):
         advice = f"--model.factory {module}:build --model.pretrained {name}"
         with pytest.raises(ModelError, match=rf"its model was made by {module}:build.* {advice}"):
@@ -228,7 +234,11 @@ def test_a_save_of_its_own_is_used(module: str, tmp_path: Path, monkeypatch: pyt
     model: Any = build.build_model(ModelConfig(factory=f"{module}:build"))
     provenance = Provenance(version="1", made="refined", base=BaseModelFacts(name="mine"))
     save_model(model, tmp_path / "weights", provenance)
-    assert (tmp_path / "weights" / "model.safetensors").is_file()
+    (block,) = code_blocks(tmp_path / "weights", "python")  # what makes it nobody can know
+    monkeypatch.chdir(tmp_path / "weights")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert all(torch.equal(names["weights"][name], own) for name, own in model.state_dict().items())
     calls = []
     monkeypatch.setattr(
         type(model), "save", lambda self, folder, metadata: calls.append(metadata), raising=False
@@ -236,6 +246,8 @@ def test_a_save_of_its_own_is_used(module: str, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "own").mkdir()
     save_model(model, tmp_path / "own", provenance)
     assert calls == [provenance.header()]
+    assert code_blocks(tmp_path / "own", "python") == []
+    assert "its class reads them" in (tmp_path / "own" / "README.md").read_text(encoding="utf-8")
 
 
 def test_an_object_that_lacks_something(pairs: ToyPairs, held_out: ToyPairs, tmp_path: Path):

@@ -41,7 +41,10 @@ def test_the_best_is_one_of_those_that_saw_all_pairs(
         }
     )
     found = tune(config, **DATA)
-    assert (found["selection"], found["tried"]) == (0.1, 2)
+    assert (found.selection, len(found.trials)) == (0.1, 2)
+    table = found.to_pandas()
+    assert table[["part", "selection"]].values.tolist() == [[1.0, 0.1], [0.25, 0.4]]
+    assert {"recipe", "learning_rate"} <= set(table.columns)
 
 
 @pytest.mark.parametrize(
@@ -138,11 +141,11 @@ def test_a_search(tiny_name: str, tmp_path: Path, table: Path, monkeypatch: pyte
     assert 3 + 2 <= len(parts) < 3 * 3
     written = load_config(RefineConfig, config.out / "tuned.yaml")
     assert (written.recipe, written.train.learning_rate) == (
-        found["recipe"],
-        found["learning_rate"],
+        found.recipe,
+        found.learning_rate,
     )
-    assert {name: getattr(written.loss, name) for name in found["loss"]} == found["loss"]
-    assert all(1e-5 <= rate <= 1e-3 for rate in (found["learning_rate"],))
+    assert {name: getattr(written.loss, name) for name in found.loss} == found.loss
+    assert all(1e-5 <= rate <= 1e-3 for rate in found.to_pandas()["learning_rate"])
     kept = [json.loads(at.read_text())["bystanders"] for at in config.out.glob("rows/*.json")]
     assert len(kept) == len(parts) + 1
     assert all(0 <= share <= 1 for share in kept)
@@ -151,7 +154,7 @@ def test_a_search(tiny_name: str, tmp_path: Path, table: Path, monkeypatch: pyte
     assert tune(config, **DATA) == found
     assert len(parts) == done
     more = tune(override(config, trials=4), **DATA)
-    assert (more["tried"], more["selection"] >= found["selection"]) == (4, True)
+    assert (len(more.trials), more.selection >= found.selection) == (4, True)
     assert len(parts) > done
     # a guard that forbids everything
     monkeypatch.setattr(road, "_value", lambda *_: road.REFUSED)

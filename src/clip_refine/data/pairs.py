@@ -383,7 +383,8 @@ def has_columns(pairs: GivenPairs) -> bool:
     """Whether pairs that were given are named values."""
     if hasattr(pairs, "column_names"):
         return True
-    return hasattr(pairs, "__getitem__") and len(pairs) > 0 and isinstance(pairs[0], Mapping)
+    rows: Any = pairs
+    return hasattr(rows, "__getitem__") and len(rows) > 0 and isinstance(rows[0], Mapping)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -397,7 +397,8 @@ def how_to_load(folder: Path) -> str:
     try:
         found = recognise_folder(folder)
     except ModelError:
-        return ""
+        made = _factory_of(folder)
+        return f", for --model.factory {made} --model.pretrained {folder}" if made else ""
     match found.kind:
         case "open_clip":
             return f", which open_clip loads as local-dir:{folder}"

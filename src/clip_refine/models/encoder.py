@@ -182,7 +182,7 @@ def call_factory(name: str) -> DualEncoder:
             + (f" It has {', '.join(known)}." if known else "")
         )
     try:
-        model = function()
+        model: Any = function()
     except Exception as error:
         raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
     try:

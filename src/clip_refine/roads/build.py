@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, compress, islice, repeat
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,9 @@ def build_accelerator(device: str) -> Accelerator:
     )
     if shares_weights() and unheeded:  # accelerate sets some by itself
         remark(f"Of FSDP's options {', '.join(unheeded)} change nothing here (docs/scale.md).")
+    # what is float32 is so on every device, products as convolutions, which PyTorch lets have TF32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
     handler = DistributedDataParallelKwargs(static_graph=True)
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # `share_out` does it, on a CPU, too
@@ -217,7 +221,7 @@ def build_model(config: ModelConfig, given: DualEncoder | None = None) -> DualEn
                 check_sums(sums.parent)
     match kind:
         case "factory":
-            made = call_factory(config.factory or "")
+            made: Any = call_factory(config.factory or "")
             if config.pretrained is None:
                 return made
             if files_of(made).format != OWN:  # its folder says how it is built
@@ -406,10 +410,14 @@ def check_swaps(pairs: ImageCaptions | Stream, seed: int) -> None:
         )
 
 
-def build_held_out(config: DataConfig, *, seed: int) -> ImageCaptions:
+def build_held_out(
+    config: DataConfig, *, seed: int, given: GivenPairs | None = None
+) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
-    if config.val is not None:
-        held_out = open_pairs(config.val, config.for_val(), training=False)
+    if given is None and config.val is not None:
+        given = open_pairs(config.val, config.for_val(), training=False)
+    if given is not None:
+        held_out = as_pairs(given)
         check_enough(held_out)
         return held_out
     if not config.sources:
@@ -481,6 +489,7 @@ def build_embedder(
         count_workers(workers, device),
         visible=accelerator.is_main_process,
         reader=reader,
+        group=accelerator,
     )
 
 
@@ -679,6 +688,8 @@ def build_batches(
     Behind `done` steps nothing is read that was seen before, but for what a stream's buffer held.
     """
     steps = count_steps(config.train, pairs, accelerator.num_processes)
+    if reader and accelerator.device.type == "cuda":
+        reader = replace(reader, as_levels=True)
     settings: dict[str, Any] = {
         "batch_size": config.train.batch_size,
         "preprocess": (reader or model.preprocess) if pixels else None,

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from pydantic import ValidationError
 from rich.markup import escape
 from torch import Tensor, nn
 
@@ -63,7 +62,7 @@ from clip_refine.roads.plan import (
     split_combination,
 )
 from clip_refine.roads.refine import train_student
-from clip_refine.saving import refinement, save_model
+from clip_refine.saving import refinement, save_model, saved_size
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
 from clip_refine.support.errors import (
     ConfigError,
@@ -74,6 +73,7 @@ from clip_refine.support.errors import (
 )
 from clip_refine.support.folder import (
     alone,
+    check_room,
     complete_folder,
     default_cache,
     drop_aside,
@@ -81,6 +81,7 @@ from clip_refine.support.folder import (
     write_environment,
     write_file,
 )
+from clip_refine.support.limits import WHOLE, read_text
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import kept_features, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
@@ -122,14 +123,14 @@ def compare(
         variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
         tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
         trainings = sum(tried) + len(variants) * (config.seeds - 1)
-        others = build.label_models(config.models)
+        others, size = build.label_models(config.models), 0
         for label, other in others.items():
             if other == config.model and model is None:
                 raise ConfigError(
                     f"models: {label} is model.name, compared in any case. Leave it out."
                 )
             with quietly():  # what cannot be loaded is said now, not when the first model is done
-                build.build_model(other)
+                size += saved_size(build.build_model(other))
         if others:
             remark(
                 f"The plan is of {config.model.title} (--model.name), the first model; the same "
@@ -138,6 +139,15 @@ def compare(
         runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
         if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
             build.check_swaps(runs.training, config.seed)  # single runs are quiet
+        if config.save_models:
+            each, models = len(variants) * config.seeds, config.out / "models"
+            there = sum(file.stat().st_size for file in models.rglob("*.safetensors"))
+            check_room(
+                config.out,
+                each * (saved_size(runs.encoder) + size) - there,
+                f"the {each * (1 + len(others))} models that --save-models keeps",
+                "Make room, choose another --out, or leave --save-models out.",
+            )
 
         # run after run, model after model
         stored, choices = runs.all(variants)
@@ -402,8 +412,8 @@ class FinishedRuns:
     def read(self, name: str, depends_on: str) -> FinishedRun | None:
         """The run of this name if it is finished and followed from the same things."""
         try:
-            stored = FinishedRun.model_validate_json(self._path(name).read_bytes())
-        except (OSError, ValidationError):  # not there, or cut off while it was written
+            stored = FinishedRun.model_validate_json(read_text(self._path(name), WHOLE))
+        except (OSError, ValueError):  # not there, or cut off while it was written
             return None
         return stored if stored.depends_on == depends_on else None
 
@@ -439,8 +449,8 @@ def digest(value: Any) -> str:
 
 def _read_state(folder: Path) -> _State | None:
     try:
-        return _State.model_validate_json((folder / "state.json").read_bytes())
-    except (OSError, ValidationError):
+        return _State.model_validate_json(read_text(folder / "state.json"))
+    except (OSError, ValueError):
         return None
 
 

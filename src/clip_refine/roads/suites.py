@@ -352,15 +352,15 @@ class SuiteBench:
         store = FeatureStore((self.config.cache or default_cache()) / "features" / made_by)
         for name, source in self.sources.items():
             title = f"{label}: {name}"
-            store.add_images(embedder, source.images, source.fingerprints, title, group)
+            store.add_images(embedder, source.images, source.fingerprints, title)
             if source.captions is not None:
-                store.add_texts(embedder, source.texts, f"{title} captions", group)
+                store.add_texts(embedder, source.texts, f"{title} captions")
         for task in self.tasks:
             if isinstance(task, PromptedTask):
                 prompts = self._prompts(task)
-                store.add_texts(embedder, prompts, f"{label}: {task.source} prompts", group)
+                store.add_texts(embedder, prompts, f"{label}: {task.source} prompts")
         if any(task.kind == "separation" for task in self.tasks):
-            store.add_texts(embedder, nonsense(), f"{label}: nonsense", group)
+            store.add_texts(embedder, nonsense(), f"{label}: nonsense")
         scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
         return EncodedModel(made_by, store, scale)
 

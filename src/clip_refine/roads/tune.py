@@ -6,6 +6,7 @@ the search goes on; the sampler is seeded, so that it then asks for the same one
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from clip_refine.config import dump_config, override
@@ -13,6 +14,7 @@ from clip_refine.config.runs import TuneConfig
 from clip_refine.data import LabelledImages
 from clip_refine.data.pairs import GivenPairs
 from clip_refine.models import DualEncoder
+from clip_refine.results import Trial, Tuned
 from clip_refine.roads.compare import FinishedRun, Runs, open_runs
 from clip_refine.roads.plan import Variant, list_variants
 from clip_refine.support.console import remark
@@ -30,11 +32,22 @@ def tune(
     train_pairs: GivenPairs | None = None,
     held_out: GivenPairs | None = None,
     tasks: list[LabelledImages] | None = None,
-) -> dict[str, Any]:
+) -> Tuned:
     """Search settings, and write the best as `tuned.yaml` to `config.out` for `refine --config`.
 
-    Returns `recipe`, `learning_rate`, `loss` and `selection`, the mean recall on selection pairs,
-    of the best; `untouched`, that of the model as it came; and how many were `tried`.
+    Args:
+        config: Every setting.
+        model: Used instead of loading `config.model`; has its own weights back in the end.
+        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
+        held_out: Used instead of opening `config.data.val`.
+        tasks: Used instead of opening `config.evaluation.zero_shot`.
+
+    Returns:
+        The best settings, and all that were tried.
+
+    Raises:
+        ClipRefineError: Bad settings, data or model, an output folder that holds something else,
+            no Optuna, or nothing that could be trained within the guard.
     """
     try:
         import optuna
@@ -54,10 +67,11 @@ def tune(
         # the bar counts all parts of every trial, less what halving leaves out
         runs.bar.expect(config.trials * len(parts) - math.ceil(expected))
         with runs.bar.progress:
-            untouched = runs.untouched()[0]
+            untouched: Any = runs.untouched()[0]  # which has a row
 
             def search(trial: Any) -> float:
-                variant = _suggest(trial, variants, config)
+                variant, weights = _suggest(trial, variants, config)
+                trial.set_user_attr("weights", weights)
                 rate = trial.suggest_float("learning_rate", *config.rates, log=True)
                 value = float("-inf")
                 for step, part in enumerate(parts, start=1):
@@ -85,21 +99,21 @@ def tune(
                 f"{config.guard:g}, or all failed. Pass more --trials, lower --rates or a larger "
                 "--guard."
             )
-        best = max(whole, key=lambda t: t.value or 0.0)
+        best: Any = max(whole, key=lambda t: t.value or 0.0)
         recipe, rate = best.params["recipe"], float(f"{best.params['learning_rate']:.3g}")
         loss = best.user_attrs["loss"]
         tuned = override(
             variants[recipe].config, loss=loss, train={"learning_rate": rate}, seed=config.seed
         )
         write_file(config.out / "tuned.yaml", dump_config(tuned))
-    return {
-        "recipe": recipe,
-        "learning_rate": rate,
-        "loss": {name: loss[name] for name in SCALED if loss[name]},
-        "selection": best.value,
-        "untouched": untouched.row and untouched.row.selection,
-        "tried": len(study.trials),
-    }
+    return Tuned(
+        recipe=recipe,
+        learning_rate=rate,
+        loss={name: loss[name] for name in SCALED if loss[name]},
+        selection=best.value,
+        untouched=untouched.row.selection,
+        trials=tuple(_tried(trial, parts) for trial in study.trials),
+    )
 
 
 REFUSED = -1.0  # below every score: a run that failed, or that the guard forbids
@@ -121,8 +135,22 @@ def _say_the_guard(config: TuneConfig, tasks: list[LabelledImages] | None) -> No
         )
 
 
-def _suggest(trial: Any, variants: dict[str, Variant], config: TuneConfig) -> Variant:
-    """A recipe, with its own weights of RaFA and the anchor times a factor."""
+def _tried(trial: Any, parts: Sequence[float]) -> Trial:
+    """What became of one, with the last of the parts that it came to."""
+    step, value = max(trial.intermediate_values.items())
+    return Trial(
+        recipe=trial.params["recipe"],
+        learning_rate=float(f"{trial.params['learning_rate']:.3g}"),
+        loss=trial.user_attrs["weights"],
+        part=parts[step - 1],
+        selection=value if value > REFUSED else None,
+    )
+
+
+def _suggest(
+    trial: Any, variants: dict[str, Variant], config: TuneConfig
+) -> tuple[Variant, dict[str, float]]:
+    """A recipe, with its own weights of RaFA and the anchor times a factor; and these weights."""
     recipe = trial.suggest_categorical("recipe", list(variants))
     variant, changed = variants[recipe], {}
     for name in SCALED:
@@ -131,7 +159,8 @@ def _suggest(trial: Any, variants: dict[str, Variant], config: TuneConfig) -> Va
             factor = trial.suggest_float(f"{recipe} {name}", *config.weights, log=True)
             changed[name] = float(f"{own * factor:.3g}")
     label = ",".join(f"{name}={value:g}" for name, value in changed.items())
-    return Variant(f"{recipe}[{label}]", recipe, override(variant.config, loss=changed))
+    named = Variant(f"{recipe}[{label}]", recipe, override(variant.config, loss=changed))
+    return named, changed
 
 
 def _value(

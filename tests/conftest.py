@@ -147,6 +147,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # else libraries in C++ call what is left at the end a leak
+
+
 def pytest_unconfigure() -> None:
     """A suite that has passed and does not end is a fault, too: say where it hangs."""
     if "PYTEST_XDIST_WORKER" not in os.environ:  # one that has no more to do waits for the others

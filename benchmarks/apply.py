@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from clip_refine.support.console import PeakMemory
-from clip_refine.vectors.maps import LinearMaps
 from clip_refine.vectors.stored import apply_stored
+from clip_refine.vectors.transforms import LinearMaps
 
 DIM, BLOCK = 512, 100_000
 

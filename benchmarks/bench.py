@@ -48,8 +48,8 @@ from clip_refine.support.console import quietly
 from clip_refine.support.folder import describe_environment
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog
-from clip_refine.vectors.maps import LinearMaps, VectorStudent
 from clip_refine.vectors.stored import apply_stored
+from clip_refine.vectors.transforms import LinearMaps, VectorStudent
 
 Run = Callable[[], Any]
 CPU = torch.device("cpu")

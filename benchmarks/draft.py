@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from clip_refine.data import PixelReader, with_cached_pixels
 from clip_refine.data.images import decode_image
-from clip_refine.data.pixels import side_to_keep
+from clip_refine.data.loader import side_to_keep
 from clip_refine.models import OpenClipEncoder, load_open_clip
 
 CELL = (480, 320)

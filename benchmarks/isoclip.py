@@ -17,7 +17,7 @@ from clip_refine.evaluation.scores import embed_tasks
 from clip_refine.models.embed import embed_pairs
 from clip_refine.roads import build
 from clip_refine.roads.vector_maps import output_projections
-from clip_refine.vectors.maps import IsoClip
+from clip_refine.vectors.transforms import IsoClip
 
 DROPPED = ((0, 0), (1, 0), (10, 0), (0, 10), (0, 50), (0, 100), (10, 50), (10, 100), (25, 100))
 

@@ -16,8 +16,7 @@ from vectors_study import RUNS, SETS, SPLITS, peers
 
 from clip_refine.config.suites import Task
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.forgetting import against
-from clip_refine.evaluation.scores import Outcome
+from clip_refine.evaluation.scores import Outcome, against
 from clip_refine.evaluation.tasks import FORMS, SourceFeatures, measure_task
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.vectors.stored import read_pairs

@@ -18,7 +18,7 @@ from clip_refine.config.runs import CompareConfig
 from clip_refine.config.settings import RECIPES
 from clip_refine.data import image_batches, read_class_folders, read_table
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.models.text_length import encode_cut
+from clip_refine.models.open_clip import encode_cut
 from clip_refine.report.comparison import comparison_tables
 from clip_refine.roads.compare import compare
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clip_refine.data.pixels import Levels
+from clip_refine.data.loader import Levels
 from clip_refine.support.cache import RowCache
 from clip_refine.support.folder import WORK, check_sums
 from clip_refine.train.state import States, newest_state

@@ -47,11 +47,11 @@ from clip_refine.roads import build
 from clip_refine.roads.plan import choose_precision
 from clip_refine.support.console import quietly
 from clip_refine.toy import ToyPairs, model_directory
-from clip_refine.train import Trainer, loop, micro_batch
-from clip_refine.train.micro_batch import parts_by_length
+from clip_refine.train import Trainer, loop
+from clip_refine.train import towers as of_towers
 from clip_refine.train.part import compiled_blocks
-from clip_refine.train.precision import encode_pairs
 from clip_refine.train.teacher_cache import CachedTeacher
+from clip_refine.train.towers import encode_pairs, parts_by_length
 
 
 def random_model(architecture: str) -> OpenClipEncoder:
@@ -181,7 +181,7 @@ def shortcut(
         def as_it_was() -> None:
             with ExitStack() as stay:
                 for name, function in WAS[what].items():
-                    for module in (loop, micro_batch):
+                    for module in (loop, of_towers):
                         if hasattr(module, name):
                             stay.enter_context(patch.object(module, name, function))
                 trainer.step(1, batch, steps=1)

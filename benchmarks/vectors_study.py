@@ -21,9 +21,15 @@ from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.roads.vector_maps import hold_out_pairs, refine_vectors
 from clip_refine.roads.vectors import unit_pairs
 from clip_refine.vectors.files import FeatureSet
-from clip_refine.vectors.maps import LinearMaps, Procrustes
 from clip_refine.vectors.stored import read_pairs
-from clip_refine.vectors.transforms import Chain, MeanCentring, Peer, fit_peer
+from clip_refine.vectors.transforms import (
+    Chain,
+    LinearMaps,
+    MeanCentring,
+    Peer,
+    Procrustes,
+    fit_peer,
+)
 
 SETS = {"shop": "data/real_clip/shop1126.npz", "COCO": "golden/coco500_clip_features.npz"}
 SPLITS = range(5)

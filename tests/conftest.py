@@ -5,6 +5,7 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 # no test reaches the Hub; without this each that asks for it asks five times, a minute in all
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +32,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 needs_onnx = pytest.mark.skipif(
     find_spec("onnxscript") is None, reason="ONNX: pip install 'clip-refine[onnx]'"
 )
+
+
+def needs(package: str, extra: str) -> Any:
+    """A package, or a test that is skipped and says how to have it."""
+    how = f"{package} is not installed: pip install 'clip-refine[{extra}]'"
+    return pytest.importorskip(package, reason=how)
 
 
 def write_model(folder: Path, model_config: dict, *, seed: int = 0) -> str:

@@ -1,6 +1,7 @@
 """Rivals of the bench do the same work as ours, and its rows run."""
 
 import argparse
+import ast
 import importlib
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,11 @@ def test_a_round_is_a_ratio_and_patience_ends_them(bench: Any):
     row = bench.Row("what", "rival", lambda: None, lambda: None)
     assert len(bench.measure(row, 3, 10)) == 3
     assert len(bench.measure(row, 3, 0)) == 1
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_what_scripts_import_is_there(script: Path):
+    """No other test runs most of them, and modules move."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clip_refine"):
+            exec(compile(ast.Module([node], []), str(script), "exec"), {})

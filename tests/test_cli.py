@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,11 @@ import pytest
 import yaml
 
 from clip_refine.cli import HELP, VERBS, main
+from clip_refine.config.runs import CompareConfig
+from clip_refine.data import read_class_folders
+from clip_refine.roads.compare import compare
 from clip_refine.support.errors import ConfigError, TrainingError
+from clip_refine.toy import ToyPairs
 from tests.report.test_comparison_page import COMPARISON, line
 
 
@@ -293,6 +298,7 @@ def test_errors_go_to_standard_error_with_status_2(capsys: pytest.CaptureFixture
     ("error", "status", "said"),
     [
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: you tried to allocate 9 bytes"), 1, "out of memory"),
         (RuntimeError("[gloo/x.cc] reset by peer"), 1, "another process of this run has ended"),
         (RecursionError(), 2, "nested too deeply"),
         (OSError(28, "No space left on device", "runs/a"), 1, "runs/a: No space left on device"),
@@ -355,6 +361,56 @@ def test_names_from_data_move_no_cursor(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["refine", "\x1b[2J"])
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["refine", "compare", "suite"])
+def test_names_of_classes_move_no_cursor_whatever_shows_them(
+    verb: str,
+    tmp_path: Path,
+    table: Path,
+    tiny_name: str,
+    held_out: ToyPairs,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Neither on a terminal nor in a file that somebody may look at with `cat`."""
+    there, out = tmp_path / "kinds\x1b[2J", tmp_path / "out"
+    for index in range(24):
+        folder = there / ("\x1b[31mred", "blue\u202e")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        held_out.load_image(index).save(folder / f"{index}.png")
+    kinds = tmp_path / "kinds"  # a name that may be an argument
+    kinds.symlink_to(there)
+    suite = tmp_path / "mine.yaml"
+    tasks = [{"kind": kind, "source": "kinds"} for kind in ("zero-shot", "linear-probe")]
+    place = {"kind": "folder", "path": there.name}
+    sources = {"kinds": {"at": place, "note": "\x1b[2J"}}
+    suite.write_text(json.dumps({"sources": sources, "tasks": tasks, "resamples": 20}))
+    model, to = ["--model.name", tiny_name], ["--out", str(out / "scores.json")]
+    if verb == "suite":
+        main(["evaluate", *model, "--suite", str(suite), "--cache", str(tmp_path), *to])
+    elif verb == "refine":
+        data = ["--data.train", str(table), "--data.val", str(table), "--train.batch-size", "32"]
+        main(["refine", *model, *data, "--evaluation.zero-shot", str(kinds), "--out", str(out)])
+    else:
+        settings = {"recipes": ("hycd",), "seeds": 1, "learning_rates": (1e-4,), "resamples": 2}
+        more = {"model": {"name": tiny_name}, "train": {"batch_size": 60}, "out": out}
+        compare(
+            CompareConfig.model_validate({**settings, **more, "cache": tmp_path / "cache"}),
+            train_pairs=ToyPairs("compare", size=220),
+            held_out=held_out,
+            tasks=[read_class_folders(kinds, templates=["a {}"])],
+        )
+        main(["report", str(out)])
+    shown = capsys.readouterr()
+    texts = {"what is shown": shown.out + shown.err}
+    for path in out.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            texts[path.name] = path.read_text(encoding="utf-8")
+    assert any("[2J" in text for text in texts.values())
+    moving = "[\x00-\x08\x0b-\x1f\x7f]"
+    assert not [name for name, text in texts.items() if re.search(moving, text)]
+    turning = [name for name, text in texts.items() if "\u202e" in text]
+    assert not [name for name in turning if not name.endswith(".json")]  # which is for programs
 
 
 @pytest.mark.parametrize(

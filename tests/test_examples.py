@@ -58,7 +58,8 @@ def test_they_say_what_is_to_be_installed(example: Path):
 
 @pytest.mark.parametrize("name", ["02_ray_data.py", "03_hf_trainer.py"])
 def test_without_arguments_they_say_which(name: str):
-    pytest.importorskip({"02_ray_data.py": "ray", "03_hf_trainer.py": "transformers"}[name])
+    package = {"02_ray_data.py": "ray", "03_hf_trainer.py": "transformers"}[name]
+    pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
     ran = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True)
     assert (ran.returncode, f"python {name} " in ran.stderr) == (1, True)
 

@@ -1,5 +1,6 @@
 """The house stands as it is drawn: imports point one way, and no page of docs/ is hidden."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -20,12 +21,36 @@ def test_the_documentation_site_lists_every_page():
     assert sorted(listed) == sorted({*pages, "index.md", "api.md"})  # made by tools/docs_site.py
 
 
-def test_every_promise_names_tests_that_there_are():
+def test_every_test_that_a_page_names_is_there():
+    """As `tests/FILE.py`, `tests/FOLDER` or `tests/FILE.py -k WORD`, in docs/log.md, too."""
+    named, missing = 0, []
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(r"(tests/[\w/]+(?:\.\w+)?)(?: -k (\w+))?", text):
+            path, word = ROOT / match[1], match[2] or ""
+            found = path.exists()
+            if found and word:
+                found = re.search(rf"(def|class) [tT]est\w*{word}", path.read_text("utf-8"))
+            named += 1
+            missing += [] if found else [f"{page.name}: {match[0]}"]
+    assert not missing
+    assert named > 50
+
+
+def test_every_promise_names_its_tests():
     """docs/security.md: promise → test."""
     told = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/.]+)[ `]", told)
-    assert len(named) > 5
-    for table in re.findall(r"\| promise \| test \| .*\n\|[-|]+\n((?:\|.*\n)+)", told):
-        assert all("tests/" in row.split("|")[2] for row in table.splitlines()), table
-    missing = [name for name in named if not (ROOT / name).exists()]
-    assert not missing
+    tables = re.findall(r"\| promise \| test \| .*\n\|[-|]+\n((?:\|.*\n)+)", told)
+    rows = [row for table in tables for row in table.splitlines()]
+    assert len(rows) > 5
+    assert not [row for row in rows if "tests/" not in row.split("|")[2]]
+
+
+def test_a_skip_for_want_of_a_package_says_how_to_have_it():
+    bare = []
+    for file in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+                said = [ast.unparse(k.value) for k in node.keywords if k.arg == "reason"]
+                bare += [] if said else [f"{file}:{node.lineno}"]
+    assert not bare

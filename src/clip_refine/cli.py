@@ -666,8 +666,8 @@ def vectors(arguments: list[str]) -> None:
     ) -> None:
         """Map a stored index a block at a time: same layout, ids, order and type."""
         from clip_refine.vectors.files import load_peer
-        from clip_refine.vectors.maps import Procrustes
         from clip_refine.vectors.stored import apply_stored
+        from clip_refine.vectors.transforms import Procrustes
 
         peer = load_peer(maps)
         count = apply_stored(peer, stored, out, side=side, column=column, overwrite=overwrite)
@@ -890,8 +890,8 @@ def cache(
         gone = "" if action == "show" else "removed  " if kept.remove() else "in use  "
         name = kept.folder.relative_to(folder)
         used = f"unused for {kept.unused_days:.1f} days"
-        print(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
-    print(f"{size_text(sum(kept.size for kept in found))} in {folder}")
+        say(f"{gone}{size_text(kept.size):>9}  {kept.rows:>10,} rows  {used}  {name}")
+    say(f"{size_text(sum(kept.size for kept in found))} in {folder}")
 
 
 def doctor(json: Annotated[bool, JSON] = False) -> None:
@@ -1067,7 +1067,9 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return "", 1
         case RecursionError():
             return "something that was given is nested too deeply to be read.", 2
-        case MemoryError():
+        case MemoryError() | RuntimeError() if (  # the second of torch
+            isinstance(error, MemoryError) or "ried to allocate" in str(error)
+        ):
             return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
         case OSError():
             named = f"{error.filename}: " if error.filename else ""

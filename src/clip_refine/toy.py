@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from clip_refine.data.benchmarks import Compositions
+from clip_refine.data.labelled import Compositions
 from clip_refine.data.pairs import ImageSource, PairSource
 from clip_refine.support.errors import DataError
 

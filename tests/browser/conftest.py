@@ -11,10 +11,9 @@ from clip_refine.config.runs import RefineConfig
 from clip_refine.models import load_open_clip
 from clip_refine.roads.refine import refine
 from clip_refine.toy import ToyClasses, ToyPairs
+from tests.conftest import needs
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'clip-refine[dev]'"
-)
+playwright = needs("playwright.sync_api", "dev")
 
 DESKTOP = {"width": 1180, "height": 900}
 PHONE = {"width": 360, "height": 760}

@@ -15,8 +15,9 @@ from clip_refine.config.runs import RefineConfig
 from clip_refine.roads.refine import refine
 from clip_refine.toy import ToyPairs
 from tests.browser.conftest import HARM, PHONE
+from tests.conftest import needs
 
-pytest.importorskip("gradio", reason="gradio is not installed: pip install 'clip-refine[app]'")
+needs("gradio", "app")
 
 
 @pytest.fixture(scope="module")

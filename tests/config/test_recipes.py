@@ -16,8 +16,8 @@ from clip_refine.config.settings import RECIPES, LossConfig, TrainConfig
 from clip_refine.losses import PairFeatures, hycd_loss
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.roads.compare import compare
+from clip_refine.roads.plan import list_variants
 from clip_refine.roads.refine import refine
-from clip_refine.roads.sweeps import list_variants
 from clip_refine.roads.vector_maps import recipe_loss
 from clip_refine.support.errors import ClipRefineError, ConfigError
 from clip_refine.toy import ToyPairs

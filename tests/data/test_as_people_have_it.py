@@ -20,7 +20,7 @@ from clip_refine.data.images import (
     decode_image,
     image_files,
 )
-from clip_refine.data.tables import read_quoted, texts_of
+from clip_refine.data.rows import read_quoted, texts_of
 from clip_refine.roads.check import scan_image
 from clip_refine.support.errors import DataError
 from tests.data.files import encoded

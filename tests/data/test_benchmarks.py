@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_refine.data.benchmarks import (
+from clip_refine.data.labelled import (
     Compositions,
     Documents,
     read_mixbench,
@@ -192,7 +192,7 @@ def test_lines_and_judgements_are_within_the_limits(
     judged.write_text(judged.read_text().replace("q1\td0\t1", "q1\td0\tmuch"))
     with pytest.raises(DataError, match=r"qrels.tsv: cannot be read \(could not convert"):
         read_mixbench(folder)
-    monkeypatch.setattr("clip_refine.data.benchmarks.LINE", 30)
+    monkeypatch.setattr("clip_refine.data.labelled.LINE", 30)
     with pytest.raises(DataError, match="queries.jsonl: .*line 1 has more than the 30 letters"):
         read_mixbench(folder)
     (folder / "queries.jsonl").unlink()

@@ -23,13 +23,13 @@ from clip_refine.data import (
     open_stream,
     stream_batches,
 )
+from clip_refine.data.images import ImageInMemory
 from clip_refine.data.pairs import (
     CaptionedImages,
     as_pairs,
     image_fingerprint,
     image_groups,
 )
-from clip_refine.data.rows import ImageInMemory
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
 from clip_refine.support.errors import DataError

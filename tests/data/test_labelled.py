@@ -125,7 +125,9 @@ def test_folders_with_a_list_of_names_that_two_folders_have(tmp_path: Path):
 
 
 def test_rows_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    from pyarrow import parquet
+
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     images = [{"bytes": content(colour), "path": None} for colour in ("red", "blue", "red")]
     table = pyarrow.table({"image": images, "label": ["warm", "cold", "warm"]})

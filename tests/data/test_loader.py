@@ -22,7 +22,7 @@ from clip_refine.data import (
 )
 from clip_refine.data.loader import swap_words
 from clip_refine.models import OpenClipEncoder
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import DataError, FailedError
 from clip_refine.toy import ToyPairs
 
 
@@ -216,5 +216,5 @@ class Fatal:
 @pytest.mark.parametrize(("killed", "what"), [(True, "was killed"), (False, "ran out of memory")])
 def test_a_worker_that_dies_is_one_clear_error(killed: bool, what: str, pairs: ToyPairs):
     batches = image_batches(pairs, batch_size=8, preprocess=Fatal(killed), workers=1)
-    with pytest.raises(DataError, match=f"process that decodes images {what}.*--train.workers"):
+    with pytest.raises(FailedError, match=f"process that decodes images {what}.*--train.workers"):
         list(batches)

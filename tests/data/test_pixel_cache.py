@@ -14,9 +14,9 @@ from torch import Tensor
 from clip_refine.config import override
 from clip_refine.config.runs import EvaluateConfig, RefineConfig
 from clip_refine.data import PixelReader, image_batches
-from clip_refine.data import pixels as pixel_cache
+from clip_refine.data import loader as pixel_cache
 from clip_refine.data import with_cached_pixels as cached
-from clip_refine.data.pixels import Levels
+from clip_refine.data.loader import Levels
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.refine import refine
@@ -117,7 +117,7 @@ def test_too_little_room(
 
 def test_a_folder_that_cannot_be_written(files: Files, tiny: OpenClipEncoder, tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot be used .*--data.cache-folder"):
+    with pytest.raises(OutputError, match="cannot be read .*--data.cache-folder"):
         cached(PixelReader(tiny.preprocess), [files], tmp_path / "file")
 
 

@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 from clip_refine.data import EpochPlan, PairLoader, PixelReader, Subset, image_batches
-from clip_refine.data.loader import batches_ahead
+from clip_refine.data.loader import batches_ahead, side_to_keep
 from clip_refine.data.pairs import image_bytes, image_fingerprint
-from clip_refine.data.pixels import side_to_keep
 from clip_refine.models import OpenClipEncoder
 from clip_refine.support.errors import DataError
 from clip_refine.toy import ToyPairs

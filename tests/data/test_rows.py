@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from clip_refine.data import BadRow, BadRowPolicy, read_table
-from clip_refine.data.rows import BadRows, image_problem, read_json, skipped_rows, write_skipped
+from clip_refine.data.images import image_problem
+from clip_refine.data.pairs import BadRows, skipped_rows, write_skipped
+from clip_refine.data.rows import read_json
 from clip_refine.support.errors import DataError
 from clip_refine.support.limits import WHOLE, read_text
 from tests.data.layouts import (

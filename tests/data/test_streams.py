@@ -20,8 +20,8 @@ from clip_refine.data import (
     open_stream,
     stream_batches,
 )
+from clip_refine.data.images import read_place
 from clip_refine.data.loader import swap_words
-from clip_refine.data.rows import read_place
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
 from clip_refine.roads.refine import refine
@@ -193,6 +193,23 @@ def test_a_stream_goes_on_behind_a_file_that_has_most_of_the_bad_rows(tmp_path: 
     pairs = islice(again.pairs(seed=0, skip=770), 30)
     assert [pair.caption for pair in pairs] == [caption for _, caption in expected[770:]]
     assert len(again.skipped) == 100
+
+
+def test_a_stream_that_goes_on_opens_no_file_that_was_used_up(tmp_path: Path):
+    """Files of which every pair was drawn are gone by then."""
+    pairs = drawn(24)
+    name = write_shards(tmp_path, pairs, shards=12)
+    whole, first, again = (stream(name, shuffle_buffer=2) for _ in range(3))
+    expected = some(whole, 24)
+    some(first, 15)
+    shard = {content: index // 2 for index, (_, content, _) in enumerate(pairs)}
+    used_up = {*range(12)} - {shard[content] for content, _ in expected[15:]}
+    assert len(used_up) > 4
+    for number in used_up:
+        (tmp_path / f"{number:05}.tar").unlink()
+    again.go_on(first.progress())
+    rest = [(read_place(p.place), p.caption) for p in islice(again.pairs(seed=0, skip=15), 9)]
+    assert rest == expected[15:]
 
 
 def test_a_stream_without_pairs_ends(tmp_path: Path):

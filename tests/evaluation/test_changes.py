@@ -3,8 +3,7 @@
 import torch
 
 from clip_refine.evaluation.evidence import caption_ranking, image_ranking
-from clip_refine.evaluation.forgetting import task_changes
-from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, measure
+from clip_refine.evaluation.scores import ModelFeatures, TaskFeatures, measure, task_changes
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.toy import ToyClasses, ToyPairs
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from torch.nn.functional import normalize
 
-from clip_refine.data.benchmarks import Compositions
+from clip_refine.data.labelled import Compositions
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.classify import compositions
 from tests.evaluation.measured import task_on_layout

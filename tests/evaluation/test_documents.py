@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from clip_refine.data.benchmarks import Documents
+from clip_refine.data.labelled import Documents
 from clip_refine.evaluation.bootstrap import Bootstrap
 from clip_refine.evaluation.retrieval import (
     KINDS,

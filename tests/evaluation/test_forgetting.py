@@ -6,8 +6,7 @@ from hypothesis import given
 from scipy.stats import binomtest
 
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.forgetting import against, churn, class_losses
-from clip_refine.evaluation.scores import Answers
+from clip_refine.evaluation.scores import Answers, against, churn, class_losses
 from clip_refine.models.embed import EmbeddedPairs
 from tests.evaluation.measured import task_on_classes, task_on_pairs
 from tests.reference.draws import normals, repeatable, seeds, shuffled

@@ -339,7 +339,7 @@ def _benchmarks(folder: Path) -> list[str]:
 
 
 def _read_benchmark(folder: Path, name: str) -> None:
-    from clip_refine.data.benchmarks import read_mixbench, read_sugarcrepe, read_winoground
+    from clip_refine.data.labelled import read_mixbench, read_sugarcrepe, read_winoground
 
     if name.startswith("mixbench"):
         read_mixbench(folder / "mixbench")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clip_refine import losses
-from clip_refine.losses.tensors import unit_pairs
+from clip_refine.losses.matching import unit_pairs
 from tests.reference import losses as loops
 from tests.reference.draws import normals
 

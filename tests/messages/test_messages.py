@@ -267,6 +267,7 @@ STATUS = {
     "DataError": 2,
     "ModelError": 2,
     "OutputError": 2,
+    "FailedError": 1,
     "NotThereError": 2,  # of a source, which a suite collects
     "TrainingError": 1,
     "Planned": 0,
@@ -324,10 +325,12 @@ def test_every_error_is_on_record():
                     text = f"{template(before)} (REASON).{''.join(map(template, after))}"
                 case ast.Call(ast.Name(name), [text]) if name in ours:
                     text = template(text)
+                case ast.Raise(ast.Call(ast.Name("ValueError"), [text])) if "config" in file.parts:
+                    name, text = "ConfigError", f"SETTING: {template(text)}."  # `explain`
                 case _:
                     continue
             assert text[-1] in ".})" or ". " in text, f"{file}: {text}"
-            found.append((node.lineno, f"{STATUS.get(name, '?')} {name}: {text}"))
+            found.append((node.lineno, f"{STATUS[name]} {name}: {text}"))
         if found:
             seen.append(f"# {file.relative_to(SOURCE)}")
             seen += [text for _, text in sorted(found)]

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.models.encoder import quick_on_cpu
-from clip_refine.train.precision import autocast
+from clip_refine.train.towers import autocast
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, TowerPrecision
-from tests.conftest import PREPROCESS, TINY
+from tests.conftest import PREPROCESS, TINY, needs
 from tests.models.tiny_transformers import word_tokenizer
 
 Config = dict[str, Any]
@@ -135,7 +135,7 @@ WITH_BATCH_NORM = ("ModifiedResNet", "EfficientNet", "MobileCLIP")
 def write_family(folder: Path, config: Config) -> str:
     """An open_clip folder with random weights; its `local-dir:` name."""
     if "hf_tokenizer_name" in config["text_cfg"]:
-        pytest.importorskip("transformers")
+        needs("transformers", "hf")
         word_tokenizer(padding="<pad>").save_pretrained(folder)
     size = config["vision_cfg"]["image_size"]
     settings = {"model_cfg": config, "preprocess_cfg": {"size": size, **PREPROCESS}}
@@ -160,7 +160,7 @@ def features(model: OpenClipEncoder, pairs: ToyPairs) -> tuple[torch.Tensor, tor
 def test_a_family_is_refined_saved_and_loaded(family: str, tmp_path: Path):
     config = FAMILIES[family]
     if not isinstance(config, dict):
-        pytest.importorskip("transformers")
+        needs("transformers", "hf")
         config = config(tmp_path)
     model = load_open_clip(write_family(tmp_path, config))
     pairs = ToyPairs("families", size=4)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch.nn.functional import cosine_similarity
 
 from clip_refine.models import DualEncoder, OpenClipEncoder, Teacher, load_open_clip
-from clip_refine.models.text_length import text_tower
+from clip_refine.models.open_clip import text_tower
 from clip_refine.support.errors import ModelError
 from tests.conftest import TINY, write_model
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import open_clip
-import pytest
 import torch
 
 from clip_refine.models import OpenClipEncoder, load_transformers
+from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.models.open_clip import OpenClipTokenizer
-from clip_refine.models.text_length import CountingTokenizer
+from tests.conftest import needs
 
 TEXTS = ["a", "a photo of a dog on a beach.", "word " * 40]
 
@@ -36,7 +36,7 @@ def test_long_texts_of_the_usual_context():
 
 
 def test_transformers_own(tmp_path: Path):
-    pytest.importorskip("transformers")
+    needs("transformers", "hf")
     from tests.models.tiny_transformers import write_clip
 
     tokenizer = load_transformers(str(write_clip(tmp_path / "clip"))).tokenizer
@@ -51,7 +51,7 @@ def test_transformers_own(tmp_path: Path):
 
 
 def test_open_clips_own_of_hugging_face(tmp_path: Path):
-    pytest.importorskip("transformers")
+    needs("transformers", "hf")
     from tests.models.tiny_transformers import clip_tokenizer
 
     clip_tokenizer().save_pretrained(tmp_path)

@@ -17,9 +17,10 @@ from clip_refine.roads import build
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ModelError
 from clip_refine.toy import ToyPairs
+from tests.conftest import needs
 from tests.models import tiny_transformers as tiny
 
-pytest.importorskip("transformers")
+needs("transformers", "hf")
 TEXTS = ["a red circle", "A small blue star in the upper left on a white background", "dog"]
 WRITERS = {
     "clip": tiny.write_clip,
@@ -158,7 +159,7 @@ def test_folder_to_refined_folder(
 
 @pytest.mark.parametrize("kind", ["clip", "sentence-clip"])
 def test_sentence_transformers_loads_what_was_saved(folders, images, kind: str, tmp_path: Path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+    sentence_transformers = needs("sentence_transformers", "hf")
     model = load_transformers(str(folders[kind]))
     with torch.no_grad():
         model.model.text_projection.weight.mul_(1.5)

@@ -14,9 +14,9 @@ from clip_refine.evaluation.classify import class_vectors, zero_shot_scores
 from clip_refine.evaluation.retrieval import retrieval
 from tests.reference.draws import normals
 
-pytest.importorskip("clip_benchmark", reason="clip_benchmark is not installed: make parity")
-classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
-theirs_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+WHY = "clip_benchmark is not installed: make parity"
+classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification", reason=WHY)
+theirs_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason=WHY)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 

@@ -9,10 +9,15 @@ import torch
 from pydantic import TypeAdapter
 
 from clip_refine.config.suites import PromptedTask, Task
-from clip_refine.data.benchmarks import Compositions, Documents
+from clip_refine.data.labelled import Compositions, Documents
 from clip_refine.evaluation.bootstrap import Bootstrap
-from clip_refine.evaluation.forgetting import against
-from clip_refine.evaluation.scores import ModelFeatures, Outcome, TaskFeatures, score_features
+from clip_refine.evaluation.scores import (
+    ModelFeatures,
+    Outcome,
+    TaskFeatures,
+    against,
+    score_features,
+)
 from clip_refine.evaluation.tasks import SourceFeatures, measure_task
 from clip_refine.models.embed import EmbeddedPairs
 from clip_refine.results import flat

@@ -1,8 +1,12 @@
 """What `clip-refine data check` says of a source with one of every fault."""
 
 import json
+import multiprocessing
+import resource
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from clip_refine.models import load_open_clip
 from clip_refine.results import Findings, NumberSpread
 from clip_refine.roads import build
 from clip_refine.roads.check import check_data, findings_table, findings_verdict
+from clip_refine.support.console import PeakMemory
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.toy import ToyPairs
 from tests.data.files import drawn_files
@@ -101,7 +106,7 @@ def test_captions(findings: Findings):
 
 
 def test_workers_find_the_same(faulty: Path, findings: Findings, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("clip_refine.data.pixels.FEW", 1)
+    monkeypatch.setattr("clip_refine.data.loader.FEW", 1)
     assert check_data(findings.source, DataConfig(), workers=2) == findings
 
 
@@ -237,3 +242,39 @@ def test_the_table_shows_no_markup_of_the_data(findings: Findings):
     with console.capture() as captured:
         console.print(findings_table(findings.model_copy(update={"source": "[red]x[/red]"})))
     assert "[red]x[/red]" in captured.get()
+
+
+def check_in_little_memory(folder: Path, result: Any) -> None:
+    """Rows, and the most memory that checking them took beside what was there, in MB."""
+    torch.set_num_threads(1)  # which a fork of a process with several can do
+    device, least = torch.device("cpu"), PeakMemory(torch.device("cpu")).gigabytes
+    limit = 2 * 10**8 + next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmData:")
+    )
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    took = []
+    for count in (1_000, 10_000):
+        rows = (f"{row % 8:03}.jpg,row {row}" for row in range(count))
+        (folder / "rows.csv").write_text("\n".join(["file_name,caption", *rows]))
+        peak = PeakMemory(device)
+        found = check_data(str(folder / "rows.csv"), DataConfig(), workers=0)
+        took.append((found.rows, 1000 * (peak.gigabytes - least)))
+    result.put(took)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_memory_grows_no_faster_than_rows(tmp_path: Path):
+    """A matrix of all rows with all would take 400 MB; docs/log.md has 100,000 rows."""
+    drawn_files(tmp_path, 8)
+    context = multiprocessing.get_context("fork")
+    result = context.SimpleQueue()
+    child = context.Process(target=check_in_little_memory, args=(tmp_path, result))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    (few, little), (many, more) = result.get()
+    assert (few, many) == (1_000, 10_000)
+    assert more < 10 * max(little, 10)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from clip_refine.config import override
 from clip_refine.config.runs import CompareConfig
 from clip_refine.data import EpochPlan, PairLoader, Subset, hold_out
 from clip_refine.models import OpenClipEncoder, load_open_clip
-from clip_refine.results import Comparison
+from clip_refine.results import Comparison, read
 from clip_refine.roads.compare import Runs, Training, compare, score_row
+from clip_refine.roads.plan import MOST_RATES
 from clip_refine.roads.refine import refine
-from clip_refine.roads.sweeps import MOST_RATES
 from clip_refine.support.errors import (
     ConfigError,
     DataError,
@@ -393,6 +394,48 @@ def test_a_model_of_ones_own_is_given_back_untouched(config: CompareConfig, tiny
 def test_two_at_once_do_not_mix(config: CompareConfig):
     with alone(config.out), pytest.raises(OutputError, match="another run is writing it"):
         run(override(config, seed=5))
+
+
+def compare_at_once(config: CompareConfig, start: Any, found: Any) -> None:
+    """One of two processes that begin together: its seed, and why it was refused."""
+    torch.set_num_threads(1)  # which a fork of a process with several can do
+    start.wait()
+    try:
+        run(config)
+        found.put((config.seed, ""))
+    except OutputError as error:
+        found.put((config.seed, str(error)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_of_two_processes_with_other_settings_one_is_refused(config: CompareConfig):
+    config = override(
+        config,
+        recipes=("hycd",),
+        combine=(),
+        peers=(),
+        seeds=1,
+        learning_rates=RATES[:1],
+        resamples=2,
+        train={"epochs": 1, "batch_size": 60},
+    )
+    context = multiprocessing.get_context("fork")
+    start, found = context.Barrier(2), context.SimpleQueue()
+    both = [
+        context.Process(target=compare_at_once, args=(override(config, seed=seed), start, found))
+        for seed in (5, 6)
+    ]
+    for process in both:
+        process.start()
+    (won, nothing), (_, refusal) = sorted((found.get() for _ in both), key=lambda one: one[1])
+    for process in both:
+        process.join()
+    assert nothing == ""
+    assert "another run is writing it" in refusal or "with other settings (seed" in refusal
+    assert json.loads((config.out / "state.json").read_text())["settings"]["seed"] == won
+    rows = [json.loads(path.read_text())["row"] for path in (config.out / "rows").glob("*.json")]
+    assert {row["seed"] for row in rows} == {won}
+    assert {row.seed for row in read(Comparison, config.out / "comparison.json").rows} == {won}
 
 
 def test_a_mistake_costs_no_earlier_comparison(config: CompareConfig):

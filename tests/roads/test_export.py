@@ -32,7 +32,7 @@ from clip_refine.saving import onnx as onnx_files
 from clip_refine.support.errors import ConfigError, ModelError
 from clip_refine.toy import ToyPairs
 from clip_refine.vectors.files import save_peer
-from clip_refine.vectors.maps import LinearMaps
+from clip_refine.vectors.transforms import LinearMaps
 from tests.conftest import needs_onnx
 from tests.models.tiny_transformers import SIZE, write_clip
 

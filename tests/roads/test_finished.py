@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from clip_refine.roads.finished import FinishedRun, FinishedRuns
+from clip_refine.roads.compare import FinishedRun, FinishedRuns
 from clip_refine.support.errors import OutputError
+from clip_refine.support.folder import recover
 
 SETTINGS = {"seed": 1, "train": {"epochs": 2}}
 FAILED = FinishedRun(depends_on="a", row=None, resampled={})
@@ -93,9 +94,10 @@ def test_going_on_writes_nothing_again(tmp_path: Path):
 
 
 def test_what_is_overwritten_stays_until_the_new_one_is_complete(tmp_path: Path):
-    out, kept = tmp_path / "out", tmp_path / ".out.previous"
+    out, kept = tmp_path / "out", tmp_path / ".out.aside"
     FinishedRuns.open(out, SETTINGS, overwrite=False).write("x", FAILED)
     FinishedRuns.open(out, SETTINGS, overwrite=True)
+    recover(out)  # `refine` begins so, and would find what it left itself
     assert FinishedRuns(kept).read("x", "a") == FAILED
     store = FinishedRuns.open(out, SETTINGS, overwrite=True)  # the second one stopped, too
     assert FinishedRuns(kept).read("x", "a") == FAILED

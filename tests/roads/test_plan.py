@@ -10,9 +10,10 @@ from torch import Tensor
 
 from clip_refine.config import RefineConfig, override
 from clip_refine.models import OpenClipEncoder
-from clip_refine.roads import build
+from clip_refine.roads import build, plan
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import Planned
+from clip_refine.train import StudentTowers, TowerPrecision
 from tests.roads.test_compare import HELD_OUT, TRAIN
 
 
@@ -26,6 +27,15 @@ def planned(config: RefineConfig, model: Any, capsys: pytest.CaptureFixture[str]
     with pytest.raises(Planned):
         refine(config, model=model, train_pairs=TRAIN, held_out=HELD_OUT)
     return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_quickest_round_counts(tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch):
+    """A machine that was busy once does not make the plan ten times as long."""
+    clock = iter([0.0, 8.0, 20.0, 20.0, 20.5, 21.0])
+    monkeypatch.setattr(plan, "_now", lambda device: next(clock))
+    pixels, tokens = build.sample_pairs(tiny, TRAIN, 2)
+    towers = StudentTowers(tiny, TowerPrecision.from_name("fp32"))
+    assert plan._seconds(towers, pixels, tokens) == (0.25, 0.5)  # pyright: ignore
 
 
 def test_no_more_is_tried_than_training_would_encode(

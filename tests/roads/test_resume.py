@@ -1,6 +1,7 @@
 """A run that was stopped goes on as if it had not been; what is finished is never lost."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
 from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
-from clip_refine.support.errors import ConfigError, OutputError
+from clip_refine.support.errors import ConfigError, FailedError, OutputError
 from clip_refine.train import Trainer
 from clip_refine.train.state import States
 from tests.data.test_streams import toy_parquet
@@ -372,7 +373,7 @@ def test_a_full_disk_at_the_end_loses_no_model(
     with monkeypatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(there))
         patch.setattr(road, "save_model", only_in(there, road.save_model))
-        with pytest.raises(OutputError, match=r"cannot be written there \(.*it is in .*/model"):
+        with pytest.raises(FailedError, match=r"cannot be written there \(.*it is in .*/model"):
             refine(config)
     [model] = there.glob("*/model/open_clip_model.safetensors")
     expected = outcome(tmp_path / "unbroken")[1]
@@ -406,7 +407,7 @@ def test_a_folder_that_vanished_is_no_success(
         return trained
 
     monkeypatch.setattr(road, "train_student", vanish)
-    with pytest.raises(OutputError, match="was removed while .* refined model is in") as error:
+    with pytest.raises(FailedError, match="was removed while .* refined model is in") as error:
         refine(config)
     kept = Path(str(error.value).split("model is in ")[1].split(";")[0])
     assert (kept / "open_clip_model.safetensors").is_file()
@@ -432,6 +433,54 @@ def test_killed_at_random_moments_and_by_signals(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 as they should be" in done.stdout
+
+
+class Steps:
+    """What a trainer has to save, of one weight."""
+
+    def agree(self, asked: int, due: int) -> tuple[int, int]:
+        return asked, due
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return {"weight": torch.zeros(2)}, {}
+
+
+def save(run: Path, step: int) -> None:
+    States(folder=run, every="1", about={}).after(step, 9, Steps(), lambda: None)
+
+
+def test_two_states_stay_and_what_a_killed_run_left_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    left = [tmp_path / "state" / f".step-00000000{step}.partial" for step in (2, 3)]
+    for folder in left:
+        (folder / "deep").mkdir(parents=True)
+    save(tmp_path, 1)
+    said = capsys.readouterr().err
+    assert all(f"Cleared {folder}, which a run that was killed had left" in said for folder in left)
+    for step in (2, 3):
+        save(tmp_path, step)
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == [
+        "step-000000002",
+        "step-000000003",
+    ]
+    save(tmp_path, 2)  # by a run that went back, since the last one could not be used
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-000000002"]
+    assert "Cleared" not in capsys.readouterr().err
+
+
+def test_a_state_is_found_after_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run, synced = tmp_path / "runs" / ".mine.partial", list[int]()
+    run.mkdir(parents=True)
+    monkeypatch.setattr(os, "fsync", lambda opened: synced.append(os.fstat(opened).st_ino))
+    save(run, 1)
+    state = run / "state" / "step-000000001"
+    files = [state / "state.safetensors", state / "state.json", state / "SHA256SUMS", state]
+    above = [run / "state", run, run.parent, tmp_path]
+    for path in (*files, *above):
+        assert path.stat().st_ino in synced, path
+    last = max(map(synced.index, (path.stat().st_ino for path in files)))
+    assert last < min(synced.index(path.stat().st_ino) for path in above)
 
 
 def test_a_run_that_begins_is_not_said_to_go_on(capsys: pytest.CaptureFixture[str]):

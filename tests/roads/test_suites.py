@@ -2,9 +2,13 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -19,6 +23,7 @@ from clip_refine.config import (
     load_suite,
 )
 from clip_refine.config.suites import SHIPPED, ZeroShotTask
+from clip_refine.models import OpenClipEncoder
 from clip_refine.report.tables import suite_tables
 from clip_refine.results import FitProbability, SuiteScores, read
 from clip_refine.roads.evaluate import evaluate
@@ -163,6 +168,46 @@ def test_features_are_computed_once_and_reused(
     monkeypatch.setattr("clip_refine.models.OpenClipEncoder.encode_text", refuse)
     again = run(config, out=None)
     assert again.measured == first.measured
+
+
+def watch_images(patch: pytest.MonkeyPatch, killed_at: int | None = None) -> list[int]:
+    """How many images each batch has; the process is killed when it comes to that one."""
+    usual, encoded = OpenClipEncoder.encode_image, list[int]()
+
+    def encode(self: OpenClipEncoder, pixels: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(pixels))
+        if len(encoded) == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(self, pixels)
+
+    patch.setattr(OpenClipEncoder, "encode_image", encode)
+    return encoded
+
+
+def run_until_killed(config: EvaluateConfig) -> None:
+    torch.set_num_threads(1)  # which a fork of a process with several can do
+    with pytest.MonkeyPatch().context() as patch:
+        watch_images(patch, killed_at=3)
+        run(config)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_suite_that_was_killed_goes_on(
+    config: EvaluateConfig, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    suite.write_text(yaml.safe_dump({**SUITE, "tasks": [SUITE["tasks"][i] for i in (0, 2)]}))
+    config = config.model_copy(update={"evaluation": EvaluationConfig(batch_size=16)})
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=run_until_killed, args=(config,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert config.out is not None
+    assert not config.out.exists()
+    encoded = watch_images(monkeypatch)
+    scores = run(config)
+    assert len(encoded) == 4 + 2 - 2  # batches
+    assert run(config, cache=tmp_path / "fresh", out=None).measured == scores.measured
 
 
 def test_two_models_side_by_side(config: EvaluateConfig, tiny_name: str, tmp_path: Path):

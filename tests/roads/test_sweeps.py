@@ -3,7 +3,7 @@
 import pytest
 
 from clip_refine.config import RefineConfig, override
-from clip_refine.roads.sweeps import list_variants, parse_sweep, split_combination
+from clip_refine.roads.plan import list_variants, parse_sweep, split_combination
 from clip_refine.support.errors import ConfigError
 
 BASE = RefineConfig()

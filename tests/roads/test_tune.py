@@ -11,9 +11,10 @@ from clip_refine.roads import tune as road
 from clip_refine.roads.compare import Runs, Training, open_runs
 from clip_refine.roads.tune import tune
 from clip_refine.support.errors import TrainingError
+from tests.conftest import needs
 from tests.roads.test_compare import HELD_OUT, TASKS, TRAIN
 
-pytest.importorskip("optuna")
+needs("optuna", "tune")
 
 
 DATA: Any = {"train_pairs": TRAIN, "held_out": HELD_OUT, "tasks": TASKS}

@@ -31,8 +31,7 @@ from clip_refine.roads.vector_maps import (
 from clip_refine.roads.vectors import evaluate_vectors, unit_pairs
 from clip_refine.support.errors import ConfigError, DataError, ModelError, OutputError
 from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_features
-from clip_refine.vectors.maps import IsoClip, LinearMaps, RefinedMaps
-from clip_refine.vectors.transforms import Fold, MeanCentring
+from clip_refine.vectors.transforms import Fold, IsoClip, LinearMaps, MeanCentring, RefinedMaps
 from tests.conftest import TINY, needs_onnx, write_model
 from tests.models.test_families import SIGLIP, write_family
 from tests.models.tiny_transformers import write_clip, write_siglip

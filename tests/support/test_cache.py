@@ -134,7 +134,7 @@ def test_rows_of_another_shape_are_refused(tmp_path: Path):
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be used .* Choose another --cache"):
+    with pytest.raises(OutputError, match="cannot be written .* Choose another --cache"):
         opened(tmp_path / "file" / "inside").add(NAMES, ROWS)
 
 

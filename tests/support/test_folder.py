@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import DataError, FailedError, OutputError
 from clip_refine.support.folder import (
     SUMS,
     check_sums,
@@ -197,3 +197,27 @@ def test_checksums_of_pipes_are_not_waited_for(tmp_path: Path):
     (tmp_path / SUMS).unlink()
     os.mkfifo(tmp_path / SUMS)
     check_sums(tmp_path)
+
+
+def test_what_could_not_begin_is_a_wrong_place_and_what_had_begun_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = tmp_path / "out"
+    with (
+        pytest.raises(FailedError, match="out: cannot be written .No such file") as gone,
+        complete_folder(place, overwrite=False) as folder,
+    ):
+        shutil.rmtree(folder)
+    with (
+        pytest.raises(FailedError, match="left on device.. Make room, or choose another"),
+        complete_file(place),
+    ):
+        full()
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(FailedError, match="No space left"):
+        write_file(place, "{}")
+    assert gone.value.status == 1
+    assert OutputError("").status == 2

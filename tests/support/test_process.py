@@ -39,7 +39,7 @@ def test_the_same_signal_again_ends_at_once(first: str, second: str, status: int
 
 LEFT = """
 import sys
-from clip_refine.data.pixels import in_parallel
+from clip_refine.data.loader import in_parallel
 if __name__ == "__main__":
     items = in_parallel(abs, 1000, "left", workers=2, visible=False)
     next(items)

@@ -25,13 +25,13 @@ from clip_refine.roads import build
 from clip_refine.support.errors import TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StudentTowers, TowerPrecision, Trainer
-from clip_refine.train.micro_batch import (
+from clip_refine.train.towers import (
+    TowerOutput,
     bytes_per_pair,
     fitting_size,
     memory_of,
     parts_by_length,
 )
-from clip_refine.train.precision import TowerOutput
 from tests.train.test_loop import CONFIG, FP32, train
 
 SIZE = 12

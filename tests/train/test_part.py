@@ -1,6 +1,7 @@
 """What is trained and what stays: towers, projections, blocks, adapters, recomputed activations."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from clip_refine.train.part import (
     learning_rates,
     trained_part,
 )
-from clip_refine.train.precision import prepare_student
-from tests.conftest import TINY, write_model
+from clip_refine.train.towers import prepare_student
+from tests.conftest import TINY, needs, write_model
 from tests.models import tiny_transformers
 
 RESNET = {
@@ -40,7 +41,7 @@ FINAL_NORMS = {
 
 @pytest.fixture(scope="module")
 def names(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    pytest.importorskip("transformers")
+    needs("transformers", "hf")
     base = tmp_path_factory.mktemp("parts")
     return {
         "open_clip": tiny_name,
@@ -50,9 +51,38 @@ def names(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
 
 
+class OwnAttention(torch.nn.Module):
+    """As in open_clip 4: no `nn.MultiheadAttention`, but its names; it calls only `out_proj`."""
+
+    def __init__(self, like: Any, *, split: bool) -> None:
+        super().__init__()
+        self.heads, self.in_proj_bias = like.num_heads, like.in_proj_bias
+        self.out_proj = torch.nn.Linear(*like.out_proj.weight.shape)
+        self.out_proj.load_state_dict(like.out_proj.state_dict())
+        parts = like.in_proj_weight.detach().chunk(3) if split else [None] * 3
+        for name, part in zip("qkv", parts, strict=True):
+            part = None if part is None else torch.nn.Parameter(part.clone())
+            self.register_parameter(f"{name}_proj_weight", part)
+        self.in_proj_weight = None if split else like.in_proj_weight
+
+    def forward(self, *given: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Any:
+        weights = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+        weights = weights if self.in_proj_weight is None else self.in_proj_weight.chunk(3)
+        sides = [
+            torch.nn.functional.linear(*one).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for one in zip(given, weights, self.in_proj_bias.chunk(3), strict=True)
+        ]
+        mixed = torch.nn.functional.scaled_dot_product_attention(*sides, attn_mask=attn_mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
 def load(names: dict[str, str], kind: str) -> Any:
-    from_open_clip = kind in ("open_clip", "resnet")
-    model = load_open_clip(names[kind]) if from_open_clip else load_transformers(names[kind])
+    """A model; of kind "fused" and "split" with attention of its own."""
+    name = names["open_clip" if kind in ("fused", "split") else kind]
+    model: Any = (load_open_clip if name.startswith("local-dir:") else load_transformers)(name)
+    if kind in ("fused", "split"):
+        for block in (*model.clip.visual.transformer.resblocks, *model.clip.transformer.resblocks):
+            block.attn = OwnAttention(block.attn, split=kind == "split")
     prepare_student(model, logit_scale=False, logit_bias=False)
     return model
 
@@ -152,9 +182,9 @@ def test_all_is_as_it_was_after_the_part(student: OpenClipEncoder):
         assert trained_names(student) == PROJECTIONS | {"clip.logit_scale"}
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "transformers", "siglip"])
+@pytest.mark.parametrize("kind", ["open_clip", "fused", "split", "transformers", "siglip"])
 def test_adapters_begin_at_the_base_and_merge_into_it(names: dict[str, str], kind: str):
-    pytest.importorskip("peft")
+    needs("peft", "peft")
     model = load(names, kind)
     with torch.no_grad():
         base = features(model)
@@ -187,10 +217,13 @@ def test_adapters_begin_at_the_base_and_merge_into_it(names: dict[str, str], kin
         n: w.shape for n, w in weights.items()
     }
     assert not [module for module in model.modules() if "lora" in type(module).__module__]
+    attention = [n for n in weights if re.search(r"(in|\b[qkv])_proj(_|\.)weight", n)]
+    assert len(attention) >= 4
+    assert all(not torch.equal(model.state_dict()[n], weights[n]) for n in attention)
 
 
 @pytest.mark.parametrize("choice", ["all", "last-blocks", "lora"])
-@pytest.mark.parametrize("kind", ["open_clip", "resnet", "transformers", "siglip"])
+@pytest.mark.parametrize("kind", ["open_clip", "fused", "resnet", "transformers", "siglip"])
 def test_recomputed_activations_give_the_same_gradients(
     names: dict[str, str], kind: str, choice: Any
 ):

@@ -12,9 +12,9 @@ from clip_refine.train import (
     faster_precision,
     make_optimiser,
     make_schedule,
-    precision,
+    towers,
 )
-from clip_refine.train.precision import (
+from clip_refine.train.towers import (
     encode_pairs,
     prepare_student,
     training_mode,
@@ -51,7 +51,7 @@ def test_each_tower_gets_the_precision_that_suits_it(
         def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
             return self.text(self.table(tokens))
 
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: has_units)
+    monkeypatch.setattr(towers, "multiplies_bf16", lambda device: has_units)
     model: Any = Towers()
     tokens = torch.ones(2, dtype=torch.int64)
     cpu = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_towers_of_grouped_convolutions_stay_in_float32(
             self.image, self.text = nn.Sequential(*convolutions), nn.Linear(512, 512)
             self.encode_image, self.encode_text = self.image, self.text
 
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda _: True)
+    monkeypatch.setattr(towers, "multiplies_bf16", lambda _: True)
     chosen = faster_precision(
         Towers(),  # pyright: ignore[reportArgumentType]
         torch.randn(1, 8, 3, 3),

@@ -10,8 +10,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from clip_refine.vectors.files import load_peer, save_peer
-from clip_refine.vectors.maps import IsoClip, LinearMaps, Procrustes
-from clip_refine.vectors.transforms import Fold
+from clip_refine.vectors.transforms import Fold, IsoClip, LinearMaps, Procrustes
 from tests.vectors.cases import DIM, drawn, rotation, unit
 
 GENERATOR = np.random.default_rng(0)

@@ -19,9 +19,14 @@ from torch import Tensor
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.vectors import stored
 from clip_refine.vectors.files import FeatureSet, read_features, save_peer, write_features
-from clip_refine.vectors.maps import LinearMaps, Procrustes
 from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
-from clip_refine.vectors.transforms import Fold, NearestNeighbourNormalisation, Peer
+from clip_refine.vectors.transforms import (
+    Fold,
+    LinearMaps,
+    NearestNeighbourNormalisation,
+    Peer,
+    Procrustes,
+)
 from tests.vectors.cases import drawn
 
 IMAGE, TEXT = (side.numpy().astype(np.float16) for side in drawn(5, 9, 9))

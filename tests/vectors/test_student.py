@@ -11,7 +11,7 @@ from clip_refine.config import LossConfig
 from clip_refine.losses import Objective, PairFeatures, hycd_loss
 from clip_refine.models import check_dual_encoder
 from clip_refine.models.weights import fitted_logit_scale
-from clip_refine.vectors.maps import VectorStudent
+from clip_refine.vectors.transforms import VectorStudent
 from tests.vectors.cases import DIM, drawn, rotation
 
 

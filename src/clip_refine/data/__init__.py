@@ -5,11 +5,15 @@ from clip_refine.data.loader import (
     EpochPlan,
     PairBatch,
     PairLoader,
+    PixelReader,
     image_batches,
     pair_batches,
     stream_batches,
+    with_cached_pixels,
 )
 from clip_refine.data.pairs import (
+    BadRow,
+    BadRowPolicy,
     CaptionedImages,
     EveryCaption,
     ImageCaptions,
@@ -18,8 +22,6 @@ from clip_refine.data.pairs import (
     Subset,
     hold_out,
 )
-from clip_refine.data.pixels import PixelReader, with_cached_pixels
-from clip_refine.data.rows import BadRow, BadRowPolicy
 from clip_refine.data.sources import open_pairs, open_stream, read_table, recognise
 from clip_refine.data.streams import PairStream, Stream, StreamMixture
 

@@ -1,8 +1,12 @@
-"""Sources that the `datasets` library reads: Hub, Parquet, saved, image folders → rows."""
+"""Sources that are records of named values: JSON lines, Parquet, datasets, image folders → rows."""
 
+import base64
+import binascii
+import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,32 +14,198 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from clip_refine.data.images import SUFFIXES, image_files, is_clutter
-from clip_refine.data.rows import (
-    LINK,
+from clip_refine.data.images import (
+    SUFFIXES,
     ImageInMemory,
     ImagePlace,
+    StoredImage,
+    image_files,
+    is_clutter,
+)
+from clip_refine.data.rows import (
+    BYTES_COLUMNS,
+    LINK,
     OpenRows,
     Row,
     SourceSettings,
-    StoredImage,
     Written,
     choose_split,
+    encoding_of,
     file_rows,
-    refuse_split,
-    whole_text,
-)
-from clip_refine.data.tables import (
-    BYTES_COLUMNS,
     find_columns,
-    image_of,
-    jsonl_rows,
-    record_row,
+    read_json,
+    readable_file,
+    refuse_split,
     table_rows,
+    texts_of,
+    whole_text,
 )
 from clip_refine.support.console import console
 from clip_refine.support.errors import DataError, foreign
-from clip_refine.support.limits import TEXT, leads_out
+from clip_refine.support.limits import LINE, TEXT, leads_out, lines_of, parse_json
+
+# --------------------------------------------------------------------------------------------------
+# Records of named values, as JSONL, Parquet and datasets hold them → image and captions.
+
+
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+
+
+def image_of(value: Any, *, encoded: bool = False) -> bytes | str | None:
+    """The image in a value: the content of its file, its path, or None."""
+    match value:
+        case None:
+            return None
+        case bytes():
+            return value
+        case str() if encoded or _DATA_URI.match(value):
+            return _from_base64(value)
+        case str():
+            return value
+        case {"bytes": bytes() as content}:
+            return content
+        case {"bytes": str() as content} if content:
+            return _from_base64(content)
+        case {"path": str() as path}:
+            return path
+    raise ValueError(f"has an image that is neither path nor bytes but {value!r:.40}.")
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(_DATA_URI.sub("", text, count=1), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"has an image that is no valid base64 ({error}).") from error
+
+
+def record_row(
+    where: str,
+    record: Mapping[str, Any],
+    columns: tuple[str, str],
+    place: Callable[[bytes], StoredImage],
+) -> Written:
+    """A record's image and captions as a row; `place` says where an image with content is."""
+    image_column, caption_column = columns
+    captions = texts_of(record.get(caption_column))
+    if isinstance(captions, str):
+        return Written(where, "", (), captions)
+    image = record.get(image_column)
+    try:
+        found = image_of(image, encoded=image_column in BYTES_COLUMNS)
+    except ValueError as error:
+        return Written(where, "", captions, f"{error} Mend it or remove the row.")
+    if isinstance(found, bytes):
+        name = image.get("path") if isinstance(image, Mapping) else None
+        return Written(where, place(found), captions, name=name or None)
+    return Written(where, found or "", captions)
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON lines: one object a line, with an image path or base64 content and captions.
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInLine:
+    """An image whose content stands in a line, read again when it is needed."""
+
+    path: Path
+    line: int
+    start: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            content = image_of(json.loads(file.readline())[self.column], encoded=True)
+        if not isinstance(content, bytes):
+            raise OSError(f"{self} changed while it was in use")
+        return content
+
+
+def jsonl_stream(
+    name: str, files: Sequence[str], settings: SourceSettings
+) -> tuple[OpenRows, int | None]:
+    """Passes over .jsonl files, which do not tell how many rows they have."""
+
+    def read(file: str) -> Iterator[Row]:
+        return file_rows(Path(file), jsonl_rows(Path(file), settings), settings)
+
+    return in_any_order(files, read), None
+
+
+def in_any_order(files: Sequence[str], read: Callable[[str], Iterator[Row]]) -> OpenRows:
+    """Passes that read file after file."""
+
+    def begin(generator: random.Random | None) -> list[Callable[[], Iterator[Row]]]:
+        order = list(files)
+        if generator is not None:
+            generator.shuffle(order)
+        return [partial(read, file) for file in order]
+
+    return begin
+
+
+def jsonl_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a .jsonl file."""
+    columns: tuple[str, str] | None = None
+    start = 0
+    with readable_file(path):
+        encoding = encoding_of(path)
+    if encoding != "utf-8-sig":
+        raise DataError(f"{path}: is UTF-16. Save it as UTF-8.")
+    with readable_file(path), path.open("rb") as file:
+        for number, line in enumerate(lines_of(file, LINE), start=1):
+            where, here = f"{path}, line {number}", start
+            start += len(line)
+            if not line.strip():
+                continue
+            record = _record(line)
+            if isinstance(record, str):
+                yield Written(where, "", (), record)
+                continue
+            if columns is None:
+                columns = find_columns(path, list(record), settings)
+            place = ImageInLine(path, number, here, columns[0])
+            yield record_row(where, record, columns, lambda _, place=place: place)
+
+
+def json_list_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a JSON file that is a list of objects, as LLaVA's are."""
+    records = read_json(path)
+    if not is_json_list(records):
+        raise DataError(f"{path}: is no list of JSON objects with an image and captions each.")
+    names = dict.fromkeys(name for record in records if isinstance(record, dict) for name in record)
+    columns = find_columns(path, list(names), settings)
+    for position, record in enumerate(records):
+        where = f"{path}, [{position}]"
+        if not isinstance(record, dict):
+            problem = f"is no JSON object but {record!r:.40}. Mend or remove the row."
+            yield Written(where, "", (), problem)
+            continue
+        yield record_row(
+            where, record, columns, lambda content, where=where: ImageInMemory(where, content)
+        )
+
+
+def is_json_list(content: Any) -> bool:
+    """Whether a JSON file is a list of objects."""
+    return isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+
+
+def _record(line: bytes) -> dict[str, Any] | str:
+    """The object of a line; or, as a text, what is wrong."""
+    try:
+        record = parse_json(line.decode("utf-8-sig", errors="surrogateescape"))
+    except ValueError as error:
+        return f"is no JSON ({error}). Mend or remove the row."
+    if not isinstance(record, dict):
+        return f"is no JSON object but {record!r:.40}. Mend or remove the row."
+    return record
+
 
 # --------------------------------------------------------------------------------------------------
 # Datasets on the Hugging Face Hub, read by `datasets` by their name there.

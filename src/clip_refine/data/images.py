@@ -1,4 +1,4 @@
-"""Any image file → its first picture as it is meant to be seen, in 8-bit RGB, or one clear error.
+"""Images wherever they lie → their first picture as it is meant to be seen, in 8-bit RGB.
 
 Rotated as its EXIF data says, transparent parts on white, 16 bits scaled to 8, of several frames
 the first. A model's own preprocessing starts from here; those of open_clip know nothing of EXIF
@@ -11,10 +11,12 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -248,6 +250,108 @@ def _from_16_bit_grey(image: Image.Image) -> Image.Image:
     if (see_through := image.info.get("transparency")) is not None:
         grey[levels == see_through] = 255
     return Image.fromarray(grey)
+
+
+# --------------------------------------------------------------------------------------------------
+# The places where an image can be.
+
+
+class StoredImage(Hashable, Protocol):
+    """An image that lies inside something larger; its text is what to call it in a message."""
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        ...
+
+
+ImagePlace = Path | StoredImage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageInMemory:
+    """An image whose content was read with its row."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """The content of the image file."""
+        return self.content
+
+
+def load_place(place: ImagePlace) -> Image.Image:
+    """The image there, in RGB."""
+    if isinstance(place, Path):
+        return open_image(place)
+    return decode_image(place.read(), str(place))
+
+
+def read_place(place: ImagePlace) -> bytes:
+    """The content of the image file there."""
+    return place.read_bytes() if isinstance(place, Path) else place.read()
+
+
+# --------------------------------------------------------------------------------------------------
+# Whether an image can be used: the header, and the end that a cut-off file lacks.
+
+
+_TAIL = 64
+
+
+def image_problem(place: ImagePlace, *, decode: bool = False) -> str | None:
+    """What is wrong with an image, or None.
+
+    Reads the header and the last bytes; what does not end as its format should is decoded to be
+    sure, since many sound files have something behind their end.
+    """
+    try:
+        problem, whole = _look(place)
+    except OSError as error:
+        return f"{place} cannot be read ({error.strerror or error})."
+    if problem is None and (decode or not whole):
+        try:
+            load_place(place)
+        except DataError as error:
+            return str(error)
+    return problem
+
+
+def _look(place: ImagePlace) -> tuple[str | None, bool]:
+    """What the header tells, and whether the file ends as it should."""
+    if isinstance(place, Path):
+        problem = check_image_file(place)
+        if problem:
+            return problem, False
+        size = place.stat().st_size
+        with place.open("rb") as file:
+            head = file.read(16)
+            file.seek(max(0, size - _TAIL))
+            return None, _ends_well(head, file.read(), size)
+    data = read_place(place)
+    problem = check_image(data)
+    if problem:
+        return f"{place} {problem}. Replace it or remove the row.", False
+    return None, _ends_well(data[:16], data[-_TAIL:], len(data))
+
+
+def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
+    r"""Whether the last bytes are those that the format ends with; False where that is not known.
+
+    >>> _ends_well(b"\xff\xd8\xff\xe0", b"...\xff\xd9", 900)
+    True
+    """
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" in tail
+    if head.startswith(b"RIFF"):
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    if head.startswith(b"GIF8"):
+        return tail.endswith(b"\x3b")
+    return False
 
 
 # --------------------------------------------------------------------------------------------------

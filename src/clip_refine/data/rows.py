@@ -1,53 +1,42 @@
-"""One row of a source: where its image is, what its captions are, whether it is good."""
+"""Files of captions → rows: which files a name means, where images are, splits, and every layout.
 
+CSV and TSV, token files, COCO's annotations, Karpathy's; records are read in data/datasets.py.
+"""
+
+import ast
+import csv
+import difflib
 import glob
-import json
 import os
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, Protocol
-
-from PIL import Image
+from typing import IO, Any
 
 from clip_refine.config import DataConfig
-from clip_refine.data.images import (
-    check_image,
-    check_image_file,
-    decode_image,
-    is_clutter,
-    open_image,
-)
-from clip_refine.support.console import remark
+from clip_refine.data.images import ImagePlace, is_clutter
 from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.limits import (
     FILES,
+    TEXT,
     WHOLE,
     is_regular,
     leads_out,
+    lines_of,
+    listed,
     parse_json,
     read_all,
 )
 
 # --------------------------------------------------------------------------------------------------
-# A row of a source as its reader gives it, and the places where an image can be.
-
-
-class StoredImage(Hashable, Protocol):
-    """An image that lies inside something larger; its text is what to call it in a message."""
-
-    def read(self) -> bytes:
-        """The content of the image file."""
-        ...
-
-
-ImagePlace = Path | StoredImage
+# A row of a source as its reader gives it, and how sources are read.
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,93 +68,6 @@ class SourceSettings(DataConfig):
         if self.split_file is None:
             return None
         return read_split_file(self.split_file, self.split, training=self.training)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageInMemory:
-    """An image whose content was read with its row."""
-
-    name: str
-    content: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> bytes:
-        """The content of the image file."""
-        return self.content
-
-
-def load_place(place: ImagePlace) -> Image.Image:
-    """The image there, in RGB."""
-    if isinstance(place, Path):
-        return open_image(place)
-    return decode_image(place.read(), str(place))
-
-
-def read_place(place: ImagePlace) -> bytes:
-    """The content of the image file there."""
-    return place.read_bytes() if isinstance(place, Path) else place.read()
-
-
-# --------------------------------------------------------------------------------------------------
-# Whether the image of a row can be used: the header, and the end that a cut-off file lacks.
-
-
-_TAIL = 64
-
-
-def image_problem(place: ImagePlace, *, decode: bool = False) -> str | None:
-    """What is wrong with an image, or None.
-
-    Reads the header and the last bytes; what does not end as its format should is decoded to be
-    sure, since many sound files have something behind their end.
-    """
-    try:
-        problem, whole = _look(place)
-    except OSError as error:
-        return f"{place} cannot be read ({error.strerror or error})."
-    if problem is None and (decode or not whole):
-        try:
-            load_place(place)
-        except DataError as error:
-            return str(error)
-    return problem
-
-
-def _look(place: ImagePlace) -> tuple[str | None, bool]:
-    """What the header tells, and whether the file ends as it should."""
-    if isinstance(place, Path):
-        problem = check_image_file(place)
-        if problem:
-            return problem, False
-        size = place.stat().st_size
-        with place.open("rb") as file:
-            head = file.read(16)
-            file.seek(max(0, size - _TAIL))
-            return None, _ends_well(head, file.read(), size)
-    data = read_place(place)
-    problem = check_image(data)
-    if problem:
-        return f"{place} {problem}. Replace it or remove the row.", False
-    return None, _ends_well(data[:16], data[-_TAIL:], len(data))
-
-
-def _ends_well(head: bytes, tail: bytes, size: int) -> bool:
-    r"""Whether the last bytes are those that the format ends with; False where that is not known.
-
-    >>> _ends_well(b"\xff\xd8\xff\xe0", b"...\xff\xd9", 900)
-    True
-    """
-    if head.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" in tail
-    if head.startswith(b"\x89PNG"):
-        return b"IEND" in tail
-    if head.startswith(b"RIFF"):
-        return int.from_bytes(head[4:8], "little") + 8 <= size
-    if head.startswith(b"GIF8"):
-        return tail.endswith(b"\x3b")
-    return False
 
 
 # --------------------------------------------------------------------------------------------------
@@ -536,121 +438,417 @@ def read_split_file(path: Path, split: str | None, *, training: bool = True) -> 
 
 
 # --------------------------------------------------------------------------------------------------
-# What happens to bad rows: the one place that decides, for every kind of source.
+# Values with commas or semicolons in between, where fields that hold such a mark, a quote or a line
+# break stand in double quotes.
+
+Fields = Iterator[tuple[int, list[str] | str]]
+"""(line number, fields) of every row, the header first; as a text, what is wrong with a row."""
+
+QUOTING = ",;"
+"""Marks between columns that fields may hold in double quotes."""
+_LONGEST = 100
+"""Lines that one quoted field may go on over."""
 
 
-LISTED = 10
-"""Bad rows that a message shows."""
-ENOUGH = 200
-"""Rows of a stream after which a share of bad ones means something."""
+def read_quoted(lines: Iterable[str], delimiter: str) -> Fields:
+    """(number of the last line, fields) of every row; a mistake costs one line.
 
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used.
-
-    Attributes:
-        where: File and row.
-        problem: What is wrong and what to do.
+    >>> list(read_quoted(['image,text', 'a.png,"never closed', 'b.png,one'], ","))[1:]
+    [(2, 'has a double quote that is never closed. Close it, or write it as "".'), (3, ['b.png', \
+    'one'])]
     """
-
-    where: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.problem}"
-
-
-@dataclass(frozen=True)
-class BadRowPolicy:
-    """What to do about bad rows.
-
-    Attributes:
-        skip: Go on without them instead of stopping.
-        limit: Share of bad rows above which to stop all the same, 0-1.
-    """
-
-    skip: bool = False
-    limit: float = 0.05
+    rest, ahead, number = iter(lines), deque[str](), 0
+    while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
+        number += 1
+        row = _quoted_row(line, delimiter)
+        if row is None:
+            ahead.extend(islice(rest, _LONGEST - len(ahead)))
+            used, row = _closed(line, ahead, delimiter)
+            number += used
+            for _ in range(used):
+                ahead.popleft()
+        yield number, row
 
 
-class BadRows:
-    """The bad rows of one source, and of how many rows in all."""
+def _closed(line: str, following: Iterable[str], delimiter: str) -> tuple[int, list[str] | str]:
+    """Over how many further lines an open quote goes on, and the row then."""
+    for count, text in enumerate(following, start=1):
+        line += text
+        # only a quote can close it, so that long ones are not parsed anew with every line
+        row = _quoted_row(line, delimiter) if '"' in text else None
+        if isinstance(row, list):
+            return count, row
+        if row is not None:
+            break
+    return 0, 'has a double quote that is never closed. Close it, or write it as "".'
 
-    def __init__(self, source: str, policy: BadRowPolicy) -> None:
-        self.source = source
-        self.policy = policy
-        self.found: list[BadRow] = []
-        self.total = 0
 
-    def add(self, where: str, problem: str) -> None:
-        """Put a row on the list."""
-        self.found.append(BadRow(where, problem))
-
-    def settle(self, *, say: bool = True) -> None:
-        """All rows were seen: stop, or go on without the bad ones."""
-        if not self.found:
-            return
-        if not self.policy.skip:
-            raise DataError(f"{self._listed()}\n{self.source}: {self._counted()}. {self._advice()}")
-        if self.share > self.policy.limit:
-            raise DataError(f"{self._listed()}\n{self._too_many()}")
-        if say:
-            remark(
-                f"{self.source}: {self._counted()} and skipped, the first: {self.found[0]}",
-                "yellow",
-            )
-
-    def settle_so_far(self) -> None:
-        """A stream goes on: stop at the first bad row, or when they are too many."""
-        if not self.found:
-            return
-        if not self.policy.skip:
-            raise DataError(
-                f"{self._listed()}\n{self.source}: a bad row in a stream. Mend it, or pass "
-                "--data.skip-bad to go on without such rows."
-            )
-        if self.total >= ENOUGH and self.share > self.policy.limit:
-            raise DataError(f"{self._listed()}\n{self._too_many()}")
-
-    @property
-    def share(self) -> float:
-        """Of the rows seen, 0-1."""
-        return len(self.found) / max(1, self.total)
-
-    def _listed(self) -> str:
-        more = len(self.found) - LISTED
-        lines = [str(row) for row in self.found[:LISTED]]
-        return "\n".join(lines + [f"... and {more:,} more bad rows."] * (more > 0))
-
-    def _counted(self) -> str:
-        return f"{len(self.found):,} of {self.total:,} rows are bad ({self.share:.1%})"
-
-    def _advice(self) -> str:
-        if self.share <= self.policy.limit:
-            return "Mend them, or pass --data.skip-bad to go on without them."
-        if self.share == 1 and all(" not found" in row.problem for row in self.found):
-            return "Where the images lie elsewhere, name their folder with --data.image-folder."
+def _quoted_row(text: str, delimiter: str) -> list[str] | str | None:
+    """The fields of a row; a text where it has a mistake, None where a quote is still open."""
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True), [])
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            return None
+        if "field limit" in str(error):
+            return f"has a field of more than {csv.field_size_limit():,} letters. Shorten it."
         return (
-            "Mend them: --data.skip-bad goes on without bad rows only up to "
-            f"{self.policy.limit:.1%} of all (--data.max-bad)."
-        )
-
-    def _too_many(self) -> str:
-        return (
-            f"{self.source}: {self._counted()}, more than the {self.policy.limit:.1%} that "
-            "--data.skip-bad lets pass. Look at them, or raise --data.max-bad."
+            "has text before or behind a field in double quotes. Put the whole field in quotes, "
+            f'and write those inside as "" ({error}).'
         )
 
 
-def write_skipped(skipped: Sequence[BadRow], path: Path) -> None:
-    """One JSON object a line: `where` and `problem`. Writes nothing where nothing was skipped."""
-    if skipped:
-        lines = [json.dumps(asdict(row), ensure_ascii=False) for row in skipped]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+# --------------------------------------------------------------------------------------------------
+# Tab-separated values, where some programs quote fields and others mean quotes as they stand.
 
 
-def skipped_rows(sources: Iterable[Any]) -> list[BadRow]:
-    """What was skipped in these sources, each row once."""
-    rows = [row for source in sources for row in source.skipped]
-    return list(dict.fromkeys(rows))
+def read_tab_separated(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    r"""(number of the last line, fields) of every row; a blank line has no fields.
+
+    A field is quoted where it begins and ends with a double quote and holds others only in twos;
+    every other double quote is part of the text. A quoted field goes on over lines that have too
+    few fields to be rows of their own.
+
+    >>> list(read_tab_separated(['image\ttext', 'a.png\t"Stop" signs', 'b.png\t"so ""be"" it"']))
+    [(1, ['image', 'text']), (2, ['a.png', '"Stop" signs']), (3, ['b.png', 'so "be" it'])]
+    """
+    rest = iter(lines)
+    ahead: deque[str] = deque()
+    width: int | None = None
+    number = 0
+    while (line := ahead.popleft() if ahead else next(rest, None)) is not None:
+        number += 1
+        width = line.count("\t") if width is None else width
+        last = line.rpartition("\t")[2].rstrip("\r\n")
+        if last.startswith('"') and not _is_quoted(last):
+            ahead.extend(islice(rest, _LONGEST - len(ahead)))
+            for _ in range(_continued(line, ahead, width)):
+                line += ahead.popleft()
+                number += 1
+        line = line.rstrip("\r\n")
+        yield number, [_unquoted(field) for field in line.split("\t")] if line.strip() else []
+
+
+def _continued(line: str, following: Iterable[str], width: int) -> int:
+    """Over how many further lines the last field goes on; 0 where its quote is just a quote."""
+    for count, text in enumerate(following, start=1):
+        if text.count("\t") >= width:
+            return 0
+        line += text
+        if _is_quoted(line.rstrip("\r\n").rpartition("\t")[2]):
+            return count
+    return 0
+
+
+def _is_quoted(field: str) -> bool:
+    """Whether a field is a quoted one, complete."""
+    if len(field) < 2 or not (field.startswith('"') and field.endswith('"')):
+        return False
+    return '"' not in field[1:-1].replace('""', "")
+
+
+def _unquoted(field: str) -> str:
+    return field[1:-1].replace('""', '"') if _is_quoted(field) else field
+
+
+# --------------------------------------------------------------------------------------------------
+# CSV and TSV files of image paths and captions.
+
+
+IMAGE_COLUMNS = (
+    *("image", "image_path", "file_name", "filename", "filepath", "file_path", "path"),
+    *("image_name", "img", "img_path"),
+)
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "title", "sentence", "sentences", "description"),
+    *("comment", "raw", "txt"),
+)
+BYTES_COLUMNS = ("image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "image_base64", "image_data")
+RECORD_IMAGES = (*IMAGE_COLUMNS, *BYTES_COLUMNS)
+RECORD_CAPTIONS = (*CAPTION_COLUMNS, "json", "conversations", "messages")
+KINDS = {
+    ",": "CSV table",
+    "\t": "TSV table",
+    ";": "CSV table with semicolons",
+    "|": "table with | between the columns",
+}
+"""What to call a table, by what stands between its columns."""
+
+
+def is_table_line(line: str) -> bool:
+    """Whether a file that begins with this line may be a table with a header."""
+    return line.lstrip()[:1] not in ("{", "[") and any(mark in line for mark in KINDS)
+
+
+def table_kind(path: Path) -> str:
+    """What to call such a table."""
+    return KINDS[_delimiter(path)]
+
+
+def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a table with a header."""
+    delimiter = _delimiter(path)
+    lines = _rows(path, delimiter)
+    first = next(lines, (0, []))[1]
+    header = [name.strip() for name in first] if isinstance(first, list) else []
+    image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
+    caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
+    for number, row in lines:
+        where = f"{path}, line {number}"
+        if isinstance(row, str):
+            yield Written(where, "", (), row)
+        elif len(row) == len(header):
+            texts = texts_of(row[caption_at].strip())
+            problem = texts if isinstance(texts, str) else None
+            captions = () if isinstance(texts, str) else texts
+            yield Written(where, row[image_at].strip(), captions, problem)
+        elif row:
+            advice = (
+                f"Put captions that hold a {delimiter!r} in double quotes."
+                if delimiter in QUOTING
+                else "Mend or remove the row."
+            )
+            problem = f"{len(row)} fields, but the header has {len(header)}. {advice}"
+            yield Written(where, row[0].strip(), (), problem)
+
+
+def _rows(path: Path, delimiter: str) -> Fields:
+    with open_text(path, newline="") as opened:
+        file = lines_of(opened, TEXT)
+        if delimiter in QUOTING:
+            yield from read_quoted(file, delimiter)
+        elif delimiter == "\t":
+            yield from read_tab_separated(file)
+        else:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n").split(delimiter) if line.strip() else []
+
+
+def _delimiter(path: Path) -> str:
+    """By the first line: others than commas only where there are none; by the name in doubt."""
+    with open_text(path) as file:
+        first = file.readline(TEXT)
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    others = (mark for mark in ("|", "\t", ";") if mark in first and "," not in first)
+    return next(others, ",")
+
+
+def find_column(
+    path: Path | str, header: list[str], wanted: str | None, known: tuple[str, ...], what: str
+) -> int:
+    """Position of the wanted column, or of the first known one, then in whatever letters."""
+    for names in (header,) if wanted else (header, [name.lower() for name in header]):
+        for name in (wanted,) if wanted else known:
+            if name in names:
+                return names.index(name)
+    if wanted:
+        near = difflib.get_close_matches(wanted, header, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"{path}: has no column {wanted!r}, only {listed(header)}.{hint}")
+    if not header:
+        raise DataError(f"{path}: is empty. The first line must name the columns.")
+    raise DataError(
+        f"{path}: no {what} column among {listed(header)}; looked for "
+        f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "
+        f"NAME#{what}_column=..."
+    )
+
+
+def find_columns(name: Path | str, header: list[str], settings: SourceSettings) -> tuple[str, str]:
+    """Names of the image and the caption column among those of a record."""
+    image = find_column(name, header, settings.image_column, RECORD_IMAGES, "image")
+    caption = find_column(name, header, settings.caption_column, RECORD_CAPTIONS, "caption")
+    return header[image], header[caption]
+
+
+def texts_of(value: Any) -> tuple[str, ...] | str:
+    """The captions in a value, or as a text what is wrong with it.
+
+    It is a text, a list of texts, perhaps written as a text, an object that holds one as `raw` or
+    the like, or a conversation, whose first answer it is.
+    """
+    if isinstance(value, str):
+        return _written_list(value) if value.startswith("[") else (value,)
+    if isinstance(value, bytes):
+        return (value.decode("utf-8", errors="surrogateescape"),)
+    if isinstance(value, Mapping):
+        for name in ("raw", *CAPTION_COLUMNS):
+            if name in value and value[name] is not None:
+                return texts_of(value[name])
+        return f"no caption among {listed(value) or 'nothing'}. Add one or remove it."
+    if isinstance(value, Sequence):
+        turns = [part for part in value if isinstance(part, Mapping) and part.keys() & _SPEAKERS]
+        if turns:
+            return _answer(turns)
+        texts: list[str] = []
+        for part in value:
+            found = texts_of(part)
+            if isinstance(found, str):
+                return found
+            texts += found
+        return tuple(texts) or "has no caption. Add one or remove the row."
+    if value is None:
+        return "has no caption. Add one or remove the row."
+    return f"has a caption that is no text but {value!r:.40}. Mend it or remove the row."
+
+
+_LIST = re.compile(r"""\[\s*["'].*""", re.DOTALL)
+_NO_COMMA = re.compile(r"""(["'])\s+(["'])""")
+
+
+def _written_list(text: str) -> tuple[str, ...] | str:
+    """The captions in `["a dog", "a brown dog"]`, as JSON or as Python prints it.
+
+    Tables have no lists, so libraries write them as texts. A text such as `[sic] a dog` is one.
+
+    >>> _written_list("['a dog', 'a brown dog']"), _written_list("[sic] a dog")
+    (('a dog', 'a brown dog'), ('[sic] a dog',))
+    """
+    found: Any = None
+    try:
+        found = parse_json(text)
+    except ValueError:
+        if _LIST.match(text) and _NO_COMMA.search(text):  # Python would join the two
+            return (
+                "has a list of captions without commas in between, as NumPy prints it. Write it "
+                "as JSON."
+            )
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = ast.literal_eval(text)
+    if isinstance(found, list) and all(isinstance(part, str | dict) for part in found):
+        return texts_of(found)
+    if _LIST.match(text):
+        return f"has a list of captions that cannot be read: {text!r:.40}. Write it as JSON."
+    return (text,)
+
+
+_SPEAKERS = {"from", "role"}  # who says a turn of a conversation, as LLaVA and as chat models say
+
+
+def _answer(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | str:
+    """The first answer of a conversation; those that follow answer questions."""
+    for turn in turns:
+        if (turn.get("from") or turn.get("role")) in ("gpt", "assistant"):
+            said = turn.get("value") or turn.get("content")
+            if isinstance(said, str):
+                return (said,)
+    return "has a conversation without an answer of 'gpt' or 'assistant'. Remove the row."
+
+
+# --------------------------------------------------------------------------------------------------
+# Flickr8k's and Flickr30k's token files: `1000268201.jpg#0<tab>A child in a pink dress .`.
+
+_LINE = re.compile(r"(?P<image>[^\t]+?)#\d+\t(?P<caption>.*)", re.DOTALL)
+
+
+def is_token_line(line: str) -> bool:
+    r"""Whether a file that begins with this line is a token file.
+
+    >>> is_token_line("1000268201_693b08cb0e.jpg#0\tA child in a pink dress .")
+    True
+    """
+    return _LINE.match(line) is not None
+
+
+def token_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a token file."""
+    with open_text(path) as file:
+        for number, line in enumerate(lines_of(file, TEXT), start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            found = _LINE.fullmatch(line.rstrip("\r\n"))
+            if found:
+                yield Written(where, found["image"].strip(), (found["caption"],))
+            else:
+                problem = "expected 'image.jpg#0', a tab and a caption. Mend or remove the row."
+                yield Written(where, "", (), problem)
+
+
+# --------------------------------------------------------------------------------------------------
+# COCO captions files, and Karpathy's files of images with their sentences and split.
+
+
+def coco_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """The rows of a COCO file, one an annotation, image by image; one where it has none."""
+    content = read_json(path)
+    if not is_coco(content):
+        raise DataError(
+            f"{path}: is no COCO captions file. Expected an object with 'images' (id, file_name) "
+            "and 'annotations' (image_id, caption)."
+        )
+    captions: dict[str, list[tuple[int, Any]]] = {}
+    for position, annotation in enumerate(content["annotations"]):
+        owner = annotation.get("image_id") if isinstance(annotation, dict) else None
+        captions.setdefault(_plain(owner), []).append((position, annotation))
+    seen = set()
+    for position, image in enumerate(content["images"]):
+        where = f"{path}, images[{position}]"
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or "id" not in image:
+            yield Written(where, "", (), "has no id or no file_name. Add them or remove it.")
+            continue
+        identity = _plain(image["id"])
+        if identity in seen:
+            problem = f"id {identity} stands at an earlier image already. Give it one of its own."
+            yield Written(where, name, (), problem)
+            continue
+        seen.add(identity)
+        annotations = captions.pop(identity, [])
+        if not annotations:
+            yield Written(where, name, ())
+        for at, annotation in annotations:
+            caption = annotation.get("caption")
+            texts = (caption,) if isinstance(caption, str) else ()
+            problem = (
+                None if texts else f"has no caption but {caption!r:.40}. Add one or remove it."
+            )
+            yield Written(f"{path}, annotations[{at}]", name, texts, problem)
+    for identity, annotations in captions.items():
+        for at, _ in annotations:
+            problem = f"image id {identity} is not among 'images'. Add the image or remove it."
+            yield Written(f"{path}, annotations[{at}]", "", (), problem)
+
+
+def karpathy_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
+    """One row an image; without `split` those for training (`train`, `restval`) or validation."""
+    content = read_json(path)
+    if not is_karpathy(content):
+        raise DataError(
+            f"{path}: is no Karpathy split file. Expected an object with 'images', each with "
+            "filename, split and sentences."
+        )
+    found = {str(image.get("split")) for image in content["images"] if isinstance(image, dict)}
+    splits = choose_split(str(path), found, settings.split, training=settings.training)
+    for position, image in enumerate(content["images"]):
+        if not isinstance(image, dict) or image.get("split") not in splits:
+            continue
+        where = f"{path}, images[{position}]"
+        folder, name = image.get("filepath") or "", str(image.get("filename") or "")
+        sentences = image.get("sentences") or []
+        if not isinstance(sentences, list):
+            yield Written(where, name, (), "has sentences that are no list. Mend or remove it.")
+            continue
+        raw = [text.get("raw") if isinstance(text, dict) else text for text in sentences]
+        texts = tuple(text for text in raw if isinstance(text, str))
+        problem = None
+        if len(texts) < len(raw):
+            problem = "has a sentence without 'raw' text. Mend or remove it."
+        yield Written(where, f"{folder}/{name}" if folder else name, texts, problem)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether a JSON file has the layout of COCO's captions."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("images"), list)
+        and isinstance(content.get("annotations"), list)
+    )
+
+
+def _plain(value: Any) -> str:
+    """An id as a text: some programs write 7 on one side and "7" or 7.0 on the other."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else repr(value)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from clip_refine.data.datasets import readable
-from clip_refine.data.images import SUFFIXES, is_clutter
-from clip_refine.data.rows import ImageInMemory, OpenRows, Row, SourceSettings, is_remote
-from clip_refine.data.tables import in_any_order, texts_of
+from clip_refine.data.datasets import in_any_order, readable
+from clip_refine.data.images import SUFFIXES, ImageInMemory, is_clutter
+from clip_refine.data.rows import OpenRows, Row, SourceSettings, is_remote, texts_of
 from clip_refine.support.errors import DataError
 from clip_refine.support.limits import IMAGE, TEXT, listed, parse_json, read_text
 

@@ -15,6 +15,10 @@ from clip_refine.data.datasets import (
     hub_rows,
     hub_stream,
     image_folder_rows,
+    is_json_list,
+    json_list_rows,
+    jsonl_rows,
+    jsonl_stream,
     parquet_rows,
     parquet_stream,
     saved_rows,
@@ -22,6 +26,7 @@ from clip_refine.data.datasets import (
 )
 from clip_refine.data.pairs import (
     AllRows,
+    BadRowPolicy,
     CaptionedImages,
     ImageCaptions,
     Mixture,
@@ -30,36 +35,29 @@ from clip_refine.data.pairs import (
     read_all,
 )
 from clip_refine.data.rows import (
-    BadRowPolicy,
     OpenRows,
     Row,
     SourceSettings,
     Written,
+    coco_rows,
     encoding_of,
     expand,
     expand_braces,
     file_rows,
+    is_coco,
     is_karpathy,
     is_remote,
-    read_json,
-    refuse_split,
-)
-from clip_refine.data.shards import shard_rows, shard_stream
-from clip_refine.data.streams import PairStream, Stream, StreamMixture
-from clip_refine.data.tables import (
-    coco_rows,
-    is_coco,
-    is_json_list,
     is_table_line,
     is_token_line,
-    json_list_rows,
-    jsonl_rows,
-    jsonl_stream,
     karpathy_rows,
+    read_json,
+    refuse_split,
     table_kind,
     table_rows,
     token_rows,
 )
+from clip_refine.data.shards import shard_rows, shard_stream
+from clip_refine.data.streams import PairStream, Stream, StreamMixture
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.limits import parse_json

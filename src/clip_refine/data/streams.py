@@ -10,7 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from clip_refine.data.images import ImageInMemory, ImagePlace, image_problem
 from clip_refine.data.pairs import (
+    BadRow,
+    BadRowPolicy,
+    BadRows,
     CaptionedImages,
     Ending,
     Images,
@@ -20,16 +24,7 @@ from clip_refine.data.pairs import (
     row_problem,
     warn_of_shared,
 )
-from clip_refine.data.rows import (
-    BadRow,
-    BadRowPolicy,
-    BadRows,
-    ImageInMemory,
-    ImagePlace,
-    OpenRows,
-    Row,
-    image_problem,
-)
+from clip_refine.data.rows import OpenRows, Row
 from clip_refine.support.errors import DataError
 from clip_refine.support.folder import size_text
 from clip_refine.support.limits import HELD

@@ -1,4 +1,4 @@
-"""Pure functions of tensors, one file a loss, and the weighted sum that a recipe is."""
+"""Pure functions of tensors, and the weighted sum that a recipe is."""
 
 from clip_refine.losses.alignment import (
     RafaReduction,
@@ -7,17 +7,15 @@ from clip_refine.losses.alignment import (
     covariance_loss,
     rafa_loss,
 )
-from clip_refine.losses.contrastive import (
+from clip_refine.losses.matching import (
     contrastive_loss,
-    geodesic_mix,
-    m2_mix_loss,
-    sigmoid_contrastive_loss,
-)
-from clip_refine.losses.distillation import (
     feature_distillation_loss,
+    geodesic_mix,
     hybrid_targets,
     hycd_loss,
     logit_distillation_loss,
+    m2_mix_loss,
+    sigmoid_contrastive_loss,
 )
 from clip_refine.losses.objective import LossTerms, Objective, PairFeatures
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as to_unit
 
-from clip_refine.losses.tensors import (
+from clip_refine.losses.matching import (
     ALL,
     check_pairs,
     check_same_shape,
@@ -75,7 +75,7 @@ def centroid_uniformity_loss(
     Args:
         image_features: (B, d), raw; scaled to norm 1 inside.
         text_features: (B, d), raw; row i is the partner of image i.
-        rows: The pairs whose part of the loss this is; parts add up (`losses/tensors.py`).
+        rows: The pairs whose part of the loss this is; parts add up (`losses/matching.py`).
 
     Returns:
         A scalar from −8 to 0, lower is more even; 0 where all middles, or the only one, are one.

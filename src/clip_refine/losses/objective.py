@@ -14,13 +14,17 @@ from clip_refine.losses.alignment import (
     covariance_loss,
     rafa_loss,
 )
-from clip_refine.losses.contrastive import contrastive_loss, m2_mix_loss, sigmoid_contrastive_loss
-from clip_refine.losses.distillation import (
+from clip_refine.losses.matching import (
+    ALL,
+    Scalar,
+    contrastive_loss,
     feature_distillation_loss,
     hycd_loss,
     logit_distillation_loss,
+    m2_mix_loss,
+    sigmoid_contrastive_loss,
+    unit_pairs,
 )
-from clip_refine.losses.tensors import ALL, Scalar, unit_pairs
 from clip_refine.support.errors import ConfigError, TrainingError
 
 Given = TypeVar("Given")

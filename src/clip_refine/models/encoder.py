@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -93,6 +93,63 @@ def check_dual_encoder(model: Any) -> Any:
             "is the parameter that CLIP stores, it is a logarithm: return its .exp()."
         )
     return model
+
+
+# --------------------------------------------------------------------------------------------------
+# How long texts are: their tokens counted, and cut to a batch's longest where that is exact.
+
+
+# texts of several lengths that ways of encoding are compared on
+PROBES = ["a", "a photo of a dog on a beach.", "two words"]
+_MULTIPLE = 8  # matrix kernels are fastest at such lengths
+_SAME = 1e-5  # of the largest feature: kernels round differently at other lengths
+
+
+@runtime_checkable
+class CountingTokenizer(Protocol):
+    """A tokenizer that also tells how many tokens a text has before it is cut."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model reads; None where that is not known."""
+        ...
+
+    def lengths(self, tokens: Tensor) -> Tensor | None:
+        """(B,) tokens of each text that features depend on; None where those are all."""
+        ...
+
+    def token_counts(self, texts: Sequence[str]) -> list[int] | None:
+        """Tokens of each text with start and end; None where they cannot be counted."""
+        ...
+
+    def are_special(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text holds one of the tokenizer's own marks, such as `<|endoftext|>`."""
+        ...
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text with start and end, by a tokenizer of Transformers."""
+    encoded = tokenizer(list(texts), truncation=False, padding=False, verbose=False)
+    return [len(ids) for ids in encoded["input_ids"]]
+
+
+def hold_any(texts: Sequence[str], marks: Sequence[str]) -> list[bool]:
+    """Whether each text holds one of the marks.
+
+    >>> hold_any(["a dog", "a dog<|endoftext|> on a beach"], ["<|endoftext|>"])
+    [False, True]
+    """
+    return [any(mark in text for mark in marks) for text in texts]
+
+
+def cut_columns(tokens: Tensor, longest: int) -> Tensor:
+    """(..., L) → (..., L'), L' the longest text rounded up to a multiple of 8."""
+    return tokens[..., : -(-longest // _MULTIPLE) * _MULTIPLE]
+
+
+def same_features(some: Tensor, others: Tensor) -> bool:
+    """Whether two (B, d) features differ by no more than kernels' rounding."""
+    return bool((some - others).abs().max() <= _SAME * others.abs().max())
 
 
 # --------------------------------------------------------------------------------------------------

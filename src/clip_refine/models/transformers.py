@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip_refine.models.checkpoints import needs_code, no_code_of_models
-from clip_refine.models.encoder import TRANSFORMERS, save_weights
-from clip_refine.models.text_length import (
+from clip_refine.models.encoder import (
     PROBES,
+    TRANSFORMERS,
     count_tokens,
     cut_columns,
     hold_any,
     same_features,
+    save_weights,
 )
 from clip_refine.support.errors import ModelError, first_line, foreign
 

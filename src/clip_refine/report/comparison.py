@@ -25,6 +25,7 @@ from clip_refine.report.tables import (
 )
 from clip_refine.results import Comparison, Interval, RecipeSummary, Spread
 from clip_refine.results.metrics import metric
+from clip_refine.support.console import printable
 
 # --------------------------------------------------------------------------------------------------
 # Whether to keep the untouched model, at what price something else, and what to run next.
@@ -356,7 +357,7 @@ def comparison_markdown(comparison: Comparison, out: str = "runs/compare") -> st
     lines += ["", INTERVALS]
     if comparison.learning_rates:
         lines += ["", *_markdown_table(*rates_cells(comparison)), "", RATES_LEGEND]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n")
 
 
 def comparison_csv(comparison: Comparison) -> str:
@@ -367,7 +368,7 @@ def comparison_csv(comparison: Comparison) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return printable(text.getvalue())
 
 
 RATES_LEGEND = (

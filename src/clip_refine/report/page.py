@@ -23,6 +23,7 @@ from clip_refine.report.tables import (
     versions,
 )
 from clip_refine.results import FitProbability
+from clip_refine.support.console import printable
 from clip_refine.support.errors import DataError
 from clip_refine.support.folder import write_file
 from clip_refine.support.limits import parse_yaml, read_text, shown
@@ -183,6 +184,7 @@ def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("clip_refine.report"),
         autoescape=True,  # all text from data is shown as it is, whatever the file is called
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -39,7 +39,7 @@ from clip_refine.data import (
     stream_batches,
     with_cached_pixels,
 )
-from clip_refine.data.loader import swap_words
+from clip_refine.data.loader import side_to_keep, swap_words
 from clip_refine.data.pairs import (
     TRAINING,
     GivenPairs,
@@ -49,7 +49,6 @@ from clip_refine.data.pairs import (
     image_groups,
     warn_of_shared,
 )
-from clip_refine.data.pixels import side_to_keep
 from clip_refine.data.sources import TOY, open_training
 from clip_refine.data.streams import WatchedStream
 from clip_refine.losses import Objective, PairFeatures
@@ -66,8 +65,8 @@ from clip_refine.models import (
 )
 from clip_refine.models.checkpoints import is_run, recognise_folder
 from clip_refine.models.embed import Embedder
+from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.models.open_clip import OpenClipTokenizer, quiet_open_clip, resolve_pretrained
-from clip_refine.models.text_length import CountingTokenizer
 from clip_refine.models.weights import Heads
 from clip_refine.priors import Fixed, Gaussian, NormMatched, Prior, StandardNormal, Uniform
 from clip_refine.support.console import remark

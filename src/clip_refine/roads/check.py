@@ -25,10 +25,10 @@ from scipy.sparse.csgraph import connected_components
 from clip_refine.config import DataConfig, ModelConfig
 from clip_refine.data import ImageCaptions
 from clip_refine.data.images import decode_image, opened
+from clip_refine.data.loader import PixelReader, in_parallel
 from clip_refine.data.pairs import MINIMUM_HELD_OUT, Images, fingerprint, image_bytes
-from clip_refine.data.pixels import PixelReader, in_parallel
 from clip_refine.data.sources import read_all_rows
-from clip_refine.models.text_length import CountingTokenizer
+from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.results import CaptionFindings, Findings, ImageFindings, NumberSpread, Problem
 from clip_refine.roads import build
 from clip_refine.support.console import Bar, console, printable

@@ -1,5 +1,7 @@
 """`compare`: the same road for several recipes and seeds: one table, and nobody favoured."""
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
+from pydantic import ValidationError
 from rich.markup import escape
 from torch import Tensor, nn
 
@@ -39,19 +43,40 @@ from clip_refine.models import DualEncoder
 from clip_refine.models.embed import EmbeddedPairs, embed_pairs
 from clip_refine.report.comparison import comparison_csv, comparison_markdown
 from clip_refine.report.comparison_page import write_comparison_report
-from clip_refine.results import Comparison, ComparisonRow, LearningRateChoice, read
+from clip_refine.results import (
+    Comparison,
+    ComparisonRow,
+    LearningRateChoice,
+    Record,
+    flat,
+    read,
+)
 from clip_refine.roads import build
-from clip_refine.roads.finished import FinishedRun, FinishedRuns, digest
-from clip_refine.roads.plan import choose_precision, say_plan
+from clip_refine.roads.plan import (
+    Variant,
+    best_rate,
+    choose_precision,
+    list_variants,
+    next_rate,
+    say_plan,
+    split_combination,
+)
 from clip_refine.roads.refine import train_student
-from clip_refine.roads.sweeps import Variant, best_rate, list_variants, next_rate, split_combination
 from clip_refine.saving import refinement, save_model
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
-from clip_refine.support.errors import ConfigError, DataError, TrainingError
+from clip_refine.support.errors import (
+    ConfigError,
+    DataError,
+    OutputError,
+    TrainingError,
+    unwritable,
+)
 from clip_refine.support.folder import (
     alone,
     complete_folder,
     default_cache,
+    drop_aside,
+    set_aside,
     write_environment,
     write_file,
 )
@@ -307,6 +332,140 @@ def _set_aside(config: CompareConfig, pairs: ImageCaptions) -> tuple[ImageCaptio
             f"for choosing learning rates and fitting peers. Give at least {2 * MINIMUM_HELD_OUT}."
         )
     return hold_out(pairs, fraction=config.selection_fraction, seed=config.seed)
+
+
+# --------------------------------------------------------------------------------------------------
+# Finished runs on disk, so that a comparison that stopped goes on where it was.
+
+
+class FinishedRun(Record):
+    """A finished run as `rows/NAME.json` has it."""
+
+    depends_on: str  # everything that its numbers follow from, as one fingerprint
+    # the numbers; None where training failed, which happens while learning rates are tried
+    row: ComparisonRow | None
+    # headline name → its value in each bootstrap resample
+    resampled: Mapping[str, tuple[float, ...]]
+
+
+class _State(Record):
+    """`state.json`, the one record of what a comparison's runs depend on."""
+
+    settings: Mapping[str, Any]
+    found: Mapping[str, str] = {}  # what was measured once
+
+
+class FinishedRuns:
+    """A comparison's folder, locked: its settings, and a file for each run that is done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # the comparison's `out`
+
+    @staticmethod
+    def check(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Refuse what `open` would refuse, before anything is read or cleared."""
+        if folder.exists():
+            _check_usable(folder, settings, overwrite=overwrite)
+
+    @classmethod
+    def open(cls, folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> "FinishedRuns":
+        """Begin anew, what was there kept beside till the end, or go on with the same settings."""
+        try:
+            cls.check(folder, settings, overwrite=overwrite)
+            if overwrite:
+                set_aside(folder)
+            (folder / "rows").mkdir(parents=True, exist_ok=True)
+            store = cls(folder)
+            state = _read_state(folder)
+            if state is None or dict(state.settings) != settings:
+                kept = state.found if state else {}
+                store._write(_State(settings=dict(settings), found=kept))
+            text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+            config = folder / "config.yaml"  # to read, and for `compare --config`
+            if not config.is_file() or config.read_bytes() != text.encode():
+                write_file(config, text)
+        except OSError as error:
+            raise unwritable(folder, error, "another --out", begun=False) from error
+        return store
+
+    def complete(self) -> None:
+        """All is written: what was overwritten goes."""
+        drop_aside(self.folder)
+
+    def read(self, name: str, depends_on: str) -> FinishedRun | None:
+        """The run of this name if it is finished and followed from the same things."""
+        try:
+            stored = FinishedRun.model_validate_json(self._path(name).read_bytes())
+        except (OSError, ValidationError):  # not there, or cut off while it was written
+            return None
+        return stored if stored.depends_on == depends_on else None
+
+    def write(self, name: str, stored: FinishedRun) -> None:
+        """Keep a finished run; it is there whole or not at all."""
+        write_file(self._path(name), stored.model_dump_json(indent=1) + "\n")
+
+    def once(self, name: str, find: Callable[[], str]) -> str:
+        """A word that is found when a comparison begins and kept when it goes on.
+
+        Without a finished run nothing depends on it, and it may be of other settings.
+        """
+        state = _read_state(self.folder) or _State(settings={})
+        if name not in state.found or not any((self.folder / "rows").glob("*.json")):
+            state = state.model_copy(update={"found": {**state.found, name: find()}})
+            self._write(state)
+        return state.found[name]
+
+    def _write(self, state: _State) -> None:
+        write_file(self.folder / "state.json", state.model_dump_json(indent=1) + "\n")
+
+    def _path(self, name: str) -> Path:
+        """Readable, and different for different names on every file system."""
+        readable = re.sub(r"[^A-Za-z0-9.=+-]+", "_", name)[:120]
+        return self.folder / "rows" / f"{readable}-{digest(name)[:8]}.json"
+
+
+def digest(value: Any) -> str:
+    """A fingerprint of plain data, whatever the order of its keys: 32 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _read_state(folder: Path) -> _State | None:
+    try:
+        return _State.model_validate_json((folder / "state.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _check_usable(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Refuse a folder that is no comparison, or one with finished runs of other settings."""
+    written = {path.name for path in folder.rglob("[!.]*") if path.is_file()}
+    if folder.is_dir() and not written:
+        return  # empty, or of one that was killed when it had made its folders
+    state, finished = _read_state(folder), any((folder / "rows").glob("*.json"))
+    if not (folder / "rows").is_dir() or not (state or finished or "config.yaml" in written):
+        raise OutputError(
+            f"{folder}: exists already and holds no comparison. Choose another --out."
+        )
+    if overwrite or not finished:
+        return
+    if state is None:
+        remark(
+            f"{folder}: state.json cannot be read. Finished runs that do not follow from these "
+            "settings are made again.",
+            "yellow",
+        )
+        return
+    earlier, now = flat(state.settings), flat(settings)
+    differing = sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
+    if differing:
+        name = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise OutputError(
+            f"{folder}: holds a comparison with other settings ({name} was "
+            f"{earlier.get(name)!r}, is {now.get(name)!r}{more}). Pass --overwrite to start "
+            "again, or another --out."
+        )
 
 
 # --------------------------------------------------------------------------------------------------

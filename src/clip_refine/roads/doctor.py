@@ -77,8 +77,7 @@ def _devices() -> Iterator[Finding]:
     import open_clip  # noqa: F401 - with torchvision, which goes with one torch only
     import torch
 
-    from clip_refine.train.micro_batch import memory_of
-    from clip_refine.train.precision import multiplies_bf16
+    from clip_refine.train.towers import memory_of, multiplies_bf16
 
     names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     names += ["mps"] * torch.backends.mps.is_available()

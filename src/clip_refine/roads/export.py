@@ -37,8 +37,8 @@ from clip_refine.saving.onnx import LAYOUTS, external_files, image_size, record_
 from clip_refine.support.errors import (
     ClipRefineError,
     ConfigError,
+    FailedError,
     ModelError,
-    OutputError,
     first_line,
 )
 from clip_refine.support.folder import check_free, complete_folder
@@ -382,7 +382,7 @@ def _push(folder: Path, repo: str, *, private: bool) -> None:
             commit_message=f"Upload of clip-refine {__version__}",
         )
     except (OSError, ValueError, httpx.HTTPError) as error:
-        raise OutputError(
+        raise FailedError(
             f"{repo}: the Hub did not take it ({first_line(error)}). The export is in {folder}; "
             f"hf upload {repo} {folder} tries again."
         ) from error

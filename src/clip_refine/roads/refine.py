@@ -26,12 +26,10 @@ from clip_refine.config import (
 )
 from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
-from clip_refine.data.pairs import GivenPairs, pairs_fingerprint
-from clip_refine.data.rows import skipped_rows, write_skipped
+from clip_refine.data.pairs import GivenPairs, pairs_fingerprint, skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
-from clip_refine.evaluation.forgetting import task_changes
 from clip_refine.evaluation.geometry import centroid_distance
 from clip_refine.evaluation.scores import (
     Measured,
@@ -41,6 +39,7 @@ from clip_refine.evaluation.scores import (
     score_features,
     scores_along_line,
     selection_score,
+    task_changes,
 )
 from clip_refine.evaluation.separation import nonsense
 from clip_refine.evaluation.similarity import unit_sides
@@ -63,18 +62,21 @@ from clip_refine.results import Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard, check_trained
 from clip_refine.roads.plan import (
+    MOST_RATES,
+    SHORT,
+    best_rate,
     choose_micro_batch,
     choose_precision,
     keeps_teacher,
+    next_rate,
     say_plan,
 )
-from clip_refine.roads.sweeps import MOST_RATES, SHORT, best_rate, next_rate
 from clip_refine.saving import refinement, save_model, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
 from clip_refine.support.errors import (
     ConfigError,
+    FailedError,
     ModelError,
-    OutputError,
     TrainingError,
     first_line,
 )
@@ -868,17 +870,17 @@ def _save_model(student: Any, folder: Path, provenance: Provenance) -> None:
                 save(place)
                 break
         else:
-            raise OutputError(
+            raise FailedError(
                 f"{folder}: the refined model cannot be written ({first_line(error)}), nor to "
                 f"{elsewhere}. Make room; --resume auto goes on from the last state."
             ) from error
         if place == elsewhere:
-            raise OutputError(
+            raise FailedError(
                 f"{folder}: the refined model cannot be written there ({first_line(error)}), so it "
                 f"is in {elsewhere}/model, without its scores. Move it to a place of your own."
             ) from error
     if not there:
-        raise OutputError(
+        raise FailedError(
             f"{folder}: was removed while the run wrote to it. The refined model is in "
             f"{folder}/model; log and report are lost."
         )

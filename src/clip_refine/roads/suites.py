@@ -31,7 +31,6 @@ from clip_refine.config.suites import (
     shipped,
 )
 from clip_refine.data import open_pairs
-from clip_refine.data.benchmarks import read_mixbench, read_sugarcrepe, read_winoground
 from clip_refine.data.images import DECODING
 from clip_refine.data.labelled import (
     OPEN_CLIP,
@@ -39,14 +38,16 @@ from clip_refine.data.labelled import (
     read_cub,
     read_labelled_rows,
     read_listed_folders,
+    read_mixbench,
+    read_sugarcrepe,
     read_texts,
     read_torchvision,
+    read_winoground,
 )
+from clip_refine.data.loader import preprocess_fingerprint
 from clip_refine.data.pairs import Images, fingerprint
-from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, interval
-from clip_refine.evaluation.forgetting import against
-from clip_refine.evaluation.scores import Outcome, mean_of
+from clip_refine.evaluation.scores import Outcome, against, mean_of
 from clip_refine.evaluation.separation import nonsense
 from clip_refine.evaluation.tasks import SourceFeatures, measure_task
 from clip_refine.models.embed import FeatureStore, image_fingerprints

@@ -14,7 +14,7 @@ from clip_refine.data import LabelledImages
 from clip_refine.data.pairs import GivenPairs
 from clip_refine.models import DualEncoder
 from clip_refine.roads.compare import Runs, open_runs
-from clip_refine.roads.sweeps import Variant, list_variants
+from clip_refine.roads.plan import Variant, list_variants
 from clip_refine.support.errors import ConfigError, TrainingError
 from clip_refine.support.folder import alone, write_file
 

@@ -32,7 +32,7 @@ from clip_refine.losses import Objective, PairFeatures
 from clip_refine.losses.objective import check_objective
 from clip_refine.models import DualEncoder, FeatureScale, OpenClipEncoder, Teacher
 from clip_refine.models.embed import EmbeddedPairs
-from clip_refine.models.text_length import PROBES
+from clip_refine.models.encoder import PROBES
 from clip_refine.models.weights import (
     fitted_logit_scale,
     fold_towers,
@@ -52,11 +52,19 @@ from clip_refine.support.console import Clock, PeakMemory, quietly, remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
 from clip_refine.support.folder import check_free, complete_folder, write_environment
 from clip_refine.train import StepLog, StudentTowers, Trainer, make_optimiser, make_schedule
-from clip_refine.train.precision import TowerPrecision
+from clip_refine.train.towers import TowerPrecision
 from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_peer
-from clip_refine.vectors.maps import IsoClip, LinearMaps, RefinedMaps, VectorStudent
 from clip_refine.vectors.stored import read_pairs
-from clip_refine.vectors.transforms import Fold, Peer, check_name, fit_peer
+from clip_refine.vectors.transforms import (
+    Fold,
+    IsoClip,
+    LinearMaps,
+    Peer,
+    RefinedMaps,
+    VectorStudent,
+    check_name,
+    fit_peer,
+)
 
 # --------------------------------------------------------------------------------------------------
 # `vectors refine`: two linear maps, learnt on stored pairs as a model's last layers would be.

@@ -30,11 +30,11 @@ from clip_refine.vectors.files import (
     save_peer,
     write_features,
 )
-from clip_refine.vectors.maps import Procrustes
 from clip_refine.vectors.stored import open_npy, read_pairs
 from clip_refine.vectors.transforms import (
     DEFAULTS,
     Peer,
+    Procrustes,
     check_name,
     fit_peer,
     settings_of,

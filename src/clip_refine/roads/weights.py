@@ -11,8 +11,7 @@ from clip_refine.config import DataConfig, RefineConfig, override, with_recipe
 from clip_refine.data import Stream
 from clip_refine.data.sources import open_training
 from clip_refine.models import OpenClipEncoder
-from clip_refine.models.encoder import OWN, files_of
-from clip_refine.models.text_length import PROBES, same_features
+from clip_refine.models.encoder import OWN, PROBES, files_of, same_features
 from clip_refine.models.weights import interpolate_weights, set_logit_scale
 from clip_refine.results import Provenance
 from clip_refine.roads import build

@@ -1,5 +1,6 @@
 """Models to folders, in the format of each library, with a card and where they come from."""
 
+from clip_refine.saving.exchange import write_sentence_transformers, write_transformers
 from clip_refine.saving.folder import (
     base_model,
     read_provenance,
@@ -9,7 +10,6 @@ from clip_refine.saving.folder import (
     write_open_clip,
 )
 from clip_refine.saving.onnx import write_onnx
-from clip_refine.saving.transformers import write_sentence_transformers, write_transformers
 
 __all__ = [
     "base_model",

@@ -22,7 +22,7 @@ from clip_refine.report.tables import rolled_back, signed
 from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
 from clip_refine.results.metrics import metric
 from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
-from clip_refine.support.console import console
+from clip_refine.support.console import console, printable
 from clip_refine.support.errors import DataError, ModelError
 from clip_refine.support.limits import parse_yaml
 
@@ -92,7 +92,7 @@ def model_card(
         hub_id=hub_id and Verbatim(hub_id),
         fed=fed,
     )
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return printable(re.sub(r"\n{3,}", "\n\n", text))
 
 
 def markdown_escape(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_refine.support.console import remark
-from clip_refine.support.errors import OutputError
+from clip_refine.support.errors import OutputError, unwritable
 from clip_refine.support.folder import locked
 
 _KEY_BYTES = 16  # of a fingerprint
@@ -59,7 +59,9 @@ class RowCache:
             self._forget()
             return {}
         except OSError as error:
-            raise self._unusable(error) from error
+            raise OutputError(
+                f"{self.folder}: cannot be read ({error.strerror}). Choose another {self.flag}."
+            ) from error
         for row, at in enumerate(range(0, len(keys), _KEY_BYTES), self._count):
             self._known[keys[at : at + _KEY_BYTES].hex()] = row
         self._count = count
@@ -124,7 +126,7 @@ class RowCache:
                 wait = f"Another run is adding to {self.folder}; waiting for it."
                 held.enter_context(locked(file, wait=wait))
             except OSError as error:
-                raise self._unusable(error) from error
+                raise unwritable(self.folder, error, f"another {self.flag}", begun=False) from error
             self._lock = held
             try:
                 yield
@@ -151,7 +153,7 @@ class RowCache:
                 _write_behind(self.folder / "sums", at, sums.astype("<u4").tobytes())
                 _write_behind(self.folder / "fingerprints", self._count * _KEY_BYTES, keys)
             except OSError as error:
-                raise self._unusable(error) from error
+                raise unwritable(self.folder, error, f"another {self.flag}", begun=True) from error
 
     def _forget(self) -> None:
         """Begin again with what the folder holds."""
@@ -173,12 +175,6 @@ class RowCache:
                 raise ValueError("rows of nothing")
             self._type = row_type
         return self._type
-
-    def _unusable(self, error: Exception) -> OutputError:
-        reason = error.strerror if isinstance(error, OSError) else None
-        return OutputError(
-            f"{self.folder}: cannot be used ({reason or error}). Choose another {self.flag}."
-        )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -90,6 +90,8 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[2Jb"), printable("line\n")
     ('a\ufffd[2Jb', 'line\n')
     """
+    if text.isprintable():
+        return text
     return "".join(
         "\ufffd" if c != "\n" and (category(c) in ("Cc", "Cs") or c in _TURNING) else c
         for c in text
@@ -106,8 +108,7 @@ class PlainConsole(Console):
         for segment in super().render(renderable, options):
             if self.no_color:  # nor bold and dim, which rich keeps
                 segment = segment._replace(style=None)
-            clean = segment.control or segment.text.isprintable()
-            yield segment if clean else segment._replace(text=printable(segment.text))
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 console = PlainConsole(stderr=True, highlight=False)

@@ -4,9 +4,11 @@ A message says what was wrong, what was found, what is allowed and what to do ne
 line prints it without a traceback; from Python every kind is a `ClipRefineError`.
 """
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def first_line(error: BaseException) -> str:
@@ -47,10 +49,14 @@ class ModelError(ClipRefineError):
     """A model, tag, tokenizer or checkpoint cannot be found or does not fit."""
 
 
-class TrainingError(ClipRefineError):
-    """Training cannot go on, for example after a loss that is not finite."""
+class FailedError(ClipRefineError):
+    """What was asked for is right, and failed: a full disk, a process that was killed, memory."""
 
     status = 1
+
+
+class TrainingError(FailedError):
+    """Training cannot go on, for example after a loss that is not finite."""
 
 
 class Planned(ClipRefineError):  # noqa: N818, nothing went wrong
@@ -60,7 +66,19 @@ class Planned(ClipRefineError):  # noqa: N818, nothing went wrong
 
 
 class OutputError(ClipRefineError):
-    """The results cannot be written where they were asked for."""
+    """The place where results are asked for is none: not to be written to, or not free."""
+
+
+_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # whatever the place
+
+
+def unwritable(path: Path, error: Exception, choose: str = "another", *, begun: bool) -> Exception:
+    """What to raise: a place where nothing could be begun is a wrong one; later it is a failure."""
+    if begun or (isinstance(error, OSError) and error.errno in _BROKEN):
+        return FailedError(
+            f"{path}: cannot be written ({first_line(error)}). Make room, or choose {choose}."
+        )
+    return OutputError(f"{path}: cannot be written ({first_line(error)}). Choose {choose}.")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from clip_refine.support.console import remark
-from clip_refine.support.errors import DataError, OutputError, first_line
+from clip_refine.support.errors import DataError, OutputError, first_line, unwritable
 from clip_refine.support.limits import is_regular, read_text
 from clip_refine.support.process import is_alive, process_tag
 
@@ -161,19 +161,14 @@ def complete_folder(path: Path, *, overwrite: bool, go_on: bool = False) -> Iter
                 _put_aside(partial, path)
             partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror}). Choose another."
-            ) from error
+            raise unwritable(path, error, begun=False) from error
         try:
             yield partial
             seal(partial)
             partial.rename(_hidden(path, "complete"))
-            _finish_renames(path)
+            _finish_renames(path, own=True)
         except OSError as error:
-            raise OutputError(
-                f"{path}: cannot be written ({error.strerror or error}). Make room or choose "
-                "another."
-            ) from error
+            raise unwritable(path, error, begun=True) from error
         finally:
             if _holds_work(partial):
                 remark(f"What was finished is kept in {partial}; --resume auto goes on.", "yellow")
@@ -196,7 +191,7 @@ def recover(path: Path) -> None:
             _finish_renames(path)
 
 
-def _finish_renames(path: Path) -> None:
+def _finish_renames(path: Path, *, own: bool = False) -> None:
     """Put a complete folder in the place of what stood there; also of a run that was killed in it.
 
     Complete is what has that name, so a kill between any two of these lines loses nothing.
@@ -210,9 +205,9 @@ def _finish_renames(path: Path) -> None:
     elif previous.exists() and not path.exists():
         previous.rename(path)
     if previous.exists():
-        _remove(previous)
+        (_remove if own else clear_left)(previous)
     with suppress(OSError):
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _holds_work(partial: Path) -> bool:
@@ -225,8 +220,7 @@ def _put_aside(partial: Path, path: Path) -> None:
     if not partial.exists():
         return
     if not _holds_work(partial):
-        shutil.rmtree(partial)
-        remark(f"Cleared {partial}, which a run that was killed had left.")
+        clear_left(partial)
         return
     numbers = (f"-{number}" if number > 1 else "" for number in range(1, 10**6))
     aside = next(
@@ -241,20 +235,20 @@ def _put_aside(partial: Path, path: Path) -> None:
 
 def set_aside(path: Path) -> None:
     """Make room at `path` without losing what is there, until `drop_aside`."""
-    previous = _hidden(path.resolve(), "previous")
+    aside = _hidden(path.resolve(), "aside")  # not what `recover` would remove
     if not path.exists():
         return
-    if previous.exists():  # of one that was not completed: what is older is complete
+    if aside.exists():  # of one that was not completed: what is older is complete
         _remove(path)
     else:
-        path.rename(previous)
+        path.rename(aside)
 
 
 def drop_aside(path: Path) -> None:
     """Remove what `set_aside` kept."""
-    previous = _hidden(path.resolve(), "previous")
-    if previous.exists():
-        _remove(previous)
+    aside = _hidden(path.resolve(), "aside")
+    if aside.exists():
+        _remove(aside)
 
 
 def default_cache() -> Path:
@@ -305,20 +299,18 @@ def _remove(path: Path) -> None:
 @contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
     """A file to write to that becomes `path` when the block ends without an error."""
-    partial = _hidden(path, f"{process_tag()}.partial")
+    partial, begun = _hidden(path, f"{process_tag()}.partial"), False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(path.parent, f".{path.name}.")
         with readable(partial):
+            begun = True
             yield partial
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:  # the second from who writes tensors
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise OutputError(
-            f"{path}: cannot be written ({reason or error}). Choose another."
-        ) from error
+        raise unwritable(path, error, begun=begun) from error
     finally:
         with suppress(OSError):  # of a name too long, or below a file, there is none
             partial.unlink()
@@ -337,13 +329,18 @@ def readable(path: Path) -> Iterator[None]:
     path.chmod(mode)
 
 
+def clear_left(path: Path) -> None:
+    """Remove what a process that died has left, with a word."""
+    _remove(path)
+    remark(f"Cleared {path}, which a run that was killed had left.")
+
+
 def clear_leftovers(folder: Path, beginning: str) -> None:
     """Remove temporary files of processes that died."""
     for file in folder.iterdir():  # a name may hold what a pattern would take for its own
         tag = file.name.removeprefix(beginning).removesuffix(".partial")
         if file.name == f"{beginning}{tag}.partial" and tag.count("-") > 1 and not is_alive(tag):
-            file.unlink(missing_ok=True)
-            remark(f"Cleared {file}, which a process that was killed had left.")
+            clear_left(file)
 
 
 def write_file(path: Path, text: str) -> None:
@@ -369,8 +366,8 @@ def seal(folder: Path) -> None:
             (inner / SUMS).write_text("".join(lines), encoding="utf-8")
             files.append(inner / SUMS)
         for path in files:
-            _sync(path)
-        _sync(inner)
+            sync(path)
+        sync(inner)
 
 
 def check_sums(folder: Path) -> None:
@@ -403,7 +400,7 @@ def file_sum(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk keep what was written to a file, or which files a folder has."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

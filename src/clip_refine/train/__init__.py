@@ -3,7 +3,7 @@
 from clip_refine.train.log import StepLog
 from clip_refine.train.loop import Trainer, make_optimiser, make_schedule
 from clip_refine.train.part import learning_rates, trained_part
-from clip_refine.train.precision import (
+from clip_refine.train.towers import (
     StudentTowers,
     TowerPrecision,
     faster_precision,

@@ -20,33 +20,31 @@ from clip_refine.config import TrainConfig
 from clip_refine.data import PairBatch
 from clip_refine.losses import LossTerms, Objective, PairFeatures
 from clip_refine.models import FeatureScale, Teacher
-from clip_refine.models.text_length import CountingTokenizer
+from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.priors import Prior
 from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import TrainingError
 from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
-from clip_refine.train.micro_batch import (
-    EncodedParts,
-    Parts,
-    encode_in_parts,
-    parts_by_length,
-    put_together,
-    weights_cast_once,
-)
 from clip_refine.train.part import Frozen, compiled_blocks
-from clip_refine.train.precision import (
+from clip_refine.train.state import States
+from clip_refine.train.towers import (
+    EncodedParts,
     Known,
+    Parts,
     StudentTowers,
     TowerOutput,
     TowerPrecision,
     batch_statistics,
+    encode_in_parts,
     encode_pairs,
+    parts_by_length,
+    put_together,
     shared_as,
     training_mode,
+    weights_cast_once,
     whole,
 )
-from clip_refine.train.state import States
 
 EXPLODED = 100.0  # times the first norms; at rate 10 the toy model's grow 2,000-fold in 4 steps
 _DIVERGED = 1e6  # times the first loss

@@ -38,14 +38,13 @@ class Towers:
         """The parameters that a tower's features depend on."""
         return used_parameters(self.model, self.encoders[tower])
 
-    def called(self, tower: str, kinds: tuple[type, ...] | None = None) -> list[nn.Module]:
+    def called(self, tower: str) -> list[nn.Module]:
         """The modules that run for a tower, in the order in which they begin."""
         begun: list[nn.Module] = []
         with ExitStack() as hooks, torch.no_grad():
             for module in self.model.modules():
-                if kinds is None or isinstance(module, kinds):
-                    handle = module.register_forward_pre_hook(lambda m, _: begun.append(m))
-                    hooks.callback(handle.remove)
+                handle = module.register_forward_pre_hook(lambda m, _: begun.append(m))
+                hooks.callback(handle.remove)
             self.encoders[tower]()
         return list(dict.fromkeys(begun))
 
@@ -170,6 +169,8 @@ def _detach(_: nn.Module, arguments: Any, named: Any) -> Any:
 
 INSTALL = "pip install 'clip-refine[peft]'"
 _NAME = "refinement"
+# which attention applies itself, PyTorch's and those that keep its names, as open_clip 4's
+_OWN = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 class Adapters:
@@ -185,17 +186,29 @@ class Adapters:
             ) from error
         # A layer whose weight is used without calling it, as in open_clip's attention pooling and
         # within PyTorch's attention, would have an adapter that nothing asks for.
-        towers, kinds = Towers(model), (nn.Linear, nn.MultiheadAttention)
-        called = {id(m) for tower in towers.encoders for m in towers.called(tower, kinds)}
-        names = [name for name, module in model.named_modules() if id(module) in called]
-        if not names:
+        towers = Towers(model)
+        called = {id(m) for tower in towers.encoders for m in towers.called(tower)}
+        layers, weights = list[str](), list[str]()
+        for name, module in model.named_modules():
+            own = [w for w in _OWN if isinstance(getattr(module, w, None), nn.Parameter)]
+            whole = isinstance(module, nn.MultiheadAttention) and "in_proj_weight" in own
+            if id(module) in called and (whole or isinstance(module, nn.Linear)):
+                layers.append(name)
+            elif id(module) in called:
+                weights += [f"{name}.{weight}" for weight in own]
+        if not layers + weights:
             raise ModelError(
                 f"train.parameters lora: the towers of {type(model).__name__} call no linear layer "
                 "and no attention. Choose other --train.parameters."
             )
-        self.layers = len(names)
-        exactly = "|".join(re.escape(name) for name in names)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=f"(?:{exactly})")  # pyright: ignore[reportArgumentType]
+        self.layers = len(layers) + len(weights)
+        exactly = "|".join(re.escape(name) for name in layers)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+            target_modules=f"(?:{exactly})" if layers else [],
+            target_parameters=weights or None,
+        )
         self._tuner: Any = LoraModel(model, config, _NAME)
 
     def parameters(self) -> list[nn.Parameter]:
@@ -205,7 +218,8 @@ class Adapters:
 
     def merge(self) -> None:
         """Add the adapters to the weights they stand beside, and take them out."""
-        self._tuner.merge_and_unload()
+        for _ in range(2):  # the first leaves layers within attention that has an adapter itself
+            self._tuner.merge_and_unload()
 
 
 Frozen = tuple[bool, bool]

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from clip_refine.results import flat
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ConfigError, DataError
-from clip_refine.support.folder import WORK, check_sums, readable, seal
+from clip_refine.support.folder import WORK, check_sums, clear_left, readable, seal, sync
 from clip_refine.support.process import Stopped, stop_asked
 
 KEPT = 2  # should a power cut spoil the last one
@@ -149,7 +150,7 @@ class States:
         if self.folder is not None:
             try:
                 flush()
-                self._write(step, tensors, plain)
+                self._write(self.folder, step, tensors, plain)
             except (OSError, SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or error
                 remark(f"{self.folder}: step {step} could not be saved ({reason}).", "yellow")
@@ -158,10 +159,13 @@ class States:
         self._spent += self._last - begin
         return done
 
-    def _write(self, step: int, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        folder = (self.folder or Path()) / WORK
-        new = folder / f".step-{step:09}.partial"
-        shutil.rmtree(new, ignore_errors=True)
+    def _write(
+        self, run: Path, step: int, tensors: dict[str, Tensor], plain: dict[str, Any]
+    ) -> None:
+        folder = run / WORK
+        for left in folder.glob(".step-*"):  # its run is locked, so that nobody writes it
+            clear_left(left)
+        new, named = folder / f".step-{step:09}.partial", folder / f"step-{step:09}"
         new.mkdir(parents=True)
         try:
             with readable(new / "state.safetensors"):
@@ -176,14 +180,18 @@ class States:
             plain = json.loads(json.dumps(plain))
             (new / "state.json").write_text(json.dumps({**plain, "sum": _plain_sum(plain)}))
             seal(new)
-            named = folder / f"step-{step:09}"
             shutil.rmtree(named, ignore_errors=True)  # of a run that then went back
             new.rename(named)
             seal(folder)
+            for above in (run, *run.parents):  # any of which may be new
+                with suppress(OSError):  # of others
+                    sync(above)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old)
+        last = [state for state in sorted(folder.glob("step-*")) if state <= named][-KEPT:]
+        for state in folder.glob("step-*"):  # later ones could not be used
+            if state not in last:
+                shutil.rmtree(state)
 
     def say_cost(self, seconds: float) -> None:
         """Name the share of training that saving took, where it is worth a word."""

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from clip_refine.data import EpochPlan, ImageCaptions, PairBatch
 from clip_refine.data.images import DECODING
+from clip_refine.data.loader import preprocess_fingerprint
 from clip_refine.data.pairs import fingerprint
-from clip_refine.data.pixels import preprocess_fingerprint
 from clip_refine.models import Teacher
 from clip_refine.models.embed import EmbeddedPairs, Embedder, FeatureStore, embed_pairs
 from clip_refine.models.encoder import identity, quick_on_cpu
 from clip_refine.models.weights import Heads
-from clip_refine.train.precision import TowerPrecision, autocast
+from clip_refine.train.towers import TowerPrecision, autocast
 
 
 class CachedTeacher(Teacher):

@@ -24,8 +24,7 @@ from clip_refine.support.folder import (
     package_version,
     readable,
 )
-from clip_refine.vectors.maps import MAPS
-from clip_refine.vectors.transforms import PEERS, Chain, Peer, check_rows
+from clip_refine.vectors.transforms import MAPS, PEERS, Chain, Peer, check_rows
 
 # --------------------------------------------------------------------------------------------------
 # Features of a model on disk: one file with those of images and texts, and who describes whom.

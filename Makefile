@@ -55,8 +55,13 @@ bench: $(READY) ## Time ours against what one would write otherwise: one table, 
 	$(BIN)/python benchmarks/bench.py
 
 SECONDS ?= 600
-fuzz: $(READY) ## Read changed files of every kind for 10 minutes, or SECONDS=60
-	PYTHONPATH=src:. OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS)
+fuzz: $(READY) .venv-fuzz ## Read changed files of every kind for 10 minutes, or SECONDS=60 TARGETS='states sums'
+	PYTHONPATH=src:.:.venv-fuzz OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
+
+# apart from .venv, whose tests shall be what everybody has; without a wheel changes are random
+.venv-fuzz: | $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps --target $@ atheris \
+		|| echo "atheris has no wheel for this Python or machine: changes are made at random, not by coverage."
 
 # What other people run on our models, without what would replace .venv's packages: clip_benchmark
 # fails on numpy 2.4, and clip-retrieval asks for a numpy before 2. The rest is shared with .venv.
@@ -64,9 +69,9 @@ TOOLS := clip_benchmark==1.6.2 webdataset braceexpand pycocoevalcap \
 	mteb==2.26.24 pytrec-eval-terrier polars polars-runtime-32 requests urllib3 charset-normalizer \
 	clip_retrieval==2.45.0 all_clip==1.3.0 clip-anytorch fire termcolor faiss-cpu h5py wandb platformdirs \
 	flask flask_restful 'flask_cors<5' itsdangerous blinker prometheus_client \
-	lightning torchmetrics lightning-utilities pytorch-lightning
+	lightning torchmetrics lightning-utilities pytorch-lightning uv
 parity: $(READY) $(PARITY)/.ready ## Ours in other people's tools, and against their numbers
-	PYTHONPATH=$(CURDIR)/src $(PARITY)/bin/python -m pytest -q tests/parity tests/vectors/test_nnn_parity.py tests/test_examples.py
+	PYTHONPATH=$(CURDIR)/src $(PARITY)/bin/python -m pytest -q tests/parity tests/vectors/test_nnn_parity.py tests/test_examples.py tests/test_package.py
 
 $(PARITY)/.ready: Makefile | $(READY)
 	$(PYTHON) -m venv --clear $(PARITY)

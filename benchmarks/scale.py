@@ -74,22 +74,29 @@ def exchanged(parameters: int, dim: int, gpus: int) -> float:
     return 2 * 4 * parameters + 3 * 2 * 4 * dim * BATCH * gpus
 
 
+WAYS = ("listed", "cached", "streamed")  # in which images come
+
+
 def seconds(
-    flops: float, parameters: int, dim: int, pairs: int, gpus: int, *, cached: bool
+    flops: float, parameters: int, dim: int, pairs: int, gpus: int, way: str
 ) -> dict[str, float]:
-    """What each part of one epoch takes by itself; the largest is what the epoch waits for."""
+    """What each part of one epoch takes by itself; the largest is what the epoch waits for.
+
+    Of a stream each process reads all and decodes its share; those of one machine read at about the
+    same time, so that its disk gives a shard once.
+    """
     machines, steps = -(-gpus // 8), pairs / (BATCH * gpus)
     link = ASSUMED["network"] if machines > 1 else ASSUMED["nvlink"]
     moved = exchanged(parameters, dim, gpus)
     # both directions of the student, forward and backward, and of the teacher: own rows with all
     similarities = 2 * 4 * 2 * dim * BATCH * BATCH * gpus * steps
-    stored = CACHED if cached else ASSUMED["image"]
-    decoding = 0.0 if cached else pairs / gpus / (ASSUMED["cores"] * ASSUMED["decoded"])
+    stored = CACHED if way == "cached" else ASSUMED["image"]
+    decoding = 0.0 if way == "cached" else pairs / gpus / (ASSUMED["cores"] * ASSUMED["decoded"])
     rate = ASSUMED["peak"] * ASSUMED["utilisation"]
     return {
         "arithmetic": (4 * flops * pairs / gpus + similarities) / rate,
         "decoding": decoding,
-        "disk": pairs * stored / machines / ASSUMED["disk"],
+        "disk": pairs * stored / (1 if way == "streamed" else machines) / ASSUMED["disk"],
         "network": moved * steps / link if gpus > 1 else 0.0,
     }
 
@@ -121,14 +128,14 @@ def rows() -> Iterator[str]:
             f"{took:.2f} | {read} | {sent:.1f} | {state:.1f} | {4 * parameters / 1e9:.1f} |"
         )
     yield ""
-    yield "| model | pairs | GPUs | epoch | waits for | with pixels cached | waits for |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| model | pairs | GPUs | epoch | waits for | cached | waits for | streamed | waits for |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name, found in counted.items():
         for pairs in PAIRS:
             for gpus in GPUS:
                 cells = []
-                for cached in (False, True):
-                    parts = seconds(*found, pairs, gpus, cached=cached)
+                for way in WAYS:
+                    parts = seconds(*found, pairs, gpus, way)
                     slowest = max(parts, key=parts.__getitem__)
                     cells += [shown(parts[slowest]), slowest]
                 yield f"| {name} | {pairs:,} | {gpus} | {' | '.join(cells)} |"

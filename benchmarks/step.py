@@ -50,8 +50,7 @@ from clip_refine.roads import build
 from clip_refine.roads.plan import choose_precision
 from clip_refine.support.console import quietly
 from clip_refine.toy import ToyPairs, model_directory
-from clip_refine.train import Trainer, loop
-from clip_refine.train import towers as of_towers
+from clip_refine.train import Trainer, loop, towers
 from clip_refine.train.part import compiled_blocks
 from clip_refine.train.teacher_cache import CachedTeacher
 from clip_refine.train.towers import encode_pairs, parts_by_length
@@ -184,7 +183,7 @@ def shortcut(
         def as_it_was() -> None:
             with ExitStack() as stay:
                 for name, function in WAS[what].items():
-                    for module in (loop, of_towers):
+                    for module in (loop, towers):
                         if hasattr(module, name):
                             stay.enter_context(patch.object(module, name, function))
                 trainer.step(1, batch, steps=1)

@@ -3,6 +3,8 @@
 import faulthandler
 import json
 import os
+from collections.abc import Sequence
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 
+from clip_refine import toy
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.toy import ToyPairs
 
@@ -38,6 +43,45 @@ def needs(package: str, extra: str) -> Any:
     """A package, or a test that is skipped and says how to have it."""
     how = f"{package} is not installed: pip install 'clip-refine[{extra}]'"
     return pytest.importorskip(package, reason=how)
+
+
+# --------------------------------------------------------------------------------------------------
+# What takes a third of a small run, and is the same each time: made once by every worker.
+
+
+def share_vocabularies() -> None:
+    """open_clip reads its 49,408 words anew for every tokenizer."""
+    make, made = open_clip.SimpleTokenizer.__init__, {}
+
+    @wraps(make)
+    def as_before(self: open_clip.SimpleTokenizer, *given, **named) -> None:
+        key = repr((given, sorted(named.items())))
+        if key not in made:
+            make(self, *given, **named)
+            made[key] = dict(vars(self))
+        vars(self).update(made[key])
+
+    open_clip.SimpleTokenizer.__init__ = as_before
+
+
+def keep_drawings() -> None:
+    """An image of the toy world follows from its scenes and the state of its generator."""
+    draw, made = toy.draw_scenes, {}
+
+    @wraps(draw)
+    def as_before(scenes: Sequence[toy.Scene], generator: np.random.Generator) -> Image.Image:
+        key = (*scenes, repr(generator.bit_generator.state))
+        if key not in made:
+            if len(made) > 5000:  # 7 kB each
+                made.clear()
+            made[key] = draw(scenes, generator)
+        return made[key].copy()
+
+    toy.draw_scenes = as_before
+
+
+share_vocabularies()
+keep_drawings()
 
 
 def write_model(folder: Path, model_config: dict, *, seed: int = 0) -> str:

@@ -12,12 +12,15 @@ from pathlib import Path
 RECORD = Path(__file__).parent / "api.txt"
 ROOMS = (
     "clip_refine",
+    "clip_refine.config",
     "clip_refine.data",
     "clip_refine.models",
     "clip_refine.priors",
     "clip_refine.losses",
     "clip_refine.train",
     "clip_refine.evaluation",
+    "clip_refine.vectors",
+    "clip_refine.results",
     "clip_refine.toy",
 )
 
@@ -72,7 +75,8 @@ def test_public_names_are_documented():
 
 def test_roads_can_be_handed_to_processes_that_are_spawned():
     import clip_refine
+    from clip_refine import vectors
 
-    for name in ("refine", "evaluate", "compare"):
-        road = getattr(clip_refine, name)
+    names = ("refine", "evaluate", "compare")
+    for road in (getattr(room, name) for room in (clip_refine, vectors) for name in names):
         assert pickle.loads(pickle.dumps(road)) is road

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,18 +27,32 @@ def test_help_teaches_every_verb(capsys: pytest.CaptureFixture[str]):
     assert all(f"clip-refine {verb}" in HELP for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", list(VERBS))
-def test_verb_help_needs_no_torch(verb: str):
+@pytest.fixture(scope="module")
+def helped() -> dict[str, list]:
+    """Of each verb what its help says, and what heavy it imports; all in one process."""
     program = (
-        "import sys; from clip_refine.cli import main\n"
-        f"try: main(['{verb}', '--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'torch', 'open_clip', 'accelerate', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import io, json, sys; from contextlib import redirect_stdout\n"
+        "from clip_refine.cli import VERBS, main\n"
+        "def heavy(): return {'torch', 'open_clip', 'accelerate', 'datasets'} & set(sys.modules)\n"
+        "found = {}\n"
+        "for verb in VERBS:\n"
+        "    before = heavy()\n"
+        "    with redirect_stdout(io.StringIO()) as said:\n"
+        "        try: main([verb, '--help'])\n"
+        "        except SystemExit: pass\n"
+        "    found[verb] = [said.getvalue(), sorted(heavy() - before)]\n"
+        "print(json.dumps(found))"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert "default" in shown.stdout
+    return json.loads(shown.stdout)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_verb_help_needs_no_torch(verb: str, helped: dict[str, list]):
+    said, heavy = helped[verb]
+    assert not heavy
+    assert "default" in said
 
 
 def test_settings_come_from_defaults_then_file_then_flags(
@@ -100,7 +116,7 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
     data = ["--data.train", str(tmp_path / "no.csv")]
     data_val, out = ["--data.val", "toy", "--model.name", "toy"], ["--out", "x"]
     cut = ["--top", "1", "--bottom", "1"]
-    for name in ("captions.csv", "photo-clip"):
+    for name in ("captions.csv", "photo-clip", "a.jsonl", "1.tar"):
         (tmp_path / name).touch()
     mistakes = {
         "no such folder. Give an open_clip": [
@@ -142,6 +158,12 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "f.npz: cannot be read": ["posthoc", "fit", "nnn", "f.npz", *out],
         "peer: cannot be read": ["posthoc", "apply", "peer", "f.npz", *out],
         "neither scores.json nor": ["report", "nowhere"],
+        "train.steps is missing: a.jsonl does not tell how many": [
+            *("refine", "--data.train", "a.jsonl", "--data.streaming", *data_val),
+        ],
+        "train.steps is missing: {1..9}.tar does not tell": [
+            *("refine", "--data.train", "{1..9}.tar", "--data.streaming", *data_val),
+        ],
         "runs/gone: cannot be read": ["refine", "--resume", "runs/gone", *data_val],
     }
     program = (
@@ -159,6 +181,65 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
     assert shown.returncode == 0, shown.stderr
     for fault, said in zip(mistakes, shown.stderr.splitlines(), strict=True):
         assert fault in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--seeds", "two"]])
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_color(words: list[str], plain: bool):
+    """Of a terminal, where help and errors are coloured otherwise."""
+    ours, theirs = pty.openpty()
+    colours = {"NO_COLOR": "1"} if plain else {}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    told = subprocess.Popen(
+        [sys.executable, "-m", "clip_refine", "compare", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**environment, "TERM": "xterm-256color", **colours},
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal
+        while block := os.read(ours, 1 << 16):
+            shown += block
+    os.close(ours)
+    told.wait()
+    assert (b"\x1b[" in shown) != plain
+    assert b"--seeds" in shown
+
+
+def test_a_given_default_is_no_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "compare.yaml"
+    file.write_text("recipes: [centred]\nloss: {rafa_weight: 1.0}\n")
+    for words in (
+        ["--recipes", "centred", "--loss.rafa-weight", "1"],
+        ["--recipes=centred", "--loss.rafa-weight=1"],
+        ["--config", str(file)],
+    ):
+        with pytest.raises(SystemExit):
+            main(["compare", *words, "--data.train", "toy", "--out", str(tmp_path / "x")])
+        assert "loss.rafa_weight 1.0: every recipe here has its own" in capsys.readouterr().err
+    normalize = ["--recipes", "contrastive-raw", "--loss.contrastive-normalize"]
+    for words, own in ((normalize, True), (["--loss.no-contrastive-normalize"], False)):
+        main(["compare", *words, "--print-config"])
+        assert yaml.safe_load(capsys.readouterr().out)["loss"]["contrastive_normalize"] == own
+    with pytest.raises(SystemExit):
+        main(["tune", *normalize, "--data.train", "toy", "--out", str(tmp_path / "x")])
+    assert "loss.contrastive_normalize True: every recipe" in capsys.readouterr().err
+
+
+def test_models_with_a_slash_and_a_tag(capsys: pytest.CaptureFixture[str]):
+    main(["refine", "--model.name", "ViT-B/32@openai", "--print-config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (model["name"], model["pretrained"]) == ("ViT-B-32", "openai")
+    main(["refine", "--model.name", "ViT-B/32", "--model.pretrained", "x", "--print-config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert (model["name"], model["pretrained"]) == ("ViT-B-32", "x")
+    for verb in ("export", "interpolate", "fold"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "name, ARCH@TAG, or factory:MODULE:FUNCTION@RUN" in shown
 
 
 def test_models_alone_are_all_that_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -326,6 +407,16 @@ def test_every_failure_is_one_message(
     assert len(shown) < 8100
     with pytest.raises(type(error)):
         main(["demo", "--debug"])
+
+
+def test_several_processes_do_not_write_one_target(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        main(["vectors", "apply", "maps", "stored.npy", "--side", "image", "--out", "new.npy"])
+    assert stop.value.code == 2
+    assert "vectors runs in one process: several would write over" in capsys.readouterr().err
 
 
 def test_a_full_disk_and_a_terminal_of_few_letters():

@@ -6,28 +6,38 @@ docs/security.md names the limits. One child reads them all, since importing tak
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 DEEP = 100_000  # levels; Python 3.13 reads some thousands
 CHILD = """
 import json, resource, signal, sys, time
-from clip_refine.config import DataConfig, RefineConfig, load_config, load_suite
+from clip_refine.config import DataConfig, ModelConfig, RefineConfig, load_config, load_suite
 from clip_refine.data import open_pairs, open_stream, read_class_folders
 from clip_refine.data.images import open_image
 from clip_refine.models import load_open_clip, load_weights_file
 from clip_refine.results import RunScores, read
 from clip_refine.report.run_page import read_steps
+from clip_refine.roads.build import build_tokenizer
 from clip_refine.support.errors import ClipRefineError
+from clip_refine.vectors.stored import read_pairs
 from pathlib import Path
 
 OUT = DataConfig(allow_outside=True)
+
+def tokenized(text):
+    tokenizer = build_tokenizer(ModelConfig())
+    assert tokenizer([text]).shape == (1, 77)
+    assert tokenizer.token_counts([text])[0] > 77
 
 def drain(name):
     stream = open_stream(name, DataConfig(streaming=True))
@@ -79,6 +89,25 @@ def png(image: Image.Image, **more: object) -> bytes:
     return file.getvalue()
 
 
+def many_scans(count: int) -> bytes:
+    """A progressive JPEG of one grey whose first scan of details comes again and again.
+
+    Each is one long run of blocks without any: few bytes, and time for every block.
+    """
+    file = io.BytesIO()
+    Image.new("L", (4000, 4000), 128).save(file, "JPEG", progressive=True)
+    sound = file.getvalue()
+    begin = next(at for at in find(sound, b"\xff\xda") if sound[at + 7])  # not the averages
+    end = next(at for at in find(sound, b"\xff") if at > begin + 1 and sound[at + 1])
+    return sound[:begin] + sound[begin:end] * count + sound[begin:]
+
+
+def find(content: bytes, what: bytes) -> Iterator[int]:
+    at = -1
+    while (at := content.find(what, at + 1)) >= 0:
+        yield at
+
+
 def expected(folder: Path) -> dict[str, tuple[str, str]]:
     """What is read → how, and what is said of it."""
 
@@ -123,6 +152,12 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
     with zipfile.ZipFile(folder / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(64 << 20))
     deep_scores = put("scores.json", '{"before": ' * 9000)
+    os.mkfifo(folder / "pipe.json")
+    put("scans.jpg", many_scans(4000))
+    zeros = {name: np.zeros((30_000, 512), "f4") for name in ("image", "text")}
+    np.savez_compressed(folder / "zeros.npz", **zeros)
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=1_000_000)
+    put("word.txt", "".join(letters))
     columns = ",".join(f"c{i}" for i in range(100_000))
     image_csv = "open_pairs({!r})"
     return {
@@ -197,6 +232,19 @@ def expected(folder: Path) -> dict[str, tuple[str, str]]:
         "deep results": (
             f"read(RunScores, Path({str(deep_scores)!r}))",
             "is no scores.json",
+        ),
+        "pipe as results": (
+            f"read(RunScores, Path({str(folder / 'pipe.json')!r}))",
+            "a pipe, a device or a folder",
+        ),
+        "image of many scans": (
+            f"open_image(Path({str(folder / 'scans.jpg')!r}))",
+            "4,006 scans, more than the 100",
+        ),
+        "packed vectors": (f"read_pairs({str(folder / 'zeros.npz')!r})", "unpacks to far more"),
+        "a word of a million letters": (
+            f"tokenized(Path({str(folder / 'word.txt')!r}).read_text())",
+            "ok",
         ),
         "deep log": (
             f"read_steps(Path({str(put('log.jsonl', '[' * DEEP))!r}))",

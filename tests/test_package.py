@@ -1,6 +1,7 @@
 """The sdist, the wheel made from it, and the wheel installed where none of this checkout is."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import clip_refine
 
@@ -29,6 +31,9 @@ def run(*command: object, cwd: Path) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +55,11 @@ def sdist(tmp_path_factory) -> Path:
 def environment(sdist: Path, tmp_path_factory) -> Path:
     """A new environment with the wheel; the packages that it needs are those of this one."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
     made = ("--no-deps", "--no-index", "--quiet")
-    run(*pip, "wheel", *made, "--no-build-isolation", "-w", folder, sdist, cwd=folder)
+    run(*PIP, "wheel", *made, "--no-build-isolation", "-w", folder, sdist, cwd=folder)
     run(sys.executable, "-m", "venv", "--without-pip", folder / "env", cwd=folder)
     (wheel,) = folder.glob("*.whl")
-    run(*pip, "--python", folder / "env", "install", *made, wheel, cwd=folder)
+    run(*PIP, "--python", folder / "env", "install", *made, wheel, cwd=folder)
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     (site / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder
@@ -76,12 +80,37 @@ def test_the_wheel_says_what_it_is(environment: Path):
     assert stated["License-Expression"] == "Apache-2.0"
     assert (info / "licenses" / "LICENSE").is_file()
     assert set(stated.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
+    urls = [f"{name}, {url}" for name, url in PROJECT["urls"].items()]
+    assert stated.get_all("Project-URL") == urls
     needed = {Requirement(one) for one in stated.get_all("Requires-Dist") if "extra" not in one}
     assert needed == set(map(Requirement, PROJECT["dependencies"]))
     shipped = {path.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("*")}
     for file in shipped:  # each file, data too
         if "__pycache__" not in file.parts and ".egg-info" not in str(file):
             assert (site / file).exists(), file
+
+
+def test_what_it_needs_is_there_and_fits(environment: Path):
+    said = run(*PIP, "--python", environment / "env", "check", cwd=environment)
+    assert "No broken requirements" in said
+
+
+def test_a_resolver_finds_what_it_needs_in_the_index(environment: Path):
+    """For an environment with nothing in it; only metadata are fetched."""
+    uv = shutil.which("uv") or Path(sys.executable).with_name("uv")
+    if not Path(uv).exists():
+        pytest.skip("uv is not installed, and pip takes minutes; make parity")
+    run(sys.executable, "-m", "venv", "--without-pip", environment / "empty", cwd=environment)
+    (wheel,) = environment.glob("*.whl")
+    where = ("--python", environment / "empty", "--constraint", ROOT / "constraints.txt")
+    asked = [uv, "pip", "install", "--dry-run", *where, wheel]
+    done = subprocess.run(list(map(str, asked)), capture_output=True, text=True, timeout=200)
+    if "Failed to fetch" in done.stderr or "client error" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+    found = {canonicalize_name(name) for name in re.findall(r"^ \+ ([^=@ ]+)", done.stderr, re.M)}
+    needed = {canonicalize_name(Requirement(one).name) for one in PROJECT["dependencies"]}
+    assert needed | {"clip-refine"} <= found
 
 
 def test_it_runs_from_anywhere(environment: Path, table: Path):

@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from clip_refine import toy
 from clip_refine.data.pairs import ImageCaptions, LabelledImages
 from clip_refine.support.errors import DataError
 from clip_refine.toy import (
@@ -54,6 +55,12 @@ def mentioned(caption: str) -> dict[str, str]:
 def is_true(caption: str, scene: object) -> bool:
     said = mentioned(caption)
     return all(getattr(scene, name).split()[-1] == word for name, word in said.items())
+
+
+@pytest.fixture(autouse=True)
+def _drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from what conftest.py keeps."""
+    monkeypatch.setattr(toy, "draw_scenes", toy.draw_scenes.__wrapped__)
 
 
 def test_same_world_twice_in_any_order():

@@ -3,9 +3,10 @@
     python tools/kill_runs.py --moments 25 --folder DIR --signals --interrupts 31
 
 Loads, caches pixels in two worker processes, evaluates, trains, saves every few steps and reports,
-on drawn images that lie as files. Each moment is a run of its own: killed once, then resumed until
-it is complete. Weights and log have to be those of the unbroken run bit by bit, but for times; no
-worker process and no hidden file may be left.
+on drawn images that lie as files. Each moment is a run of its own: killed once, every other one
+again before it has gone on for long, then resumed until it is complete. Weights and log have to be
+those of the unbroken run bit by bit, but for times; no worker process and no hidden file may be
+left.
 """
 
 import argparse
@@ -201,7 +202,11 @@ def run() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     write_data(folder / "data", images=asked.images)
     begin = time.monotonic()
-    status = wait(start(folder, folder / "unbroken"))
+    child, status = start(folder, folder / "unbroken"), None
+    while status is None and phase(folder / "unbroken") in PHASES[:3]:  # before the first step
+        status = wait(child, 0.01)
+    to_first_step = time.monotonic() - begin
+    status = wait(child) if status is None else status
     took = time.monotonic() - begin
     if status:
         sys.exit((folder / "unbroken.txt").read_text())
@@ -228,6 +233,13 @@ def run() -> None:
             wait(child)
         where, after = phase(out), time.monotonic() - begin
         alive = survivors(child)
+        if moment % 2:
+            child = start(folder, out)
+            if wait(child, generator.random() * 1.2 * to_first_step) is None:
+                os.kill(child, signal.SIGKILL)
+                wait(child)
+            where += f", then {phase(out)}"
+            alive += survivors(child)
         status = wait(start(folder, out))
         wrong = []
         if alive:

@@ -29,7 +29,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from clip_refine.support.console import PlainConsole, printable, say, talk
-from clip_refine.support.errors import ClipRefineError, ConfigError, first_line
+from clip_refine.support.errors import ClipRefineError, ConfigError, first_line, ran_out
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 OVERWRITE = arg(help="Replace `out` where it exists.")
 MODEL_OUT = arg(help="Folder for the model.")
 JSON = arg(help="Print the numbers as JSON instead.")
-MODEL_HELP = "Run or model folder, or a model's name."
+MODEL_HELP = "Run or model folder, name, ARCH@TAG, or factory:MODULE:FUNCTION@RUN."
 
 # --------------------------------------------------------------------------------------------------
 # Whether what a verb reads is there, looked for before libraries are loaded, which takes seconds.
 
 
 def _model_there(name: str) -> None:
-    from clip_refine.config import ModelConfig
+    from clip_refine.config import named_model
 
-    ModelConfig(name=name).check_there()
+    named_model(name).check_there()
 
 
 def _pairs_there(name: str | None) -> None:
@@ -78,12 +78,14 @@ def _look_for(config: "BaseModel") -> None:
     from clip_refine.config.suites import load_suite
     from clip_refine.support.folder import hidden_work
 
-    for name, group in config:
+    for name, group in [*config, ("", config)]:
         if hasattr(group, "check_there"):
             group.check_there()
         elif name == "models":
             for model in group:
                 _model_there(model)
+        elif name == "bystanders":
+            _pairs_there(group)
         elif name == "suite" and group:
             load_suite(group)
         elif name == "evaluation":
@@ -170,22 +172,22 @@ def compare(config: "CompareConfig", *, as_json: bool = False) -> None:
 def tune(config: "TuneConfig", *, as_json: bool = False) -> None:
     """Search recipe, learning rate and weights that fit, by successive halving (extra [tune]).
 
-    Scored on held-out training pairs; what costs more zero-shot than --guard is refused. The same
-    command goes on where it stopped, and more --trials add to it.
+    Scored on held-out training pairs; what costs more than --guard on --evaluation.zero-shot or
+    --bystanders is refused. The same command goes on where it stopped, more --trials add to it.
     """
     from clip_refine.roads import tune as road
 
     found = road.tune(config)
     _say(
-        f"{found['recipe']} at learning rate {found['learning_rate']:g}"
-        + "".join(f", {name} {value:g}" for name, value in found["loss"].items())
-        + f": mean recall {found['selection']:.3f} on held-out training pairs, "
-        f"{found['untouched']:.3f} untouched, the best of {found['tried']}. "
-        + ("" if found["selection"] > found["untouched"] else "None is better than untouched. ")
+        f"{found.recipe} at learning rate {found.learning_rate:g}"
+        + "".join(f", {name} {value:g}" for name, value in found.loss.items())
+        + f": mean recall {found.selection:.3f} on held-out training pairs, "
+        f"{found.untouched:.3f} untouched, the best of {len(found.trials)}. "
+        + ("" if found.selection > found.untouched else "None is better than untouched. ")
         + "Refine with it:\n\n"
         f"  clip-refine refine --config {config.out}/tuned.yaml --out {config.out}-refined\n",
         as_json,
-        **found,
+        **found.model_dump(),
     )
 
 
@@ -353,11 +355,21 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     if kind is CompareConfig and not flagged and "model" not in default.model_fields_set:
         # tyro hands every setting over, so that the first of --models would stand behind a default
         config = kind.model_validate(config.model_dump(exclude={"model"}))
+    if isinstance(config, CompareConfig):
+        config = config.model_copy(update={"loss": _given_loss(config, default, arguments)})
     if chosen.print_config:
         print(dump_config(config), end="")
     else:
         _look_for(config)
         verb(config, as_json=chosen.json, **own)
+
+
+def _given_loss(config: Any, default: Any, arguments: list[str]) -> Any:
+    """Which of its settings were asked for, as tyro sets all: recipes have others than defaults."""
+    flags = (word.partition("=")[0].replace("-", "_") for word in arguments)
+    flagged = {re.sub(r"__loss\.(no_)?", "", flag) for flag in flags if flag.startswith("__loss.")}
+    names = flagged | default.loss.model_fields_set
+    return type(config.loss).model_validate(config.loss.model_dump(include=names))
 
 
 def _suggest(verb: str, default: "BaseModel", arguments: list[str]) -> None:
@@ -486,9 +498,7 @@ def fold(arguments: list[str]) -> None:
     share_help = "Of each tower's mean feature that is taken off, 0 to 1."
 
     def run(
-        model: Annotated[
-            Positional[str], arg(help="Run or model folder, name, or ARCH@TAG."), _model_there
-        ],
+        model: Annotated[Positional[str], arg(help=MODEL_HELP), _model_there],
         out: Annotated[Path, arg(help="Folder for the model.")],
         data: DataConfig = DataConfig(),  # noqa: B008
         share: Annotated[float, arg(help=share_help)] = 1.0,
@@ -1028,6 +1038,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     talk(quiet="--quiet" in arguments, verbose="--verbose" in arguments)
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows few letters shows the rest
     try:
@@ -1050,6 +1062,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
+_TOGETHER = ("refine", "demo", "evaluate", "doctor")  # verbs that several processes may run
 _FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
@@ -1067,9 +1080,7 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             return "", 1
         case RecursionError():
             return "something that was given is nested too deeply to be read.", 2
-        case MemoryError() | RuntimeError() if (  # the second of torch
-            isinstance(error, MemoryError) or "ried to allocate" in str(error)
-        ):
+        case _ if ran_out(error):
             return "out of memory. Use smaller batches, fewer --train.workers or less data.", 1
         case OSError():
             named = f"{error.filename}: " if error.filename else ""
@@ -1143,4 +1154,10 @@ def _run(arguments: list[str]) -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
+    if verb not in _TOGETHER and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError(
+            f"{verb} runs in one process: several would write over each other. Start it without "
+            "torchrun or accelerate; a large index in parts, each file or row range with an --out "
+            "of its own (examples/02_ray_data.py)."
+        )
     VERBS[verb](rest)

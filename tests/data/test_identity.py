@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clip_refine.config import DataConfig
@@ -32,7 +34,7 @@ from clip_refine.data.pairs import (
 )
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build
-from clip_refine.support.errors import DataError
+from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.toy import ToyPairs
 from tests.data.files import Files
 from tests.data.layouts import (
@@ -323,6 +325,56 @@ def test_a_dataset_in_memory():
     assert found.image_bytes(2) == pairs[2][1]
 
 
+class Photos:
+    """As torch has datasets: a length, and what stands at a place."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int):
+        return self.items[index]
+
+
+def test_a_dataset_as_torch_has_them(tmp_path: Path):
+    image, other = (Image.new("RGB", (12, 16), colour) for colour in ("red", "green"))
+    other.save(tmp_path / "other.png")
+    items = [(image, "one"), (str(tmp_path / "other.png"), ["two", "three"]), (image, "four")]
+    found = as_pairs(Photos(items))
+    assert found.name == "Photos"
+    assert found.captions == (("one", "four"), ("two", "three"))
+    assert found.load_image(0).tobytes() == image.tobytes()
+    assert found.image_name(0) == "Photos[0]"
+    named = [{"picture": image, "words": "one"}, {"picture": other, "words": ["two"]}]
+    data = DataConfig(image_column="picture", caption_column="words")
+    for given in (named, Photos(named)):
+        assert as_pairs(given, data).captions == (("one",), ("two",))
+    again = pickle.loads(pickle.dumps(as_pairs(Photos(named), data)))  # as workers get it
+    assert again.load_image(1).tobytes() == other.tobytes()
+
+
+def test_columns_of_pairs_that_are_passed(tmp_path: Path):
+    import datasets
+
+    write_images(tmp_path, noise(120))
+    rows = {
+        "picture": [str(path) for path in sorted(tmp_path.glob("*.*g"))],
+        "words": [f"text {number}" for number in range(120)],
+    }
+    given = datasets.Dataset.from_dict(rows)
+    with pytest.raises(DataError, match=r"no image column among picture, words; .*data.image_col"):
+        build.build_data(DataConfig(), seed=0, train_pairs=given)
+    data = DataConfig(image_column="picture", caption_column="words", val="toy")
+    train, held_out = build.build_data(data, seed=0, train_pairs=given)
+    assert (len(as_pairs(train)), held_out.name) == (120, "toy-val")
+    train, held_out = build.build_data(data, seed=0, train_pairs=given, held_out=given)
+    assert held_out.captions[0] == ("text 0",)
+    with pytest.raises(ConfigError, match=r"data.image_column: .* have no named values"):
+        build.build_data(data, seed=0, train_pairs=[("a.jpg", "text")])
+
+
 class Nameless:
     captions = (("a",),)
 
@@ -341,6 +393,10 @@ class Nameless:
         ([], "without pairs"),
         (Nameless(), r"Nameless: has no name, load_image, image_name, so .* Give a list"),
         (3, "int: has no name, captions, __len__"),
+        ("captions.csv", r"str: has no name, .*opened or streamed is named in data.train"),
+        ({"train": [], "test": []}, "dict of 'train', 'test': give one of them"),
+        (Photos([(torch.zeros(3, 8, 8), "a")]), r"Photos\[0\]: expected .* so without a transform"),
+        ([{"a": 1, "b": 2}], r"pairs\[0\]: no image column among a, b"),
     ],
 )
 def test_what_is_no_source_of_pairs_is_refused_at_once(given, message: str):

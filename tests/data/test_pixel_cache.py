@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from clip_refine.config.runs import EvaluateConfig, RefineConfig
 from clip_refine.data import PixelReader, image_batches
 from clip_refine.data import loader as pixel_cache
 from clip_refine.data import with_cached_pixels as cached
-from clip_refine.data.loader import Levels
+from clip_refine.data.loader import EpochPlan, Levels, pair_batches
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads.evaluate import evaluate
 from clip_refine.roads.refine import refine
@@ -62,6 +63,28 @@ def test_what_is_read_back_is_what_was_decoded(
     assert torch.equal(pixels(files, first), expected)
     loaded = image_batches(files, batch_size=5, preprocess=first, workers=2)
     assert torch.equal(torch.cat(list(loaded)), expected)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_levels_travel_as_bytes_and_become_the_same_pixels(
+    drawn: bool, files: Files, tiny: OpenClipEncoder, tmp_path: Path
+):
+    """As beside a GPU; with an image that is no file, and so not cached, the loader decodes all."""
+    reader = PixelReader(tiny.preprocess)
+    kept = cached(reader, [files], tmp_path / "cache")
+    name = files.image_name(1)
+    if drawn:
+        assert kept.cached
+        del kept.cached.rows[name]  # pyright: ignore[reportIndexIssue]
+    plan = EpochPlan(range(12), [0] * 12)
+    more = {"batch_size": 4, "tokenizer": tiny.tokenizer}
+    expected = list(pair_batches(files, plan, preprocess=reader, **more))
+    found = list(pair_batches(files, plan, preprocess=replace(kept, as_levels=True), **more))
+    bytes_at_once = [batch.pixels.dtype == torch.uint8 for batch in found]
+    assert bytes_at_once == [not drawn, True, True]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.to(torch.device("cpu")).pixels, other.pixels)
+        assert torch.equal(one.tokens, other.tokens)
 
 
 def test_later_runs_decode_only_what_is_new(

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -90,7 +89,8 @@ def test_bad_images_stop_the_run(tmp_path: Path, content: bytes | None, message:
     with pytest.raises(DataError, match=message) as caught:
         opened(broken(tmp_path, content))
     listed = str(caught.value).splitlines()
-    assert [re.search(r"line (\d+)", line)[1] for line in listed[:-1]] == ["5", "6", "7"]  # pyright: ignore
+    assert len(listed) == 2
+    assert "captions.csv, line 5, 6, 7: " in listed[0]
     assert listed[-1].endswith(
         "captions.csv: 3 of 12 rows are bad (25.0%). Mend them: --data.skip-bad goes on without "
         "bad rows only up to 5.0% of all (--data.max-bad)."
@@ -104,6 +104,23 @@ def test_the_advice_is_one_that_helps(tmp_path: Path):
         image.unlink()
     with pytest.raises(DataError, match=r"100.0%.* name their folder with --data.image-folder"):
         opened(str(tmp_path / "captions.csv"))
+
+
+def test_what_rows_have_in_common_is_said_once(tmp_path: Path):
+    path = tmp_path / "captions.csv"
+    rows = ["/a.png,text", "no.png,text", "/b.png,text", ",text", "no.png,text", ",text"]
+    path.write_text("image,caption\n" + "\n".join(rows) + "\n")
+    with pytest.raises(DataError) as caught:
+        opened(str(path))
+    said = str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+    assert said[:-1] == [
+        "captions.csv, line 2: '/a.png' is an absolute path.",
+        "captions.csv, line 4: '/b.png' is an absolute path.",
+        "Name the images' folder with --data.image-folder, where its end must lie, or pass "
+        "--data.allow-outside.",
+        "captions.csv, line 3, 6: image file no.png not found. Check the path.",
+        "captions.csv, line 5, 7: names no image. Name one or remove the row.",
+    ]
 
 
 # --- the policy -----------------------------------------------------------------------------------
@@ -268,10 +285,13 @@ def test_token_lines_of_another_form(tmp_path: Path):
             r"annotations\[1\]: has no caption but 3",
         ),
         (lambda c: c["images"][1].pop("file_name"), r"images\[1\]: has no id or no file_name"),
-        (lambda c: c["images"][1].update(file_name="../x"), r"annotations\[3\]: '../x' leads out"),
+        (
+            lambda c: c["images"][1].update(file_name="../x"),
+            r"annotations\[3, 4, 5\]: '../x' leads out",
+        ),
         (
             lambda c: c["images"][1].update(file_name="no.jpg"),
-            r"annotations\[3\]: .*no.jpg not found",
+            r"annotations\[3, 4, 5\]: .*no.jpg not found",
         ),
     ],
 )

@@ -4,7 +4,8 @@
 
 Hypothesis makes the changes. Where atheris is installed it chooses them by the code that they
 reach, else they are random. Each target has a process of its own with 2 GB of memory more than what
-its imports take, so that a file which takes more shows as a MemoryError.
+its imports take, so that a file which takes more shows as a MemoryError. A file that ends the
+process, or holds it where no signal is heeded, is kept, too.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -33,25 +35,27 @@ from tests.fuzz.trial import CORPUS, judged
 
 EXTRA = 2 * 10**9
 _SHOWN = 1500  # letters of a fault
+LAST = "last"  # file that names the one that is read
 MOST = 20  # different faults of a target after which it is left
+_PATIENCE = 240  # seconds for imports, and for a file that is held where no signal is heeded
 
 
-def fuzz(name: str, seconds: float) -> None:
+def fuzz(name: str, seconds: float, work: Path) -> None:
     """Read changed files of one target, print what goes wrong and keep it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     told = os.fdopen(os.dup(1), "w")
     try:
-        _fuzz(name, seconds, told)
+        _fuzz(name, seconds, work, told)
     except BaseException:  # of the driver itself, whose process has no other way to tell
         print(f"{name}: {traceback.format_exc()}", file=told, flush=True)
         os._exit(2)
 
 
-def _fuzz(name: str, seconds: float, told: TextIO) -> None:
+def _fuzz(name: str, seconds: float, work: Path, told: TextIO) -> None:
     target, faults, count = TARGETS[name], set[str](), 0
-    folder = Path(tempfile.mkdtemp()) / "sound"
-    os.chdir(folder.parent)
+    folder = work / "sound"
+    os.chdir(work)
     # only code that is imported like this tells atheris where a file has led it
     with atheris.instrument_imports(include=["clip_refine"]) if atheris else nullcontext():
         files = target.prepare(folder)
@@ -73,6 +77,7 @@ def _fuzz(name: str, seconds: float, told: TextIO) -> None:
         nonlocal count
         file, content = data.draw(changed(files))
         count += 1
+        (work / LAST).write_text(file)
         wrong = judged(target, folder, file, content)
         if wrong is None:
             return
@@ -80,10 +85,7 @@ def _fuzz(name: str, seconds: float, told: TextIO) -> None:
         kind = "".join(where) or wrong.splitlines()[-1][:80]
         if kind not in faults and len(faults) < MOST:
             faults.add(kind)
-            number = hashlib.blake2b(content, digest_size=4).hexdigest()
-            kept = CORPUS / name / f"{number}-{file.replace('/', '+')}"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(content)
+            kept = _keep(name, file, content)
             print(f"{name}: {kept}\n{wrong[-_SHOWN:]}", file=told, flush=True)
 
     one = trial.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
@@ -103,6 +105,15 @@ def _fuzz(name: str, seconds: float, told: TextIO) -> None:
         tried(generator.randbytes(generator.choice((200, 1000, 4000))))
 
 
+def _keep(name: str, file: str, content: bytes) -> Path:
+    """Put a changed file where every test run reads it again."""
+    number = hashlib.blake2b(content, digest_size=4).hexdigest()
+    kept = CORPUS / name / f"{number}-{file.replace('/', '+')}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(content)
+    return kept
+
+
 def main() -> None:
     """Every target for its share of the time."""
     seconds, *names = sys.argv[1:] or ["600"]
@@ -110,11 +121,18 @@ def main() -> None:
     failed = []
     forked = multiprocessing.get_context("fork")
     for name in names:
-        process = forked.Process(target=fuzz, args=(name, float(seconds) / len(names)))
+        share, work = float(seconds) / len(names), Path(tempfile.mkdtemp())
+        process = forked.Process(target=fuzz, args=(name, share, work))
         process.start()
+        process.join(share + _PATIENCE)
+        process.kill()
         process.join()
         if process.exitcode:
             failed.append(f"{name} ({process.exitcode})")
+        if process.exitcode not in (0, 1, 2) and (work / LAST).is_file():
+            file = (work / LAST).read_text()
+            print(f"{name}: ended by {_keep(name, file, (work / 'sound' / file).read_bytes())}")
+        shutil.rmtree(work)
     if failed:
         raise SystemExit(f"went wrong: {', '.join(failed)}. See tests/fuzz/corpus.")
 

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -324,6 +326,109 @@ def _read_vectors(folder: Path, name: str) -> None:
         read_pairs(str(folder / name))
 
 
+_STORED = ("npz", "safetensors", "folder", "clip-retrieval", "parquet", "dataset")
+
+
+def _stored(folder: Path) -> list[str]:
+    from tests.vectors.test_stored import SHARED, write
+
+    for kind in _STORED:
+        (folder / kind).mkdir()
+        write(kind, folder / kind, SHARED)
+    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return [name for name in found if "_1." not in name]
+
+
+def _read_stored(folder: Path, name: str) -> None:
+    from clip_refine.support.errors import ClipRefineError
+    from clip_refine.vectors.stored import apply_stored, read_pairs
+    from clip_refine.vectors.transforms import Fold
+    from tests.vectors.cases import drawn
+
+    [source] = (folder / name.split("/")[0]).iterdir()
+    owner = {"clip-retrieval": "image_path", "parquet": "owner", "dataset": "owner"}
+    with suppress(ClipRefineError):
+        read_pairs(str(source), owner=owner.get(name.split("/")[0]))
+    out = folder.parent / f"out{source.suffix}"
+    apply_stored(Fold.fit(*drawn(2, 20, 20)), source, out, side="image", overwrite=True)
+
+
+def _sums(folder: Path) -> list[str]:
+    from clip_refine.support.folder import SUMS, seal, sum_beside
+
+    for name in ("a.npy", "b.npy"):
+        (folder / name).write_bytes(b"numbers")
+    seal(folder)
+    beside = sum_beside(folder / "a.npy")
+    beside.write_text((folder / SUMS).read_text().splitlines()[0] + "\n")
+    return [SUMS, beside.name]
+
+
+def _read_sums(folder: Path, name: str) -> None:
+    from clip_refine.support.folder import check_sums
+
+    check_sums(folder)
+    check_sums(folder / "a.npy")
+
+
+_ABOUT = {"settings": {"seed": 1, "train.steps": None}, "model": "0f", "pairs": "f0"}
+
+
+@cache
+def _trainer() -> Any:
+    """Of a small model, before its first step but with an optimiser that has moments."""
+    import torch
+
+    from clip_refine.config import RefineConfig
+    from clip_refine.models import Teacher, load_open_clip
+    from clip_refine.priors import StandardNormal
+    from clip_refine.roads import build
+    from clip_refine.train import TowerPrecision
+    from tests.conftest import TINY, write_model
+
+    with TemporaryDirectory() as folder:
+        write_model(Path(folder) / "model", TINY)
+        model = load_open_clip(f"local-dir:{folder}/model")
+    config = RefineConfig.model_validate({"train": {"device": "cpu"}})
+    accelerator = build.build_accelerator("cpu")
+    student = build.build_student(model, config, accelerator.device)
+    prepared = (TowerPrecision.from_name("fp32"), StandardNormal(), accelerator)
+    trainer = build.build_trainer(config, student, Teacher(student), *prepared, steps=4)
+    for group in trainer.schedule.optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    trainer.schedule.optimizer.step()
+    return trainer
+
+
+def _states(folder: Path) -> list[str]:
+    from clip_refine.support.folder import SUMS
+    from clip_refine.train.state import States
+
+    states = States(folder, "1", _ABOUT, decided={"precision": "fp32"})
+    states._write(folder, 3, *_trainer().state())
+    (folder / "state/step-000000003" / SUMS).unlink()  # who changes weights changes it, too
+    return [f"state/step-000000003/state.{ending}" for ending in ("json", "safetensors")]
+
+
+def _read_state(folder: Path, name: str) -> None:
+    from clip_refine.config import RefineConfig
+    from clip_refine.roads.refine import as_it_was
+    from clip_refine.train.state import _plain_sum, check_same, fitting, newest_state
+
+    with suppress(ValueError, AttributeError, TypeError, RecursionError):
+        newest_state(folder)
+        path = folder / "state/step-000000003/state.json"
+        plain = json.loads(path.read_bytes())
+        plain.pop("sum", None)
+        path.write_text(json.dumps({**plain, "sum": _plain_sum(plain)}))
+    if saved := newest_state(folder):
+        as_it_was(RefineConfig(), saved)
+        with fitting(saved):
+            check_same(saved, _ABOUT)
+            _trainer().restore(saved.tensors(), saved.plain)
+
+
 def _benchmarks(folder: Path) -> list[str]:
     from tests.data.test_benchmarks import ROW, draw, mixbench, write_lines
 
@@ -422,5 +527,8 @@ TARGETS = {
     "runs": Target(_runs, _read_run),
     "benchmarks": Target(_benchmarks, _read_benchmark),
     "vectors": Target(_vectors, _read_vectors),
+    "stored": Target(_stored, _read_stored),
+    "sums": Target(_sums, _read_sums),
+    "states": Target(_states, _read_state, slow=True),
     "command_line": Target(_command_line, _read_command_line, slow=True),
 }

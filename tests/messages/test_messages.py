@@ -103,7 +103,10 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "folder without captions": refine(str(folder / "exists")),
         "unknown kind": refine(f"{good}#kind=coc"),
         "shard cut off": refine(table("k.tar", "no tar file")),
-        "stream without held-out pairs": refine(table("l.jsonl", ""), "--data.streaming"),
+        "stream without held-out pairs": refine(
+            table("l.jsonl", ""), "--data.streaming", "--train.steps", "2"
+        ),
+        "stream without steps": refine(table("l.jsonl", ""), "--data.streaming", *val),
         "stream of a table": refine(good, "--data.streaming", *val),
         "weights for other sources": refine(good, "--data.weights", "2", "1"),
         "too few to hold out": refine(good),
@@ -159,7 +162,9 @@ def arguments_of_mistakes(folder: Path, model: str) -> dict[str, list[str]]:
         "damaged JSON": refine(table("p.json", '{"images": [')),
         "damaged JSON lines": refine(table("q.jsonl", "{\n")),
         "two streams": refine(
-            good, "--data.train", *[table(f"{s}.jsonl", "") for s in "rs"], "--data.streaming", *val
+            good,
+            *("--data.train", *[table(f"{s}.jsonl", "") for s in "rs"], "--data.streaming", *val),
+            *("--train.steps", "2"),
         ),
         "near beyond its range": ["data", "check", good, "--near", "20"],
         "check of a training source": ["data", "check", good, "--data.train", good],

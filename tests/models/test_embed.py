@@ -1,11 +1,13 @@
 """Features are computed once, also by several processes, also after an interruption."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from clip_refine.config import EvaluationConfig
 from clip_refine.data import Subset
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.embed import Embedder, FeatureStore, embed_pairs, image_fingerprints
@@ -37,7 +39,9 @@ def test_features_are_the_models_and_are_computed_once(
     store.add_texts(model, texts, "")
 
 
-def test_images_on_a_cpu_are_few_at_a_time(tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_cpu_few_at_a_time_unless_given(
+    tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch
+):
     """By 256 they were more than a step of 32 takes, 6.5 GB of photo-clip's where 3 were said."""
     sizes: list[int] = []
     encode = OpenClipEncoder.encode_image
@@ -47,10 +51,11 @@ def test_images_on_a_cpu_are_few_at_a_time(tiny: OpenClipEncoder, monkeypatch: p
         return encode(self, pixels)
 
     monkeypatch.setattr(OpenClipEncoder, "encode_image", counted)
-    pairs, cpu = ToyPairs("forty", 40), torch.device("cpu")
-    for batch_size in (256, 20):
-        assert len(Embedder(tiny, cpu, batch_size, visible=False).images(pairs, "")) == 40
-    assert sizes == [32, 8, 20, 20]
+    pairs, accelerator = ToyPairs("forty", 40), build.build_accelerator("cpu")
+    for batch_size in (None, 256, 20):
+        config = EvaluationConfig(batch_size=batch_size)
+        assert len(build.build_embedder(tiny, accelerator, config, 0).images(pairs, "")) == 40
+    assert sizes == [32, 8, 40, 20, 20]
 
 
 def test_an_interruption_costs_little(tiny: OpenClipEncoder, tmp_path: Path, pairs: ToyPairs):
@@ -71,13 +76,27 @@ def test_an_interruption_costs_little(tiny: OpenClipEncoder, tmp_path: Path, pai
     torch.testing.assert_close(store.images(contents), model.images(pairs, ""))
 
 
+class Counting(ToyPairs):
+    loaded = 0
+
+    def load_image(self, index: int) -> Image.Image:
+        self.loaded += 1
+        return super().load_image(index)
+
+
 def encode(name: str, folder: Path) -> None:
-    pairs = ToyPairs("shared-work", size=21)
-    store, model = FeatureStore(folder), embedder(load_open_clip(name))
+    pairs = Counting("shared-work", size=21)
     group = build.build_accelerator("cpu")
+    store, model = FeatureStore(folder), replace(embedder(load_open_clip(name)), group=group)
     contents = image_fingerprints(pairs, "", visible=False)
-    store.add_images(model, pairs, contents, "", group)
-    store.add_texts(model, [captions[0] for captions in pairs.captions], "", group)
+    store.add_images(model, pairs, contents, "")
+    store.add_texts(model, [captions[0] for captions in pairs.captions], "")
+    pairs.loaded = 0
+    features = embed_pairs(model, pairs)
+    shares = {(0, 1): 21, (0, 2): 5 + 5 + 1, (1, 2): 5 + 5}
+    assert pairs.loaded == shares[group.process_index, group.num_processes]
+    few = model.images(Subset(pairs, [3], "one batch"), ""), model.texts(["one", "two"], "")
+    torch.save([*vars(features).values(), *few], folder / f"{group.process_index}.pt")
     mine = f"{group.process_index} of {group.num_processes}"
     (folder / f"{mine}.txt").write_text("done")
 
@@ -88,6 +107,9 @@ def test_two_processes_share_the_work(tiny_name: str, tmp_path: Path):
         (tmp_path / folder).mkdir()
     encode(tiny_name, tmp_path / "one")
     in_processes(2, encode, tiny_name, tmp_path / "two")
+    for number in range(2):  # without a store everyone gets all, bit by bit
+        features = (torch.load(tmp_path / at) for at in ("one/0.pt", f"two/{number}.pt"))
+        assert all(map(torch.equal, *features))
     done = {path.name for path in (tmp_path / "two").glob("*.txt")}
     assert done == {"0 of 2.txt", "1 of 2.txt"}
     pairs = ToyPairs("shared-work", size=21)

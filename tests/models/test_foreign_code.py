@@ -12,7 +12,7 @@ from clip_refine.cli import main
 from clip_refine.config import EvaluateConfig, ModelConfig, RefineConfig, load_config
 from clip_refine.models import load_open_clip, load_transformers
 from clip_refine.models.open_clip import _check_settings
-from clip_refine.models.transformers import quiet_transformers
+from clip_refine.models.transformers import SentenceFolder, quiet_transformers
 from clip_refine.roads import build
 from clip_refine.support.errors import ConfigError, ModelError
 from tests.models.test_factory import MODULE
@@ -26,6 +26,33 @@ class Tokenizer(PreTrainedTokenizerFast): pass
 class Config(BertConfig): model_type = "evil"
 class Model(BertModel): config_class = Config
 """
+
+
+def test_links_out_of_a_models_folder_are_not_copied_beside_the_refined_one(tmp_path: Path):
+    """Small files are written again as they were; those of the Hub's cache are all links."""
+    secret = tmp_path / "credentials.json"
+    secret.write_text('{"password": 1}')
+    hub = tmp_path / "hub/models--a--b"
+    blob, cached, sent = hub / "blobs/0f", hub / "snapshots/1", tmp_path / "sent"
+    modules = [{"path": "", "type": "sentence_transformers.models.CLIPModel"}]
+    for folder in (blob.parent, cached, sent):
+        folder.mkdir(parents=True)
+        (folder / "modules.json").write_text(json.dumps(modules))
+    name = "config_sentence_transformers.json"
+    blob.write_text("{}")
+    (cached / name).symlink_to(blob)
+    found = SentenceFolder.find(str(cached))
+    assert found
+    assert found.files[name] == b"{}"
+    for folder in (cached, sent):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(secret)
+        with pytest.raises(ModelError, match=f"{name}: is a link out of the model's folder"):
+            SentenceFolder.find(str(folder))
+    blob.parent.rename(hub / "others")
+    (hub / "blobs").symlink_to(tmp_path)  # which would have it inside
+    with pytest.raises(ModelError, match=f"{name}: is a link out"):
+        SentenceFolder.find(str(cached))
 
 
 @pytest.fixture

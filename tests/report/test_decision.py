@@ -7,7 +7,9 @@ import pytest
 from clip_refine.report.comparison import RULE, comparison_markdown, decide
 from clip_refine.report.tables import power
 from clip_refine.results import Comparison, Interval, LearningRateChoice, RecipeSummary, Spread
+from tests.report.test_comparison import COMPARISON
 
+ROWS = (COMPARISON.rows[0].model_copy(update={"steps": 23}),)
 BASE = {"gap": 0.8, "mean_recall@1": 0.5, "zero_shot_top1": 0.6, "linear_probe": 0.7}
 
 
@@ -96,7 +98,9 @@ def test_a_peer_that_needs_no_training_competes():
     assert decide(comparison(free, line("hycd", rate=1e-5, r1=0.02))).taken == "hycd"
     # and a peer with a price is not
     costly = decide(comparison(line("nnn", r1=0.05, zero=-0.05)))
-    assert (costly.taken, costly.command) == ("pre-trained", "")
+    assert costly.taken == "pre-trained"
+    assert costly.command == "clip-refine posthoc fit nnn FEATURES.safetensors --out nnn"
+    assert "better matters more than what is worse. Fit it on features" in costly.advice
     assert "the price is zero-shot 0.550 against 0.600" in costly.price
 
 
@@ -104,8 +108,12 @@ def test_another_model_competes_with_refining_this_one():
     models = {"models": {"large": "ViT-L-14@openai"}}
     refined, larger = line("hycd", rate=1e-5, r1=0.02), line("large: pre-trained", r1=0.1)
     found = decide(comparison(refined, larger).model_copy(update=models))
-    assert (found.taken, found.command) == ("large: pre-trained", "")
-    assert found.advice == "Start from ViT-L-14@openai instead."
+    assert found.taken == "large: pre-trained"
+    assert found.advice.startswith("Start from ViT-L-14@openai instead, and search")
+    assert found.command == (
+        "clip-refine tune --config runs/compare/config.yaml --model.name ViT-L-14 "
+        "--model.pretrained openai --out runs/compare-tuned"
+    )
     better = line("large: hycd", rate=1e-5, r1=0.1, zero=0.1)
     found = decide(comparison(refined, larger, better).model_copy(update=models), "x")
     assert found.taken == "large: hycd"
@@ -116,6 +124,7 @@ def test_another_model_competes_with_refining_this_one():
     for model, words in (
         ("runs/mine", "--model.name runs/mine --model.pretrained None"),
         ("factory:mine:make", "--model.factory mine:make --model.pretrained None"),
+        ("factory:mine:make@runs/a", "--model.factory mine:make --model.pretrained runs/a"),
     ):
         named = comparison(better).model_copy(update={"models": {"large": model}})
         assert words in decide(named, "x").command
@@ -126,7 +135,7 @@ def test_another_model_competes_with_refining_this_one():
     assert "--recipes hycd --model.name runs/a+fold+b" in found.command
     noise = comparison(line("hycd", rate=1e-5), line("large: hycd", rate=1e-5))
     found = decide(noise.model_copy(update=models), "x")
-    assert "--recipes hycd --models ViT-L-14@openai --seeds 6" in found.command
+    assert "--recipes hycd --models ViT-L-14@openai --seeds 3" in found.command
 
 
 def test_noise_is_called_so():
@@ -136,9 +145,12 @@ def test_noise_is_called_so():
         "What else differs is within the noise of the evaluation images and seeds."
     )
     assert found.command == (
-        "clip-refine compare --config x/config.yaml --recipes hycd rafa --seeds 6 "
-        "--learning-rates 1e-05 --out x"
+        "clip-refine compare --config x/config.yaml --recipes hycd rafa --seeds 3 "
+        "--learning-rates auto --out x-further"
     )
+    assert "more training pairs or steps, or another learning rate would be needed" in found.advice
+    made = comparison(line("hycd", rate=1e-5, r1=0.009)).model_copy(update={"rows": ROWS})
+    assert "--learning-rates auto --train.steps 46 --out x-further" in decide(made, "x").command
     # clear on these images, but seeds differ more: 0.02 < 2 · 0.03 / √3
     assert decide(comparison(line("hycd", rate=1e-5, r1=0.02, deviation=0.03))).taken != "hycd"
     # which a loss does not excuse
@@ -158,7 +170,7 @@ def test_what_it_would_take_to_see_more_is_computed():
     edge = choice.model_copy(update={"at_edge": True})
     found = decide(noise.model_copy(update={"learning_rates": (edge,)}), "x")
     assert found.advice == (
-        "The best learning rate of hycd is the last one tried: --learning-rates auto looks further."
+        "The best learning rate of hycd is the last one tried: --learning-rates auto looks further:"
     )
     assert found.command.endswith("--learning-rates auto --out x-further")
 
@@ -205,10 +217,14 @@ def test_maps_of_stored_vectors_are_learnt_again():
     noise = line("hycd", rate=3e-4), line("rafa", rate=3e-4), line("fold")
     made = comparison(*noise).model_copy(update={"vectors": "P.npz"})
     assert decide(made, "x").command == (
-        "clip-refine vectors compare P.npz --recipes hycd rafa --learning-rate 0.0003 --seeds 6 "
-        "--out x-more"
+        "clip-refine vectors compare P.npz --recipes hycd rafa --learning-rate 0.0003 --seeds 3 "
+        "--out x-further"
     )
     assert "held-out images (--held-out)" in decide(made, "x").advice
+    longer = made.model_copy(update={"rows": ROWS, "vectors_settings": {"steps": 23, "rank": 4}})
+    assert "--learning-rate 0.0003 --steps 46 --rank 4 --seeds 3" in decide(longer, "x").command
+    made = comparison(line("fold")).model_copy(update={"vectors": "P.npz"})
+    assert decide(made, "x").command == "clip-refine vectors compare P.npz --out x-further"
 
 
 def test_maps_are_learnt_again_with_what_was_set():
@@ -240,6 +256,11 @@ def test_markdown_begins_with_the_decision():
     assert text.split("\n\n")[2] == RULE
 
 
-def test_nothing_but_the_untouched_model():
-    found = decide(comparison())
-    assert (found.taken, found.command) == ("pre-trained", "")
+@pytest.mark.parametrize("lines", [(), (line("nnn"),)])
+def test_nothing_was_trained(lines: tuple[RecipeSummary, ...]):
+    found = decide(comparison(*lines), "x")
+    assert (found.taken, found.advice) == (
+        "pre-trained",
+        "Nothing was trained here; that may do more:",
+    )
+    assert found.command == "clip-refine compare --config x/config.yaml --out x-further"

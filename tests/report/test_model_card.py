@@ -5,7 +5,7 @@ import yaml
 
 from clip_refine.models.encoder import OPEN_CLIP, OWN, TRANSFORMERS
 from clip_refine.results import BaseModelFacts, DataFacts, Interval, Provenance, RunScores, Scores
-from clip_refine.saving.folder import ONNX, model_card
+from clip_refine.saving.folder import IMMICH, ONNX, model_card
 
 NASTY = "x|y <script>alert(1)</script> [a](b) `c` *d*\n# e"
 
@@ -71,7 +71,9 @@ def test_what_people_read():
     assert "version = {1.2.3}" in card
 
 
-@pytest.mark.parametrize("library", [OPEN_CLIP, TRANSFORMERS, "sentence-transformers", ONNX, OWN])
+@pytest.mark.parametrize(
+    "library", [OPEN_CLIP, TRANSFORMERS, "sentence-transformers", ONNX, IMMICH, OWN]
+)
 def test_every_format_has_code(library: str):
     card = model_card(provenance(train=None, settings={}), [library])
     code = card.split("```python\n")[1].split("```")[0]

@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from clip_refine.results import Comparison, read
 from clip_refine.roads.compare import Runs, Training, compare, score_row
 from clip_refine.roads.plan import MOST_RATES
 from clip_refine.roads.refine import refine
+from clip_refine.saving import saved_size
 from clip_refine.support.errors import (
     ConfigError,
     DataError,
@@ -364,6 +366,27 @@ def test_models_are_kept_on_request(config: CompareConfig, trainings: list[str])
     assert trainings == []
 
 
+def test_room_for_all_kept_models_is_looked_at_first(
+    config: CompareConfig, trainings: list[str], tiny: OpenClipEncoder, monkeypatch
+):
+    """Two seeds of one recipe; a comparison that goes on needs no room for what is there."""
+    config = override(
+        config, recipes=("contrastive",), combine=(), peers=(), learning_rates=RATES[:1]
+    )
+    kept, usage = override(config, save_models=True), shutil.disk_usage(config.out.parent)
+    free = 2**28 + 2 * saved_size(tiny)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free - 1))
+    with pytest.raises(
+        OutputError, match=r"the 2 models that --save-models keeps take 6.8 MB, but"
+    ):
+        run(kept)
+    assert trainings == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    run(kept)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**28))
+    run(kept)
+
+
 def test_a_kept_model_is_made_again_of_other_data(config: CompareConfig):
     config = override(
         config,
@@ -572,3 +595,13 @@ class TestSeveralModels:
         with pytest.raises(Planned):
             run(override(config, models=(other,), dry_run=True))
         assert "the same follows for other." in " ".join(capsys.readouterr().err.split())
+
+
+def test_training_pairs_that_are_passed_alone_are_used(config: CompareConfig, table: Path, capsys):
+    asked = override(config, data={"val": str(table)}, dry_run=True)
+    with pytest.raises(Planned):
+        compare(asked, train_pairs=TRAIN, tasks=[])
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "pairs of toy-compare (training part) in 10 steps of 24; scored on 64 held-out" in said
+    ), said

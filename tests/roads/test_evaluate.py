@@ -19,11 +19,11 @@ from clip_refine.config import (
     dump_config,
 )
 from clip_refine.data import open_pairs
-from clip_refine.results import FitProbability, read
+from clip_refine.results import FitProbability, Scores, read
 from clip_refine.roads.build import build_held_out
 from clip_refine.roads.evaluate import _trained_on, evaluate
 from clip_refine.saving import refinement
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.toy import ToyPairs
 
 
@@ -112,6 +112,24 @@ def test_pairs_that_a_run_was_trained_on_are_no_held_out_ones(
     facts = refinement(refined, open_pairs(own), open_pairs(own), steps=1)
     facts.write(moved / "provenance.json")
     assert trained_on(moved, val=own) == 210
+
+
+def test_pairs_of_python_are_measured_as_those_of_a_file(
+    tiny_name: str, table: Path, pairs: ToyPairs, tmp_path: Path
+):
+    given = [(pairs.load_image(index), pairs.captions[index]) for index in range(len(pairs))]
+    settings: dict[str, Any] = {"model": {"name": tiny_name}, "device": "cpu"}
+    of_file = EvaluateConfig.model_validate({**settings, "data": {"val": str(table)}})
+    out = tmp_path / "scores.json"
+    scores = evaluate(EvaluateConfig.model_validate({**settings, "out": out}), held_out=given)
+    assert scores == evaluate(of_file)
+    assert read(Scores, out) == scores
+    found = scores.to_pandas().set_index("score")["value"]
+    assert found["retrieval.image_to_text_recall@1"] == scores.retrieval["image_to_text_recall@1"]
+    assert found["geometry.centroid_distance"] == scores.geometry["centroid_distance"]
+    assert len(found) == len(scores.geometry) + len(scores.retrieval)
+    with pytest.raises(DataError, match="pairs: 5 held-out images are too few"):
+        evaluate(EvaluateConfig.model_validate(settings), held_out=given[:5])
 
 
 def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Path, capsys):

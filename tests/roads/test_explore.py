@@ -199,6 +199,7 @@ def test_what_is_shown_is_escaped(run: Path, tmp_path: Path):
         Image.new("RGB", (300, 100)).save(folder / f"{name}.png")
     explorer = open_explorer(run, str(folder))
     assert explorer.captions == []
+    assert _examples(explorer) == ["a person", "an animal", "a building", "a red thing"]
     _, base, refined = renderer(explorer)("a dog", None, False)
     for shown in (base, refined):
         assert shown.count('class="hit"') == 2

@@ -38,6 +38,7 @@ from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.toy import ToyPairs
 from tests.conftest import TINY, write_model
 from tests.data.test_benchmarks import mixbench
+from tests.several import in_processes
 
 SUITE = {
     "about": "two small sources",
@@ -168,6 +169,37 @@ def test_features_are_computed_once_and_reused(
     monkeypatch.setattr("clip_refine.models.OpenClipEncoder.encode_text", refuse)
     again = run(config, out=None)
     assert again.measured == first.measured
+
+
+def by_several(settings: str, threshold: str) -> None:
+    """A suite and a plain evaluation, by each of several processes."""
+    config = EvaluateConfig.model_validate_json(settings)
+    evaluate_suite(config)
+    assert config.out
+    pairs = {"data": DataConfig(val=threshold), "model": ModelConfig(name=config.models[0])}
+    more = {"suite": None, "models": (), "cache": None, "out": config.out.with_name("plain.json")}
+    saved = {"save_threshold": config.out.with_name("threshold.json")}
+    evaluate(config.model_copy(update={**pairs, **more, **saved}))
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_find_the_numbers_of_one(
+    config: EvaluateConfig, suite: Path, table: Path, tmp_path: Path
+):
+    few = [SUITE["tasks"][number] for number in (0, 2, 5)]
+    suite.write_text(yaml.safe_dump({**SUITE, "tasks": few}))
+    outs = []
+    for count in (1, 2):
+        folder = tmp_path / f"{count}"
+        folder.mkdir()
+        outs.append(folder)
+        one = config.model_copy(update={"cache": folder / "cache", "out": folder / "suite.json"})
+        given = one.model_dump_json(), str(table)
+        by_several(*given) if count == 1 else in_processes(count, by_several, *given)
+    alone, together = (read(SuiteScores, at / "suite.json") for at in outs)
+    assert alone.measured == together.measured
+    for name in ("plain.json", "threshold.json"):
+        assert len({(at / name).read_text() for at in outs}) == 1
 
 
 def watch_images(patch: pytest.MonkeyPatch, killed_at: int | None = None) -> list[int]:

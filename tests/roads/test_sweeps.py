@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_refine.config import RefineConfig, override
+from clip_refine.config import LossConfig, RefineConfig, override
 from clip_refine.roads.plan import list_variants, parse_sweep, split_combination
 from clip_refine.support.errors import ConfigError
 
@@ -109,6 +109,19 @@ def test_given_settings_of_the_loss_reach_every_recipe_that_does_not_set_them(
     assert "hycd: loss.contrastive_scale changes nothing here: loss.contrastive_weight is 0" in said
     assert "contrastive: loss.alpha changes nothing here: loss.hycd_weight is 0" in said
     assert "contrastive: loss.contrastive_scale" not in said
+
+
+def test_a_default_that_is_given_is_heeded_or_refused(capsys: pytest.CaptureFixture[str]):
+    """RaFA's weight is 1 by default, and a recipe's own is 0."""
+    base = RefineConfig(loss=LossConfig(rafa_weight=1.0))
+    with pytest.raises(ConfigError, match=r"loss.rafa_weight 1.0: every .*\(centred 0.0, hycd 0.0"):
+        list_variants(base, recipes=["centred", "hycd"], sweeps=[])
+    found = list_variants(base, recipes=["centred", "clip-refine"], sweeps=[])
+    assert [variant.config.loss.rafa_weight for variant in found] == [0.0, 1.0]
+    assert "centred: loss.rafa_weight stays 0.0" in " ".join(capsys.readouterr().err.split())
+    # a comparison's own file has all settings, which nobody gave
+    whole = override(base, loss={"rafa_weight": 2.0})
+    assert list_variants(whole, recipes=["centred"], sweeps=[])
 
 
 def test_recipes_that_are_refused():

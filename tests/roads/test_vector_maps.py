@@ -186,6 +186,33 @@ def test_clips_own_features(shared: Path):
         assert after > before - 0.01
 
 
+def test_the_verbs_from_python(found: FeatureSet, tmp_path: Path, monkeypatch):
+    """Under their names, with places as text or vectors and maps as objects, results as tables."""
+    from clip_refine import vectors
+
+    monkeypatch.chdir(tmp_path)
+    maps, learnt = vectors.refine(found, QUICK, "maps")
+    again = vectors.load("maps")
+    scores = vectors.evaluate(found, [maps, again, "maps"], resamples=2).to_pandas()
+    gaps = scores[scores["score"] == "centroid_distance"].set_index("model")["value"]
+    assert list(gaps.index) == ["untouched", maps.name, f"{maps.name} 2", "maps"]
+    assert gaps.iloc[1] == gaps.iloc[2] == gaps.iloc[3] < gaps.iloc[0]
+    assert set(learnt.to_pandas().columns) == set(scores.columns)
+    np.save("old.npy", found.image_features.numpy())
+    assert vectors.apply(again, "old.npy", "new.npy", side="image") == len(found.image_features)
+    assert_close(torch.from_numpy(np.load("new.npy")), maps.transform_image(found.image_features))
+    assert vectors.align("old.npy", "new.npy", "aligned").image_count == len(found.image_features)
+    compared = vectors.compare(found, QUICK, "c", recipes=("centred",), seeds=1).to_pandas()
+    assert compared["recipe"].tolist() == ["pre-trained", "centred"]
+    write_features(Path("pairs.safetensors"), found, note={})
+    assert torch.equal(vectors.read("pairs.safetensors").text_features, found.text_features)
+    with pytest.raises(ConfigError, match=r"Call refine\(VectorsConfig\(\*\*settings\)\)"):
+        vectors.refine(found, {"steps": 8})
+    with pytest.raises(OutputError, match=r"new.npy: .*overwrite") as refused:
+        vectors.apply(again, "old.npy", "new.npy", side="image")
+    assert "--overwrite" not in str(refused.value)
+
+
 class TestCompare:
     def test_recipes_seeds_and_peers_in_one_table(self, found: FeatureSet, tmp_path: Path):
         more = {"recipes": ("centred", "contrastive"), "seeds": 2, "peers": ("fold", "nnn")}

@@ -1,5 +1,6 @@
 """SigLIP from open_clip to Transformers: weights, tokenizer, and the whole way out."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import open_clip
@@ -15,6 +16,7 @@ from clip_refine.saving.exchange import siglip_to_transformers
 from clip_refine.support.errors import ModelError
 from clip_refine.toy import ToyPairs
 from tests.models.tiny_transformers import word_tokenizer
+from tests.roads.test_export import run_the_cards_lines
 
 NAME = "vit_nano_siglip_for_tests"
 CONFIG = {
@@ -83,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
 
 
 @torch.no_grad()
-def test_the_whole_way_out(folder: Path, tmp_path: Path, held_out: ToyPairs):
+def test_the_whole_way_out(folder: Path, tmp_path: Path, held_out: ToyPairs, monkeypatch):
     from transformers import AutoModel, AutoProcessor
 
     images = [held_out.load_image(index).resize((32, 32)) for index in range(3)]
@@ -105,9 +107,27 @@ def test_the_whole_way_out(folder: Path, tmp_path: Path, held_out: ToyPairs):
         assert (theirs - ours).abs().max() <= 1e-5 * ours.norm(dim=-1).mean()
     assert model.logit_bias.item() == source.clip.logit_bias.item()
     assert model.logit_scale.item() == source.clip.logit_scale.item()
+    run_the_cards_lines(tmp_path / "hf", source, images[0], monkeypatch)
 
 
-def test_for_sentence_transformers(folder: Path, tmp_path: Path, held_out: ToyPairs):
+@pytest.mark.parametrize(
+    "kind", ["open_clip", *(["onnx", "immich"] if find_spec("onnxscript") else [])]
+)
+def test_the_cards_of_other_ways_out_run(
+    folder: Path, kind: str, tmp_path: Path, held_out: ToyPairs, monkeypatch
+):
+    from transformers import AutoTokenizer
+
+    export(str(folder), to=kind, out=tmp_path / "out")
+    source = load_open_clip(f"local-dir:{folder}")
+    image = held_out.load_image(0).resize((32, 32))
+    run_the_cards_lines(tmp_path / "out", source, image, monkeypatch)
+    if kind == "onnx":  # which cleans texts as open_clip does
+        ids = AutoTokenizer.from_pretrained(".")(TEXTS, padding="max_length", truncation=True)
+        assert ids["input_ids"] == source.full_length_tokenizer(TEXTS).tolist()
+
+
+def test_for_sentence_transformers(folder: Path, tmp_path: Path, held_out: ToyPairs, monkeypatch):
     from sentence_transformers import SentenceTransformer
 
     export(str(folder), to="sentence-transformers", out=tmp_path / "st")
@@ -118,6 +138,7 @@ def test_for_sentence_transformers(folder: Path, tmp_path: Path, held_out: ToyPa
     assert torch.allclose(model.encode(TEXTS, convert_to_tensor=True), expected, atol=1e-5)
     image: Image.Image = held_out.load_image(0)
     assert model.encode([image]).shape == (1, 32)
+    run_the_cards_lines(tmp_path / "st", source, image.resize((32, 32)), monkeypatch)
 
 
 def test_what_has_no_like_in_transformers(folder: Path):

@@ -15,15 +15,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clip_refine.support import folder
 from clip_refine.support.errors import DataError, FailedError, OutputError
 from clip_refine.support.folder import (
     SUMS,
     check_sums,
     complete_file,
     complete_folder,
+    file_sum,
     locked,
     recover,
     seal,
+    sum_beside,
     write_file,
 )
 from clip_refine.support.process import is_alive, process_tag
@@ -84,7 +87,10 @@ def write_run(out: Path, text: str) -> None:
 
 @pytest.mark.parametrize("overwriting", [False, True])
 def test_a_kill_between_any_two_renames_loses_nothing(
-    overwriting: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overwriting: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     for killed_at in range(1, 4):
         out = tmp_path / str(killed_at) / "out"
@@ -112,6 +118,7 @@ def test_a_kill_between_any_two_renames_loses_nothing(
         write_run(out, "newest")
         assert (out / "scores.json").read_text() == "newest"
         assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert (".out.previous, which a run that was killed" in capsys.readouterr().err) == overwriting
 
 
 def test_what_a_dead_process_left_is_cleared_with_a_word(
@@ -157,6 +164,37 @@ def test_checksums_tell_what_is_not_what_was_written(harm: Callable[[Path], Any]
     harm(weights)
     with pytest.raises(DataError, match=r"weights.safetensors: (is not what|cannot be read)"):
         check_sums(tmp_path / "inner")
+
+
+@pytest.mark.parametrize("harm", [damage, Path.unlink])
+def test_the_checksum_of_one_file_lies_beside_it(harm: Callable[[Path], Any], tmp_path: Path):
+    file = tmp_path / "a.npy"
+    file.write_bytes(b"many numbers")
+    check_sums(file)
+    sum_beside(file).write_text(f"{file_sum(file)}  a.npy\n")
+    check_sums(file)
+    sum_beside(file).rename(tmp_path / "b.npy.sha256")
+    moved = file.rename(tmp_path / "b.npy")
+    check_sums(moved)
+    harm(moved)
+    with pytest.raises(
+        DataError, match=r"b.npy: (is not what .* in b.npy.sha256.* remove .*sha256|cannot be read)"
+    ):
+        check_sums(moved)
+
+
+def test_a_list_of_checksums_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file is read once however often it is listed, and none outside the folder."""
+    read = []
+    monkeypatch.setattr(folder, "file_sum", lambda file: read.append(file.name) or "f" * 64)
+    (tmp_path / "a").write_text("large")
+    lines = [f"{'f' * 64}  {name}\n" for name in ("a", "a", "../b", "/etc/passwd", "a")]
+    (tmp_path / SUMS).write_text("".join(lines))
+    check_sums(tmp_path)
+    assert read == ["a"]
+    (tmp_path / SUMS).write_text(f"{'f' * 64}  \0\n")
+    with pytest.raises(DataError, match="cannot be read .embedded null"):
+        check_sums(tmp_path)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path):

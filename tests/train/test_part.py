@@ -27,6 +27,7 @@ from clip_refine.train.part import (
 from clip_refine.train.towers import prepare_student
 from tests.conftest import TINY, needs, write_model
 from tests.models import tiny_transformers
+from tests.models.test_families import COCA, write_family
 
 RESNET = {
     **TINY,
@@ -48,6 +49,7 @@ def names(tiny_name: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "resnet": write_model(base / "resnet", RESNET),
         "transformers": str(tiny_transformers.write_clip(base / "clip")),
         "siglip": str(tiny_transformers.write_siglip(base / "siglip")),
+        "coca": write_family(tmp_path_factory.mktemp("coca"), COCA),
     }
 
 
@@ -182,7 +184,7 @@ def test_all_is_as_it_was_after_the_part(student: OpenClipEncoder):
         assert trained_names(student) == PROJECTIONS | {"clip.logit_scale"}
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "fused", "split", "transformers", "siglip"])
+@pytest.mark.parametrize("kind", ["open_clip", "fused", "split", "coca", "transformers", "siglip"])
 def test_adapters_begin_at_the_base_and_merge_into_it(names: dict[str, str], kind: str):
     needs("peft", "peft")
     model = load(names, kind)
@@ -218,6 +220,7 @@ def test_adapters_begin_at_the_base_and_merge_into_it(names: dict[str, str], kin
     }
     assert not [module for module in model.modules() if "lora" in type(module).__module__]
     attention = [n for n in weights if re.search(r"(in|\b[qkv])_proj(_|\.)weight", n)]
+    attention = [n for n in attention if "text_decoder" not in n]  # CoCa's, of no feature
     assert len(attention) >= 4
     assert all(not torch.equal(model.state_dict()[n], weights[n]) for n in attention)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from clip_refine.models import OpenClipEncoder
+from clip_refine.roads import build
 from clip_refine.train import (
     TowerPrecision,
     faster_precision,
@@ -147,3 +148,19 @@ def test_batch_norm_statistics_and_dropout():
         model(rows)
     assert torch.equal(model[0].running_mean, before)
     assert not any(module.training for module in model)
+
+
+def test_the_optimiser_is_one_kernel():
+    one = [("weight", nn.Parameter(torch.ones(2, 2)))]
+    more = {"learning_rate": 0.1, "weight_decay": 0.1, "device": torch.device("cpu")}
+    optimiser = make_optimiser(one, decay="all", **more)
+    assert [group["fused"] for group in optimiser.param_groups] == [True]
+
+
+def test_float32_is_float32_on_every_device(monkeypatch: pytest.MonkeyPatch):
+    """Whatever was set before: PyTorch lets convolutions have TF32 unasked."""
+    torch.set_float32_matmul_precision("high")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    build.build_accelerator("cpu")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32

@@ -166,7 +166,7 @@ def test_missing_and_damaged_files(tmp_path: Path):
         load_peer(tmp_path)
     save_peer(FITS["nnn"](*drawn(2, 8, 9)), tmp_path / "peer")
     (tmp_path / "peer/peer.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(DataError, match="peer.safetensors: cannot be read"):
+    with pytest.raises(DataError, match="peer.safetensors: is not what was written"):
         load_peer(tmp_path / "peer")
     (tmp_path / "peer/peer.safetensors").unlink()
     with pytest.raises(DataError, match="peer.safetensors: cannot be read"):

@@ -1,6 +1,8 @@
 """Stored vectors of every layout: read as pairs, and mapped without changing anything else."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,13 @@ from torch import Tensor
 
 from clip_refine.support.errors import DataError, OutputError
 from clip_refine.vectors import stored
-from clip_refine.vectors.files import FeatureSet, read_features, save_peer, write_features
+from clip_refine.vectors.files import (
+    FeatureSet,
+    load_peer,
+    read_features,
+    save_peer,
+    write_features,
+)
 from clip_refine.vectors.stored import apply_stored, open_npy, read_pairs
 from clip_refine.vectors.transforms import (
     Fold,
@@ -221,6 +229,8 @@ class TestPairs:
             read_pairs(str(write("parquet", tmp_path)), owner="who")
         with pytest.raises(DataError, match="owner 'who' is a column, which only"):
             read_pairs(str(write("npz", tmp_path)), owner="who")
+        with pytest.raises(DataError, match="v.parquet: unhashable type: 'list'"):
+            read_pairs(str(tmp_path / "v.parquet"), owner="image_embedding")
 
     @pytest.mark.parametrize("kind", ["folder", "clip-retrieval"])
     def test_files_that_are_cut_off(self, kind: str, tmp_path: Path):
@@ -412,6 +422,86 @@ class TestApply:
             apply_stored(fold, source, tmp_path / f"new{source.suffix}", side="image")
         assert not (tmp_path / f"new{source.suffix}").exists()
 
+    @pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind != "lance"), "npy"])
+    def test_a_bit_that_flips_afterwards_is_told(self, kind: str, fold: Peer, tmp_path: Path):
+        """Wherever it is read again; without its checksum a file is read as any other."""
+        np.save(tmp_path / "v.npy", IMAGE)
+        source = tmp_path / "v.npy" if kind == "npy" else write(kind, tmp_path)
+        one, two = (tmp_path / f"{name}{source.suffix}" for name in ("one", "two"))
+        apply_stored(fold, source, one, side="image")
+        apply_stored(fold, one, two, side="image")
+        within = sorted([*one.rglob("*.npy"), *one.rglob("*.arrow")])
+        harmed = within[0] if one.is_dir() else one
+        content = bytearray(harmed.read_bytes())
+        content[-1 if harmed.suffix == ".npy" else len(content) // 2] ^= 1
+        harmed.write_bytes(content)
+        pairs = f"{one},{one}" if kind == "npy" else str(one)
+        again = tmp_path / f"again{source.suffix}"
+        for read in (
+            lambda: read_pairs(pairs),
+            lambda: apply_stored(fold, one, again, side="image"),
+            lambda: apply_stored(fold, one, again, side="text"),
+        ):
+            with pytest.raises(DataError, match=f"{harmed.name}: is not what was written there"):
+                read()
+        for sums in (stored.sum_beside(harmed), harmed.parent / stored.SUMS):
+            sums.unlink(missing_ok=True)
+        if harmed.suffix == ".npy":
+            assert read_pairs(pairs)
+        # what is mapped once more has sums of its own, and none of what it was before
+        apply_stored(fold, two, one, side="image", overwrite=True)
+        read_pairs(pairs)
+
+    @pytest.mark.parametrize("kind", ["npz", "parquet", "folder", "clip-retrieval", "dataset"])
+    def test_too_little_room_is_said_at_the_start(
+        self, kind: str, fold: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        source = write(kind, tmp_path)
+        size = sum(path.stat().st_size for path in (source, *source.rglob("*")) if path.is_file())
+        out, usage = tmp_path / f"new{source.suffix}", shutil.disk_usage(tmp_path)
+        for free, enough in ((size - 1, False), (size, True)):
+            left = usage._replace(free=2**28 + free)
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, left=left: left)
+            if enough:
+                apply_stored(fold, source, out, side="image")
+            else:
+                with pytest.raises(OutputError, match=r"new.*: the mapped vectors take .* kB, but"):
+                    apply_stored(fold, source, out, side="image")
+                assert not out.exists()
+
+    def test_room_is_of_the_dimension_that_comes_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        new = drawn(0, 1000, 1)[0]
+        np.save(tmp_path / "a.npy", new)
+        usage = shutil.disk_usage(tmp_path)._replace(free=2**28 + 1000 * 4 * 8 + 200)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        fewer = Procrustes.align(new[:, :4], new)
+        apply_stored(fewer, tmp_path / "a.npy", tmp_path / "b.npy", side="image")
+        with pytest.raises(OutputError, match="take 48 kB, but only 268 MB are free"):
+            apply_stored(Fold.fit(new, new), tmp_path / "a.npy", tmp_path / "c.npy", side="image")
+
+    def test_nothing_of_elsewhere_is_copied(self, fold: Peer, tmp_path: Path):
+        """A folder that was sent may hold links to what only its reader may read."""
+        (tmp_path / "secret").mkdir()
+        (tmp_path / "secret/key").write_text("a password")
+        source = write("clip-retrieval", tmp_path)
+        for target in (tmp_path / "secret/key", tmp_path / "secret", Path("/dev/zero"), Path("no")):
+            (source / "note").symlink_to(target)
+            with pytest.raises(
+                DataError, match=r"note: a link to a folder or out of .*, or no file"
+            ):
+                apply_stored(fold, source, tmp_path / "new", side="image")
+            (source / "note").unlink()
+        (source / "note").symlink_to(source / "metadata/metadata_0.parquet")
+        apply_stored(fold, source, tmp_path / "new", side="image")
+        assert not (tmp_path / "new/note").is_symlink()
+        source = write("dataset", tmp_path)
+        (source / "dataset_info.json").unlink()
+        (source / "dataset_info.json").symlink_to(tmp_path / "secret/key")
+        with pytest.raises(DataError, match=r"dataset_info.json: a link"):
+            apply_stored(fold, source, tmp_path / "newer", side="image")
+
     def test_files_that_are_cut_off(self, fold: Peer, tmp_path: Path):
         np.save(tmp_path / "v.npy", IMAGE)
         for source in (tmp_path / "v.npy", write("safetensors", tmp_path), write("npz", tmp_path)):
@@ -449,6 +539,57 @@ class TestApply:
             apply_stored(peer, tmp_path / "a.npy", tmp_path / f"{name}.npy", side="image")
         one, other = (np.load(tmp_path / f"{name}.npy") for name in ("fold", "maps"))
         assert np.abs(one - other).max() < 1e-3
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", '{"_data_files": [{"filename": "../a.arrow"}]}'])
+def test_a_dataset_names_its_own_files(state: str, fold: Peer, tmp_path: Path):
+    source = write("dataset", tmp_path)
+    shutil.copy(next(source.glob("*.arrow")), tmp_path / "a.arrow")
+    (source / "state.json").write_text(state)
+    for read in (
+        lambda: read_pairs(str(source)),
+        lambda: apply_stored(fold, source, tmp_path / "b", side="text"),
+    ):
+        with pytest.raises(DataError, match=r"state.json: cannot be read"):
+            read()
+
+
+def test_lists_that_reach_beyond_their_values_are_refused(fold: Peer, tmp_path: Path):
+    """Arrow files say themselves where in memory a list begins and ends."""
+    source = write("dataset", tmp_path)
+    for file, rows in zip(sorted(source.glob("*.arrow")), (5, 4), strict=True):
+        sound = np.arange(0, 6 * rows + 1, 6, "<i4")
+        far = np.append(0, sound[1:] + 2**20).astype("<i4")
+        content = file.read_bytes()
+        assert sound.tobytes() in content
+        file.write_bytes(content.replace(sound.tobytes(), far.tobytes()))
+    for read in (
+        lambda: read_pairs(str(source)),
+        lambda: apply_stored(fold, source, tmp_path / "b", side="image"),
+    ):
+        with pytest.raises(DataError, match="cannot be read"):
+            read()
+
+
+def test_pipes_are_not_waited_for(fold: Peer, tmp_path: Path):
+    folder = write("folder", tmp_path)
+    (folder / "image.npy").unlink()
+    os.mkfifo(folder / "image.npy")
+    names = ("a.npz", "a.safetensors", "a.parquet")
+    for name in names:
+        os.mkfifo(tmp_path / name)
+    for source in (folder, *(tmp_path / name for name in names)):
+        with pytest.raises(
+            DataError, match="a pipe, a device or a folder|there is no image.npy|no image"
+        ):
+            read_pairs(str(source))
+        with pytest.raises(DataError, match="a pipe, a device or a folder|no image"):
+            apply_stored(fold, source, tmp_path / f"b{source.suffix}", side="image")
+    save_peer(fold, tmp_path / "maps")
+    (tmp_path / "maps/peer.json").unlink()
+    os.mkfifo(tmp_path / "maps/peer.json")
+    with pytest.raises(DataError, match="peer.json: cannot be read .a pipe"):
+        load_peer(tmp_path / "maps")
 
 
 def test_a_header_that_says_gigabytes_takes_none(tmp_path: Path):

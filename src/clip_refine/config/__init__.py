@@ -25,6 +25,7 @@ from clip_refine.config.settings import (
     PriorConfig,
     TrainConfig,
     check_architecture,
+    named_model,
 )
 from clip_refine.config.suites import Suite, load_suite
 
@@ -46,6 +47,7 @@ __all__ = [
     "explain",
     "load_config",
     "load_suite",
+    "named_model",
     "override",
     "refuse_idle",
     "with_recipe",

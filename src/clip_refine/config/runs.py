@@ -22,6 +22,8 @@ from clip_refine.config.settings import (
     PriorConfig,
     SettingsGroup,
     TrainConfig,
+    named_model,
+    no_end,
 )
 from clip_refine.support.errors import ConfigError
 from clip_refine.support.limits import parse_yaml, read_text, shown
@@ -64,6 +66,11 @@ class RefineConfig(SettingsGroup):
     dry_run: bool = False
     """Say pairs, steps, time, memory and what is trained, from a step that is measured, and stop
     there."""
+
+    def check_there(self) -> None:
+        """Refuse by a ConfigError a stream that does not tell its end, before libraries load."""
+        if (name := self.data.endless) and self.train.steps is None:
+            raise no_end(name, self.train.batch_size)
 
     @model_validator(mode="before")
     @classmethod
@@ -263,7 +270,8 @@ class CompareConfig(SettingsGroup):
     learning_rates: tuple[Positive, ...] | Literal["auto"] = ()
     """Tried for every recipe with the first seed, the best on held-out training pairs is taken.
     Without it: 0.3, 1 and 3 times train.learning-rate. One value: no choice. auto: powers of ten
-    around that until the best lies inside, then half a power to both sides."""
+    around that until the best lies inside, then half a power to both sides: up to 9 trainings a
+    recipe instead of 3, so it is not the default."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images (at least 100) that no recipe is trained on: peers are fitted
     and learning rates chosen there."""
@@ -303,9 +311,7 @@ class CompareConfig(SettingsGroup):
         models = values.get("models") if isinstance(values, dict) else None
         if not isinstance(models, list | tuple) or not models or "model" in values:
             return values
-        factory = str(models[0]).removeprefix("factory:")
-        first = {"name": models[0]} if factory == models[0] else {"factory": factory}
-        return {**values, "model": first, "models": models[1:]}
+        return {**values, "model": named_model(str(models[0])), "models": models[1:]}
 
     @model_validator(mode="after")
     def _rates_are_chosen_for_all(self) -> "CompareConfig":
@@ -355,7 +361,11 @@ class TuneConfig(CompareConfig):
     peers: tuple[str, ...] = ()
     resamples: Count = 10
     guard: NonNegative = 0.01
-    """How much zero-shot may fall on `evaluation.zero-shot`, in absolute terms."""
+    """How much top-1 of any of `evaluation.zero_shot`, and what is measured on `bystanders`, may
+    fall, in absolute terms."""
+    bystanders: str | None = None
+    """Other images that the model shall not forget: a folder of classes (top-1) or captioned images
+    (mean R@1)."""
     out: Path = Path("runs/tune")
     """Folder for the results; a search that stopped there goes on."""
 

@@ -100,8 +100,9 @@ class ModelConfig(SettingsGroup):
     weights; a model of the Hub, `hf-hub:ORG/NAME` (open_clip) or `transformers:ORG/NAME`; or
     `toy`."""
     pretrained: str | None = None
-    """Weights for an architecture: a tag such as `openai`, or a path to .pt or .safetensors.
-    Without it: `openai` where the architecture has that tag."""
+    """Weights for an architecture: a tag such as `openai`, or a path to .pt or .safetensors; for
+    `factory` a run, its model/ or a .safetensors file. Without it: `openai` where the architecture
+    has that tag, or what `factory` gives."""
     factory: str | None = None
     """A function of your own that makes the model, `package.module:function`, instead of a name.
     The module may lie in the current folder. Only the command line can name it, no file."""
@@ -112,27 +113,30 @@ class ModelConfig(SettingsGroup):
         """`ARCHITECTURE@TAG` is two settings; records show `name`, so it tells of a factory."""
         if not isinstance(values, dict):
             return values
-        if factory := values.get("factory"):
+        if (factory := values.get("factory")) is not None:
             return {**values, "name": f"factory:{factory}"}
         name = values.get("name")
-        if isinstance(name, str) and not values.get("pretrained"):
-            architecture, _, tag = name.partition("@")
-            is_two = architecture and tag and not set(architecture) & set(":/\\")
-            if is_two and not os.path.exists(name):  # which a Path cannot say of any text
-                return {**values, "name": architecture, "pretrained": tag}
+        # whether it is there a Path cannot say of any text
+        if not isinstance(name, str) or os.path.exists(name):
+            return values
+        architecture, at, tag = name.partition("@")
+        dashed = architecture.replace("/", "-")
+        if (
+            dashed != architecture and dashed in _architectures()
+        ):  # open_clip's way to write it, too
+            architecture, values = dashed, {**values, "name": f"{dashed}{at}{tag}"}
+        is_two = architecture and tag and not set(architecture) & set(":/\\")
+        if is_two and not values.get("pretrained"):
+            return {**values, "name": architecture, "pretrained": tag}
         return values
-
-    @model_validator(mode="after")
-    def _named_once(self) -> "ModelConfig":
-        if self.factory and self.pretrained:
-            raise ValueError(
-                f"pretrained {self.pretrained!r} does not go with factory {self.factory!r}, whose "
-                "function loads its own weights; leave pretrained out"
-            )
-        return self
 
     def check_there(self) -> None:
         """Refuse by a ModelError what names nothing here, before a library is loaded for it."""
+        if self.factory and self.pretrained and not os.path.exists(self.pretrained):
+            raise ModelError(
+                f"{self.pretrained}: cannot be read (No such file or directory). For a factory "
+                f"pretrained is a run, its model/ or a .safetensors file.{_near(self.pretrained)}"
+            )
         schema, _, place = self.name.partition(":")
         if schema == "local-dir":
             if not os.path.isdir(place):
@@ -148,6 +152,25 @@ class ModelConfig(SettingsGroup):
     def title(self) -> str:
         """The model in a word, as `ViT-B-32@openai`."""
         return f"{self.name}@{self.pretrained}" if self.pretrained else self.name
+
+    @property
+    def place(self) -> str:
+        """What may be its folder: of a factory's model that of the weights, else its title."""
+        return (self.factory and self.pretrained) or self.title
+
+
+def named_model(word: str) -> ModelConfig:
+    """What a word of the command line says of a model.
+
+    A name, `ARCHITECTURE@TAG`, `factory:MODULE:FUNCTION`, or that with weights behind an `@`.
+
+    >>> named_model("ViT-B-32@openai"), named_model("factory:mine:make@runs/a").pretrained
+    (ModelConfig(name='ViT-B-32', pretrained='openai', factory=None), 'runs/a')
+    """
+    if not word.startswith("factory:"):
+        return ModelConfig(name=word)
+    factory, _, weights = word.removeprefix("factory:").partition("@")
+    return ModelConfig(factory=factory, pretrained=weights or None)
 
 
 _OF_ONE = ("split", "split_file", "image_column", "caption_column")
@@ -175,6 +198,19 @@ def _near(path: str) -> str:
     except (OSError, ValueError):
         return ""
     return f" Did you mean {', '.join(os.path.join(folder, one) for one in near)}?" * bool(near)
+
+
+def _plain(source: str) -> str:
+    """A source of pairs without the settings behind its `#`."""
+    return source if os.path.exists(source) else source.rpartition("#")[0] or source
+
+
+def no_end(name: str, batch_size: int) -> ConfigError:
+    """Of pairs that do not tell how many there are, where nobody says how many steps to take."""
+    return ConfigError(
+        f"train.steps is missing: {name} does not tell how many pairs it has. Say how many steps "
+        f"of {batch_size} pairs to take, as in --train.steps 200."
+    )
 
 
 def check_path(path: str | Path, more: str = "") -> None:
@@ -264,6 +300,19 @@ class DataConfig(SettingsGroup):
         """All of `train`."""
         return (self.train,) if isinstance(self.train, str) else self.train or ()
 
+    @property
+    def endless(self) -> str | None:
+        """A stream that is known not to tell how many pairs it has; None where it may."""
+        for name in self.sources if self.streaming else ():
+            # the first of several files
+            path = Path(re.sub(r"\{([^{},.]+)(\.\.|,)[^{}]*\}", r"\1", _plain(name)))
+            stats = path.with_name(f"{path.stem}_stats.json")
+            shard = path.suffix == ".tar" and "*" not in path.name and not stats.is_file()
+            mixed = len(self.sources) > 1 or self.captions == "all" or self.split_file
+            if mixed or shard or path.suffix in (".jsonl", ".ndjson"):
+                return name
+        return None
+
     @model_validator(mode="after")
     def _settings_of_val_have_a_val(self) -> "DataConfig":
         given = [f"val_{name}" for name in _OF_ONE if getattr(self, f"val_{name}") is not None]
@@ -274,7 +323,7 @@ class DataConfig(SettingsGroup):
     def check_there(self) -> None:
         """Refuse by a DataError the first file not there, before a library is loaded for it."""
         for name in (*self.sources, *filter(None, [self.val])):
-            plain = name if os.path.exists(name) else name.rpartition("#")[0] or name
+            plain = _plain(name)
             elsewhere = plain == "toy" or plain.startswith("hf:") or "://" in plain
             if not elsewhere and not set(plain) & set("*?{"):
                 hub = " A dataset on the Hub is written hf:ORG/NAME." * ("." not in plain)
@@ -283,10 +332,10 @@ class DataConfig(SettingsGroup):
             if path := getattr(self, name):
                 check_path(path, f" It is --data.{name.replace('_', '-')}.")
 
-    def for_val(self) -> "DataConfig":
-        """The settings that `val` is read with; refuses one for a `train` that is missing."""
+    def for_val(self, *, passed: bool = False) -> "DataConfig":
+        """The settings that `val` is read with; refuses one for a `train` that is not `passed`."""
         given = [name for name in _OF_ONE if getattr(self, name) is not None]
-        if given and not self.sources:
+        if given and not (self.sources or passed):
             raise ConfigError(
                 f"data.{given[0]} says how data.train is read, which is missing. Of data.val say "
                 f"it with --data.val-{given[0].replace('_', '-')}."
@@ -565,8 +614,8 @@ class EvaluationConfig(SettingsGroup):
     template: str | tuple[str, ...] = "a photo of a {}"
     """Prompts for the class names of those folders, one or several, of which the mean counts; `{}`
     stands for the name."""
-    batch_size: Count = 256
-    """Images or captions encoded at a time; images on a CPU 32 at most, which is faster."""
+    batch_size: Count | None = None
+    """Images or captions encoded at a time. Without it: 32 on a CPU, 256 beside a GPU."""
 
     @property
     def templates(self) -> tuple[str, ...]:

@@ -392,9 +392,8 @@ def saved_rows(name: str, files: Sequence[str], settings: SourceSettings) -> Ite
     return file_rows(Path(name) / "dataset_info.json", written, settings)
 
 
-def dataset_rows(table: Any, name: str) -> Iterator[Row]:
-    """The rows of a dataset in memory; its paths may lead anywhere, as they are the caller's."""
-    settings = SourceSettings(allow_outside=True)
+def dataset_rows(table: Any, name: str, settings: SourceSettings) -> Iterator[Row]:
+    """The rows of a dataset in memory."""
     return file_rows(Path(name), _table_written(table, name, settings), settings)
 
 

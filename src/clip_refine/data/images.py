@@ -23,7 +23,7 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageErr
 
 from clip_refine.support.console import remark
 from clip_refine.support.errors import DataError
-from clip_refine.support.limits import IMAGE, PIXELS, is_regular, leads_out
+from clip_refine.support.limits import IMAGE, PIXELS, SCANS, is_regular, leads_out
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -75,11 +75,20 @@ def decode_image(encoded: Encoded, name: str, *, side: int | None = None) -> Ima
 
 def _decoded(encoded: Encoded, side: int | None) -> Image.Image:
     with opened(encoded) as image:
+        if image.info.get("progressive"):
+            _check_scans(encoded)
         if side is not None:
             _decode_smaller(image, side)
         image.load()
         _rotate(image)
         return to_rgb(image)
+
+
+def _check_scans(encoded: Encoded) -> None:
+    """Refuse a JPEG that goes over all its blocks again and again, for a few bytes each time."""
+    content = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
+    if (count := content.count(b"\xff\xda")) > SCANS:  # which is nothing else within a scan
+        raise _RefusedError(f"has {count:,} scans, more than the {SCANS} that are decoded")
 
 
 def check_image(encoded: Encoded) -> str | None:

@@ -185,11 +185,13 @@ class CachedPixels:
     store: RowCache  # where they are: (3, H, W) uint8
     rows: Mapping[str, int]  # image name → its row there
 
-    def find(self, name: str) -> Tensor | None:
-        """(3, H, W) pixels of an image, None where they are not kept."""
+    def find(self, name: str, *, as_levels: bool = False) -> Tensor | None:
+        """(3, H, W) pixels of an image, or their levels, None where they are not kept."""
         row = self.rows.get(name)
         levels = None if row is None else self.store.sound(row)
-        return None if levels is None else self.levels.decode(levels)
+        if levels is None:
+            return None
+        return torch.from_numpy(levels.copy()) if as_levels else self.levels.decode(levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,11 +202,13 @@ class PixelReader:
         preprocess: PIL image → (3, H, W).
         side: Large JPEGs may be decoded down to this many pixels a side; None for full size.
         cached: What need not be decoded.
+        as_levels: Whether that is given as the uint8 levels which are kept, a quarter of the bytes.
     """
 
     preprocess: Preprocess
     side: int | None = None
     cached: CachedPixels | None = None
+    as_levels: bool = False
 
     def __call__(self, images: Images, index: int) -> Tensor:
         """(3, H, W) pixels of one image.
@@ -212,7 +216,8 @@ class PixelReader:
         Raises:
             DataError: It cannot be decoded.
         """
-        found = self.cached and self.cached.find(images.image_name(index))
+        name = images.image_name(index)
+        found = self.cached and self.cached.find(name, as_levels=self.as_levels)
         if found is not None:
             return found
         return self.preprocess(self.load(images, index))
@@ -526,25 +531,33 @@ class PairBatch:
         indices: Positions of the images in their source.
         wrong_tokens: (B, L) token ids of the captions with two words exchanged, the same as in
             `tokens` where none could be; None where nobody asks for such.
+        values: (3, 256) what the levels of each channel stand for, where `pixels` are uint8 levels
+            on their way to a GPU.
     """
 
     pixels: Tensor
     tokens: Tensor
     indices: Sequence[int]
     wrong_tokens: Tensor | None = None
+    values: Tensor | None = None
 
     def to(self, device: torch.device) -> "PairBatch":
         """The batch on another device, copied while the GPU still works where it can be."""
-        return self._each(lambda side: side.to(device, non_blocking=True))
+        moved = self._each(lambda side: side.to(device, non_blocking=True))
+        if moved.values is None:
+            return moved
+        channels = zip(moved.values, moved.pixels.unbind(dim=1), strict=True)
+        pixels = torch.stack([value[levels.int()] for value, levels in channels], dim=1)
+        return replace(moved, pixels=pixels, values=None)
 
     def pin_memory(self) -> "PairBatch":
         """The batch in page-locked memory (called by the loader)."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, moved: Callable[[Tensor], Tensor]) -> "PairBatch":
-        wrong = self.wrong_tokens
-        sides = moved(self.pixels), moved(self.tokens)
-        return PairBatch(*sides, self.indices, None if wrong is None else moved(wrong))
+        some = {"wrong_tokens": self.wrong_tokens, "values": self.values}
+        there = {name: moved(side) for name, side in some.items() if side is not None}
+        return replace(self, pixels=moved(self.pixels), tokens=moved(self.tokens), **there)
 
 
 class _Asked(NamedTuple):
@@ -588,6 +601,7 @@ class _Stack:
 
     tokenizer: Tokenizer | None
     swap_seed: int | None
+    levels: Levels | None = None  # of cached pixels that come as such
 
     def __call__(self, items: list[_Item]) -> PairBatch | DataError:
         pixels = []
@@ -602,7 +616,14 @@ class _Stack:
         tokens = self.tokenizer(captions) if self.tokenizer else torch.empty(len(items), 0)
         if self.swap_seed is not None:  # of one length, as they were read together
             tokens, wrong = tokens.chunk(2)
-        return PairBatch(torch.stack(pixels), tokens, numbers, wrong)
+        values = self.levels and torch.from_numpy(self.levels.values)
+        if self.levels and any(image.dtype != torch.uint8 for image in pixels):
+            values = None  # some are not cached, so that all are decoded here
+            pixels = [
+                self.levels.decode(image.numpy()) if image.dtype == torch.uint8 else image
+                for image in pixels
+            ]
+        return PairBatch(torch.stack(pixels), tokens, numbers, wrong, values)
 
 
 def _loader(
@@ -617,10 +638,12 @@ def _loader(
     **options: Any,
 ) -> DataLoader[Any]:
     """Decodes and stacks the batches that are asked for; those of a stream need no `images`."""
+    reader = preprocess if isinstance(preprocess, PixelReader) else None
+    levels = reader.cached.levels if reader and reader.as_levels and reader.cached else None
     return DataLoader(
         _Decoder(images, preprocess),
         batch_sampler=asked,  # pyright: ignore[reportArgumentType]
-        collate_fn=_Stack(tokenizer, swap_seed),
+        collate_fn=_Stack(tokenizer, swap_seed, levels),
         num_workers=workers,
         prefetch_factor=batches_ahead(batch_size, workers),
         worker_init_fn=end_with_parent,

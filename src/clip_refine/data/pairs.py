@@ -5,8 +5,9 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image, ImageOps
 
+from clip_refine.config import DataConfig
 from clip_refine.data.images import (
     ImageInMemory,
     ImagePlace,
@@ -23,7 +25,7 @@ from clip_refine.data.images import (
     read_place,
     to_rgb,
 )
-from clip_refine.data.rows import Row
+from clip_refine.data.rows import Row, SourceSettings, find_columns
 from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import DataError
 
@@ -166,8 +168,19 @@ class BadRows:
         return len(self.found) / max(1, self.total)
 
     def _listed(self) -> str:
+        """Rows with what is wrong with them; what several have in common stands once."""
+        by_advice: dict[str, dict[str, list[str]]] = {}
+        for row in self.found[:LISTED]:
+            fact, _, advice = row.problem.partition(". ")
+            by_advice.setdefault(advice, {}).setdefault(fact, []).append(row.where)
+        lines = []
+        for advice, facts in by_advice.items():
+            own = [f"{_places(where)}: {fact}" for fact, where in facts.items()]
+            if advice:
+                own = [f"{line}." for line in own]
+                own = [*own, advice] if len(own) > 1 else [f"{own[0]} {advice}"]
+            lines += own
         more = len(self.found) - LISTED
-        lines = [str(row) for row in self.found[:LISTED]]
         return "\n".join(lines + [f"... and {more:,} more bad rows."] * (more > 0))
 
     def _counted(self) -> str:
@@ -188,6 +201,20 @@ class BadRows:
             f"{self.source}: {self._counted()}, more than the {self.policy.limit:.1%} that "
             "--data.skip-bad lets pass. Look at them, or raise --data.max-bad."
         )
+
+
+def _places(rows: Sequence[str]) -> str:
+    """Rows of one file by their numbers, others by their names.
+
+    >>> _places(["a.csv, line 2", "a.csv, line 5"]), _places(["pairs[0]", "pairs[1]"])
+    ('a.csv, line 2, 5', 'pairs[0, 1]')
+    """
+    found = [re.fullmatch(r"(.*[ \[])(\d+)(\]?)", row) for row in rows]
+    parts = [one.groups() for one in found if one]
+    if len(parts) == len(rows) and len({(head, tail) for head, _, tail in parts}) == 1:
+        head, _, tail = parts[0]
+        return f"{head}{', '.join(number for _, number, _ in parts)}{tail}"
+    return ", ".join(rows)
 
 
 def write_skipped(skipped: Sequence[BadRow], path: Path) -> None:
@@ -214,8 +241,8 @@ Ending = tuple[int, str]
 
 
 GivenPairs = ImageCaptions | Sequence[tuple[Any, Any]] | Any
-"""What Python callers may give: an object that fits the protocol, a list of (PIL image or path,
-caption or captions), or a `datasets.Dataset` with an image and a caption column."""
+"""What Python callers may give: an object that fits the protocol; a list, or a dataset as torch has
+them, of (PIL image or path, caption or captions) or of named values; or a `datasets.Dataset`."""
 
 
 class ImageSource(Images):
@@ -318,34 +345,56 @@ def as_images(images: Images) -> ImageSource:
     return images if isinstance(images, ImageSource) else _OwnImages(images)
 
 
-def as_pairs(pairs: GivenPairs) -> PairSource:
-    """The pairs with all members declared, from anything that pairs may be given as."""
+def as_pairs(pairs: GivenPairs, data: DataConfig | None = None) -> PairSource:
+    """The pairs with all members declared, from anything that pairs may be given as.
+
+    Of named values `data` says which are image and caption where they are called as nobody knows.
+    """
     if isinstance(pairs, PairSource):
         return pairs
-    if isinstance(pairs, list | tuple):
-        return collect("pairs", "list", _listed_rows(pairs), BadRowPolicy())
-    if type(pairs).__module__.startswith("datasets.") and hasattr(pairs, "select_columns"):
+    needed = ("name", "captions", "__len__", "load_image", "image_name")
+    missing = [name for name in needed if not hasattr(pairs, name)]
+    if not missing:
+        return _OwnPairs(pairs)
+    columns = data.model_dump(include={"image_column", "caption_column"}) if data else {}
+    settings = SourceSettings(allow_outside=True, **columns)  # of the caller's own
+    listed = isinstance(pairs, list | tuple)
+    if isinstance(pairs, Mapping):
+        raise DataError(
+            f"{type(pairs).__name__} of {', '.join(map(repr, pairs))}: give one of them."
+        )
+    if not listed and hasattr(pairs, "select_columns") and hasattr(pairs, "__len__"):
         from clip_refine.data.datasets import dataset_rows  # late: `datasets` takes a second
 
         name = str(getattr(pairs, "builder_name", None) or "dataset")
-        return collect(name, "dataset", dataset_rows(pairs, name), BadRowPolicy())
-    needed = ("name", "captions", "__len__", "load_image", "image_name")
-    missing = [name for name in needed if not hasattr(pairs, name)]
-    if missing:
+        return collect(name, "dataset", dataset_rows(pairs, name, settings), BadRowPolicy())
+    if isinstance(pairs, str | bytes) or not {"__len__", "__getitem__"} <= {*dir(pairs)}:
         raise DataError(
             f"{type(pairs).__name__}: has no {', '.join(missing)}, so it is no source of pairs. "
-            "Give a list of (image or path, caption or captions), a datasets.Dataset with columns "
-            f"of both, or an object with {', '.join(needed)}."
+            "Give a list, or a dataset with a length, of (image or path, caption or captions) or "
+            f"of named values, a datasets.Dataset, or an object with {', '.join(needed)}; what is "
+            "to be opened or streamed is named in data.train."
         )
-    return _OwnPairs(pairs)
+    name = "pairs" if listed else type(pairs).__name__
+    return collect(name, "list", _given_rows(pairs, name, settings), BadRowPolicy())
+
+
+def has_columns(pairs: GivenPairs) -> bool:
+    """Whether pairs that were given are named values."""
+    if hasattr(pairs, "column_names"):
+        return True
+    rows: Any = pairs
+    return hasattr(rows, "__getitem__") and len(rows) > 0 and isinstance(rows[0], Mapping)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _GivenImage:
-    """An image that was handed in as an object."""
+    """An image that is handed in as an object, asked for each time."""
 
     name: str
-    image: Image.Image
+    pairs: Any  # with those that come with it
+    number: int
+    settings: SourceSettings
 
     def __str__(self) -> str:
         return self.name
@@ -353,26 +402,40 @@ class _GivenImage:
     def read(self) -> bytes:
         """The content of an image file that decodes to it bit by bit, made without compressing."""
         file = BytesIO()
-        to_rgb(ImageOps.exif_transpose(self.image)).save(file, "PPM")
+        image, _ = _pair_of(self.pairs, self.number, self.name, self.settings)
+        to_rgb(ImageOps.exif_transpose(image)).save(file, "PPM")
         return file.getvalue()
 
 
-def _listed_rows(pairs: Sequence[Any]) -> Iterator[Row]:
-    for number, pair in enumerate(pairs):
-        where = f"pairs[{number}]"
-        image, texts = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
-        captions = (texts,) if isinstance(texts, str) else texts
-        if (
-            not isinstance(image, Image.Image | str | Path)
-            or not (isinstance(captions, list | tuple) and captions)
-            or not all(isinstance(text, str) for text in captions)
-        ):
-            raise DataError(
-                f"{where}: expected (image, caption), the image a PIL image or a path and the "
-                f"caption a text or a list of texts, got {pair!r:.80}."
-            )
-        given = isinstance(image, Image.Image)
-        yield Row(where, _GivenImage(where, image) if given else Path(image), tuple(captions))
+def _given_rows(pairs: Any, name: str, settings: SourceSettings) -> Iterator[Row]:
+    for number in range(len(pairs)):
+        where = f"{name}[{number}]"
+        image, captions = _pair_of(pairs, number, where, settings)
+        is_path = not isinstance(image, Image.Image)
+        place = Path(image) if is_path else _GivenImage(where, pairs, number, settings)
+        yield Row(where, place, captions)
+
+
+def _pair_of(
+    pairs: Any, number: int, where: str, settings: SourceSettings
+) -> tuple[Any, tuple[str, ...]]:
+    """Image and captions that stand there, checked."""
+    pair = pairs[number]
+    if isinstance(pair, Mapping):
+        pair = [pair[column] for column in find_columns(where, list(pair), settings)]
+    image, texts = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)
+    captions = (texts,) if isinstance(texts, str) else texts
+    if (
+        not isinstance(image, Image.Image | str | Path)
+        or not (isinstance(captions, list | tuple) and captions)
+        or not all(isinstance(text, str) for text in captions)
+    ):
+        raise DataError(
+            f"{where}: expected (image, caption), the image a PIL image or a path, so without a "
+            "transform to tensors, and the caption a text or a list of texts, got "
+            f"{pair!r:.80}."
+        )
+    return image, tuple(captions)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -604,6 +667,8 @@ def _checked(place: ImagePlace, *, decode: bool) -> tuple[str | None, Ending | N
         content = place.read()
     except OSError:
         return image_problem(place, decode=decode), None
+    if isinstance(place, _GivenImage):  # which was decoded just now
+        return None, ending(content)
     return image_problem(ImageInMemory(str(place), content), decode=decode), ending(content)
 
 

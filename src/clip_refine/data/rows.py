@@ -651,7 +651,7 @@ def find_column(
     raise DataError(
         f"{path}: no {what} column among {listed(header)}; looked for "
         f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "
-        f"NAME#{what}_column=..."
+        f"NAME#{what}_column=...; in Python data.{what}_column names it of pairs that are passed."
     )
 
 

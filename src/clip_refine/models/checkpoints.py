@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.jit import _pickle as script_lists
 
-from clip_refine.models.encoder import save_weights
+from clip_refine.models.encoder import check_weights, save_weights
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError, foreign
+from clip_refine.support.folder import check_sums
 from clip_refine.support.limits import is_regular, parse_json, read_text, shown
 
 # --------------------------------------------------------------------------------------------------
@@ -332,15 +333,59 @@ def recognise_folder(folder: Path) -> ModelFolder:
         kind = read_json(folder / "config.json").get("model_type", "of no named type")
         return ModelFolder("transformers", folder, f"a Transformers model ({kind})")
     if (folder / "model.safetensors").is_file():
-        raise ModelError(
-            f"{folder}: weights of a class of your own, with nothing that says how to build it. "
-            "Pass --model.factory MODULE:FUNCTION, whose function builds the model and loads them."
-        )
+        raise ModelError(f"{folder}: {made_by(_factory_of(folder), str(folder))}")
     raise ModelError(
         f"{folder}: holds no model. Allowed: an open_clip folder ({OPEN_CLIP_CONFIG}), a "
         "Transformers folder (config.json and model.safetensors), a sentence-transformers folder "
         "(modules.json), or a folder that `clip-refine refine` wrote."
     )
+
+
+def made_by(factory: str | None, weights: str | None) -> str:
+    """What to do about a model of the user's own class: the rest of an error."""
+    named = factory or "MODULE:FUNCTION"
+    behind, flag = (f"@{weights}", f" --model.pretrained {weights}") if weights else ("", "")
+    return (
+        f"its model was made by {factory or 'Python code'}, which is imported only where the "
+        f"command line names it. If you trust it: --model.factory {named}{flag}; in one word, as "
+        f"for export and --models, factory:{named}{behind}; explore --factory {named}."
+    )
+
+
+def _factory_of(folder: Path) -> str | None:
+    """Which function made the model that a saved one came from, as far as its provenance says."""
+    if not (folder / PROVENANCE).is_file():
+        return None
+    base = read_json(folder / PROVENANCE).get("base")
+    name = base.get("name") if isinstance(base, dict) else None
+    found = re.fullmatch(r"a model made by ([\w.]+:\w+)", name if isinstance(name, str) else "")
+    return found and found[1]
+
+
+def load_own_weights(model: nn.Module, place: Path) -> None:
+    """Give a model that a factory made the weights of a run, of a model's folder, or of a file.
+
+    Raises:
+        ModelError: There is no `model.safetensors`, it is damaged, or of another model.
+        DataError: It is not what was written there, by the checksums beside it.
+    """
+    folder = place / "model" if is_run(place) else place
+    path = folder / "model.safetensors" if folder.is_dir() else folder
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ModelError(
+            f"{place}: holds no weights for a model that a factory makes. Give a run, its model/ "
+            "or a .safetensors file; what the model's own save wrote its function has to load."
+        )
+    check_sums(path.parent)
+    check_weights(path)
+    found = _safetensors_shapes(path)
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if other := sorted({*own.items()} ^ {*found.items()}):
+        raise ModelError(
+            f"{path}: is of another model than the factory makes: {other[0][0]} and what else "
+            "differs in name or shape. Name the function that the run was made with."
+        )
+    model.load_state_dict(load_file(path))
 
 
 def how_to_load(folder: Path) -> str:
@@ -352,7 +397,8 @@ def how_to_load(folder: Path) -> str:
     try:
         found = recognise_folder(folder)
     except ModelError:
-        return ""
+        made = _factory_of(folder)
+        return f", for --model.factory {made} --model.pretrained {folder}" if made else ""
     match found.kind:
         case "open_clip":
             return f", which open_clip loads as local-dir:{folder}"

@@ -17,8 +17,6 @@ from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar
 from clip_refine.support.errors import ModelError
 
-# images at a time on a CPU: photo-clip's took 1.3 times as long by 128, and 2.2 GB instead of .5
-ON_CPU = 32
 Block = tuple[Sequence[int], Tensor]  # positions of some images or texts, their (B, d) features
 
 
@@ -29,10 +27,12 @@ class Embedder:
     Attributes:
         model: A dual encoder in evaluation mode on `device`.
         device: Where it is.
-        batch_size: Images or texts at a time; of images on a CPU 32 at most.
+        batch_size: Images or texts at a time.
         workers: Processes that decode images.
         visible: Whether progress is shown.
         reader: How images become pixels, where not by the model's preprocessing alone.
+        group: Accelerate's, of processes that share the work: all call together, and `images` and
+            `texts` give each of them everything. None where this one works alone.
     """
 
     model: DualEncoder
@@ -41,6 +41,7 @@ class Embedder:
     workers: int = 0
     visible: bool = True
     reader: PixelReader | None = None
+    group: Accelerator | None = None
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -56,19 +57,40 @@ class Embedder:
 
     def images(self, images: Images, title: str) -> Tensor:
         """Raw features of all images in order, (N, d), float32 on the CPU."""
-        return torch.cat([features for _, features in self.image_blocks(images, title)])
+        return self._all(
+            range(len(images)),
+            lambda own: self.image_blocks(ChosenImages(images, own), title),
+        )
 
     def texts(self, texts: Sequence[str], title: str) -> Tensor:
         """Raw features of all texts in order, (N, d), float32 on the CPU."""
-        blocks = list(self.text_blocks(texts, title))
-        by_length = torch.cat([features for _, features in blocks])
-        in_order = torch.empty_like(by_length)
-        in_order[torch.tensor([index for indices, _ in blocks for index in indices])] = by_length
-        return in_order
+        return self._all(
+            _by_length(texts),
+            lambda own: self.text_blocks([texts[index] for index in own], title),
+        )
+
+    def _all(
+        self, order: Sequence[int], encode: Callable[[Sequence[int]], Iterator[Block]]
+    ) -> Tensor:
+        """The features of all; processes take turns with the batches, which stay the same."""
+        rank, count = (self.group.process_index, self.group.num_processes) if self.group else (0, 1)
+        size = self.batch_size
+        starts = range(rank * size, len(order), count * size)
+        # one that has none of the batches has to know the dimension, too
+        own = [index for start in starts for index in order[start : start + size]] or order[:1]
+        found = torch.empty(0)
+        for rows, features in encode(own):
+            if not len(found):
+                found = features.new_zeros(len(order), features.shape[1])
+            found[[own[row] for row in rows]] = features if starts else 0.0
+        if self.group is None or count == 1:
+            return found
+        added: Any = self.group.reduce(found.to(self.device))
+        return added.cpu()
 
     def image_blocks(self, images: Images, title: str) -> Iterator[Block]:
         """The features of all images in order, a batch at a time, as it is ready."""
-        size = min(self.batch_size, ON_CPU) if self.device.type == "cpu" else self.batch_size
+        size = self.batch_size
         batches = image_batches(
             images,
             batch_size=size,
@@ -89,7 +111,7 @@ class Embedder:
 
         In order of length, so that short ones need not wait for long ones.
         """
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        order = _by_length(texts)
         size = self.batch_size
         for start in self._bar(title, len(texts), size).over(range(0, len(texts), size)):
             indices = order[start : start + size]
@@ -99,6 +121,10 @@ class Embedder:
 
     def _bar(self, title: str, count: int, size: int) -> Bar:
         return Bar(title, -(-count // size), visible=self.visible, transient=True)
+
+
+def _by_length(texts: Sequence[str]) -> list[int]:
+    return sorted(range(len(texts)), key=lambda index: len(texts[index]))
 
 
 def _check_finite(features: Tensor, name: Callable[[int], str]) -> None:
@@ -124,8 +150,8 @@ def _check_finite(features: Tensor, name: Callable[[int], str]) -> None:
 class FeatureStore:
     """A model's features of images and texts on disk, by what is in them.
 
-    Several processes share the work of adding to it. They give their `accelerator`, all call
-    together, and the folder is on a disk that all of them see.
+    The processes of an embedder's group share the work of adding to it; the folder is on a disk
+    that all of them see.
     """
 
     folder: Path  # of this model
@@ -144,29 +170,22 @@ class FeatureStore:
         source: Images,
         fingerprints: Sequence[str],
         title: str,
-        accelerator: Accelerator | None = None,
     ) -> None:
         """Encode the images that are missing."""
         self._add(
             self._rows("images"),
             fingerprints,
             lambda missing: embedder.image_blocks(ChosenImages(source, missing), title),
-            accelerator,
+            embedder.group,
         )
 
-    def add_texts(
-        self,
-        embedder: Embedder,
-        texts: Sequence[str],
-        title: str,
-        accelerator: Accelerator | None = None,
-    ) -> None:
+    def add_texts(self, embedder: Embedder, texts: Sequence[str], title: str) -> None:
         """Encode the texts that are missing."""
         self._add(
             self._rows("texts"),
             _text_fingerprints(texts),
             lambda missing: embedder.text_blocks([texts[index] for index in missing], title),
-            accelerator,
+            embedder.group,
         )
 
     def _rows(self, kind: str) -> RowCache:
@@ -177,19 +196,19 @@ class FeatureStore:
         rows: RowCache,
         names: Sequence[str],
         encode: Callable[[list[int]], Iterator[Block]],
-        accelerator: Accelerator | None,
+        group: Accelerator | None,
     ) -> None:
         rows.check(names)
         missing = rows.missing(names)
-        if accelerator is not None:
+        if group is not None:
             # nobody adds before everybody has seen what is missing
-            accelerator.wait_for_everyone()
-            missing = missing[accelerator.process_index :: accelerator.num_processes]
+            group.wait_for_everyone()
+            missing = missing[group.process_index :: group.num_processes]
         # each batch at once, so that an interruption costs no more than one
         for indices, features in encode(missing) if missing else ():
             rows.add([names[missing[index]] for index in indices], features.numpy())
-        if accelerator is not None:
-            accelerator.wait_for_everyone()
+        if group is not None:
+            group.wait_for_everyone()
 
 
 def _text_fingerprints(texts: Sequence[str]) -> list[str]:

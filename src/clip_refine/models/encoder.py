@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import torch
 from PIL import Image
@@ -181,13 +182,24 @@ def call_factory(name: str) -> DualEncoder:
             + (f" It has {', '.join(known)}." if known else "")
         )
     try:
-        model = function()
+        model: Any = function()
     except Exception as error:
         raise ModelError(f"model.factory {name!r}: {_where(error)}") from error
     try:
-        return check_dual_encoder(model)
+        check_dual_encoder(model)
     except ModelError as error:
         raise ModelError(f"model.factory {name!r}: {error}") from error
+    if model in _MADE:  # it would have the weights that were loaded or trained meanwhile
+        raise ModelError(
+            f"model.factory {name!r}: gave the same object as before. Let it make a new model each "
+            "time."
+        )
+    _MADE.add(model)
+    return model
+
+
+_MADE: WeakSet[Any] = WeakSet()
+"""What factories gave."""
 
 
 def _import(name: str, module_name: str) -> Any:

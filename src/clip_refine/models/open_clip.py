@@ -43,6 +43,7 @@ from clip_refine.models.encoder import (
 )
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError, first_line
+from clip_refine.support.limits import LETTERS
 
 # --------------------------------------------------------------------------------------------------
 # open_clip's text towers. A causal one that is pooled at the end-of-text token never looks behind
@@ -141,8 +142,13 @@ class OpenClipTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """B texts → (B, L') ids."""
-        tokens = self.tokenizer(texts)
+        tokens = self.tokenizer(self._begin(texts))
         return tokens if self.text_cut is None else self.text_cut.cut(tokens)
+
+    def _begin(self, texts: Sequence[str]) -> list[str]:
+        """As much of each as can matter: a word takes the square of its length in time."""
+        most = LETTERS * self.context_length if self.context_length else None
+        return [text[:most] for text in texts]
 
     def lengths(self, tokens: Tensor) -> Tensor | None:
         """(B,) tokens of each text that features depend on; None where those are all."""
@@ -158,9 +164,9 @@ class OpenClipTokenizer:
         """Tokens of each text with start and end, before it is cut."""
         match self.tokenizer:
             case SimpleTokenizer():
-                return [len(self.tokenizer.encode(text)) + 2 for text in texts]
+                return [len(self.tokenizer.encode(text)) + 2 for text in self._begin(texts)]
             case HFTokenizer():
-                cleaned = [self.tokenizer.clean_fn(text) for text in texts]
+                cleaned = [self.tokenizer.clean_fn(text) for text in self._begin(texts)]
                 return count_tokens(self.tokenizer.tokenizer, cleaned)
             case _:
                 return None

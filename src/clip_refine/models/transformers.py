@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clip_refine.models.checkpoints import needs_code, no_code_of_models
+from clip_refine.models.checkpoints import WEIGHTS_LIST, needs_code, no_code_of_models
 from clip_refine.models.encoder import (
     PROBES,
     TRANSFORMERS,
@@ -24,6 +24,7 @@ from clip_refine.models.encoder import (
     save_weights,
 )
 from clip_refine.support.errors import ModelError, first_line, foreign
+from clip_refine.support.limits import leads_out, read_all
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.
@@ -269,9 +270,16 @@ class SentenceFolder:
 
 def _read(name: str, file: str) -> bytes | None:
     """A small file of a folder or of a Hub model."""
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path.read_bytes() if path.is_file() else None
+    folder = Path(name)
+    if folder.is_dir():
+        path, blobs = folder / file, folder.parent.parent / "blobs"  # of the Hub's own cache
+        if not path.is_file():
+            return None
+        # it would be written again beside the refined model
+        if leads_out(path, folder) and (blobs.is_symlink() or leads_out(path, blobs)):
+            raise ModelError(f"{path}: is a link out of the model's folder. Put the file there.")
+        with foreign(ModelError, f"{path}: cannot be read"), path.open("rb") as opened:
+            return read_all(opened, WEIGHTS_LIST)
     from transformers.utils.hub import cached_file
 
     found = cached_file(

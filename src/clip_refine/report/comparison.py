@@ -11,7 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from clip_refine.config import ModelConfig
+from clip_refine.config import named_model
 from clip_refine.config.runs import PEER_NAMES
 from clip_refine.report.tables import (
     SIGNS,
@@ -88,14 +88,23 @@ def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
     keep = f"Keep {untouched.recipe}: nothing compared beats it."
     if mixed:
         line, own = max(mixed, key=lambda pair: (-len(_marked(pair[1], "worse")), *_merit(pair)))
+        if line.learning_rate is None:
+            advice, command = _untrained(comparison, line, out)
+            advice = f"Take it only where what is better matters more than what is worse. {advice}"
+        else:
+            advice = (
+                "Train it at a third of its learning rate, or keep part of the way by clip-refine "
+                "interpolate:"
+            )
+            command = _compare(comparison, [line], out, "-milder", slower=3, save=True)
         return Decision(
             taken=untouched.recipe,
             answer=keep,
             price=f"{line.recipe} comes nearest: better in {_listed(own, 'better')}; the price is "
             f"{_listed(own, 'worse')}.",
             doubt="",
-            advice=_milder(line),
-            command=_compare(comparison, [line], out, "-milder", slower=3, save=True),
+            advice=advice,
+            command=command,
         )
     worse = [line.recipe for line, own in found if _marked(own, "worse")]
     narrowest = min(
@@ -104,23 +113,30 @@ def decide(comparison: Comparison, out: str = "runs/compare") -> Decision:
         default=None,
     )
     more = "--held-out" if comparison.vectors else "--data.val"
+    wider = "" if comparison.vectors else " and a wider search"
     # of more than a grid's three auto has searched already
     edge = [c.recipe for c in comparison.learning_rates if c.at_edge and len(c.tried) <= 3]
+    advice = (
+        "To gain more, more training pairs or steps, or another learning rate would be needed; "
+        f"more held-out images ({more}) or seeds would show smaller differences. With more "
+        f"steps{wider}:"
+    )
+    if edge:
+        advice = (
+            f"The best learning rate of {', '.join(edge)} is the last one tried: --learning-rates "
+            "auto looks further:"
+        )
+    elif all(line.learning_rate is None for line in others):
+        advice = "Nothing was trained here; that may do more:"
+    steps = 0 if edge else 2 * max((row.steps for row in comparison.rows), default=0)
     return Decision(
         taken=untouched.recipe,
         answer=keep,
         price=f"Clearly worse in something: {', '.join(worse)}." if worse else "",
         doubt="What else differs is within the noise of the evaluation images and seeds. "
         f"{power(narrowest, comparison.held_out)}".rstrip(),
-        advice=f"The best learning rate of {', '.join(edge)} is the last one tried: "
-        "--learning-rates auto looks further."
-        if edge
-        else f"More seeds, or more held-out images ({more}), would show smaller differences.",
-        command=_compare(comparison, others, out, "-further", auto=True)
-        if edge
-        else _compare(
-            comparison, others, out, seeds=2 * max((line.runs for line in others), default=1)
-        ),
+        advice=advice,
+        command=_compare(comparison, others, out, "-further", auto=True, steps=steps),
     )
 
 
@@ -178,18 +194,9 @@ def _take(comparison: Comparison, line: RecipeSummary, own: Sequence[Change], ou
         price += f"; training took {line.seconds.mean:.0f} s a seed."
     if not _marked(own, "better", gap=False):
         price += " Only the gap is better, which helps where images and texts share one index."
-    doubt, advice, command = "", "", ""
-    label, recipe = _of_model(comparison, line.recipe)
-    if label and recipe == comparison.summary[0].recipe:
-        advice = f"Start from {comparison.models[label]} instead."
-    elif line.learning_rate is None:
-        of = f" with {comparison.models[label]}" if label else ""
-        advice = (
-            f"Fit it on features of your own pairs{of}, which clip-refine evaluate "
-            "--save-features writes:"
-        )
-        peer = shlex.quote(recipe)
-        command = f"clip-refine posthoc fit {peer} FEATURES.safetensors --out {peer}"
+    doubt = ""
+    if line.learning_rate is None:
+        advice, command = _untrained(comparison, line, out)
     elif line.runs < 2:
         doubt = "That is one training seed, and intervals do not cover what another would change."
         advice = "Repeat it with more:"
@@ -207,13 +214,27 @@ def _take(comparison: Comparison, line: RecipeSummary, own: Sequence[Change], ou
     )
 
 
-def _milder(line: RecipeSummary) -> str:
-    if line.learning_rate is None:
-        return "Take it only where what is better matters more than what is worse."
+def _untrained(comparison: Comparison, line: RecipeSummary, out: str) -> tuple[str, str]:
+    """What to do with another model as it is, or with a peer, and the command for it."""
+    label, recipe = _of_model(comparison, line.recipe)
+    model = comparison.models.get(label, "")
+    if label and recipe == comparison.summary[0].recipe:
+        search = ["clip-refine", "tune", "--config", f"{out}/config.yaml", *_flags_of(model)]
+        advice = f"Start from {model} instead, and search for what improves it:"
+        return advice, shlex.join([*search, "--out", f"{out}-tuned"])
+    of, peer = f" with {model}" if label else "", shlex.quote(recipe)
     return (
-        "Train it at a third of its learning rate, or keep part of the way by clip-refine "
-        "interpolate:"
+        f"Fit it on features of your own pairs{of}, which clip-refine evaluate --save-features "
+        "writes:",
+        f"clip-refine posthoc fit {peer} FEATURES.safetensors --out {peer}",
     )
+
+
+def _flags_of(model: str) -> list[str]:
+    """A model of the comparison instead of the one that its settings name, weights too."""
+    one = named_model(model)
+    named = ["--model.factory", one.factory] if one.factory else ["--model.name", one.name]
+    return [*named, "--model.pretrained", str(one.pretrained)]
 
 
 def _compare(
@@ -226,10 +247,14 @@ def _compare(
     slower: int = 1,
     save: bool = False,
     auto: bool = False,
+    steps: int = 0,
 ) -> str:
-    """`clip-refine compare` with the settings of this one, for some of its trained rows."""
+    """`clip-refine compare` with the settings of this one, for some of its trained rows.
+
+    Without any of its default recipes.
+    """
     if comparison.vectors:
-        return _of_vectors(comparison, lines, out, beside, seeds, slower, save=save)
+        return _of_vectors(comparison, lines, out, beside, seeds, slower, steps, save=save)
     recipes, sweeps, combined, models, rates = {}, {}, {}, {}, []
     chosen = {choice.recipe: choice for choice in comparison.learning_rates}
     for line in lines:
@@ -250,9 +275,8 @@ def _compare(
             if len(lines) == 1
             else list(choice.tried if choice else ())
         )
-    if not recipes:
-        return ""
-    words = ["clip-refine", "compare", "--config", f"{out}/config.yaml", "--recipes", *recipes]
+    words = ["clip-refine", "compare", "--config", f"{out}/config.yaml"]
+    words += ["--recipes", *recipes] if recipes else []
     for setting, values in sweeps.items():
         words += ["--sweep", f"{setting}={','.join(values)}"]
     words += ["--combine", *combined] if combined else []
@@ -260,20 +284,15 @@ def _compare(
     if further and len(models) > 1:
         words += ["--models", *further]
     elif further:
-        one = ModelConfig(name=further[0])  # whose weights are not those that the settings name
-        factory = one.name.startswith("factory:")
-        named = [
-            "--model.factory" if factory else "--model.name",
-            one.name.removeprefix("factory:"),
-        ]
-        words += [*named, "--model.pretrained", str(one.pretrained)]
-    words += ["--seeds", str(seeds or max(line.runs for line in lines))]
+        words += _flags_of(further[0])
+    words += ["--seeds", str(seeds or max(line.runs for line in lines))] if recipes else []
     words += (
         ["--learning-rates", *(f"{float(rate):.3g}" for rate in rates)]
         if rates and not auto
         else []
     )
-    words += ["--learning-rates", "auto"] if auto else []
+    words += ["--learning-rates", "auto"] if auto and recipes else []
+    words += ["--train.steps", str(steps)] if steps else []
     words += ["--save-models"] if save else []
     return shlex.join([*words, "--out", f"{out}{beside}"])
 
@@ -285,22 +304,28 @@ def _of_vectors(
     beside: str,
     seeds: int,
     slower: int,
+    steps: int,
     *,
     save: bool,
 ) -> str:
     """The same for maps of stored vectors, which one training keeps."""
-    trained = [line for line in lines if line.learning_rate is not None]
-    if not trained or comparison.vectors == "python":  # as arrays they have no name
+    if comparison.vectors == "python":  # as arrays they have no name
         return ""
-    rate = f"{(trained[0].learning_rate or 0) / slower:.3g}"
+    trained = [line for line in lines if line.learning_rate is not None]
     names = [line.recipe for line in trained]
-    pairs = str(comparison.vectors)
-    what = ["refine", pairs, "--recipe", names[0]] if save else ["compare", pairs, "--recipes"]
-    words = ["clip-refine", "vectors", *what, *(() if save else names), "--learning-rate", rate]
-    for name, value in comparison.vectors_settings.items():
-        words += [] if name == "learning_rate" else [f"--{name.replace('_', '-')}", str(value)]
-    words += [] if save else ["--seeds", str(seeds or max(line.runs for line in trained))]
-    return shlex.join([*words, "--out", f"{out}{beside or '-more'}"])
+    pairs, settings = str(comparison.vectors), dict(comparison.vectors_settings)
+    what = ["refine", pairs, "--recipe", *names[:1]] if save else ["compare", pairs]
+    words = ["clip-refine", "vectors", *what]
+    if trained:
+        words += [] if save else ["--recipes", *names]
+        settings.pop("learning_rate", None)
+        words += ["--learning-rate", f"{(trained[0].learning_rate or 0) / slower:.3g}"]
+    settings |= {"steps": steps} if steps else {}
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    if trained and not save:
+        words += ["--seeds", str(seeds or max(line.runs for line in trained))]
+    return shlex.join([*words, "--out", f"{out}{beside}"])
 
 
 def _of_model(comparison: Comparison, name: str) -> tuple[str, str]:

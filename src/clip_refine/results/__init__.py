@@ -14,6 +14,24 @@ from clip_refine.support.limits import WHOLE, read_text
 if TYPE_CHECKING:
     import pandas
 
+__all__ = [
+    "Comparison",
+    "ComparisonRow",
+    "Cutoff",
+    "Difference",
+    "FitProbability",
+    "Interval",
+    "RecipeSummary",
+    "RunScores",
+    "Score",
+    "Scores",
+    "SuiteScores",
+    "TaskScores",
+    "Trial",
+    "Tuned",
+    "read",
+]
+
 
 class Record(BaseModel):
     """Plain data that is a JSON file or a part of one."""
@@ -52,7 +70,11 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def read(kind: type[Kind], path: Path) -> Kind:
-    """Read what `write` wrote."""
+    """Read a file of results, as in `read(RunScores, Path("runs/mine/scores.json"))`.
+
+    Raises:
+        DataError: It cannot be read, or holds something else.
+    """
     try:
         return kind.model_validate_json(read_text(path, WHOLE))
     except OSError as error:
@@ -146,7 +168,7 @@ class FitProbability(Record):
     """How a cosine becomes the probability that a pair fits: `threshold.json`."""
 
     slope: float  # per unit of cosine
-    intercept: float
+    intercept: float  # at a cosine of 0
     calibration_error: float  # expected, 0-1, on images that it was not fitted on
     # its 95 % interval over those images; None in files of before there was one
     calibration_interval: tuple[float, float] | None = None
@@ -303,6 +325,42 @@ class Comparison(Table):
     def rows_of_table(self) -> list[dict[str, Any]]:
         """A line a run, as in comparison.csv, with every number by its path."""
         return [flat(row.model_dump()) for row in self.rows]
+
+
+class Trial(Record):
+    """Settings that `tune` tried."""
+
+    recipe: str  # which
+    learning_rate: float  # which
+    # weights that are not the recipe's own, by their names in `loss`
+    loss: Mapping[str, float]
+    part: float  # share of the training pairs it was trained on in the end, 0-1
+    # mean recall on the selection pairs then; None where training failed or the guard forbids it
+    selection: float | None
+
+
+class Tuned(Table):
+    """What `tune` chose, and everything that it tried.
+
+    Attributes:
+        recipe: Of the best.
+        learning_rate: Of the best.
+        loss: Weights of RaFA and the anchor in the best, where it has them.
+        selection: Mean recall of the best on the selection pairs, 0 to 1.
+        untouched: That of the model as it came.
+        trials: In the order in which they were tried.
+    """
+
+    recipe: str
+    learning_rate: float
+    loss: Mapping[str, float]
+    selection: float
+    untouched: float
+    trials: tuple[Trial, ...]
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """A line a trial, with every weight by its path, as in `loss.rafa_weight`."""
+        return [flat(trial.model_dump()) for trial in self.trials]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
-from pydantic import ValidationError
 from rich.markup import escape
 from torch import Tensor, nn
 
@@ -52,6 +51,7 @@ from clip_refine.results import (
     read,
 )
 from clip_refine.roads import build
+from clip_refine.roads.guard import open_bystanders
 from clip_refine.roads.plan import (
     Variant,
     best_rate,
@@ -62,7 +62,7 @@ from clip_refine.roads.plan import (
     split_combination,
 )
 from clip_refine.roads.refine import train_student
-from clip_refine.saving import refinement, save_model
+from clip_refine.saving import refinement, save_model, saved_size
 from clip_refine.support.console import Bar, Clock, PeakMemory, console, quietly, remark
 from clip_refine.support.errors import (
     ConfigError,
@@ -73,6 +73,7 @@ from clip_refine.support.errors import (
 )
 from clip_refine.support.folder import (
     alone,
+    check_room,
     complete_folder,
     default_cache,
     drop_aside,
@@ -80,6 +81,7 @@ from clip_refine.support.folder import (
     write_environment,
     write_file,
 )
+from clip_refine.support.limits import WHOLE, read_text
 from clip_refine.train import StepLog, TowerPrecision
 from clip_refine.train.teacher_cache import kept_features, model_fingerprint
 from clip_refine.vectors.transforms import Peer, check_name, fit_peer
@@ -105,8 +107,8 @@ def compare(
     Args:
         config: Every setting.
         model: Used instead of loading `config.model`; has its own weights back in the end.
-        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
-        held_out: Used instead of opening `config.data.val`.
+        train_pairs: Used instead of opening `config.data.train`.
+        held_out: Used instead of opening `config.data.val` or holding a part out.
         tasks: Used instead of opening `config.evaluation.zero_shot`.
 
     Returns:
@@ -121,14 +123,14 @@ def compare(
         variants = list_variants(config.refinement(), recipes=config.recipes, sweeps=config.sweep)
         tried = [1 if variant.fixed_rate else len(config.grid) for variant in variants]
         trainings = sum(tried) + len(variants) * (config.seeds - 1)
-        others = build.label_models(config.models)
+        others, size = build.label_models(config.models), 0
         for label, other in others.items():
             if other == config.model and model is None:
                 raise ConfigError(
                     f"models: {label} is model.name, compared in any case. Leave it out."
                 )
             with quietly():  # what cannot be loaded is said now, not when the first model is done
-                build.build_model(other)
+                size += saved_size(build.build_model(other))
         if others:
             remark(
                 f"The plan is of {config.model.title} (--model.name), the first model; the same "
@@ -137,6 +139,15 @@ def compare(
         runs = open_runs(config, model, train_pairs, held_out, tasks, trainings=trainings)
         if any(Objective(variant.config.loss).needs_wrong_texts for variant in variants):
             build.check_swaps(runs.training, config.seed)  # single runs are quiet
+        if config.save_models:
+            each, models = len(variants) * config.seeds, config.out / "models"
+            there = sum(file.stat().st_size for file in models.rglob("*.safetensors"))
+            check_room(
+                config.out,
+                each * (saved_size(runs.encoder) + size) - there,
+                f"the {each * (1 + len(others))} models that --save-models keeps",
+                "Make room, choose another --out, or leave --save-models out.",
+            )
 
         # run after run, model after model
         stored, choices = runs.all(variants)
@@ -171,13 +182,12 @@ def open_runs(
     tasks: Sequence[LabelledImages] | None,
     *,
     trainings: float,
+    bystanders: str | None = None,
 ) -> "Runs":
     """Images and captions, the untouched model, its features of the training pairs; the plan."""
     combined = _combined(config)
     FinishedRuns.check(config.out, _shared_settings(config), overwrite=config.overwrite)
     build.check_model(config.model, model)
-    if train_pairs is None or held_out is None:
-        train_pairs = held_out = None  # of two that go together, one is no use
     train_pairs, held_out = build.build_data(
         config.data, seed=config.seed, train_pairs=train_pairs, held_out=held_out
     )
@@ -188,7 +198,9 @@ def open_runs(
         )
     if tasks is None:
         tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
-    return _set_up(config, model, train_pairs, held_out, tasks, combined, trainings)
+    own, others = open_bystanders(bystanders, config.refinement())
+    data = (train_pairs, held_out, [*tasks, *own], others, combined)
+    return _set_up(config, model, *data, trainings)
 
 
 def write_comparison(
@@ -254,6 +266,7 @@ def _set_up(
     train_pairs: ImageCaptions,
     held_out: ImageCaptions,
     tasks: Sequence[LabelledImages],
+    bystanders: ImageCaptions | None,
     combined: Mapping[str, list[str]],
     trainings: float,
     label: str = "",
@@ -273,6 +286,7 @@ def _set_up(
         "held-out images": len(held_out),
         "of zero-shot tasks": sum(map(len, tasks)),
         "set aside to choose on": len(selection),
+        "bystanders": len(bystanders) if bystanders else 0,
     }
     workers = say_plan(config, student, training, scored, accelerator, trainings=trainings)
     if label:  # the first model's has been opened
@@ -286,10 +300,11 @@ def _set_up(
     # one for all runs: what `auto` was measured to be stays so when a comparison goes on
     chosen = store.once(f"precision of {label}" if label else "precision", measured)
     precision = TowerPrecision.from_name(chosen)  # pyright: ignore
+    sources = [train_pairs, held_out, *filter(None, [bystanders])]
     reader = build.build_reader(
         config.data,
         encoder,
-        [train_pairs, held_out, *tasks],
+        [*sources, *tasks],
         workers=config.train.workers,
         folder=config.cache,
     )
@@ -309,6 +324,7 @@ def _set_up(
         selection=selection,
         held_out=held_out,
         tasks=tasks,
+        bystanders=bystanders,
         teacher_features=kept_features(
             training, embedder, precision, config.cache or default_cache(), heads
         ),
@@ -317,7 +333,7 @@ def _set_up(
         embedder=embedder,
         precision=precision,
         store=store,
-        content=_content(encoder, precision, train_pairs, held_out, tasks),
+        content=_content(encoder, precision, sources, tasks),
         bar=Bar(f"Runs of {label}" if label else "Runs", math.ceil(trainings) + 1),
         train_pairs=train_pairs,
         prefix=f"{label}: " if label else "",
@@ -346,6 +362,7 @@ class FinishedRun(Record):
     row: ComparisonRow | None
     # headline name → its value in each bootstrap resample
     resampled: Mapping[str, tuple[float, ...]]
+    bystanders: float | None = None  # mean R@1 on them, where `tune` guards them
 
 
 class _State(Record):
@@ -395,8 +412,8 @@ class FinishedRuns:
     def read(self, name: str, depends_on: str) -> FinishedRun | None:
         """The run of this name if it is finished and followed from the same things."""
         try:
-            stored = FinishedRun.model_validate_json(self._path(name).read_bytes())
-        except (OSError, ValidationError):  # not there, or cut off while it was written
+            stored = FinishedRun.model_validate_json(read_text(self._path(name), WHOLE))
+        except (OSError, ValueError):  # not there, or cut off while it was written
             return None
         return stored if stored.depends_on == depends_on else None
 
@@ -432,8 +449,8 @@ def digest(value: Any) -> str:
 
 def _read_state(folder: Path) -> _State | None:
     try:
-        return _State.model_validate_json((folder / "state.json").read_bytes())
-    except (OSError, ValidationError):
+        return _State.model_validate_json(read_text(folder / "state.json"))
+    except (OSError, ValueError):
         return None
 
 
@@ -496,6 +513,7 @@ class Runs:
     selection: ImageCaptions  # held-out training pairs, for peers and learning rates
     held_out: ImageCaptions  # what everything is scored on
     tasks: Sequence[LabelledImages]  # zero-shot tasks, also for linear probes
+    bystanders: ImageCaptions | None  # what `tune` guards besides
     teacher_features: EmbeddedPairs  # of `training`, from the untouched model
     of_trunk: bool  # which then is all of it below the heads that alone are trained
     accelerator: Accelerator
@@ -525,7 +543,7 @@ class Runs:
 
     def of_another(self, label: str, model: ModelConfig, trainings: float) -> "Runs":
         """The same runs of another model; this one is let go first."""
-        data = (self.train_pairs, self.held_out, self.tasks, self.combined)
+        data = (self.train_pairs, self.held_out, self.tasks, self.bystanders, self.combined)
         config = override(self.config, model=model)
         del self.encoder, self.embedder, self.weights
         return _set_up(config, None, *data, trainings, label)
@@ -549,7 +567,7 @@ class Runs:
         tried: dict[float, float | None] = {}
         while grid:
             rate = grid.pop(0)
-            row = self.tried(variant, self.config.seed, rate)
+            row = self.tried(variant, self.config.seed, rate).row
             tried[rate] = row.selection if row else None
             if search and not grid and (more := next_rate(tried, self.config.train.rate)):
                 grid.append(more)
@@ -572,9 +590,9 @@ class Runs:
             _say(f"{self.prefix}{variant.name}: learning rate {best:g} of {names}{edge}")
         return choice
 
-    def tried(self, variant: Variant, seed: int, rate: float) -> ComparisonRow | None:
-        """The row of one run; None where training failed."""
-        return self._variant(variant, seed, rate)[0].row
+    def tried(self, variant: Variant, seed: int, rate: float) -> FinishedRun:
+        """One run; without a row where training failed."""
+        return self._variant(variant, seed, rate)[0]
 
     def chosen(self, variant: Variant, seed: int, learning_rate: float) -> list[FinishedRun]:
         """The rows of a recipe with one seed at its learning rate; saves the model if asked to."""
@@ -698,6 +716,10 @@ class Runs:
         self.encoder.eval()
         features = embed_model(self.embedder, self.held_out, self.tasks)
         selection = embed_pairs(self.embedder, self.selection)
+        kept = None
+        if self.bystanders is not None:
+            scores = score_features(embed_model(self.embedder, self.bystanders, ()), seed=0)
+            kept = scores.headline["mean_recall@1"]
         made, alike = {}, {"seed": self.config.seed, "resamples": self.config.resamples}
         for name, peer in names.items():
             scored, at, score = features, training, None
@@ -707,7 +729,12 @@ class Runs:
                 at, scored = self._behind(peer, training, features, selection)
             row, resampled = score_row(name, at, scored, selection=score, **alike)
             made[name] = FinishedRun.model_validate(
-                {"depends_on": depends_on[name], "row": row, "resampled": resampled}
+                {
+                    "depends_on": depends_on[name],
+                    "row": row,
+                    "resampled": resampled,
+                    "bystanders": kept,
+                }
             )
         return made
 
@@ -810,8 +837,7 @@ def _say(text: str) -> None:
 def _content(
     encoder: Any,
     precision: TowerPrecision,
-    train_pairs: ImageCaptions,
-    held_out: ImageCaptions,
+    sources: Sequence[ImageCaptions],
     tasks: Sequence[LabelledImages],
 ) -> str:
     """Fingerprint of the untouched model and of every image, caption and class."""
@@ -820,7 +846,7 @@ def _content(
             model_fingerprint(encoder, precision),
             *(
                 [_images_content(pairs), [list(captions) for captions in pairs.captions]]
-                for pairs in (train_pairs, held_out)
+                for pairs in sources
             ),
             *(
                 [

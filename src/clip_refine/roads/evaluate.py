@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clip_refine.config import EvaluateConfig, RefineConfig, load_config, refuse_idle
 from clip_refine.data import ImageCaptions, Stream
-from clip_refine.data.pairs import image_groups, pairs_fingerprint
+from clip_refine.data.pairs import GivenPairs, image_groups, pairs_fingerprint
 from clip_refine.data.sources import TOY, absolute_source, split_name
 from clip_refine.evaluation import score_model
 from clip_refine.evaluation.scores import embed_tasks, score_tasks
@@ -22,7 +22,12 @@ from clip_refine.support.folder import check_free, write_file
 from clip_refine.vectors.files import FeatureSet, check_features_path, write_features
 
 
-def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Scores:
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    model: DualEncoder | None = None,
+    held_out: GivenPairs | None = None,
+) -> Scores:
     """Measure a model as it stands: the same numbers as before and after a refinement.
 
     With zero-shot tasks and no pairs only the tasks; geometry and retrieval are empty then.
@@ -30,6 +35,11 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     Args:
         config: Every setting.
         model: Measured instead of loading `config.model`.
+        held_out: Used instead of opening `config.data.val`: a list of (image or path, caption or
+            captions), a `datasets.Dataset`, or an object that fits `ImageCaptions`.
+
+    Returns:
+        Geometry, retrieval and zero-shot scores.
 
     Raises:
         ClipRefineError: Bad settings, data or model, or an output file that exists.
@@ -45,25 +55,29 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
     accelerator = build.build_accelerator(config.device)
     build.check_model(config.model, model)
     tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
-    tasks_alone = bool(tasks) and config.data.val is None and not config.data.sources
+    named = config.data.val is not None or bool(config.data.sources)
+    tasks_alone = bool(tasks) and held_out is None and not named
     for name in ("save_features", "save_threshold"):
         if tasks_alone and getattr(config, name) is not None:
             raise ConfigError(f"{name}: there are no pairs to save. Give them: --data.val")
-    held_out = [] if tasks_alone else [build.build_held_out(config.data, seed=config.seed)]
+    given = (
+        [] if tasks_alone else [build.build_held_out(config.data, seed=config.seed, given=held_out)]
+    )
     encoder = model or build.build_model(config.model)
-    build.warn_of_marks(encoder, *held_out)
-    if held_out and model is None:
-        _warn_of_trained_on(config, held_out[0])
-    reader = build.build_reader(config.data, encoder, [*held_out, *tasks], workers=config.workers)
+    build.warn_of_marks(encoder, *given)
+    if given and model is None:
+        _warn_of_trained_on(config, given[0])
+    reader = build.build_reader(config.data, encoder, [*given, *tasks], workers=config.workers)
     embedder = build.build_embedder(encoder, accelerator, config.evaluation, config.workers, reader)
-    pairs = embed_pairs(embedder, held_out[0]) if held_out else None
+    pairs = embed_pairs(embedder, given[0]) if given else None
     if pairs is None:
         features = embed_tasks(embedder, tasks)
         scores = Scores(
             zero_shot=score_tasks(features), geometry={}, retrieval={}, pairs=0, captions=0
         )
     else:
-        scores = score_model(embedder, held_out[0], tasks, seed=config.seed, pairs=pairs)
+        scores = score_model(embedder, given[0], tasks, seed=config.seed, pairs=pairs)
+    noise = embedder.texts(nonsense(), "Encoding nonsense") if config.save_threshold else None
     if not accelerator.is_main_process:
         return scores
     if config.out is not None:
@@ -81,17 +95,18 @@ def evaluate(config: EvaluateConfig, *, model: DualEncoder | None = None) -> Sco
                 precision=config.precision,
                 false_positive_rate=config.false_positive_rate,
                 seed=config.seed,
-                nonsense_features=embedder.texts(nonsense(), "Encoding nonsense"),
+                nonsense_features=noise,
             )
         except ValueError as error:
-            raise DataError(f"{held_out[0].name}: save_threshold: {error}.") from error
+            raise DataError(f"{given[0].name}: save_threshold: {error}.") from error
         write_file(config.save_threshold, found.text)
     return scores
 
 
 def _warn_of_trained_on(config: EvaluateConfig, pairs: ImageCaptions) -> None:
     """Say how many of the pairs the model was trained on, as far as its folder tells."""
-    folder = Path(build.model_source(config.model.name)[1])
+    model = config.model
+    folder = Path(model.place if model.factory else build.model_source(model.name)[1])
     if folder.is_dir() and (shared := _trained_on(folder, config, pairs)):
         remark(
             f"Beware: {config.model.name} was trained on {len(shared):,} of these {len(pairs):,} "

@@ -150,12 +150,16 @@ def open_explorer(
     if (run / "peer.json").is_file():
         return _open_stored(run, images, limit)
     config = load_config(RefineConfig, run / "config.yaml")
-    if config.model.name.startswith("python:"):
+    if config.model.name.startswith("python:") and not factory:
         raise ModelError(
             f"{run}: its base model was passed from Python ({config.model.name}), so it cannot be "
-            "loaded by name. Refine with --model.name or --model.factory to explore."
+            "loaded by name. Name a function that makes it: --factory MODULE:FUNCTION."
         )
-    base = ModelConfig(factory=factory) if factory else config.model
+    base, refined = config.model, ModelConfig(name=str(run / "model"))
+    if factory:
+        weights = base.pretrained if base.name.startswith("factory:") else None
+        base = ModelConfig(factory=factory, pretrained=weights)
+        refined = ModelConfig(factory=factory, pretrained=str(run))
     pairs = _find_images(config, images)
     pairs = Subset(pairs, range(min(limit, len(pairs))), pairs.name)
     captions = [text for texts in pairs.captions for text in texts]
@@ -164,7 +168,7 @@ def open_explorer(
     tag = f" ({short_path(base.pretrained)})" if base.pretrained else ""
     names = {
         f"{short_path(base.factory or base.name)}{tag}": base,
-        f"{config.recipe}, run {run.resolve().name}": ModelConfig(name=str(run / "model")),
+        f"{config.recipe}, run {run.resolve().name}": refined,
     }
     for name, model in names.items():
         encoder = build.build_model(model)
@@ -301,6 +305,7 @@ def _no_network() -> Any:
 
 
 EXAMPLES = 4  # queries to begin with
+ANYTHING = ("a person", "an animal", "a building", "a red thing")  # where there are no captions
 
 
 def _page(gradio: Any, explorer: Explorer) -> Any:
@@ -353,8 +358,8 @@ def _page(gradio: Any, explorer: Explorer) -> Any:
 
 def _examples(explorer: Explorer) -> list[str]:
     """Queries to begin with: some captions, far apart."""
-    captions = list(dict.fromkeys(explorer.captions))
-    return captions[:: max(len(captions) // EXAMPLES, 1)][:EXAMPLES]
+    captions = list(dict.fromkeys(explorer.captions)) or ANYTHING
+    return [*captions[:: max(len(captions) // EXAMPLES, 1)][:EXAMPLES]]
 
 
 def what_changed(base: list[Hit], refined: list[Hit]) -> str:

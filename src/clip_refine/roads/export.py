@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_refine import __version__
-from clip_refine.config import ModelConfig, RefineConfig, load_config
+from clip_refine.config import ModelConfig, RefineConfig, load_config, named_model
 from clip_refine.data import ImageCaptions, Subset
 from clip_refine.models.checkpoints import is_run
 from clip_refine.models.encoder import files_of
@@ -319,12 +319,13 @@ def export(
             "--no-private goes with --push-to-hub YOU/NAME. Give that, or leave it out."
         )
     check_free(out, overwrite=overwrite)
-    path = Path(source)
+    named = named_model(source)
+    path = Path(named.place)
     # the run that the folder is, or is the model of
     within = (path, path.parent if path.name == "model" else path)
     run = next((folder for folder in within if is_run(folder)), None)
-    model = _load(source, run, to)
-    provenance, scores = _origin(source, run)
+    model = build.build_model(named) if named.factory else _load(source, run, to)
+    provenance, scores = _origin(named, run)
     header = provenance.header()
     with complete_folder(out, overwrite=overwrite) as folder:
         match to:
@@ -398,7 +399,7 @@ def _load(source: str, run: Path | None, to: str) -> Any:
     return build.build_model(ModelConfig(name=str(run or source)))
 
 
-def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None]:
+def _origin(named: ModelConfig, run: Path | None) -> tuple[Provenance, RunScores | None]:
     """Where the model comes from, and the scores of the run that made it."""
     if run:
         try:
@@ -406,10 +407,9 @@ def _origin(source: str, run: Path | None) -> tuple[Provenance, RunScores | None
             return Provenance.model_validate(scores.recipe["provenance"]), scores
         except (ClipRefineError, KeyError, ValueError):
             pass  # of another version: then the weights say what they say
-    folder = run / "model" if run else Path(source.removeprefix("local-dir:"))
+    folder = run / "model" if run else Path(named.place.removeprefix("local-dir:"))
     found = read_provenance(folder) if folder.is_dir() else None
     if found:
         return found, None
-    named = ModelConfig(name=source)  # ARCHITECTURE@FILE is two things, and no name on the Hub
     base = base_model(named.name, named.pretrained)
     return Provenance(version=__version__, made="converted", base=base), None

@@ -167,24 +167,27 @@ def build_guard(
             f"{math.ceil(_NOISE / len(few))}.",
             "yellow",
         )
-    guard = Guard(config, embedder, few, tasks)
-    if (name := config.guard.bystanders) is None:
-        return guard
+    own, bystanders = open_bystanders(config.guard.bystanders, config)
+    return Guard(config, embedder, few, [*tasks, *own], bystanders)
+
+
+def open_bystanders(
+    name: str | None, config: RefineConfig
+) -> tuple[list[LabelledImages], ImageCaptions | None]:
+    """Images that a model shall not forget: a zero-shot task of classes, or with captions."""
+    if name is None:
+        return [], None
     place = Path(name)
     if place.is_dir() and all(inside.is_dir() for inside in place.iterdir()):
-        own = read_class_folders(
-            place, templates=config.evaluation.templates, links=config.data.allow_outside
-        )
-        guard.tasks = [*tasks, own]
-    else:
-        pairs = _watched(name, config)
-        guard.bystanders = Subset(pairs, range(min(len(pairs), config.guard.images)), name)
-    return guard
+        of_classes = {"templates": config.evaluation.templates, "links": config.data.allow_outside}
+        return [read_class_folders(place, **of_classes)], None
+    pairs = _watched(name, config)
+    return [], Subset(pairs, range(min(len(pairs), config.guard.images)), name)
 
 
 def _watched(name: str, config: RefineConfig) -> ImageCaptions:
     """Captioned images, enough of them to measure."""
     data = DataConfig(allow_outside=config.data.allow_outside)
     pairs = open_pairs(name, data, training=False)
-    check_enough(pairs, "--guard.pairs or --guard.bystanders")
+    check_enough(pairs, "--guard.pairs or --guard.bystanders (tune: --bystanders)")
     return pairs

@@ -76,6 +76,7 @@ def list_variants(
         plain = Variant(recipe, recipe, of_recipe(base, recipe))
         swept = [_with_value(plain, s, *value, base) for s in parsed for value in s.values]
         variants += swept if parsed else [plain]
+    _refuse_in_vain(base, recipes)
     for variant in variants:
         check_objective(variant.config.loss, None)
     names = [variant.name for variant in variants]
@@ -85,11 +86,34 @@ def list_variants(
     return variants
 
 
-def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
-    """A recipe with its own settings of `loss`, else those given that differ from the defaults."""
-    config = with_recipe(base, recipe)
+def _given(loss: LossConfig) -> dict[str, Any]:
+    """What was asked for; of a group that is whole, as files have it, what is no default."""
+    names = loss.model_fields_set
+    if names < type(loss).model_fields.keys():
+        return loss.model_dump(include=names)
     default = LossConfig().model_dump()
-    given = {name: at for name, at in base.loss.model_dump().items() if at != default[name]}
+    return {name: at for name, at in loss.model_dump().items() if at != default[name]}
+
+
+def _refuse_in_vain(base: RefineConfig, recipes: Sequence[str]) -> None:
+    """Refuse a setting of `loss` that every recipe has otherwise, so that nobody would heed it."""
+    every = {recipe: recipe_settings(recipe, base.train.parameters) for recipe in recipes}
+    if base.loss.model_fields_set >= type(base.loss).model_fields.keys():
+        return  # a comparison's own file has all, and may name fewer recipes
+    for name, at in _given(base.loss).items():
+        others = {recipe: own[name] for recipe, own in every.items() if own.get(name, at) != at}
+        if others and len(others) == len(every):
+            listed = ", ".join(f"{recipe} {value}" for recipe, value in others.items())
+            raise ConfigError(
+                f"loss.{name} {at}: every recipe here has its own ({listed}), which stays. Leave "
+                f"it out, or try it with --sweep loss.{name}={at}, or with refine --recipe."
+            )
+
+
+def of_recipe(base: RefineConfig, recipe: str) -> RefineConfig:
+    """A recipe with its own settings of `loss`, else those that were given."""
+    config = with_recipe(base, recipe)
+    given = _given(base.loss)
     own = recipe_settings(recipe, base.train.parameters)
     kept = {name: at for name, at in given.items() if name not in own}
     stays = {name: own[name] for name, at in given.items() if name in own and own[name] != at}

@@ -71,7 +71,7 @@ from clip_refine.roads.plan import (
     next_rate,
     say_plan,
 )
-from clip_refine.saving import refinement, save_model, write_card
+from clip_refine.saving import refinement, save_model, saved_size, write_card
 from clip_refine.support.console import Bar, Clock, console, quietly, remark
 from clip_refine.support.errors import (
     ConfigError,
@@ -100,6 +100,7 @@ from clip_refine.train.state import (
     SavedState,
     States,
     check_same,
+    fitting,
     newest_state,
     tensor_sum,
 )
@@ -375,14 +376,15 @@ def states_of(
         "pairs": pairs_fingerprint(pairs.prefix(NORM_SAMPLE) if stream else pairs, in_order=True),
     }
     if saved:
-        check_same(saved, about)
+        with fitting(saved):
+            check_same(saved, about)
+            if stream:
+                pairs.go_on(saved.plain["progress"])
         if saved.step > steps:
             raise ConfigError(
                 f"{saved.folder}: step {saved.step} is taken, but this run is to end after {steps}."
                 " Give more --train.steps or --train.epochs, or leave --resume out to begin anew."
             )
-        if stream:
-            pairs.go_on(saved.plain["progress"])
     progress = pairs.progress if stream else None
     return States(folder, config.train.save_every, about, progress, saved)
 
@@ -834,7 +836,7 @@ def _output(
         return nullcontext()
     size = 4 * sum(weight.numel() for weight in student.state_dict().values())
     advice = "Make room, or choose another --out."
-    free = check_room(config.out, size, "the refined model's weights", advice)
+    free = check_room(config.out, saved_size(student), "the refined model's weights", advice)
     # weights, two moments and a guard's best weights each, one more while it is written
     states = (3 + (config.guard.every is not None)) * (KEPT + 1) * size
     if config.train.save_every != "never" and free < size + states + SPARE:

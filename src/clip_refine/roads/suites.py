@@ -19,6 +19,7 @@ from clip_refine.config import (
     as_recorded,
     explain,
     load_suite,
+    named_model,
     refuse_idle,
 )
 from clip_refine.config.suites import (
@@ -285,12 +286,15 @@ def expand_models(config: EvaluateConfig) -> dict[str, ModelConfig]:
         return {config.model.title: config.model}
     found: dict[str, ModelConfig] = {}
     for name in config.models:
-        folder = Path(name)
+        model = named_model(name)
+        folder = Path(model.place)
         if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
             base = _base_of(folder / "config.yaml")
+            if base.name == model.name:  # the function that was named for its refinement
+                base = base.model_copy(update={"factory": model.factory})
             if base not in found.values():
                 found.setdefault(base.title, base)
-        found[name] = build.named_model(name)
+        found[name] = model
     return found
 
 
@@ -348,15 +352,15 @@ class SuiteBench:
         store = FeatureStore((self.config.cache or default_cache()) / "features" / made_by)
         for name, source in self.sources.items():
             title = f"{label}: {name}"
-            store.add_images(embedder, source.images, source.fingerprints, title, group)
+            store.add_images(embedder, source.images, source.fingerprints, title)
             if source.captions is not None:
-                store.add_texts(embedder, source.texts, f"{title} captions", group)
+                store.add_texts(embedder, source.texts, f"{title} captions")
         for task in self.tasks:
             if isinstance(task, PromptedTask):
                 prompts = self._prompts(task)
-                store.add_texts(embedder, prompts, f"{label}: {task.source} prompts", group)
+                store.add_texts(embedder, prompts, f"{label}: {task.source} prompts")
         if any(task.kind == "separation" for task in self.tasks):
-            store.add_texts(embedder, nonsense(), f"{label}: nonsense", group)
+            store.add_texts(embedder, nonsense(), f"{label}: nonsense")
         scale = float(torch.as_tensor(embedder.model.logit_scale).detach())
         return EncodedModel(made_by, store, scale)
 

@@ -46,7 +46,7 @@ from clip_refine.roads import build
 from clip_refine.roads.compare import UNTOUCHED as PRE_TRAINED
 from clip_refine.roads.compare import Training, score_row, transformed, write_comparison
 from clip_refine.roads.refine import SELECTION_FRACTION
-from clip_refine.roads.vectors import UNTOUCHED, measure_transforms, unit_pairs
+from clip_refine.roads.vectors import UNTOUCHED, given_pairs, measure_transforms, unit_pairs
 from clip_refine.saving import base_model, save_model
 from clip_refine.support.console import Clock, PeakMemory, quietly, remark
 from clip_refine.support.errors import ConfigError, DataError, ModelError
@@ -54,7 +54,6 @@ from clip_refine.support.folder import check_free, complete_folder, write_enviro
 from clip_refine.train import StepLog, StudentTowers, Trainer, make_optimiser, make_schedule
 from clip_refine.train.towers import TowerPrecision
 from clip_refine.vectors.files import FeatureSet, load_peer, save_peer, write_peer
-from clip_refine.vectors.stored import read_pairs
 from clip_refine.vectors.transforms import (
     Fold,
     IsoClip,
@@ -75,19 +74,32 @@ _SCALE_SAMPLE = 512  # training pairs that the student's logit scale is fitted o
 
 
 def refine_vectors(
-    pairs: str | FeatureSet, config: VectorsConfig, out: Path | None, *, overwrite: bool = False
+    pairs: str | Path | FeatureSet,
+    config: VectorsConfig,
+    out: Path | None = None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[RefinedMaps, SuiteScores]:
-    """Learn both maps on a part of some stored pairs and measure them on the rest.
+    """Learn a linear map a modality on a part of some stored pairs and measure them on the rest.
 
-    Returns the maps, and what they, the fold alone and the vectors as they are come to. The folder
-    `out` has what any refinement's has, and `evaluation.json`; None writes nothing.
+    Args:
+        pairs: A file or folder of docs/vectors.md, or the vectors themselves.
+        config: Every setting.
+        out: Folder for what any refinement leaves, and `evaluation.json`; None writes nothing.
+        overwrite: Replace `out`.
+
+    Returns:
+        The maps, and what they, the fold alone and the vectors as they are come to on the rest.
+
+    Raises:
+        ClipRefineError: Pairs that cannot be read or are too few, settings that do not go
+            together, `out` that exists.
     """
     clock = Clock()
     if out is not None:
         check_free(out, overwrite=overwrite)
     loss = recipe_loss(config, config.recipe)
-    found = read_pairs(pairs, owner=config.owner) if isinstance(pairs, str) else pairs
-    source = pairs if isinstance(pairs, str) else "python"
+    found, source = given_pairs(pairs, config.owner)
     train, held_out = hold_out_pairs(unit_pairs(found), config)
     accelerator = build.build_accelerator(config.device)
     opened = nullcontext() if out is None else complete_folder(out, overwrite=overwrite)
@@ -334,7 +346,7 @@ def _write_run(
 
 
 def compare_vectors(
-    pairs: str | FeatureSet,
+    pairs: str | Path | FeatureSet,
     config: VectorsConfig,
     out: Path,
     *,
@@ -345,8 +357,20 @@ def compare_vectors(
 ) -> Comparison:
     """Learn maps by several recipes on the same pairs and batches, and score all of them alike.
 
-    `seeds` trainings of each have `config.seed`, `config.seed` + 1, ... on one split; `peers` are
-    fitted on the pairs that are learnt from.
+    Args:
+        pairs: As for `refine`.
+        config: Every setting but the recipe.
+        out: Folder for `compare`'s files.
+        recipes: What is learnt by.
+        seeds: Trainings of each, with `config.seed`, `config.seed` + 1, ... on one split.
+        peers: What needs no training, fitted on the pairs that are learnt from.
+        overwrite: Replace `out`.
+
+    Returns:
+        What `comparison.json` holds.
+
+    Raises:
+        ClipRefineError: As for `refine`; a recipe or peer that there is not.
     """
     check_free(out, overwrite=overwrite)
     defaults, given = VectorsConfig().model_dump(mode="json"), config.model_dump(mode="json")
@@ -357,8 +381,7 @@ def compare_vectors(
     losses = {recipe: recipe_loss(config, recipe) for recipe in recipes}
     for peer in peers:
         check_name(peer)
-    found = read_pairs(pairs, owner=config.owner) if isinstance(pairs, str) else pairs
-    source = pairs if isinstance(pairs, str) else "python"
+    found, source = given_pairs(pairs, config.owner)
     train, held_out = hold_out_pairs(unit_pairs(found), config)
     accelerator = build.build_accelerator(config.device)
     features = ModelFeatures(held_out, ())
@@ -408,7 +431,18 @@ def compare_vectors(
 
 
 def fold_vectors(maps: Path, config: ModelConfig, out: Path, *, overwrite: bool = False) -> None:
-    """Write a model with linear maps of `vectors refine` or a fold's in its output layers."""
+    """Write a model with linear maps of `vectors refine` or a fold's in its output layers.
+
+    Args:
+        maps: Their folder.
+        config: The model that made the vectors.
+        out: Folder for the model.
+        overwrite: Replace `out`.
+
+    Raises:
+        ClipRefineError: Maps that are not linear, a model with no place for them, `out` that
+            exists.
+    """
     check_free(out, overwrite=overwrite)
     peer = load_peer(maps)
     if isinstance(peer, Fold):
@@ -475,7 +509,19 @@ def isoclip_maps(
     model: DualEncoder | None = None,
     overwrite: bool = False,
 ) -> IsoClip:
-    """Write IsoCLIP's maps, without so many `top` and `bottom` directions, from two projections."""
+    """Write IsoCLIP's maps (arXiv 2603.19862) from a model's projections: search in one modality.
+
+    Args:
+        config: The model.
+        out: Folder for the maps.
+        top: How many directions of the largest singular values to drop.
+        bottom: How many of the smallest.
+        model: Used instead of loading `config`.
+        overwrite: Replace `out`.
+
+    Raises:
+        ClipRefineError: No linear projections, too many directions, `out` that exists.
+    """
     check_free(out, overwrite=overwrite)
     encoder: Any = build.build_model(config, model)
     encoder.float().eval()

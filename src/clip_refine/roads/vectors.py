@@ -20,7 +20,7 @@ from clip_refine.results import EvaluatedModel, SuiteScores, TaskScores
 from clip_refine.roads.suites import differences, score
 from clip_refine.support.console import Clock, remark
 from clip_refine.support.errors import ConfigError, DataError
-from clip_refine.support.folder import check_free, describe_environment, write_file
+from clip_refine.support.folder import check_free, check_sums, describe_environment, write_file
 from clip_refine.support.limits import parse_yaml, read_text
 from clip_refine.vectors.files import (
     FeatureSet,
@@ -117,9 +117,16 @@ def unit_pairs(found: FeatureSet) -> EmbeddedPairs:
     return EmbeddedPairs(image, text[order], owners)
 
 
+def given_pairs(pairs: str | Path | FeatureSet, owner: str | None) -> tuple[FeatureSet, str]:
+    """Stored pairs and what to call them, from where they are or from Python."""
+    if isinstance(pairs, FeatureSet):
+        return pairs, "python"
+    return read_pairs(str(pairs), owner=owner), str(pairs)
+
+
 def evaluate_vectors(
-    pairs: str,
-    maps: Sequence[Path] = (),
+    pairs: str | Path | FeatureSet,
+    maps: Sequence[str | Path | Peer] = (),
     *,
     owner: str | None = None,
     resamples: int = 1000,
@@ -127,16 +134,37 @@ def evaluate_vectors(
     out: Path | None = None,
     overwrite: bool = False,
 ) -> SuiteScores:
-    """Measure stored pairs as they are, and through maps or other transforms."""
+    """Measure stored pairs as they are, and through maps or other transforms.
+
+    Args:
+        pairs: A file or folder of docs/vectors.md, or the vectors themselves.
+        maps: What is measured beside: transforms, or folders that hold them.
+        owner: Column that says which image a row is of, where images have several rows.
+        resamples: Of the bootstrap over images.
+        seed: Of bootstrap and splits.
+        out: JSON file for the scores; None writes nothing.
+        overwrite: Replace `out`.
+
+    Returns:
+        Every score of the vectors as they are and through each transform; differences from the
+        former.
+
+    Raises:
+        ClipRefineError: Pairs or maps that cannot be read or do not fit, `out` that exists.
+    """
     clock = Clock()
     if out is not None:
         check_free(out, overwrite=overwrite, folder=False)
-    found = unit_pairs(read_pairs(pairs, owner=owner))
+    given, source = given_pairs(pairs, owner)
     models: dict[str, Peer | None] = {UNTOUCHED: None}
-    models |= {str(folder): load_peer(folder) for folder in maps}
-    for folder in maps:
-        _say_if_learnt_from(folder, pairs)
-    scores = measure_transforms(models, found, pairs, resamples, seed, clock, clusters=True)
+    for each in maps:
+        if isinstance(each, Peer):
+            models[f"{each.name} {len(models)}" if each.name in models else each.name] = each
+        else:
+            models[str(each)] = load_peer(Path(each))
+            _say_if_learnt_from(Path(each), source)
+    found = unit_pairs(given)
+    scores = measure_transforms(models, found, source, resamples, seed, clock, clusters=True)
     if out is not None:
         write_file(out, scores.text)
     return scores
@@ -260,7 +288,17 @@ def _tasks(pairs: EmbeddedPairs, *, clusters: bool) -> list[Task]:
 
 
 def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -> Procrustes:
-    """Fit the rotation that brings a new model's vectors into an old index's space, row by row."""
+    """Fit the rotation that brings a new model's vectors into an old index's space, row by row.
+
+    Args:
+        old: Vectors of some items in the old index: `.npy`, or pairs as for `evaluate`.
+        new: The same items, in order, of the new model.
+        out: Folder for the map.
+        overwrite: Replace `out`.
+
+    Raises:
+        ClipRefineError: Files that cannot be read, hold other counts, or `out` that exists.
+    """
     check_free(out, overwrite=overwrite)
     sides = [_all_rows(path) for path in (old, new)]
     try:
@@ -280,6 +318,7 @@ def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -
 
 def _all_rows(path: Path) -> Tensor:
     if path.suffix == ".npy":
+        check_sums(path)
         return open_npy(path).read()
     found = read_pairs(str(path))
     return torch.cat([found.image_features, found.text_features])

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from clip_refine import __version__
-from clip_refine.config import DataConfig, RefineConfig, override, with_recipe
+from clip_refine.config import DataConfig, RefineConfig, named_model, override, with_recipe
 from clip_refine.data import Stream
 from clip_refine.data.sources import open_training
 from clip_refine.models import OpenClipEncoder
-from clip_refine.models.encoder import OWN, PROBES, files_of, same_features
+from clip_refine.models.encoder import PROBES, files_of, same_features
 from clip_refine.models.weights import interpolate_weights, set_logit_scale
 from clip_refine.results import Provenance
 from clip_refine.roads import build
@@ -75,8 +75,7 @@ def _check_one_function(before: Any, after: Any, base: str, refined: str) -> Non
 def _provenance(base: str, refined: str, weight: float) -> Provenance:
     """Of the line's start as far as it goes, and of the data that its end was refined on."""
     start, end = (
-        base_model(named.name, named.pretrained)
-        for named in map(build.named_model, (base, refined))
+        base_model(named.name, named.pretrained) for named in map(named_model, (base, refined))
     )
     folder = _folder(refined)
     known = read_provenance(folder) if folder else None
@@ -90,14 +89,13 @@ def _provenance(base: str, refined: str, weight: float) -> Provenance:
 
 
 def _folder(name: str) -> Path | None:
-    return next((path for path in (Path(name) / "model", Path(name)) if path.is_dir()), None)
+    place = Path(named_model(name).place)
+    return next((path for path in (place / "model", place) if path.is_dir()), None)
 
 
 def _load(name: str) -> Any:
-    model: Any = build.build_model(build.named_model(str(_folder(name) or name)))
-    if files_of(model).format == OWN:
-        raise ModelError(f"{name}: is no open_clip or Transformers model, which this verb needs.")
-    return model
+    named = named_model(name)
+    return build.build_model(named if named.factory else named_model(str(_folder(name) or name)))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -123,7 +121,7 @@ def fold(
     if not data.sources:
         raise ConfigError("data.train is missing. Give captioned images: --data.train captions.csv")
     config = override(
-        with_recipe(RefineConfig(data=data, model=build.named_model(model), seed=seed), "centred"),
+        with_recipe(RefineConfig(data=data, model=named_model(model), seed=seed), "centred"),
         loss={"fold": share, "fold_text": share_text},
     )
     encoder = _load(model)

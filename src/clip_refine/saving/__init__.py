@@ -6,6 +6,7 @@ from clip_refine.saving.folder import (
     read_provenance,
     refinement,
     save_model,
+    saved_size,
     write_card,
     write_open_clip,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "read_provenance",
     "refinement",
     "save_model",
+    "saved_size",
     "write_card",
     "write_onnx",
     "write_open_clip",

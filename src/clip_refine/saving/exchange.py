@@ -5,7 +5,7 @@ import json
 import re
 import string
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -49,8 +49,8 @@ def clip_vocabulary() -> dict[str, int]:
     return {symbol: number for number, symbol in enumerate([*symbols, START, END])}
 
 
-def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
-    """Write what `CLIPTokenizer.from_pretrained(folder)` reads.
+def write_clip_tokenizer(folder: Path, *, context_length: int, added: Sequence[str] = ()) -> None:
+    """Write what `CLIPTokenizer.from_pretrained(folder)` reads; `added` are more special tokens.
 
     Padding is end-of-text, as in OpenAI's folders; the features do not depend on it, because
     nothing behind the first end-of-text is looked at.
@@ -59,7 +59,8 @@ def write_clip_tokenizer(folder: Path, *, context_length: int) -> None:
     (folder / "vocab.json").write_text(vocabulary + "\n", encoding="utf-8")
     merges = "\n".join(["#version: 0.2", *clip_merges()])
     (folder / "merges.txt").write_text(merges + "\n", encoding="utf-8")
-    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    special: dict[str, Any] = dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)
+    special |= {"bos_token": START, "additional_special_tokens": [*added]}
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "processor_class": "CLIPProcessor",

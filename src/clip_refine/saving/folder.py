@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,15 @@ from clip_refine.results.metrics import metric
 from clip_refine.saving.exchange import clip_to_open_clip, preprocessing_to_open_clip
 from clip_refine.support.console import console, printable
 from clip_refine.support.errors import DataError, ModelError
-from clip_refine.support.limits import parse_yaml
+from clip_refine.support.limits import parse_yaml, read_text
 
 # --------------------------------------------------------------------------------------------------
 # The `README.md` of a saved model, as the Hugging Face Hub shows it.
 
 
 SENTENCE_TRANSFORMERS, ONNX, IMMICH = "sentence-transformers", "onnx", "immich"
+
+MADE_BY = "a model made by "  # a function, by name
 
 _GEOMETRY = ("centroid_distance", "true_pair_cosine", "text_first_share")
 _SPECIAL = re.compile(r"([\\`*_\[\]{}<>|~&#$])")
@@ -48,20 +52,14 @@ def model_card(
     scores: RunScores | None = None,
     *,
     hub_id: str | None = None,
-    fed: bool = True,
+    onnx: Mapping[str, Any] | None = None,
+    own_files: bool = False,
 ) -> str:
     """The card in Markdown with the Hub's YAML block.
 
-    Its code runs in the model's folder as it stands, `fed` saying whether files there make pixels
-    and tokens for ONNX; `hub_id` is where the folder goes.
+    Its code runs in the model's folder as it stands. `onnx` is its `onnx_config.json`, `own_files`
+    whether the files there are of no library, `hub_id` where they go.
     """
-    environment = Environment(
-        loader=PackageLoader("clip_refine.report"),
-        undefined=StrictUndefined,
-        finalize=_escaped,
-        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
-        keep_trailing_newline=True,
-    )
     kinds = {
         "refined": "refined with CLIP-Refine",
         "interpolated": "interpolated",
@@ -80,19 +78,37 @@ def model_card(
         held_out = f"{count:,} held-out images with {captions:,} captions"
         if provenance.held_out and provenance.held_out.name:
             held_out += f" ({markdown_escape(provenance.held_out.name)})"
-    text = environment.get_template("model_card.md.jinja").render(
-        dict(provenance),
-        title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
-        front_matter=Verbatim(facts.to_yaml()),
-        rows=_score_rows(scores) if scores else [],
-        went_back=rolled_back(scores) if scores else "",
-        intervals=bool(scores and scores.difference),
-        held_out_text=Verbatim(held_out),
-        formats=formats,
-        hub_id=hub_id and Verbatim(hub_id),
-        fed=fed,
+    maker = re.fullmatch(rf"{MADE_BY}([\w.]+):(\w+)", provenance.base.name)
+    text = (
+        _templates()
+        .get_template("model_card.md.jinja")
+        .render(
+            dict(provenance),
+            title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
+            front_matter=Verbatim(facts.to_yaml()),
+            rows=_score_rows(scores) if scores else [],
+            went_back=rolled_back(scores) if scores else "",
+            intervals=bool(scores and scores.difference),
+            held_out_text=Verbatim(held_out),
+            formats=formats,
+            hub_id=hub_id and Verbatim(hub_id),
+            onnx=onnx,
+            own_files=own_files,
+            maker=maker and [*map(Verbatim, maker.groups())],
+        )
     )
     return printable(re.sub(r"\n{3,}", "\n\n", text))
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("clip_refine.report"),
+        undefined=StrictUndefined,
+        finalize=_escaped,
+        autoescape=False,  # noqa: S701 - this is Markdown, and `finalize` escapes what comes from users
+        keep_trailing_newline=True,
+    )
 
 
 def markdown_escape(text: str) -> str:
@@ -183,7 +199,7 @@ def base_model(name: str, pretrained: str | None = None) -> BaseModelFacts:
     if schema == "python":
         return BaseModelFacts(name=f"a Python object of class {identifier}")
     if schema == "factory":
-        return BaseModelFacts(name=f"a model made by {identifier}")
+        return BaseModelFacts(name=f"{MADE_BY}{identifier}")
     if identifier == "toy":
         return BaseModelFacts(
             name="clip-refine's small model of a drawn world", licence="apache-2.0"
@@ -227,7 +243,8 @@ def _folder_facts(folder: Path) -> BaseModelFacts:
     text = ""
     for path in (folder / CARD, folder / "model" / CARD):
         if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
+            with suppress(OSError, ValueError):  # whatever else it is, it is no card
+                text = read_text(path)
             break
     front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
@@ -260,6 +277,12 @@ def save_model(model: Any, folder: Path, provenance: Provenance) -> None:
     write_card(folder, provenance)
 
 
+def saved_size(model: Any) -> int:
+    """Bytes of the weights that `save_model` writes; Transformers' may have both formats."""
+    formats = 2 if files_of(model).format == TRANSFORMERS else 1
+    return 4 * formats * sum(weight.numel() for weight in model.state_dict().values())
+
+
 def write_card(
     folder: Path,
     provenance: Provenance,
@@ -271,11 +294,15 @@ def write_card(
     formats = [name for file, name in _FILES_OF_FORMATS.items() if (folder / file).is_file()]
     if (folder / "visual").is_dir():  # whose config.json is immich's
         formats = [IMMICH]
-    fed = (folder / "tokenizer_config.json").is_file()
-    if formats == [ONNX]:
-        settings = json.loads((folder / "onnx_config.json").read_text(encoding="utf-8"))
-        fed = fed and "open_clip" in settings["image"]["preprocessing"]
-    text = model_card(provenance, formats or [OWN], scores, hub_id=hub_id, fed=fed)
+    onnx = folder / "onnx_config.json"
+    text = model_card(
+        provenance,
+        formats or [OWN],
+        scores,
+        hub_id=hub_id,
+        onnx=json.loads(onnx.read_text(encoding="utf-8")) if onnx.is_file() else None,
+        own_files=not (formats or (folder / "model.safetensors").is_file()),
+    )
     (folder / CARD).write_text(text, encoding="utf-8")
     provenance.write(folder / PROVENANCE)
 

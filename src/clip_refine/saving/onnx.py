@@ -9,6 +9,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -16,8 +17,8 @@ from torch.nn.functional import normalize
 from clip_refine.models.encoder import Savable, files_of
 from clip_refine.models.open_clip import quiet_open_clip
 from clip_refine.saving.exchange import (
-    CLIP_VOCABULARY_SIZE,
     preprocessing_to_open_clip,
+    write_cleaning_tokenizer,
     write_clip_tokenizer,
 )
 from clip_refine.support.errors import ModelError, first_line
@@ -102,7 +103,10 @@ def write_onnx(
     if layout == "immich":
         beside = folder / "textual"
         _write_immich_settings(model, folder, preprocessing)
-    tokenizer = _write_tokenizer(files, beside, context_length)
+    elif "open_clip" not in preprocessing:  # then Transformers' own processor makes the pixels
+        _write_json(folder / "preprocessor_config.json", preprocessing["transformers"])
+    # immich cleans texts itself, before it asks for tokens
+    tokenizer = _write_tokenizer(files, beside, context_length, cleaning=layout == "onnx")
     towers = []
     for which, example in enumerate((pixels, tokens)):
         path = folder / form.files[which]
@@ -291,17 +295,20 @@ def external_files(path: Path) -> list[str]:
     return names
 
 
-def _write_tokenizer(files: Savable, folder: Path, context_length: int) -> dict[str, Any]:
+def _write_tokenizer(
+    files: Any, folder: Path, context_length: int, *, cleaning: bool
+) -> dict[str, Any]:
     """Put the tokenizer's files beside the towers; what `onnx_config.json` says about it."""
     tokenizer = files.full_length_tokenizer
     if isinstance(tokenizer, open_clip.SimpleTokenizer):
-        if tokenizer.vocab_size != CLIP_VOCABULARY_SIZE:
-            return {"tokenizer": "open_clip's SimpleTokenizer with additional tokens"}
-        write_clip_tokenizer(folder, context_length=context_length)
+        added = [tokenizer.decoder[number] for number in tokenizer.all_special_ids[2:]]
+        write_clip_tokenizer(folder, context_length=context_length, added=added)
         padding = "any id, behind the end" if files.padding_is_free else "id 0, behind the end"
         ids = {"start": tokenizer.sot_token_id, "end": tokenizer.eot_token_id}
         return {"tokenizer": "CLIPTokenizer, files beside", "padding": padding, **ids}
-    if not hasattr(tokenizer, "save_pretrained"):
-        return {"tokenizer": f"the model's own {type(tokenizer).__name__}"}
-    tokenizer.save_pretrained(str(folder))
+    plain = isinstance(tokenizer, HFTokenizer) and not tokenizer.tokenizer_mode
+    if cleaning and plain and not tokenizer.strip_sep_token:
+        write_cleaning_tokenizer(files, folder)
+    else:
+        tokenizer.save_pretrained(str(folder))
     return {"tokenizer": "AutoTokenizer, files beside", "padding": "its own, to the full length"}

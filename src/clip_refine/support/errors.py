@@ -19,6 +19,14 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether memory ran out. Of a CPU's PyTorch raises a plain `RuntimeError`."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "ried to allocate" in str(error))
+    )
+
+
 class ClipRefineError(Exception):
     """Base of every error that this package raises on purpose."""
 

@@ -353,14 +353,14 @@ def write_file(path: Path, text: str) -> None:
 # What is written stays what it is: checksums of tensors, as `sha256sum --check` reads them.
 
 
-_TENSORS = (".safetensors", ".onnx", ".data")
+_TENSORS = (".safetensors", ".onnx", ".data", ".npy", ".arrow")
 
 
 def seal(folder: Path) -> None:
     """Write checksums beside all files of tensors, and everything to the disk."""
     for inner in (folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())):
         files = sorted(path for path in inner.iterdir() if path.is_file())
-        tensors = [path for path in files if path.suffix in _TENSORS]
+        tensors = [p for p in files if p.suffix in _TENSORS and p.name.isprintable()]
         if tensors and not (inner / SUMS).is_file():
             lines = [f"{file_sum(path)}  {path.name}\n" for path in tensors]
             (inner / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -370,27 +370,34 @@ def seal(folder: Path) -> None:
         sync(inner)
 
 
-def check_sums(folder: Path) -> None:
-    """Compare the tensors of a folder with the checksums beside them, where there are any."""
-    try:
-        lines = read_text(folder / SUMS).splitlines() if is_regular(folder / SUMS) else ()
-    except (FileNotFoundError, NotADirectoryError):
+def sum_beside(file: Path) -> Path:
+    """Where the checksum of a file is that does not lie in a folder of ours."""
+    return file.with_name(f"{file.name}.sha256")
+
+
+def check_sums(path: Path) -> None:
+    """Compare the tensors of a folder, or one file, with the checksums beside, if there are any."""
+    within = path.is_dir()
+    sums = path / SUMS if within else sum_beside(path)
+    if not os.path.isfile(sums):  # nor a pipe; whatever else is wrong shows when it is read
         return
+    try:
+        lines = [line.partition("  ") for line in read_text(sums).split("\n") if line]
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / SUMS}: cannot be read ({first_line(error)}).") from error
-    for line in lines:
-        expected, _, name = line.partition("  ")
-        file = folder / name
-        if not name or Path(name).name != name:
+        raise DataError(f"{sums}: cannot be read ({first_line(error)}).") from error
+    # by name, so that no list has one file read many times
+    for name, expected in {name: expected for expected, _, name in lines}.items():
+        file = path / name if within else path  # which may have another name by now
+        if within and (not name or Path(name).name != name):
             continue
         try:
             found = file_sum(file) if is_regular(file) else ""
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror}).") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read ({first_line(error)}).") from error
         if found != expected:
             raise DataError(
-                f"{file}: is not what was written there, by its checksum in {SUMS}. Copy or make "
-                f"it again; if you changed it on purpose, remove {folder / SUMS}."
+                f"{file}: is not what was written there, by its checksum in {sums.name}. Copy or "
+                f"make it again; if you changed it on purpose, remove {sums}."
             )
 
 

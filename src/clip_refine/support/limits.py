@@ -31,6 +31,10 @@ FILES = 1_000_000
 PIXELS = 178_956_970
 """Width times height of an image, above which Pillow itself refuses; known before it is decoded.
 Cameras make 100 million."""
+SCANS = 100
+"""Times that a JPEG goes over its blocks; encoders make about 10."""
+LETTERS = 50
+"""Letters for each token that a model reads, behind which a text is not tokenized."""
 _NAMES = 20
 
 
@@ -56,6 +60,8 @@ def shown(value: Any) -> str:
 
 def read_text(path: Path, most: int = TEXT) -> str:
     """A file in UTF-8, up to `most` bytes (else a ValueError); a pipe from the shell, too."""
+    if not str(path).startswith(("/dev/", "/proc/")):  # as `<(...)`; others may never end
+        check_regular(path)
     with path.open("rb") as file:
         return read_all(file, most).decode("utf-8-sig")
 
@@ -133,6 +139,12 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 def is_regular(path: Path) -> bool:
     """Whether it is a file, not a pipe, a device or a folder, of which reading may never end."""
     return stat.S_ISREG(os.stat(path).st_mode)
+
+
+def check_regular(path: Path) -> None:
+    """A ValueError where it is none."""
+    if not is_regular(path):
+        raise ValueError("a pipe, a device or a folder, not a file")
 
 
 @lru_cache(1024)

@@ -12,8 +12,9 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from clip_refine.config import RefineConfig
 from clip_refine.results import Scores, flat
 from clip_refine.support.console import remark
-from clip_refine.support.errors import ConfigError
+from clip_refine.support.errors import ConfigError, DataError, foreign
 from clip_refine.support.folder import write_file
+from clip_refine.support.limits import WHOLE, read_text
 
 
 class StepLog:
@@ -35,7 +36,10 @@ class StepLog:
         """Begin with the first `steps` lines of an `earlier` log, which may be this one."""
         self.path = path
         self.also = also
-        lines = earlier.read_text("utf-8").splitlines(keepends=True)[:steps] if earlier else []
+        lines: list[str] = []
+        if earlier:
+            with foreign(DataError, f"{earlier}: what this run goes on with cannot be read"):
+                lines = read_text(earlier, WHOLE).splitlines(keepends=True)[:steps]
         if path:  # at once, since a run that is killed before its next step goes on once more
             write_file(path, "".join(lines))
         self._file = path.open("a", encoding="utf-8") if path else None

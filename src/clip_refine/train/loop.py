@@ -23,11 +23,11 @@ from clip_refine.models import FeatureScale, Teacher
 from clip_refine.models.encoder import CountingTokenizer
 from clip_refine.priors import Prior
 from clip_refine.support.console import Bar, remark
-from clip_refine.support.errors import TrainingError
+from clip_refine.support.errors import TrainingError, ran_out
 from clip_refine.support.process import patient
 from clip_refine.train.log import StepLog
 from clip_refine.train.part import Frozen, compiled_blocks
-from clip_refine.train.state import States
+from clip_refine.train.state import States, fitting
 from clip_refine.train.towers import (
     EncodedParts,
     Known,
@@ -225,7 +225,8 @@ class Trainer:
         start = 0
         if states and states.saved:
             start = states.start
-            self.restore(states.saved.tensors(), states.saved.plain)
+            with fitting(states.saved):
+                self.restore(states.saved.tensors(), states.saved.plain)
             bar.progress.update(bar.task, completed=start)
         begin = last = time.perf_counter()
         with (
@@ -353,7 +354,8 @@ class Trainer:
             self.best_step, self.best_score = plain["best"]
         optimiser = {"state": moments, "param_groups": plain["groups"]}
         self.schedule.optimizer.load_state_dict(optimiser)
-        self.schedule.load_state_dict(dict(plain["schedule"]))
+        known = self.schedule.state_dict()  # a schedule takes any other name, too
+        self.schedule.load_state_dict({n: v for n, v in plain["schedule"].items() if n in known})
         self.generator.set_state(tensors["references"])
         rank, device = self.accelerator.process_index, self.accelerator.device
         if len(tensors["random"]) == self.accelerator.num_processes:
@@ -394,9 +396,11 @@ class Trainer:
             size = min(self.micro_batch or len(batch.indices), len(batch.indices))
             try:
                 return self._gradient(number, batch, steps)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
                 # amid an exchange the others wait: what ends this process lets them end, too
-                agreed = self.accelerator.num_processes == 1 or isinstance(error, _Everywhere)
+                agreed = self.accelerator.num_processes == 1 or isinstance(error, _EverywhereError)
                 # statistics would count a pair twice
                 statistics = self.config.normalization_statistics == "updated"
                 if size == 1 or statistics or not agreed:
@@ -425,13 +429,14 @@ class Trainer:
         short = False
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
             # shared weights are gathered in here, so that the others may be waiting already
-            if self.accelerator.num_processes == 1 or self.student is not None:
+            alone = self.accelerator.num_processes == 1 or self.student is not None
+            if alone or not ran_out(error):
                 raise
             short = True
         if self.student is None and self.agree(int(short))[0]:
-            raise _Everywhere
+            raise _EverywhereError
 
     def _gradient(
         self, number: int, batch: PairBatch, steps: int
@@ -597,7 +602,7 @@ class Trainer:
         return [p for group in self.schedule.optimizer.param_groups for p in group["params"]]
 
 
-class _Everywhere(torch.OutOfMemoryError):
+class _EverywhereError(MemoryError):
     """Memory ran out in one process, and all of them know."""
 
 

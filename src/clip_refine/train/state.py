@@ -9,25 +9,46 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clip_refine.results import flat
 from clip_refine.support.console import remark
-from clip_refine.support.errors import ConfigError, DataError
+from clip_refine.support.errors import ConfigError, DataError, foreign
 from clip_refine.support.folder import WORK, check_sums, clear_left, readable, seal, sync
+from clip_refine.support.limits import WHOLE, parse_json, read_text
 from clip_refine.support.process import Stopped, stop_asked
 
 KEPT = 2  # should a power cut spoil the last one
 WORTH_SAVING = 60.0  # seconds of training behind the last state that the end saves once more
 _SHARE = 0.02  # of training that saving may take before that is said
+
+
+class _Decided(BaseModel):
+    precision: str
+    learning_rate: float | None = None
+
+
+class _Form(BaseModel):
+    """What `state.json` holds, whoever wrote it."""
+
+    step: NonNegativeInt
+    about: dict[str, Any]
+    decided: _Decided
+    micro_batch: PositiveInt | None
+    first: dict[str, float]
+    best: list[float] | None = Field(min_length=2, max_length=2)
+    groups: list[dict[str, Any]]
+    schedule: dict[str, Any]
+    progress: Any
 
 
 @dataclass(frozen=True)
@@ -57,13 +78,21 @@ def newest_state(run: Path) -> SavedState | None:
     for folder in sorted((run / WORK).glob("step-*"), reverse=True):
         try:
             check_sums(folder)
-            plain = json.loads((folder / "state.json").read_bytes())
-            if plain.pop("sum") != _plain_sum(plain):
-                raise ValueError("its checksum is another")
-            return SavedState(folder, plain)
-        except (DataError, OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            with foreign(DataError, "state.json is not what was written"):
+                plain = parse_json(read_text(folder / "state.json", WHOLE))
+                if plain.pop("sum") != _plain_sum(plain):
+                    raise ValueError("its checksum is another")
+                _Form.model_validate(plain, strict=True)
+                return SavedState(folder, plain)
+        except DataError as error:
             remark(f"{folder}: cannot be used ({error}).", "yellow")
     return None
+
+
+def fitting(saved: SavedState) -> AbstractContextManager[None]:
+    """Around what goes on with a state: where it holds another run's things, say so."""
+    after = " Leave --resume out to begin anew."
+    return foreign(ConfigError, f"{saved.folder}: does not fit this run", after)
 
 
 def _plain_sum(plain: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import StrictFloat, StrictInt, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from clip_refine.support.folder import (
     package_version,
     readable,
 )
+from clip_refine.support.limits import check_regular, read_text
 from clip_refine.vectors.transforms import MAPS, PEERS, Chain, Peer, check_rows
 
 # --------------------------------------------------------------------------------------------------
@@ -66,6 +67,7 @@ class FeatureSet:
 
 def read_features(path: Path) -> FeatureSet:
     """Read a `.safetensors` or `.npz` file of features."""
+    check_sums(path)
     found = _read_tensors(path)
     tensors = {OTHER_NAMES.get(name, name): tensor for name, tensor in found.items()}
     known = {"image_features", "text_features", "text_to_image"}
@@ -109,6 +111,7 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     with foreign(DataError, f"{path}: cannot be read"):
+        check_regular(path)
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             with safe_open(path, "pt") as file:
@@ -117,9 +120,24 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 raise ValueError("not what was written there, by its checksum; make it again")
             return tensors
         if path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            found, _ = read_npz(path)
+            return {name: torch.from_numpy(array) for name, array in found.items()}
     raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
+
+
+def read_npz(path: Path) -> tuple[dict[str, np.ndarray], bool]:
+    """The arrays of a `.npz` file, and whether they are compressed."""
+    # opened here, since NumPy leaves a file open that is no archive
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        entries = found.zip.infolist()
+        if sum(entry.file_size for entry in entries) > _PACKED * path.stat().st_size + 2**24:
+            raise ValueError("unpacks to far more than it is long; save it unpacked")
+        arrays = {name: found[name] for name in found.files}
+    return arrays, any(entry.compress_type for entry in entries)
+
+
+_PACKED = 20
+"""Times as long as a compressed file its arrays may be; of features they hardly are twice."""
 
 
 def _content_sum(tensors: Mapping[str, Tensor]) -> str:
@@ -203,14 +221,19 @@ def write_peer(peer: Peer, folder: Path) -> None:
 
 
 def load_peer(folder: Path) -> Peer:
-    """Read what `save_peer` wrote."""
+    """Read a transform from a folder that `vectors refine`, `align` or `posthoc fit` wrote.
+
+    Its `transform_image` and `transform_text` take (N, d) features, raw or unit, to (N, d) ones.
+
+    Raises:
+        DataError: Files that are missing, damaged or of no transform.
+    """
     record = _read_record(folder / "peer.json")
-    path = folder / "peer.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Fit the peer again.") from error
     check_sums(folder)
+    path = folder / "peer.safetensors"
+    with foreign(DataError, f"{path}: cannot be read", " Fit the peer again."):
+        check_regular(path)
+        tensors = load_file(path)
     try:
         steps = [_rebuild(number, step, tensors) for number, step in enumerate(record.steps)]
         if tensors:
@@ -256,7 +279,7 @@ def _describe(peer: Peer) -> _Step:
 
 def _read_record(path: Path) -> _PeerFile:
     try:
-        return _PeerFile.model_validate_json(path.read_bytes())
+        return _PeerFile.model_validate_json(read_text(path))
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}). "
@@ -269,6 +292,8 @@ def _read_record(path: Path) -> _PeerFile:
             f"{path}: is no description of a fitted peer ({where}: {first['msg']}). "
             "Fit the peer again."
         ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error}). Fit the peer again.") from error
 
 
 def _rebuild(number: int, step: _Step, tensors: dict[str, Tensor]) -> Peer:

@@ -17,9 +17,7 @@ import math
 import re
 import secrets
 import shutil
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from clip_refine.data.datasets import HUB_PREFIX, hub_table
@@ -39,13 +38,19 @@ from clip_refine.support.console import Bar, remark
 from clip_refine.support.errors import DataError, OutputError, first_line, foreign
 from clip_refine.support.folder import (
     FINISHED,
+    SUMS,
     check_free,
+    check_room,
+    check_sums,
     complete_file,
     complete_folder,
     file_sum,
     hidden_work,
+    sum_beside,
+    write_file,
 )
-from clip_refine.vectors.files import FeatureSet, peer_sum, read_features
+from clip_refine.support.limits import check_regular, leads_out, parse_json, read_text
+from clip_refine.vectors.files import FeatureSet, peer_sum, read_features, read_npz
 from clip_refine.vectors.transforms import Modality, Peer
 
 NAMES: dict[Modality, tuple[str, ...]] = {
@@ -113,7 +118,7 @@ def open_npy(path: Path) -> Matrix:
     """The matrix of a `.npy` file; refused where it is no whole matrix of floating-point rows."""
     shape, fortran, dtype, offset = _npy_header(path)
     kind = _TYPES.get(dtype.str[1:])
-    if len(shape) != 2 or 0 in shape or fortran or kind is None or dtype.byteorder == ">":
+    if len(shape) != 2 or min(shape) < 1 or fortran or kind is None or dtype.byteorder == ">":
         raise DataError(
             f"{path}: expected rows of float16, float32 or float64, got {shape} of {dtype}"
             f"{' in column order' if fortran else ''}. Save it as a (rows, dim) array in C order."
@@ -125,8 +130,10 @@ def open_npy(path: Path) -> Matrix:
 
 def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """Shape, whether in column order, type, and where the data begins."""
-    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
-        begin = io.BytesIO(file.read(_HEADER))  # it may say that it has gigabytes
+    with foreign(DataError, f"{path}: cannot be read"):
+        check_regular(path)
+        with path.open("rb") as file:
+            begin = io.BytesIO(file.read(_HEADER))  # it may say that it has gigabytes
         if np.lib.format.read_magic(begin) == (1, 0):
             return *np.lib.format.read_array_header_1_0(begin), begin.tell()
         return *np.lib.format.read_array_header_2_0(begin), begin.tell()
@@ -143,14 +150,12 @@ def _check_complete(path: Path, expected: int) -> None:
 
 def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Where the data begins, and what is there."""
-    with foreign(DataError, f"{path}: cannot be read"), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("its header is longer than the file")
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = max(one["data_offsets"][1] for one in header.values())
-    _check_complete(path, 8 + length + end)
+    with foreign(DataError, f"{path}: cannot be read"):
+        check_regular(path)
+        with safe_open(path, "np"), path.open("rb") as file:  # the first sees that it is sound
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
     return 8 + length, header
 
 
@@ -185,8 +190,13 @@ def is_clip_retrieval(path: Path) -> bool:
 def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
     """Image and text vectors of pairs, from any of the layouts above; `IMAGE.npy,TEXT.npy`, too.
 
-    `owner` is the column of the Parquet file or of clip-retrieval's metadata that says which image
-    a row is of, where an image has several captions and so several rows.
+    Args:
+        source: A file, folder or name of docs/vectors.md.
+        owner: The column of the Parquet file or of clip-retrieval's metadata that says which image
+            a row is of, where an image has several captions and so several rows.
+
+    Raises:
+        DataError: It cannot be read, or does not hold both sides of some pairs.
     """
     images, comma, texts = source.partition(",")
     path = Path(source)
@@ -198,6 +208,9 @@ def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
             f"{source}: owner {owner!r} is a column, which only .parquet, saved datasets, LanceDB "
             f"tables and clip-retrieval's folders have. Other files have {_OWNERS}."
         )
+    if not on_hub and path.suffix not in (".npz", ".safetensors"):  # which `read_features` checks
+        for part in source.split(",", 1):
+            _check_sums(Path(part))
     try:
         if on_hub:
             name, _, split = source.partition("#split=")
@@ -223,9 +236,15 @@ def read_pairs(source: str, *, owner: str | None = None) -> FeatureSet:
         else:
             found = read_features(path)
         _check_rows(found)
-    except ValueError as error:
+    except (ArithmeticError, TypeError, ValueError) as error:  # of times and owners that are odd
         raise DataError(f"{source}: {error}.") from error
     return found
+
+
+def _check_sums(path: Path) -> None:
+    """Compare with the checksums that `vectors apply` wrote beside, where there are any."""
+    for place in (path, *(path / name for name in SHARDS.values())):
+        check_sums(place)
 
 
 def _check_rows(found: FeatureSet) -> None:
@@ -289,7 +308,7 @@ def _same_order(folder: Path, rows: Sequence[int], others: Sequence[int], name: 
 
 
 def _column(path: Path, name: str) -> list[Any]:
-    with _open_parquet(path) as file:
+    with _open_parquet(path) as file, foreign(DataError, f"{path}: cannot be read"):
         known = file.schema_arrow.names
         if name not in known:
             raise DataError(f"{path}: there is no column {name!r}. There are {', '.join(known)}.")
@@ -309,7 +328,7 @@ def _read_columns(
     parts: list[list[Tensor]] = [[], []]
     owners: list[Any] = []
     start = 0
-    for batch in batches(columns=[*names, *([] if owner is None else [owner])]):
+    for batch in _sound(path, batches(columns=[*names, *([] if owner is None else [owner])])):
         for part, name in zip(parts, names, strict=True):
             part.append(_rows_of(path, batch.column(name), name, start))
         owners += [] if owner is None else batch.column(owner).to_pylist()
@@ -354,15 +373,27 @@ def is_dataset(path: Path) -> bool:
 
 def _dataset_files(path: Path) -> list[Path]:
     """Its Arrow streams in order."""
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return [path / one["filename"] for one in state["_data_files"]]
+    state = path / "state.json"
+    with foreign(DataError, f"{state}: cannot be read"):
+        files = [path / one["filename"] for one in parse_json(read_text(state))["_data_files"]]
+        outside = [file.name for file in files if leads_out(file, path)]
+        if outside or not files:
+            raise ValueError(f"names {outside[0]} outside its folder" if outside else "no files")
+        return files
 
 
 def _open_arrow(path: Path) -> pa.RecordBatchStreamReader:
-    try:
+    with foreign(DataError, f"{path}: cannot be read"):
+        check_regular(path)
         return pa.ipc.open_stream(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
+
+
+def _sound(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batch after batch, none of which says that its values lie where there are none."""
+    with foreign(DataError, f"{path}: cannot be read"):
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch
 
 
 def _dataset_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -400,10 +431,9 @@ def _grouped(image: Tensor, text: Tensor, owners: Sequence[Any]) -> FeatureSet:
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
+    with foreign(DataError, f"{path}: cannot be read"):
+        check_regular(path)
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
 
 
 def _side_column(
@@ -453,8 +483,19 @@ def apply_stored(
     """Write a copy of stored vectors whose `side` has gone through a transform, and count them.
 
     The layout, ids, order and type stay; transformed rows have norm 1. Only `.npy` and
-    clip-retrieval's folders take a map that changes the dimension. `column` is the side's array or
-    column, where it is not one of `NAMES`.
+    clip-retrieval's folders take a map that changes the dimension.
+
+    Args:
+        peer: The transform.
+        source: A file or folder of docs/vectors.md, or one `.npy` of a side.
+        out: The new file or folder.
+        side: Whose vectors are transformed.
+        column: The side's array or column, where it is not one of `NAMES`.
+        overwrite: Replace `out`.
+
+    Raises:
+        ClipRefineError: Vectors that cannot be read or do not fit, no such column, `out` that
+            exists.
     """
     if peer.score_columns:
         raise DataError(
@@ -470,6 +511,7 @@ def apply_stored(
             f"{source}: has no column {column!r}, since .npy files hold one array each. Leave "
             "--column out."
         )
+    _check_sums(source)
     if source.suffix == LANCE:
         return _apply_lance(move, source, out, column, overwrite=overwrite)
     if is_dataset(source):
@@ -484,16 +526,32 @@ def apply_stored(
         )
     if out.suffix != source.suffix:
         raise OutputError(f"{out}: the layout stays, so give a name that ends in {source.suffix}.")
+    matrices = [open_npy(source)] if source.suffix == ".npy" else []
+    _check_room(move, source, out, matrices)
     with complete_file(out) as new:
         match source.suffix:
             case ".npy":
-                return _apply_npy(move, open_npy(source), new)
+                rows = _apply_npy(move, matrices[0], new)
             case ".safetensors":
-                return _apply_safetensors(move, source, new, column)
+                rows = _apply_safetensors(move, source, new, column)
             case ".npz":
-                return _apply_npz(move, source, new, column)
+                rows = _apply_npz(move, source, new, column)
             case _:
-                return _apply_parquet(move, source, new, column)
+                rows = _apply_parquet(move, source, new, column)
+        noted = f"{file_sum(new)}  {out.name}\n"
+        sum_beside(out).unlink(missing_ok=True)  # of what is replaced
+    write_file(sum_beside(out), noted)
+    return rows
+
+
+def _check_room(move: "_Move", source: Path, out: Path, matrices: Sequence[Matrix] = ()) -> None:
+    """Refuse to begin where the copy, as large but for another dimension, has no room."""
+    size, there = (
+        sum(file.stat().st_size for file in (place, *place.rglob("*")) if file.is_file())
+        for place in (source, hidden_work(out))  # which is used again, or cleared
+    )
+    size += sum(m.rows * (move.dim(m.dim, m.path) - m.dim) * m.dtype.itemsize for m in matrices)
+    check_room(out, size - there, "the mapped vectors", "Make room, or choose another --out.")
 
 
 @dataclass(frozen=True)
@@ -588,13 +646,9 @@ def _copy(file: BinaryIO, target: BinaryIO, count: int) -> None:
 
 def _apply_npz(move: _Move, source: Path, out: Path, column: str | None) -> int:
     """In memory, since a compressed member cannot be entered in the middle."""
-    try:
-        # opened here, since NumPy leaves a file open that is no archive
-        with source.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
-            compressed = any(info.compress_type for info in found.zip.infolist())
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{source}: cannot be read ({error}). Write it again.") from error
+    with foreign(DataError, f"{source}: cannot be read", " Write it again."):
+        check_regular(source)
+        arrays, compressed = read_npz(source)
     name = _side_column(source, list(arrays), move.side, column)
     if arrays[name].ndim != 2 or arrays[name].dtype.kind != "f":
         raise DataError(f"{source}: {name} must be (rows, dim) of floating point.")
@@ -636,7 +690,7 @@ def _apply_parquet(move: _Move, source: Path, out: Path, column: str | None) -> 
     with _open_parquet(source) as file:
         moved = _MoveColumn(move, source, file.schema_arrow, column)
         with pq.ParquetWriter(out, moved.schema) as writer:
-            for batch in file.iter_batches(_ROWS):
+            for batch in _sound(source, file.iter_batches(_ROWS)):
                 writer.write_batch(moved(batch))
     return moved.done
 
@@ -651,7 +705,7 @@ def _apply_lance(
     with complete_folder(out, overwrite=overwrite) as new:
         # block by block: LanceDB waits for itself if it is to write what it is reading
         target = lancedb.connect(str(new)).create_table("t", schema=moved.schema)
-        for batch in _lance_batches(table):
+        for batch in _sound(source, _lance_batches(table)):
             target.add(pa.Table.from_batches([moved(batch)]))
         for path in (new / f"t{LANCE}").iterdir():
             path.rename(new / path.name)
@@ -691,6 +745,8 @@ class _Finished:
                 finished._list.unlink()
                 raise
             finished._list.unlink()
+            note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
+            (new / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
     def once(self, file: Path, source: Path, make: Callable[[Path], int]) -> int:
         """The rows of a file, which is made if it is not finished."""
@@ -719,10 +775,12 @@ def _apply_dataset(
         with _open_arrow(path) as opened:
             moved = _MoveColumn(move, path, opened.schema, column)
             with pa.ipc.new_stream(str(target), moved.schema) as writer:
-                for batch in opened:
+                for batch in _sound(path, opened):
                     writer.write_batch(moved(batch))
         return moved.done
 
+    _check_own(source / "dataset_info.json", source)
+    _check_room(move, source, out)
     done, about = 0, (source.resolve(), column)
     with _Finished.within(out, move, about, overwrite=overwrite) as (new, finished):
         for path in _dataset_files(source):
@@ -735,6 +793,16 @@ def _apply_dataset(
     return done
 
 
+def _check_own(path: Path, folder: Path) -> None:
+    """Refuse to copy what another folder holds, or what may have no end."""
+    linked = leads_out(path, folder) or (path.is_symlink() and path.is_dir())
+    if linked or not (path.is_file() or path.is_dir()):
+        raise DataError(
+            f"{path}: a link to a folder or out of {folder}, or no file, none of which is copied. "
+            "Put there what it stands for."
+        )
+
+
 def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> int:
     """The files of one side mapped, all others copied."""
     if is_clip_retrieval(source):
@@ -742,8 +810,12 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
     else:
         matrices = [open_npy(_named_npy(source, move.side))]
     mapped = {matrix.path: matrix for matrix in matrices}
-    for matrix in matrices:
-        move.dim(matrix.dim, matrix.path)
+    # sums are of what was there before
+    paths = [p for p in sorted(source.rglob("*")) if p.name != SUMS and p.suffix != ".sha256"]
+    for path in paths:
+        if path not in mapped:
+            _check_own(path, source)
+    _check_room(move, source, out, matrices)
 
     def apply(path: Path, target: Path) -> int:
         if path in mapped:
@@ -752,13 +824,11 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
         return 0
 
     with _Finished.within(out, move, source.resolve(), overwrite=overwrite) as (new, finished):
-        for path in sorted(source.rglob("*")):
+        for path in paths:
             target = new / path.relative_to(source)
             if path.is_dir():
                 target.mkdir(parents=True, exist_ok=True)
             else:
                 finished.once(target, path, partial(apply, path))
         finished.drop_others()
-        note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
-        (new / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
     return sum(matrix.rows for matrix in matrices)

@@ -10,7 +10,6 @@ them.
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,23 +17,42 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from step import random_model
+from step import random_model, textbook_step
 from torch.profiler import ProfilerActivity, profile
 
 from clip_refine.config import RefineConfig
 from clip_refine.config.settings import RECIPES
 from clip_refine.data import PairBatch
 from clip_refine.losses import Objective, PairFeatures
-from clip_refine.models import Teacher
+from clip_refine.models import OpenClipEncoder, Teacher
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
+from clip_refine.support.console import PeakMemory
 from clip_refine.train import TowerPrecision
 
 
 def measure(options: argparse.Namespace) -> None:
     """One line: batch, micro-batch, peak in GiB, seconds of the second step."""
+    peak = PeakMemory(torch.device("cpu"))
     torch.manual_seed(0)
     model = random_model(options.model)
+    pixels = torch.randn(options.batch, 3, 224, 224)
+    texts = ["a photo of a dog in the park"] * options.batch
+    batch = PairBatch(pixels, model.tokenizer(texts), range(options.batch))
+    step = taken_step(options, model) if not options.textbook else textbook_step(model)
+    tokens = model.full_length_tokenizer(texts) if options.textbook else batch.tokens
+    for _ in range(2):
+        start = time.perf_counter()
+        step(batch, tokens)
+        seconds = time.perf_counter() - start
+    gibibytes = peak.gigabytes * 1e9 / 2**30
+    print(f"| {options.batch} | {options.micro} | {gibibytes:.1f} | {seconds:.1f} |", flush=True)
+
+
+def taken_step(
+    options: argparse.Namespace, model: OpenClipEncoder
+) -> Callable[[PairBatch, torch.Tensor], object]:
+    """Ours, in parts."""
     train = {"batch_size": options.batch, "micro_batch": options.micro, "device": "cpu"}
     config = RefineConfig.model_validate({"train": train})
     accelerator = Accelerator(cpu=True)
@@ -42,24 +60,17 @@ def measure(options: argparse.Namespace) -> None:
     precision = TowerPrecision.from_name(options.precision)
     teacher, prior = Teacher(student), StandardNormal()
     trainer = build.build_trainer(config, student, teacher, precision, prior, accelerator, steps=2)
-    pixels = torch.randn(options.batch, 3, 224, 224)
-    tokens = model.tokenizer(["a photo of a dog in the park"] * options.batch)
-    batch = PairBatch(pixels, tokens, range(options.batch))
-    for number in (1, 2):
-        start = time.perf_counter()
-        trainer.step(number, batch, steps=2)
-        seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"| {options.batch} | {options.micro} | {peak:.1f} | {seconds:.1f} |", flush=True)
+    return lambda batch, _: trainer.step(1, batch, steps=2)
 
 
 def measure_loss(recipe: str, batch: int, processes: int) -> None:
     """One line: objective, processes, MiB above the features by both counts."""
     loss_step(recipe, 8, 1)()  # what libraries take once is not the loss's
     step = loss_step(recipe, batch, processes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = PeakMemory(torch.device("cpu")).gigabytes
+    peak = PeakMemory(torch.device("cpu"))
     step()
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    taken = (peak.gigabytes - before) * 1e9 / 2**20
     print(f"| {recipe} | {processes} | {allocated(step):.0f} | {taken:.0f} |", flush=True)
 
 
@@ -107,6 +118,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[64, 128, 256, 512])
     parser.add_argument("--micro", type=int, default=32)
     parser.add_argument("--batch", type=int, help="measure one, in this process")
+    parser.add_argument("--textbook", action="store_true", help="of --batch: a float32 loop")
     parser.add_argument("--losses", type=int, help="pairs; measure the losses alone")
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 8])
     parser.add_argument("--recipe", help="measure one, in this process")

@@ -39,6 +39,7 @@ PAIRS = (100_000, 10_000_000, 1_000_000_000)
 GPUS = (1, 8, 64)
 TOKENS = 16  # to which most captions' batches are cut; the towers' own length is 77
 BATCH = 512  # pairs a GPU
+CACHED = 3 * 224**2  # bytes of an image's pixels
 ASSUMED = {
     "peak": 989e12,  # H100 SXM, bf16, dense, by its data sheet
     "utilisation": 0.4,  # of it; the aim of benchmarks/gpu.py, not yet measured by us
@@ -68,6 +69,11 @@ def forward_flops(name: str) -> tuple[float, int, int]:
     return float(counter.get_total_flops()), parameters, config["embed_dim"]
 
 
+def exchanged(parameters: int, dim: int, gpus: int) -> float:
+    """Bytes a GPU and step: gradients there and back; features of all, and theirs likewise."""
+    return 2 * 4 * parameters + 3 * 2 * 4 * dim * BATCH * gpus
+
+
 WAYS = ("listed", "cached", "streamed")  # in which images come
 
 
@@ -81,11 +87,10 @@ def seconds(
     """
     machines, steps = -(-gpus // 8), pairs / (BATCH * gpus)
     link = ASSUMED["network"] if machines > 1 else ASSUMED["nvlink"]
-    # gradients there and back; features of all, and their gradients there and back
-    moved = 2 * 4 * parameters + 3 * 2 * 4 * dim * BATCH * gpus
+    moved = exchanged(parameters, dim, gpus)
     # both directions of the student, forward and backward, and of the teacher: own rows with all
     similarities = 2 * 4 * 2 * dim * BATCH * BATCH * gpus * steps
-    stored = 3 * 224**2 if way == "cached" else ASSUMED["image"]
+    stored = CACHED if way == "cached" else ASSUMED["image"]
     decoding = 0.0 if way == "cached" else pairs / gpus / (ASSUMED["cores"] * ASSUMED["decoded"])
     rate = ASSUMED["peak"] * ASSUMED["utilisation"]
     return {
@@ -107,13 +112,20 @@ def shown(taken: float) -> str:
 def rows() -> Iterator[str]:
     """Both tables."""
     counted = {name: forward_flops(name) for name in MODELS}
-    yield "| model | parameters | GFLOP forward a pair | GFLOP trained | state GB | gradients GB |"
-    yield "|---|---|---|---|---|---|"
-    for name, (flops, parameters, _) in counted.items():
+    yield (
+        "| model | parameters | GFLOP forward a pair | GFLOP trained | ms a pair | MB read, "
+        "with pixels cached | MB sent | state GB | gradients GB |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, (flops, parameters, dim) in counted.items():
+        rate, gpus = ASSUMED["peak"] * ASSUMED["utilisation"], 8
+        took = 1e3 * 4 * flops / rate
+        sent = exchanged(parameters, dim, gpus) / BATCH / 1e6
+        read = f"{ASSUMED['image'] / 1e6:.2f}, {CACHED / 1e6:.2f}"
         state = (16 + 4) * parameters / 1e9  # weights, gradient, two moments; the teacher's weights
         yield (
             f"| {name} | {parameters / 1e6:.0f} M | {flops / 1e9:.1f} | {4 * flops / 1e9:.1f} | "
-            f"{state:.1f} | {4 * parameters / 1e9:.1f} |"
+            f"{took:.2f} | {read} | {sent:.1f} | {state:.1f} | {4 * parameters / 1e9:.1f} |"
         )
     yield ""
     yield "| model | pairs | GPUs | epoch | waits for | cached | waits for | streamed | waits for |"

@@ -2,8 +2,11 @@
 
 `--profile` shows where a step's time goes instead, in turn with PyTorch's own attention and
 patches, and two floors measured in the same minute: its arithmetic at the rate of the largest
-matrix product, which no other product reaches, and its own products one by one, each in its own
-shape, layout and precision, forward and backward, without anything between them.
+matrix product, which no other product reaches, in float32, too, and its own products one by one,
+each in its own shape, layout and precision, forward and backward, without anything between them.
+The roofline adds to these what optimiser, gradient norm and casts of weights must move, at the rate
+at which a thread copies: no kernel could avoid that share. `--no-onednn` leaves oneDNN out of it
+all; what PyTorch's large pages do is seen with THP_MEM_ALLOC_ENABLE=1 in the environment.
 
 `--what` measures shortcuts, each in turn with what was done before it, in CPU seconds:
 
@@ -293,9 +296,7 @@ def described(given: Any) -> Any:
 def alone(called: Any, given: Any, named: Any) -> float:
     """CPU seconds of one call, the mean of a tenth of a second."""
     arguments = [
-        torch.empty_strided(*what[1:3], dtype=what[3]).normal_()
-        if isinstance(what, tuple) and what[:1] == ("tensor",)
-        else what
+        made_like(*what[1:]) if isinstance(what, tuple) and what[:1] == ("tensor",) else what
         for what in given
     ]
     called(*arguments, **dict(named))
@@ -304,6 +305,12 @@ def alone(called: Any, given: Any, named: Any) -> float:
         called(*arguments, **dict(named))
         count += 1
     return (time.process_time() - begin) / count
+
+
+def made_like(shape: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers laid out so; rows may be one row expanded."""
+    taken = 1 + sum((count - 1) * step for count, step in zip(shape, stride, strict=True))
+    return torch.randn(taken).to(dtype).as_strided(shape, stride)
 
 
 def product_rate(rows: int, width: int, dtype: torch.dtype) -> float:
@@ -315,6 +322,25 @@ def product_rate(rows: int, width: int, dtype: torch.dtype) -> float:
         linear(given, weight)
         count += 1
     return 8 * count * rows * width**2 / (time.process_time() - begin)
+
+
+def copy_rate() -> float:
+    """Bytes read and written a second of CPU time by one copy after another, a quarter of one."""
+    given = torch.randn(2**26)  # 256 MiB, more than one core's caches
+    copied = given.clone()
+    count, begin = 0, time.process_time()
+    while time.process_time() - begin < 0.25:
+        copied.copy_(given)
+        count += 1
+    return 2 * 4 * count * len(given) / (time.process_time() - begin)
+
+
+def moved_bytes(trained: int, frozen: int, *, cast: bool) -> int:
+    """What a step reads and writes of so many weights whatever its batch, each once."""
+    adamw = 4 * (4 + 3)  # weight, gradient and both moments in; weight and moments out
+    norm = 4  # each gradient is read once
+    there_and_back = (4 + 2) + (2 + 4)  # a weight to bf16, its gradient from there
+    return trained * (adamw + norm + there_and_back * cast) + frozen * (4 + 2) * cast
 
 
 def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: ToyPairs) -> None:
@@ -334,7 +360,15 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
     visual = model.clip.visual
     rows, width = micro * (visual.positional_embedding.shape[0]), visual.conv1.out_channels
     dtype = torch.bfloat16 if trainer.precision.image_bf16 else torch.float32
-    names = "PyTorch's own", "ours", "floor", "its own products"
+    names = (
+        "PyTorch's own",
+        "ours",
+        "floor",
+        "float32 floor",
+        "its own products",
+        "moves",
+        "roofline",
+    )
     spent: dict[str, list[float]] = {name: [] for name in names}
     number = 0
 
@@ -345,6 +379,9 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
         trainer.step(number, batch, steps=1)
         return time.process_time() - begin
 
+    trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    frozen = sum(w.numel() for w in trainer.teacher.encoder.parameters())
+    moved = moved_bytes(trained, frozen, cast=dtype is torch.bfloat16)
     with Products() as products:
         step()
     stay = ExitStack()
@@ -362,7 +399,10 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
             with torch.compiler.set_stance("default"):
                 spent["compiled"].append(step())
         spent["floor"].append(work / product_rate(rows, width, dtype))
+        spent["float32 floor"].append(work / product_rate(rows, width, torch.float32))
         spent["its own products"].append(products.seconds())
+        spent["moves"].append(moved / copy_rate())
+        spent["roofline"].append(spent["its own products"][-1] + spent["moves"][-1])
         for module, _ in quick:
             del module.forward
         spent["PyTorch's own"].append(step())
@@ -375,7 +415,10 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
     for event in found.key_averages():
         shares[kind_of(event.key)] += event.self_cpu_time_total
     whole = sum(shares.values())
-    print(f"{options.model}, batch {size} in parts of {micro}, {dtype}, {work / 1e12:.2f} TFLOP")
+    print(
+        f"{options.model}, batch {size} in parts of {micro}, {dtype}, {work / 1e12:.2f} TFLOP, "
+        f"{moved / 1e9:.1f} GB of weights, gradients and moments moved"
+    )
     print("| share of a step | % |\n|---|---|")
     for kind, time_spent in shares.items():
         print(f"| {kind} | {100 * time_spent / whole:.0f} |")
@@ -387,6 +430,8 @@ def show_profile(options: argparse.Namespace, model: OpenClipEncoder, pairs: Toy
         ("times as fast", "PyTorch's own", "ours"),
         ("of the floor", "floor", "ours"),
         ("of its own products", "its own products", "ours"),
+        ("of the roofline", "roofline", "ours"),
+        ("moves in a step", "moves", "ours"),
         ("of it before", "floor", "PyTorch's own"),
     ):
         ratios = [one / other for one, other in zip(spent[a], spent[b], strict=True)]
@@ -401,12 +446,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--micro-batch", type=int, help="of profile and shortcuts")
+    parser.add_argument("--no-onednn", action="store_true", help="mkldnn switched off")
     parser.add_argument("--compile", action="store_true", help="a row more of the profile")
     parser.add_argument("--what", nargs="+", choices=list(SHORTCUTS), help="shortcuts to measure")
     own = Path(__file__).parents[2] / "shared" / "data" / "flickr8k" / "refine" / "captions.csv"
     parser.add_argument("--captions", type=Path, default=own, help="of shortcuts; drawn without it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    torch.backends.mkldnn.set_flags(not options.no_onednn)
     toy = f"local-dir:{model_directory()}"
     model = load_open_clip(toy) if options.model == "toy" else random_model(options.model)
     pairs = ToyPairs("bench", size=options.batch_size)

@@ -54,6 +54,61 @@ def test_no_more_is_tried_than_training_would_encode(
     assert "from 4 pairs that were tried" in said
 
 
+@pytest.mark.parametrize(
+    ("load", "busy", "kind", "needed"),
+    [
+        (0.01, 0.12, "cpu", 0),  # 12 times the model's rate by itself
+        (0.01, 0.015, "cpu", 0),
+        (0.01, 0.010, "cpu", 2),
+        (0.01, 0.001, "cpu", 8),  # no more than cores
+        (0.01, 0.12, "cuda", 1),  # a GPU does not wait even then
+        (0.01, 0.003, "cuda", 5),
+        (0.01, 0.0, "cuda", 8),
+    ],
+)
+def test_as_many_processes_read_as_the_model_needs(
+    load: float, busy: float, kind: str, needed: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert build.workers_for(load, busy, torch.device(kind)) == needed
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert build.workers_for(load, busy, torch.device(kind)) == min(needed, 2)
+
+
+@pytest.mark.parametrize("asked", [None, 0, 3])
+def test_processes_are_measured_unless_asked_for(
+    asked: int | None,
+    config: RefineConfig,
+    tiny: OpenClipEncoder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+):
+    monkeypatch.setattr(plan, "_seconds", lambda *_: (1e-9, 2e-9))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    said = planned(override(config, train={"workers": asked}), tiny, capsys)
+    expected = 2 if asked is None else asked
+    assert (f"{expected} others do it" if expected else "no others do it") in said
+
+
+def test_what_was_measured_is_not_kept(
+    config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch
+):
+    """It is used, but another machine measures its own."""
+    monkeypatch.setattr("clip_refine.roads.refine.say_plan", lambda *_: 1)
+    used: list[int] = []
+    loader = build.PairLoader
+
+    def noted(*args: Any, **settings: Any) -> Any:
+        used.append(settings["workers"])
+        return loader(*args, **{**settings, "workers": 0})
+
+    monkeypatch.setattr(build, "PairLoader", noted)
+    quick = {"dry_run": False, "report": False, "train": {"steps": 1, "save_every": "never"}}
+    scores = refine(override(config, **quick), model=tiny, train_pairs=TRAIN, held_out=HELD_OUT)
+    assert used[-1] == 1
+    assert scores.recipe["train"]["workers"] is None
+
+
 def test_wrong_captions_take_memory_too(
     config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys
 ):

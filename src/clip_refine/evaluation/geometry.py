@@ -1,7 +1,7 @@
 """How the two clouds of features lie: gap, alignment, uniformity, hubs, clusters."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import skew
@@ -13,7 +13,6 @@ from torch import Tensor
 from clip_refine.evaluation.bootstrap import Bootstrap, Resampled, means, norm_of_mean
 from clip_refine.evaluation.similarity import (
     CHUNK_SIZE,
-    COLUMNS_AT_ONCE,
     ROWS_AT_ONCE,
     check_chunk_size,
     measured,
@@ -153,6 +152,47 @@ def linear_separability(image_unit: Tensor, text_unit: Tensor, *, seed: int = 0)
 # every similarity walk over `chunk_size` rows at a time, which bounds the memory, not the result.
 
 
+class _Crowds(NamedTuple):
+    """What all similarities are good for, each of which is computed once."""
+
+    kernel: float  # Σ exp(−2 ‖z_i − z_j‖²) over all i < j of both; 0 where nobody asks
+    nearest_image: Tensor  # (M,) cosine of each text with the nearest image
+    nearest_text: Tensor  # (M,) and with the nearest other text
+    occurrences: Tensor  # (M,) how many images have a text among their k nearest; of k = 0 none
+
+
+def _crowds(
+    image_unit: Tensor, text_unit: Tensor, *, chunk_size: int, kernel: bool = True, k: int = 0
+) -> _Crowds:
+    """Walk over the blocks of texts, of both, and where the kernel is asked for of images."""
+    total = torch.zeros((), dtype=torch.float64, device=image_unit.device)
+    nearest_image, nearest_text = text_unit.new_full((2, len(text_unit)), -torch.inf)
+    occurrences = torch.zeros(len(text_unit), dtype=torch.int64, device=text_unit.device)
+    for within, unit, others in (
+        (True, text_unit, text_unit),
+        (False, image_unit, text_unit),
+        *([(True, image_unit, image_unit)] if kernel else []),
+    ):
+        for rows in row_blocks(len(unit), chunk_size):
+            start = rows.start if within else 0
+            similarity = unit[rows] @ others[start:].T
+            if within:  # rows against themselves count above the diagonal only
+                square = similarity[:, : len(similarity)]
+                square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril(), -torch.inf)
+            if within and others is text_unit:
+                mine, theirs = nearest_text[rows], nearest_text[start:]
+                torch.maximum(mine, similarity.amax(dim=1), out=mine)
+                torch.maximum(theirs, similarity.amax(dim=0), out=theirs)
+            elif not within:
+                torch.maximum(nearest_image, similarity.amax(dim=0), out=nearest_image)
+                if k:
+                    occurrences += _found(similarity, k)
+            # ‖u − v‖² = 2 − 2 u·v for unit vectors; over a few rows float32 loses nothing
+            for few in similarity.sub_(1).mul_(4).exp_().split(CHUNK_SIZE) if kernel else ():
+                total += few.sum(dim=0).sum(dtype=torch.float64)
+    return _Crowds(total.item(), nearest_image, nearest_text, occurrences)
+
+
 @measured
 def uniformity_mean(
     image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE
@@ -162,20 +202,14 @@ def uniformity_mean(
     Source: Wang and Isola, ICML 2020, arXiv 2005.10242, section 4 with t = 2; their uniformity is
     the logarithm of this, the CLIP-Refine paper prints it without.
     """
-    total = torch.zeros((), dtype=torch.float64, device=image_unit.device)
-    for unit, others in ((image_unit, image_unit), (text_unit, text_unit), (image_unit, text_unit)):
-        for rows in row_blocks(len(unit), chunk_size):
-            start = rows.start if unit is others else 0
-            # ‖u − v‖² = 2 − 2 u·v for unit vectors
-            kernel = (unit[rows] @ others[start:].T).sub_(1).mul_(4).exp_()
-            if unit is others:  # rows against themselves count above the diagonal only
-                within, kernel = kernel.split([len(kernel), kernel.shape[1] - len(kernel)], dim=1)
-                total += within.double().triu_(diagonal=1).sum()
-            # a few columns at a time, without a float64 copy of them all
-            for columns in kernel.split(COLUMNS_AT_ONCE, dim=1):
-                total += columns.sum(dtype=torch.float64)
-    count = len(image_unit) + len(text_unit)
-    return total.item() / (count * (count - 1) / 2)
+    return _mean_kernel(
+        _crowds(image_unit, text_unit, chunk_size=chunk_size), image_unit, text_unit
+    )
+
+
+def _mean_kernel(found: _Crowds, *units: Tensor) -> float:
+    count = sum(map(len, units))
+    return found.kernel / (count * (count - 1) / 2)
 
 
 @measured
@@ -194,14 +228,11 @@ def text_first_share(
 @measured
 def text_first(image_unit: Tensor, text_unit: Tensor, *, chunk_size: int = CHUNK_SIZE) -> Tensor:
     """(N,) truth values whose mean is `text_first_share`; arguments as there."""
-    tie = tie_width(text_unit.dtype)
-    found = []
-    for rows in row_blocks(len(text_unit), chunk_size):
-        nearest_image = (text_unit[rows] @ image_unit.T).amax(dim=1)
-        among_texts = text_unit[rows] @ text_unit.T
-        among_texts.diagonal(offset=rows.start).fill_(-torch.inf)
-        found.append(among_texts.amax(dim=1) > nearest_image + tie)
-    return torch.cat(found)
+    return _is_text_first(_crowds(image_unit, text_unit, chunk_size=chunk_size, kernel=False))
+
+
+def _is_text_first(found: _Crowds) -> Tensor:
+    return found.nearest_text > found.nearest_image + tie_width(found.nearest_text.dtype)
 
 
 @measured
@@ -221,11 +252,19 @@ def hubness_skewness(
         )
     occurrences = torch.zeros(len(text_unit), dtype=torch.int64, device=text_unit.device)
     for rows in row_blocks(len(image_unit), chunk_size):
-        similarity = image_unit[rows] @ text_unit.T
-        occurrences += _nearest(similarity, k).reshape(-1).bincount(minlength=len(text_unit))
+        occurrences += _found(image_unit[rows] @ text_unit.T, k)
+    return _skewness(occurrences)
+
+
+def _skewness(occurrences: Tensor) -> float:
     # where all are equal, skew warns of 0 / 0
     equal = bool((occurrences == occurrences[0]).all())
     return 0.0 if equal else float(skew(occurrences.cpu().numpy()))
+
+
+def _found(similarity: Tensor, k: int) -> Tensor:
+    """(M,) how many rows have each column among their k nearest."""
+    return _nearest(similarity, k).reshape(-1).bincount(minlength=similarity.shape[1])
 
 
 def _nearest(similarity: Tensor, k: int) -> Tensor:
@@ -326,7 +365,8 @@ def geometry(
         )
     check_chunk_size(chunk_size)
     sides = unit_sides(image_features, text_features)
-    uniformity = uniformity_mean(*sides, chunk_size=chunk_size)
+    crowds = _crowds(*sides, chunk_size=chunk_size, k=k)
+    uniformity = _mean_kernel(crowds, *sides)
     return {
         "centroid_distance": centroid_distance(*sides),
         "centroid_squared_over_dim": centroid_squared_over_dim(*sides),
@@ -336,9 +376,9 @@ def geometry(
         "uniformity_log": math.log(uniformity),
         "uniformity_mean": uniformity,
         "relative_modality_gap": relative_modality_gap(*sides),
-        "text_first_share": text_first_share(*sides, chunk_size=chunk_size),
+        "text_first_share": float(_is_text_first(crowds).double().mean()),
         "linear_separability": linear_separability(*sides, seed=seed),
-        "hubness_skewness": hubness_skewness(*sides, k=k, chunk_size=chunk_size),
+        "hubness_skewness": _skewness(crowds.occurrences),
         "effective_rank": effective_rank(*sides),
     }
 

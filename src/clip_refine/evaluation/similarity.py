@@ -144,6 +144,12 @@ def _count(truth: Tensor) -> Tensor:
     return truth.sum(dim=1, dtype=torch.int32).long()
 
 
+def column_counts(truth: Tensor) -> Tensor:
+    """True values of each column, of as many rows at a time as a byte counts."""
+    parts = [rows.sum(dim=0, dtype=torch.uint8) for rows in truth.view(torch.uint8).split(255)]
+    return torch.stack(parts).sum(dim=0)
+
+
 # --------------------------------------------------------------------------------------------------
 # Which caption belongs to which image.
 

@@ -157,6 +157,18 @@ def count_workers(workers: int | None, device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
 
 
+def workers_for(load: float, busy: float, device: torch.device) -> int:
+    """Decoding processes that read 1.5 times as fast as a model trains, at most one a core.
+
+    `load` and `busy` are seconds that a pair is read and trained on. Where this process is as fast
+    by itself there are none on a CPU, and one beside a GPU, which need not wait for it.
+    """
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share the cores
+    cores = max(1, (os.cpu_count() or 1) // share)
+    needed = min(cores, math.ceil(1.5 * load / busy)) if busy else cores
+    return 0 if needed <= 1 and device.type == "cpu" else max(1, needed)
+
+
 def count_free_workers(workers: int | None) -> int:
     """Decoding processes while nothing is trained: as asked for, else one a core, up to 8."""
     return min(8, os.cpu_count() or 1) if workers is None else workers

@@ -288,7 +288,7 @@ def _set_up(
         "set aside to choose on": len(selection),
         "bystanders": len(bystanders) if bystanders else 0,
     }
-    say_plan(config, student, training, scored, accelerator, trainings=trainings)
+    workers = say_plan(config, student, training, scored, accelerator, trainings=trainings)
     if label:  # the first model's has been opened
         store = FinishedRuns(config.out)
     else:
@@ -316,7 +316,7 @@ def _set_up(
     one_part = not any(sweep.strip().startswith("train.") for sweep in config.sweep)
     heads = build.find_heads(student, base.train, accelerator, training) if one_part else None
     return Runs(
-        config=config,
+        config=override(config, train={"workers": workers}),
         combined=combined,
         encoder=encoder,
         weights=weights,

@@ -356,21 +356,24 @@ def say_plan(
     accelerator: Accelerator,
     *,
     trainings: float = 1,
-) -> None:
+) -> int:
     """Say it, from a step that changes nothing; with `dry_run` stop there. Every process asks.
 
     `measured` are the images, by what they are, that are embedded each time that a model is scored,
-    before all trainings and behind each; `trainings` how many there are.
+    before all trainings and behind each; `trainings` how many there are. Returns how many processes
+    should decode: as asked for, else as many as reading and a step were measured to need.
 
     Raises:
         Planned: `dry_run` asks for no more.
     """
     run = config if isinstance(config, RefineConfig) else config.refinement()
     steps = build.count_steps(run.train, pairs, accelerator.num_processes)
-    for line in _lines(run, student, pairs, measured, accelerator, trainings, steps):
+    lines, workers = _lines(run, student, pairs, measured, accelerator, trainings, steps)
+    for line in lines:
         remark(line)
     if config.dry_run:
         raise Planned("--dry-run stops here; nothing was written.")
+    return workers
 
 
 def _lines(
@@ -381,7 +384,7 @@ def _lines(
     accelerator: Accelerator,
     trainings: float,
     steps: int,
-) -> list[str]:
+) -> tuple[list[str], int]:
     train, device, processes = config.train, accelerator.device, accelerator.num_processes
     batch = train.batch_size // processes
     # quietly, as training says what it chooses
@@ -402,10 +405,15 @@ def _lines(
     needed = Objective(config.loss).needs_teacher and not kept_once
     heads = build.find_heads(student, config.train, accelerator, pairs)
     more = 0.0 if heads else forward * (needed + (size < batch))
-    free = 1 + build.count_workers(train.workers, device)
-    seen = forward + load / free
     # above a trunk that is looked up nothing is left but the gradient of the heads
-    step = batch * max(0.0, whole - forward + more + (0.0 if heads and kept_once else seen))
+    blind = heads is not None and kept_once
+    busy = max(0.0, whole - forward + more) + (0.0 if blind else forward)
+    workers = train.workers
+    if workers is None:
+        workers = build.workers_for(load, busy, device)
+    read = load / (1 + workers)
+    seen = forward + read
+    step = batch * (busy + (0.0 if blind else read))
     images = sum(measured.values()) / processes
     score = images * seen
     seconds = trainings * (steps * step + score) + score
@@ -423,16 +431,19 @@ def _lines(
     once = (
         "The teacher's features are computed once, before the first step, and kept (docs/runs.md)."
     )
-    return [
+    lines = [
         f"{runs}{share} pairs of {pairs.name} in {steps:,} "
         f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {scored}.",
         f"About {duration(seconds)} on {build.device_name(device)}: {step:.2g} s a step, from "
-        f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}.",
+        f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}. "
+        f"One process reads images {busy / load:.2g} times as fast as the model takes them, so "
+        f"{f'{workers} others do it' if workers else 'no others do it'} (--train.workers).",
         f"{part} Learning rate {train.learning_rate}, recipe {config.recipe}."
         if trainings == 1
         else str(part),
         *([once] if kept_once and trainings == 1 else []),
     ]
+    return lines, workers
 
 
 def _seconds(

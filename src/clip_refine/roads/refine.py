@@ -194,16 +194,16 @@ def refine(
             visible=accelerator.is_main_process,
         )
         scored = {"held-out images": len(held_out), "of zero-shot tasks": sum(map(len, tasks))}
-        say_plan(config, student, train_pairs, scored, accelerator)
+        asked = config.train.workers
+        workers = say_plan(config, student, train_pairs, scored, accelerator)
 
     with (
         _output(config, accelerator, student, saved) as folder,
         track_run(config, folder) as tracking,
     ):
         states = states_of(config, folder, saved, student, train_pairs, steps)
-        embedder = build.build_embedder(
-            encoder, accelerator, config.evaluation, config.train.workers, reader
-        )
+        embedder = build.build_embedder(encoder, accelerator, config.evaluation, asked, reader)
+        config = override(config, train={"workers": workers})
         guard = build_guard(config, embedder, selection, tasks)
         with clock("evaluate_before"):
             features_before = embed_model(embedder, held_out, tasks)
@@ -246,7 +246,7 @@ def refine(
                 guard=guard,
                 objective=objective,
             )
-            config = trained.config
+            config = override(trained.config, train={"workers": asked})  # elsewhere others do
 
         # 6 frozen features → numbers
         with clock("evaluate_after"):

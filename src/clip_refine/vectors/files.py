@@ -110,19 +110,19 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in (".safetensors", ".npz"):
+        raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
     with foreign(DataError, f"{path}: cannot be read"):
         check_regular(path)
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-            with safe_open(path, "pt") as file:
-                noted = json.loads((file.metadata() or {}).get("clip_refine", "{}"))
-            if noted.get("sha256", "") not in ("", _content_sum(tensors)):
-                raise ValueError("not what was written there, by its checksum; make it again")
-            return tensors
         if path.suffix == ".npz":
             found, _ = read_npz(path)
             return {name: torch.from_numpy(array) for name, array in found.items()}
-    raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            noted = json.loads((file.metadata() or {}).get("clip_refine", "{}"))
+        if noted.get("sha256", "") not in ("", _content_sum(tensors)):
+            raise ValueError("not what was written there, by its checksum; make it again")
+        return tensors
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], bool]:

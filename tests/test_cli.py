@@ -220,6 +220,13 @@ def test_a_given_default_is_no_default(tmp_path: Path, capsys: pytest.CaptureFix
         with pytest.raises(SystemExit):
             main(["compare", *words, "--data.train", "toy", "--out", str(tmp_path / "x")])
         assert "loss.rafa_weight 1.0: every recipe here has its own" in capsys.readouterr().err
+    # behind a comparison's own file, which has all settings
+    main(["compare", "--recipes", "balanced", "centred", "--print-config"])
+    file.write_text(capsys.readouterr().out)
+    data = ["--config", str(file), "--data.train", "toy", "--out", str(tmp_path / "x")]
+    with pytest.raises(SystemExit):
+        main(["compare", *data, "--loss.rafa-weight", "1", "--recipes", "centred"])
+    assert "loss.rafa_weight 1.0: every recipe here has its own" in capsys.readouterr().err
     normalize = ["--recipes", "contrastive-raw", "--loss.contrastive-normalize"]
     for words, own in ((normalize, True), (["--loss.no-contrastive-normalize"], False)):
         main(["compare", *words, "--print-config"])
@@ -417,7 +424,10 @@ def test_several_processes_do_not_write_one_target(
     with pytest.raises(SystemExit) as stop:
         main(["vectors", "apply", "maps", "stored.npy", "--side", "image", "--out", "new.npy"])
     assert stop.value.code == 2
-    assert "vectors runs in one process: several would write over" in capsys.readouterr().err
+    assert "vectors runs in one process: several would all do" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["vectors", "apply", "--help"])
+    assert stop.value.code == 0
 
 
 def test_a_full_disk_and_a_terminal_of_few_letters():

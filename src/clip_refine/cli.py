@@ -368,9 +368,18 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
 
 def _given_loss(config: Any, default: Any, arguments: list[str]) -> Any:
     """Which of its settings were asked for, as tyro sets all: recipes have others than defaults."""
+    from clip_refine.config.runs import RECIPES, recipe_settings
+
     flags = (word.partition("=")[0].replace("-", "_") for word in arguments)
     flagged = {re.sub(r"__loss\.(no_)?", "", flag) for flag in flags if flag.startswith("__loss.")}
-    names = flagged | default.loss.model_fields_set
+    own = default.loss.model_fields_set
+    if own >= type(config.loss).model_fields.keys():  # a comparison's own file, of other recipes
+        usual = type(config.loss)()
+        recipes = [recipe for recipe in config.recipes if recipe in RECIPES]
+        each = [recipe_settings(recipe, config.train.parameters) for recipe in recipes]
+        heeded = {name for name in own if any(name not in recipe for recipe in each)}
+        own = {name for name in heeded if getattr(default.loss, name) != getattr(usual, name)}
+    names = flagged | own
     return type(config.loss).model_validate(config.loss.model_dump(include=names))
 
 
@@ -1156,9 +1165,10 @@ def _run(arguments: list[str]) -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
-    if verb not in _TOGETHER and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    helps = not {"--help", "-h"}.isdisjoint(rest)
+    if verb not in _TOGETHER and not helps and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
-            f"{verb} runs in one process: several would write over each other. Start it without "
+            f"{verb} runs in one process: several would all do the same. Start it without "
             "torchrun or accelerate; a large index in parts, each file or row range with an --out "
             "of its own (examples/02_ray_data.py)."
         )

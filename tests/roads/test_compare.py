@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from clip_refine.cli import main
-from clip_refine.config import override
+from clip_refine.config import load_config, override
 from clip_refine.config.runs import CompareConfig
 from clip_refine.data import EpochPlan, PairLoader, Subset, hold_out
 from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.results import Comparison, read
+from clip_refine.roads import build
+from clip_refine.roads import compare as road
 from clip_refine.roads.compare import Runs, Training, compare, score_row
 from clip_refine.roads.plan import MOST_RATES
 from clip_refine.roads.refine import refine
@@ -412,6 +414,24 @@ def test_a_model_of_ones_own_is_given_back_untouched(config: CompareConfig, tiny
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     run(override(config, recipes=("rafa",), combine=(), seeds=1, learning_rates=(1e-3,)), tiny)
     assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+
+
+def test_as_many_processes_decode_as_the_plan_says(
+    config: CompareConfig, monkeypatch: pytest.MonkeyPatch
+):
+    """As settings ask for, all the same: what was measured is not kept."""
+    monkeypatch.setattr(road, "say_plan", lambda *_, **__: 1)
+    used: list[int] = []
+    loader = build.PairLoader
+
+    def noted(*args: Any, **settings: Any) -> Any:
+        used.append(settings["workers"])
+        return loader(*args, **{**settings, "workers": 0})
+
+    monkeypatch.setattr(build, "PairLoader", noted)
+    run(override(config, recipes=("hycd",), combine=(), seeds=1, learning_rates=(1e-3,)))
+    assert set(used) == {1}
+    assert load_config(CompareConfig, config.out / "config.yaml").train.workers is None
 
 
 def test_two_at_once_do_not_mix(config: CompareConfig):

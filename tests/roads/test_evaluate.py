@@ -159,3 +159,12 @@ def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Pa
     with pytest.raises(SystemExit):
         main([*drawn, "--save-threshold", str(path)])
     assert "exists already" in capsys.readouterr().err
+
+
+def test_columns_of_pairs_of_python_are_named(tiny_name: str, pairs: ToyPairs):
+    given: Any = [
+        {"photo": pairs.load_image(index), "words": pairs.captions[index][0]} for index in range(16)
+    ]
+    data = {"image_column": "photo", "caption_column": "words"}
+    config = {"model": {"name": tiny_name}, "device": "cpu", "data": data}
+    assert evaluate(EvaluateConfig.model_validate(config), held_out=given).retrieval

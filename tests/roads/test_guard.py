@@ -109,6 +109,8 @@ def test_bystanders_with_classes_are_a_task_more(
     assert guard is not None
     assert [list(task.class_names) for task in guard.tasks] == [["collie", "poodle"]]
     assert guard.bystanders is None
+    with pytest.raises(ConfigError, match="two tasks have one name among dogs, dogs"):
+        build_guard(config, embedder, pairs, guard.tasks)
 
 
 def test_a_bound_within_the_noise_of_so_few_images_is_said(config: RefineConfig, capsys):

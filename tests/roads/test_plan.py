@@ -1,6 +1,8 @@
 """What is about to happen is said truly, and trying it leaves nothing behind."""
 
+import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clip_refine.config import RefineConfig, override
+from clip_refine.data import CaptionedImages, PairStream, open_stream
 from clip_refine.models import OpenClipEncoder
 from clip_refine.roads import build, plan
 from clip_refine.roads.refine import refine
@@ -87,7 +90,55 @@ def test_processes_are_measured_unless_asked_for(
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     said = planned(override(config, train={"workers": asked}), tiny, capsys)
     expected = 2 if asked is None else asked
-    assert (f"{expected} others do it" if expected else "no others do it") in said
+    decoded = f"decoded by {expected} more processes (--train.workers)"
+    assert decoded in said if expected else "decoded by" not in said
+
+
+def test_where_no_image_is_read_no_process_does(
+    config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.setattr(plan, "_seconds", lambda *_: (1e-9, 2e-9))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    heads = {"parameters": "projections", "epochs": 3}
+    said = planned(override(config, train=heads), tiny, capsys)
+    assert "computed once" in said
+    assert "decoded by" not in said
+
+
+def test_reading_is_timed_as_training_reads(
+    config: RefineConfig, tiny: OpenClipEncoder, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Else images that are decoded smaller, or cached, would get processes they do not need."""
+    sides: list[int | None] = []
+    load = build.PixelReader.load
+
+    def noted(self: Any, images: Any, index: int) -> Any:
+        sides.append(self.side)
+        return load(self, images, index)
+
+    monkeypatch.setattr(build.PixelReader, "load", noted)
+    planned(config, tiny, capsys)
+    assert sum(side is not None for side in sides) == 1 + 16
+
+
+def test_a_stream_is_opened_once(config: RefineConfig, tiny: OpenClipEncoder, tmp_path: Path):
+    """And before it is timed: what opening takes no process more would spare."""
+    rows = [{"image": "a.png", "caption": f"a {n}"} for n in range(40)]
+    TRAIN.load_image(0).save(tmp_path / "a.png")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = override(config, train={"steps": 2})
+    opened: list[int] = []
+
+    class Counted(PairStream):
+        def prefix(self, count: int) -> CaptionedImages:
+            opened.append(count)
+            return super().prefix(count)
+
+    stream = open_stream(str(tmp_path / "rows.jsonl"))
+    named = {f.name: getattr(stream, f.name) for f in fields(stream) if f.init}
+    with pytest.raises(Planned):
+        refine(config, model=tiny, train_pairs=Counted(**named), held_out=HELD_OUT)
+    assert opened == [32]
 
 
 def test_what_was_measured_is_not_kept(

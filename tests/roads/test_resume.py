@@ -22,7 +22,7 @@ from clip_refine.roads import refine as road
 from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, FailedError, OutputError
 from clip_refine.train import Trainer
-from clip_refine.train.state import States
+from clip_refine.train.state import SavedState, States, fitting
 from tests.data.test_streams import toy_parquet
 from tests.several import in_processes
 
@@ -516,3 +516,13 @@ def test_room_for_a_guards_best_weights_is_counted(
         road._output(override(config, guard=guard), first, student, None)  # pyright: ignore
     said = capsys.readouterr().err.replace("\n", " ")
     assert re.findall(r"up to (\d+) MB", said) == ["36", "48"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("other shapes")])
+def test_a_full_device_does_not_make_a_state_wrong(error: Exception, tmp_path: Path):
+    """Which would be advised to be left behind."""
+    full = isinstance(error, torch.OutOfMemoryError)
+    kind = torch.OutOfMemoryError if full else ConfigError
+    message = "full" if full else "does not fit this run"
+    with pytest.raises(kind, match=message), fitting(SavedState(tmp_path, {})):
+        raise error

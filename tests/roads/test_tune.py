@@ -29,7 +29,7 @@ def test_the_best_is_one_of_those_that_saw_all_pairs(
     tiny_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The second trial ends after a quarter, with more than the first has in the end."""
-    values = iter([0.5, 0.5, 0.1, 0.4])
+    values = iter([0.5, 0.5, 0.1, 0.4] * 2)
     monkeypatch.setattr(road, "_value", lambda *_: next(values))
     config = TuneConfig.model_validate(
         {
@@ -45,6 +45,8 @@ def test_the_best_is_one_of_those_that_saw_all_pairs(
     table = found.to_pandas()
     assert table[["part", "selection"]].values.tolist() == [[1.0, 0.1], [0.25, 0.4]]
     assert {"recipe", "learning_rate"} <= set(table.columns)
+    tune(override(config, overwrite=True), **DATA)
+    assert not list(tmp_path.glob(".tuned.*"))  # what was overwritten is gone
 
 
 @pytest.mark.parametrize(

@@ -364,8 +364,8 @@ class TuneConfig(CompareConfig):
     """How much top-1 of any of `evaluation.zero_shot`, and what is measured on `bystanders`, may
     fall, in absolute terms."""
     bystanders: str | None = None
-    """Other images that the model shall not forget: a folder of classes (top-1) or captioned images
-    (mean R@1)."""
+    """Other images that the model shall not forget: a folder of classes (top-1), or captioned
+    images (mean R@1 of the first 1,000)."""
     out: Path = Path("runs/tune")
     """Folder for the results; a search that stopped there goes on."""
 

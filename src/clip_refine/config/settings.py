@@ -121,9 +121,8 @@ class ModelConfig(SettingsGroup):
             return values
         architecture, at, tag = name.partition("@")
         dashed = architecture.replace("/", "-")
-        if (
-            dashed != architecture and dashed in _architectures()
-        ):  # open_clip's way to write it, too
+        # open_clip takes a slash for it, too
+        if dashed != architecture and dashed in _architectures():
             architecture, values = dashed, {**values, "name": f"{dashed}{at}{tag}"}
         is_two = architecture and tag and not set(architecture) & set(":/\\")
         if is_two and not values.get("pretrained"):

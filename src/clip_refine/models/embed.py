@@ -72,7 +72,10 @@ class Embedder:
     def _all(
         self, order: Sequence[int], encode: Callable[[Sequence[int]], Iterator[Block]]
     ) -> Tensor:
-        """The features of all; processes take turns with the batches, which stay the same."""
+        """The features of all; processes take turns with the batches, which stay the same.
+
+        One that fails leaves the others waiting until the launcher ends them.
+        """
         rank, count = (self.group.process_index, self.group.num_processes) if self.group else (0, 1)
         size = self.batch_size
         starts = range(rank * size, len(order), count * size)

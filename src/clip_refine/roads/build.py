@@ -151,27 +151,31 @@ def sharing_processes(accelerator: Accelerator) -> int:
 
 
 def count_workers(workers: int | None, device: torch.device) -> int:
-    """Decoding processes: as asked for, else none on a CPU, which is busy training anyway."""
+    """Decoding processes where nobody measured: as asked for, else none on a CPU, which is busy."""
     if workers is not None:
         return workers
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else count_free_workers(None)
 
 
 def workers_for(load: float, busy: float, device: torch.device) -> int:
-    """Decoding processes that read 1.5 times as fast as a model trains, at most one a core.
+    """Decoding processes that read 1.5 times as fast as a model trains: half again in reserve.
 
     `load` and `busy` are seconds that a pair is read and trained on. Where this process is as fast
-    by itself there are none on a CPU, and one beside a GPU, which need not wait for it.
+    by itself there are none on a CPU, and one beside a GPU, which need not wait for it. Those on a
+    CPU take seconds to start and then share its cores (docs/log.md has what they win).
     """
-    share = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share the cores
-    cores = max(1, (os.cpu_count() or 1) // share)
-    needed = min(cores, math.ceil(1.5 * load / busy)) if busy else cores
+    most = count_free_workers(None)
+    needed = min(most, math.ceil(1.5 * load / busy)) if busy else most
     return 0 if needed <= 1 and device.type == "cpu" else max(1, needed)
 
 
 def count_free_workers(workers: int | None) -> int:
-    """Decoding processes while nothing is trained: as asked for, else one a core, up to 8."""
-    return min(8, os.cpu_count() or 1) if workers is None else workers
+    """Decoding processes while nothing is trained: as asked for, else one a core, up to 8.
+
+    Processes of one training share the cores; more than 8 would hold too many images ready.
+    """
+    share = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return min(8, max(1, (os.cpu_count() or 1) // share)) if workers is None else workers
 
 
 def device_name(device: torch.device) -> str:
@@ -429,7 +433,7 @@ def build_held_out(
     if given is None and config.val is not None:
         given = open_pairs(config.val, config.for_val(), training=False)
     if given is not None:
-        held_out = as_pairs(given)
+        held_out = as_pairs(given, config)
         check_enough(held_out)
         return held_out
     if not config.sources:
@@ -454,13 +458,18 @@ def build_tasks(config: EvaluationConfig, *, links: bool = False) -> list[Labell
             tasks += toy_tasks()
         else:
             tasks.append(read_class_folders(Path(name), templates=config.templates, links=links))
+    check_names(tasks)
+    return tasks
+
+
+def check_names(tasks: Sequence[LabelledImages]) -> None:
+    """Refuse two zero-shot tasks of one name, by which their scores are kept."""
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ConfigError(
             f"evaluation.zero_shot: two tasks have one name among {', '.join(names)}. "
-            "Rename a folder, or leave one out."
+            "Rename a folder, or leave one out; bystanders count, too."
         )
-    return tasks
 
 
 # --------------------------------------------------------------------------------------------------
@@ -669,12 +678,15 @@ def count_steps(config: TrainConfig, pairs: ImageCaptions | Stream, processes: i
     return steps
 
 
-def sample_pairs(model: Any, pairs: ImageCaptions | Stream, count: int) -> tuple[Tensor, Tensor]:
-    """Pixels and tokens of the first few pairs."""
+def sample_pairs(
+    model: Any, pairs: ImageCaptions | Stream, count: int, reader: PixelReader | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pixels, as the reader makes them where there is one, and tokens of the first few pairs."""
     if isinstance(pairs, Stream):
         pairs = pairs.prefix(count)
     sample = range(min(count, len(pairs)))
-    pixels = torch.stack([model.preprocess(pairs.load_image(index)) for index in sample])
+    reader = reader or PixelReader(model.preprocess)
+    pixels = torch.stack([reader(pairs, index) for index in sample])
     return pixels, model.tokenizer([pairs.captions[index][0] for index in sample])
 
 

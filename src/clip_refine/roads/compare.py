@@ -27,6 +27,7 @@ from clip_refine.data.pairs import (
     image_fingerprint,
 )
 from clip_refine.evaluation import Embedder
+from clip_refine.evaluation.retrieval import retrieval
 from clip_refine.evaluation.scores import (
     ModelFeatures,
     TaskFeatures,
@@ -48,6 +49,7 @@ from clip_refine.results import (
     LearningRateChoice,
     Record,
     flat,
+    headline,
     read,
 )
 from clip_refine.roads import build
@@ -199,7 +201,9 @@ def open_runs(
     if tasks is None:
         tasks = build.build_tasks(config.evaluation, links=config.data.allow_outside)
     own, others = open_bystanders(bystanders, config.refinement())
-    data = (train_pairs, held_out, [*tasks, *own], others, combined)
+    tasks = [*tasks, *own]
+    build.check_names(tasks)
+    data = (train_pairs, held_out, tasks, others, combined)
     return _set_up(config, model, *data, trainings)
 
 
@@ -288,7 +292,15 @@ def _set_up(
         "set aside to choose on": len(selection),
         "bystanders": len(bystanders) if bystanders else 0,
     }
-    workers = say_plan(config, student, training, scored, accelerator, trainings=trainings)
+    sources = [train_pairs, held_out, *filter(None, [bystanders])]
+    reader = build.build_reader(
+        config.data,
+        encoder,
+        [*sources, *tasks],
+        workers=config.train.workers,
+        folder=config.cache,
+    )
+    workers = say_plan(config, student, training, scored, accelerator, reader, trainings=trainings)
     if label:  # the first model's has been opened
         store = FinishedRuns(config.out)
     else:
@@ -300,14 +312,6 @@ def _set_up(
     # one for all runs: what `auto` was measured to be stays so when a comparison goes on
     chosen = store.once(f"precision of {label}" if label else "precision", measured)
     precision = TowerPrecision.from_name(chosen)  # pyright: ignore
-    sources = [train_pairs, held_out, *filter(None, [bystanders])]
-    reader = build.build_reader(
-        config.data,
-        encoder,
-        [*sources, *tasks],
-        workers=config.train.workers,
-        folder=config.cache,
-    )
     feeding = build.build_embedder(
         encoder, accelerator, config.evaluation, config.train.workers, reader
     )
@@ -316,7 +320,8 @@ def _set_up(
     one_part = not any(sweep.strip().startswith("train.") for sweep in config.sweep)
     heads = build.find_heads(student, base.train, accelerator, training) if one_part else None
     return Runs(
-        config=override(config, train={"workers": workers}),
+        config=config,
+        workers=workers,
         combined=combined,
         encoder=encoder,
         weights=weights,
@@ -519,6 +524,7 @@ class Runs:
     accelerator: Accelerator
     embedder: Embedder  # without progress bars
     precision: TowerPrecision  # of every run
+    workers: int  # that decode images while it trains
     store: FinishedRuns  # where finished runs are
     content: str  # fingerprint of model and data
     bar: Bar  # a run after the other
@@ -615,7 +621,8 @@ class Runs:
     def train(self, config: RefineConfig, *, fraction: float) -> Training:
         """Refine on `refine`'s road from the untouched weights, the teacher looked up."""
         clock, memory = Clock(), PeakMemory(self.accelerator.device)
-        config = override(config, train={"precision": self.precision.name})
+        own = {"precision": self.precision.name, "workers": self.workers}
+        config = override(config, train=own)
         pairs = self.part(fraction)
         with quietly(), clock("train"):
             train_student(
@@ -718,8 +725,9 @@ class Runs:
         selection = embed_pairs(self.embedder, self.selection)
         kept = None
         if self.bystanders is not None:
-            scores = score_features(embed_model(self.embedder, self.bystanders, ()), seed=0)
-            kept = scores.headline["mean_recall@1"]
+            pairs = embed_pairs(self.embedder, self.bystanders)
+            sides = pairs.image_features, pairs.text_features, pairs.text_to_image
+            kept = headline({}, retrieval(*sides), ())["mean_recall@1"]
         made, alike = {}, {"seed": self.config.seed, "resamples": self.config.resamples}
         for name, peer in names.items():
             scored, at, score = features, training, None

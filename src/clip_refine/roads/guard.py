@@ -13,7 +13,7 @@ from clip_refine.evaluation.geometry import effective_rank
 from clip_refine.evaluation.scores import Measured, embed_model, measure, paired_differences
 from clip_refine.models.embed import Embedder
 from clip_refine.results import Interval
-from clip_refine.roads.build import check_enough
+from clip_refine.roads import build
 from clip_refine.support.console import remark
 from clip_refine.support.errors import TrainingError
 from clip_refine.train.loop import EXPLODED
@@ -168,7 +168,9 @@ def build_guard(
             "yellow",
         )
     own, bystanders = open_bystanders(config.guard.bystanders, config)
-    return Guard(config, embedder, few, [*tasks, *own], bystanders)
+    tasks = [*tasks, *own]
+    build.check_names(tasks)
+    return Guard(config, embedder, few, tasks, bystanders)
 
 
 def open_bystanders(
@@ -189,5 +191,5 @@ def _watched(name: str, config: RefineConfig) -> ImageCaptions:
     """Captioned images, enough of them to measure."""
     data = DataConfig(allow_outside=config.data.allow_outside)
     pairs = open_pairs(name, data, training=False)
-    check_enough(pairs, "--guard.pairs or --guard.bystanders (tune: --bystanders)")
+    build.check_enough(pairs, "--guard.pairs or --guard.bystanders (tune: --bystanders)")
     return pairs

@@ -17,7 +17,7 @@ from torch import nn
 
 from clip_refine.config import LossConfig, RefineConfig, TrainConfig, override, with_recipe
 from clip_refine.config.runs import CompareConfig, recipe_settings, unused_settings
-from clip_refine.data import ImageCaptions, Stream
+from clip_refine.data import ImageCaptions, PixelReader, Stream
 from clip_refine.data.pairs import as_pairs
 from clip_refine.losses import Objective
 from clip_refine.losses.objective import check_objective
@@ -330,10 +330,15 @@ def keeps_teacher(
 
 
 def _sample(
-    config: RefineConfig, model: Any, pairs: ImageCaptions | Stream, count: int, device: Any
+    config: RefineConfig,
+    model: Any,
+    pairs: ImageCaptions | Stream,
+    count: int,
+    device: Any,
+    reader: PixelReader | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A few pairs as training encodes them, which may be with two texts an image."""
-    pixels, tokens = build.sample_pairs(model, pairs, count)
+    pixels, tokens = build.sample_pairs(model, pairs, count, reader)
     if Objective(config.loss).needs_wrong_texts:
         tokens = torch.stack([tokens, tokens], dim=1)
     return pixels.to(device), tokens.to(device)
@@ -354,6 +359,7 @@ def say_plan(
     pairs: ImageCaptions | Stream,
     measured: Mapping[str, int],
     accelerator: Accelerator,
+    reader: PixelReader,
     *,
     trainings: float = 1,
 ) -> int:
@@ -368,7 +374,7 @@ def say_plan(
     """
     run = config if isinstance(config, RefineConfig) else config.refinement()
     steps = build.count_steps(run.train, pairs, accelerator.num_processes)
-    lines, workers = _lines(run, student, pairs, measured, accelerator, trainings, steps)
+    lines, workers = _lines(run, student, pairs, measured, accelerator, reader, trainings, steps)
     for line in lines:
         remark(line)
     if config.dry_run:
@@ -382,20 +388,23 @@ def _lines(
     pairs: ImageCaptions | Stream,
     measured: Mapping[str, int],
     accelerator: Accelerator,
+    reader: PixelReader,
     trainings: float,
     steps: int,
 ) -> tuple[list[str], int]:
     train, device, processes = config.train, accelerator.device, accelerator.num_processes
     batch = train.batch_size // processes
+    # a stream is opened once; its rows are read by one process whatever decodes them
+    few = pairs.prefix(SAMPLE.get(device.type, _FEW)) if isinstance(pairs, Stream) else pairs
     # quietly, as training says what it chooses
     with quietly():
-        precision = choose_precision(train, student, pairs, accelerator)
+        precision = choose_precision(train, student, few, accelerator)
     with quietly(), build.build_part(config, student, accelerator) as part:
-        size = choose_micro_batch(config, student, precision, pairs, accelerator)
+        size = choose_micro_batch(config, student, precision, few, accelerator)
         count = min(SAMPLE.get(device.type, _FEW), size)  # more might not fit
-        _sample(config, student, pairs, 1, device)  # what reads them is loaded by it
+        _sample(config, student, few, 1, device, reader)  # what reads them is loaded by it
         begin = time.perf_counter()
-        sample = _sample(config, student, pairs, count, device)
+        sample = _sample(config, student, few, count, device, reader)
         load = (time.perf_counter() - begin) / count
         towers = StudentTowers(student, precision)
         kept = bytes_per_pair(towers, *(side[:2] for side in sample))
@@ -403,14 +412,14 @@ def _lines(
     # a teacher's pass, and one more of the student where the batch is encoded in parts
     kept_once = keeps_teacher(config, student, pairs, accelerator)
     needed = Objective(config.loss).needs_teacher and not kept_once
-    heads = build.find_heads(student, config.train, accelerator, pairs)
+    heads = build.find_heads(student, config.train, accelerator, few)
     more = 0.0 if heads else forward * (needed + (size < batch))
-    # above a trunk that is looked up nothing is left but the gradient of the heads
+    # above a trunk that is looked up no image is read, and only the heads' gradient is left
     blind = heads is not None and kept_once
     busy = max(0.0, whole - forward + more) + (0.0 if blind else forward)
     workers = train.workers
     if workers is None:
-        workers = build.workers_for(load, busy, device)
+        workers = 0 if blind else build.workers_for(load, busy, device)
     read = load / (1 + workers)
     seen = forward + read
     step = batch * (busy + (0.0 if blind else read))
@@ -431,13 +440,16 @@ def _lines(
     once = (
         "The teacher's features are computed once, before the first step, and kept (docs/runs.md)."
     )
+    decoding = (
+        f" Images are decoded by {workers} more process{'es' * (workers > 1)} (--train.workers): "
+        f"one reads them {busy / max(load, 1e-9):.2g} times as fast as the model takes them."
+    )
     lines = [
         f"{runs}{share} pairs of {pairs.name} in {steps:,} "
         f"step{'s' * (steps > 1)} of {train.batch_size:,}; scored on {scored}.",
         f"About {duration(seconds)} on {build.device_name(device)}: {step:.2g} s a step, from "
-        f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}. "
-        f"One process reads images {busy / load:.2g} times as fast as the model takes them, so "
-        f"{f'{workers} others do it' if workers else 'no others do it'} (--train.workers).",
+        f"{count} pairs that were tried. Weights, optimiser and graph: {size_text(int(size_of))}."
+        + f"{decoding if workers else ''}",
         f"{part} Learning rate {train.learning_rate}, recipe {config.recipe}."
         if trainings == 1
         else str(part),

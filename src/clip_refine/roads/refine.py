@@ -195,7 +195,7 @@ def refine(
         )
         scored = {"held-out images": len(held_out), "of zero-shot tasks": sum(map(len, tasks))}
         asked = config.train.workers
-        workers = say_plan(config, student, train_pairs, scored, accelerator)
+        workers = say_plan(config, student, train_pairs, scored, accelerator, reader)
 
     with (
         _output(config, accelerator, student, saved) as folder,

@@ -38,8 +38,8 @@ def tune(
     Args:
         config: Every setting.
         model: Used instead of loading `config.model`; has its own weights back in the end.
-        train_pairs: Used instead of opening `config.data.train`; goes with `held_out`.
-        held_out: Used instead of opening `config.data.val`.
+        train_pairs: Used instead of opening `config.data.train`.
+        held_out: Used instead of opening `config.data.val` or holding a part out.
         tasks: Used instead of opening `config.evaluation.zero_shot`.
 
     Returns:
@@ -106,6 +106,7 @@ def tune(
             variants[recipe].config, loss=loss, train={"learning_rate": rate}, seed=config.seed
         )
         write_file(config.out / "tuned.yaml", dump_config(tuned))
+        runs.store.complete()
     return Tuned(
         recipe=recipe,
         learning_rate=rate,

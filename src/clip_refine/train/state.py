@@ -8,8 +8,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clip_refine.results import flat
 from clip_refine.support.console import remark
-from clip_refine.support.errors import ConfigError, DataError, foreign
+from clip_refine.support.errors import ConfigError, DataError, foreign, ran_out
 from clip_refine.support.folder import WORK, check_sums, clear_left, readable, seal, sync
 from clip_refine.support.limits import WHOLE, parse_json, read_text
 from clip_refine.support.process import Stopped, stop_asked
@@ -89,10 +89,20 @@ def newest_state(run: Path) -> SavedState | None:
     return None
 
 
-def fitting(saved: SavedState) -> AbstractContextManager[None]:
+@contextmanager
+def fitting(saved: SavedState) -> Iterator[None]:
     """Around what goes on with a state: where it holds another run's things, say so."""
     after = " Leave --resume out to begin anew."
-    return foreign(ConfigError, f"{saved.folder}: does not fit this run", after)
+    full: BaseException | None = None
+    with foreign(ConfigError, f"{saved.folder}: does not fit this run", after):
+        try:
+            yield
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            full = error  # of a device in use: nothing is wrong with the state
+    if full:
+        raise full
 
 
 def _plain_sum(plain: Mapping[str, Any]) -> str:

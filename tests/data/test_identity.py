@@ -4,11 +4,15 @@ import io
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -349,10 +353,32 @@ def test_a_dataset_as_torch_has_them(tmp_path: Path):
     assert found.image_name(0) == "Photos[0]"
     named = [{"picture": image, "words": "one"}, {"picture": other, "words": ["two"]}]
     data = DataConfig(image_column="picture", caption_column="words")
-    for given in (named, Photos(named)):
+    for given in (named, Photos(named), pandas.DataFrame(named)):
         assert as_pairs(given, data).captions == (("one",), ("two",))
     again = pickle.loads(pickle.dumps(as_pairs(Photos(named), data)))  # as workers get it
     assert again.load_image(1).tobytes() == other.tobytes()
+
+
+def test_images_that_are_handed_in_are_asked_for_once_at_the_start():
+    """And by one thread at a time, as torch does."""
+    asked: list[int] = []
+    inside: list[int] = []
+    images = [Image.new("RGB", (12, 16), (n, 0, 0)) for n in range(16)]
+
+    class Counted(Photos):
+        def __getitem__(self, number: int) -> Any:
+            inside.append(number)
+            assert len(inside) == 1
+            asked.append(number)
+            time.sleep(0.001)
+            inside.clear()
+            return super().__getitem__(number)
+
+    found = as_pairs(Counted([(image, "a text") for image in images]))
+    assert asked == [*range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(found.load_image, [0] * 32))
+    assert len(asked) == 16 + 32
 
 
 def test_columns_of_pairs_that_are_passed(tmp_path: Path):
@@ -373,6 +399,13 @@ def test_columns_of_pairs_that_are_passed(tmp_path: Path):
     assert held_out.captions[0] == ("text 0",)
     with pytest.raises(ConfigError, match=r"data.image_column: .* have no named values"):
         build.build_data(data, seed=0, train_pairs=[("a.jpg", "text")])
+    named = [{"picture": path, "words": "a text"} for path in rows["picture"][:20]]
+    _, held_out = build.build_data(data, seed=0, train_pairs=ToyPairs("t", size=8), held_out=named)
+    assert len(held_out) == 20
+    with pytest.raises(DataError, match="dict of 'train': give one of them"):
+        build.build_data(data, seed=0, train_pairs={"train": given})
+    with pytest.raises(DataError, match="IterableDataset: has no"):
+        build.build_data(data, seed=0, train_pairs=given.to_iterable_dataset())
 
 
 class Nameless:

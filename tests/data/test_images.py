@@ -1,5 +1,6 @@
 """Odd images: decoded as they are meant to be seen, or refused with one clear error."""
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -237,3 +238,31 @@ def test_a_smaller_jpeg_is_still_rotated():
     shown = decode_image(data, "test", side=40)
     assert shown.size == (60, 40)
     assert shown.getpixel((10, 30)) == pytest.approx((160, 160, 160), abs=3)
+
+
+def repeated_scans(count: int) -> bytes:
+    """A JPEG that is not progressive, whose first colour comes again and again."""
+    file = io.BytesIO()
+    Image.new("L", (32, 32), 128).save(file, "JPEG")
+    grey = file.getvalue()
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    three = b"\xff\xc0\x00\x11" + grey[frame + 4 : frame + 9] + b"\3\1\x11\0\2\x11\0\3\x11\0"
+    body = grey[scan:-2]
+    of = [body[:5] + bytes([colour]) + body[6:] for colour in (1, 2, 3)]
+    tables = grey[frame + 13 : scan]
+    return b"".join([grey[:frame], three, tables, of[0] * count, *of[1:], grey[-2:]])
+
+
+def test_scans_are_counted_whatever_the_kind_of_jpeg():
+    assert decode_image(repeated_scans(90), "a.jpg").size == (32, 32)
+    with pytest.raises(DataError, match="has 103 scans, more than the 100"):
+        decode_image(repeated_scans(101), "a.jpg")
+
+
+def test_what_stands_behind_a_picture_is_no_scan():
+    """As the film that a phone puts there: the marker alone is in any 65 kB."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "JPEG", progressive=True)
+    film = np.random.default_rng(0).integers(0, 256, 12_000_000, dtype="u1").tobytes()
+    assert film.count(b"\xff\xda") > 100
+    assert decode_image(file.getvalue() + film, "a.jpg").size == (64, 48)

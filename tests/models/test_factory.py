@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file
 
 from clip_refine import cli
@@ -19,11 +21,12 @@ from clip_refine.roads.explore import open_explorer
 from clip_refine.roads.export import export
 from clip_refine.roads.refine import refine
 from clip_refine.roads.suites import expand_models
-from clip_refine.saving import save_model
+from clip_refine.saving import onnx, save_model
 from clip_refine.saving.folder import ONNX, model_card
 from clip_refine.support.errors import ClipRefineError, ModelError
 from clip_refine.toy import ToyPairs
 from tests.conftest import needs_onnx
+from tests.models.tiny_transformers import clip_tokenizer
 from tests.roads.test_export import code_blocks, run_the_cards_lines
 
 MODULE = """
@@ -271,3 +274,14 @@ def test_an_object_that_lacks_something(pairs: ToyPairs, held_out: ToyPairs, tmp
     config = override(RefineConfig(out=tmp_path / "run"), train={"batch_size": 16})
     with pytest.raises(ModelError, match="object cannot be refined: it is no torch.nn.Module"):
         refine(config, model=object(), train_pairs=pairs, held_out=held_out)
+
+
+def test_another_librarys_tokenizer_is_saved_as_it_is(tmp_path: Path):
+    """open_clip's cleaning is written for open_clip's models, whose settings say which it is."""
+    clip_tokenizer(16).save_pretrained(tmp_path / "from")
+    tokenizer = HFTokenizer(str(tmp_path / "from"), context_length=16)
+    files: Any = SimpleNamespace(full_length_tokenizer=tokenizer, format="pytorch")
+    (tmp_path / "to").mkdir()
+    said = onnx._write_tokenizer(files, tmp_path / "to", 16, cleaning=True)
+    assert said["tokenizer"] == "AutoTokenizer, files beside"
+    assert (tmp_path / "to" / "tokenizer_config.json").is_file()

@@ -183,6 +183,14 @@ def test_the_checksum_of_one_file_lies_beside_it(harm: Callable[[Path], Any], tm
         check_sums(moved)
 
 
+def test_a_users_own_sums_of_another_form_are_let_be(tmp_path: Path):
+    file = tmp_path / "a.npy"
+    file.write_bytes(b"many numbers")
+    for line in (f"{file_sum(file)} *a.npy", f"SHA256 (a.npy) = {'0' * 64}", "not a sum"):
+        sum_beside(file).write_text(f"{line}\n")
+        check_sums(file)
+
+
 def test_a_list_of_checksums_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A file is read once however often it is listed, and none outside the folder."""
     read = []

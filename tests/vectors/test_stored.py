@@ -571,6 +571,18 @@ def test_lists_that_reach_beyond_their_values_are_refused(fold: Peer, tmp_path: 
             read()
 
 
+def test_texts_of_any_encoding_are_copied(fold: Peer, tmp_path: Path):
+    texts = pa.array([b"caf\xe9", b"plain"]).view(pa.string())
+    vectors = pa.array(np.eye(2, 6, dtype="f4").tolist(), pa.list_(pa.float32()))
+    source, target = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    pq.write_table(pa.table({"image": vectors, "caption": texts}), source)
+    apply_stored(fold, source, target, side="image")
+    assert pq.read_table(target)["caption"].chunk(0).view(pa.binary()).to_pylist() == [
+        b"caf\xe9",
+        b"plain",
+    ]
+
+
 def test_pipes_are_not_waited_for(fold: Peer, tmp_path: Path):
     folder = write("folder", tmp_path)
     (folder / "image.npy").unlink()

@@ -1,4 +1,4 @@
-"""Images with their captions: which are the same, rows that become them, parts and mixtures."""
+"""Images with their captions: which are the same, rows that become them or are bad, parts, mixtures."""
 
 import bisect
 import hashlib
@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -359,12 +360,15 @@ def as_pairs(pairs: GivenPairs, data: DataConfig | None = None) -> PairSource:
     columns = data.model_dump(include={"image_column", "caption_column"}) if data else {}
     settings = SourceSettings(allow_outside=True, **columns)  # of the caller's own
     listed = isinstance(pairs, list | tuple)
+    given: Any = pairs
+    if hasattr(given, "iloc"):  # a table of pandas
+        pairs, listed = given.to_dict("records"), True
     if isinstance(pairs, Mapping):
         raise DataError(
             f"{type(pairs).__name__} of {', '.join(map(repr, pairs))}: give one of them."
         )
     if not listed and hasattr(pairs, "select_columns") and hasattr(pairs, "__len__"):
-        from clip_refine.data.datasets import dataset_rows  # late: `datasets` takes a second
+        from clip_refine.data.datasets import dataset_rows  # which files need nothing of
 
         name = str(getattr(pairs, "builder_name", None) or "dataset")
         return collect(name, "dataset", dataset_rows(pairs, name, settings), BadRowPolicy())
@@ -380,21 +384,28 @@ def as_pairs(pairs: GivenPairs, data: DataConfig | None = None) -> PairSource:
 
 
 def has_columns(pairs: GivenPairs) -> bool:
-    """Whether pairs that were given are named values."""
-    if hasattr(pairs, "column_names"):
-        return True
+    """Whether pairs that were given are named values, or of a kind that `as_pairs` refuses."""
     rows: Any = pairs
-    return hasattr(rows, "__getitem__") and len(rows) > 0 and isinstance(rows[0], Mapping)
+    if hasattr(rows, "load_image"):
+        return False
+    if isinstance(rows, Mapping) or not {"__len__", "__getitem__"} <= {*dir(rows)}:
+        return True
+    named = hasattr(rows, "column_names") or hasattr(rows, "iloc")
+    return named or (len(rows) > 0 and isinstance(rows[0], Mapping))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+_ASKING = threading.Lock()  # as a dataset of torch is asked by one thread only
+
+
+@dataclass(slots=True, eq=False)
 class _GivenImage:
-    """An image that is handed in as an object, asked for each time."""
+    """An image that is handed in as an object, asked for each time but the first."""
 
     name: str
     pairs: Any  # with those that come with it
     number: int
     settings: SourceSettings
+    first: Image.Image | None  # as it came with its captions, until it was looked at
 
     def __str__(self) -> str:
         return self.name
@@ -402,7 +413,9 @@ class _GivenImage:
     def read(self) -> bytes:
         """The content of an image file that decodes to it bit by bit, made without compressing."""
         file = BytesIO()
-        image, _ = _pair_of(self.pairs, self.number, self.name, self.settings)
+        image, self.first = self.first, None
+        if image is None:
+            image, _ = _pair_of(self.pairs, self.number, self.name, self.settings)
         to_rgb(ImageOps.exif_transpose(image)).save(file, "PPM")
         return file.getvalue()
 
@@ -412,7 +425,7 @@ def _given_rows(pairs: Any, name: str, settings: SourceSettings) -> Iterator[Row
         where = f"{name}[{number}]"
         image, captions = _pair_of(pairs, number, where, settings)
         is_path = not isinstance(image, Image.Image)
-        place = Path(image) if is_path else _GivenImage(where, pairs, number, settings)
+        place = Path(image) if is_path else _GivenImage(where, pairs, number, settings, image)
         yield Row(where, place, captions)
 
 
@@ -420,7 +433,8 @@ def _pair_of(
     pairs: Any, number: int, where: str, settings: SourceSettings
 ) -> tuple[Any, tuple[str, ...]]:
     """Image and captions that stand there, checked."""
-    pair = pairs[number]
+    with _ASKING:
+        pair = pairs[number]
     if isinstance(pair, Mapping):
         pair = [pair[column] for column in find_columns(where, list(pair), settings)]
     image, texts = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, None)

@@ -358,7 +358,15 @@ def _factory_of(folder: Path) -> str | None:
         return None
     base = read_json(folder / PROVENANCE).get("base")
     name = base.get("name") if isinstance(base, dict) else None
-    found = re.fullmatch(r"a model made by ([\w.]+:\w+)", name if isinstance(name, str) else "")
+    return maker_of(name if isinstance(name, str) else "")
+
+
+MADE_BY = "a model made by "  # a function, by name, as provenance has it
+
+
+def maker_of(name: str) -> str | None:
+    """The function that made a base model of this name, `MODULE:FUNCTION`; None where none did."""
+    found = re.fullmatch(rf"{MADE_BY}([\w.]+:\w+)", name)
     return found and found[1]
 
 
@@ -376,7 +384,7 @@ def load_own_weights(model: nn.Module, place: Path) -> None:
             f"{place}: holds no weights for a model that a factory makes. Give a run, its model/ "
             "or a .safetensors file; what the model's own save wrote its function has to load."
         )
-    check_sums(path.parent)
+    check_sums(folder)
     check_weights(path)
     found = _safetensors_shapes(path)
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

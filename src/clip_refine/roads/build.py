@@ -349,14 +349,14 @@ def build_data(
     Of a stream that shows as it is read, so it comes when it has been.
     """
     passed = train_pairs is not None
+    given = [p for p in (train_pairs, held_out) if p is not None and not isinstance(p, Stream)]
+    for name in ("image_column", "caption_column"):
+        if passed and getattr(config, name) and not any(map(has_columns, given)):
+            raise ConfigError(
+                f"data.{name}: the pairs that were passed have no named values. Leave it out."
+            )
     if held_out is not None:
         held_out = as_pairs(held_out, config)
-    for name in ("image_column", "caption_column"):
-        if passed and getattr(config, name) and not has_columns(train_pairs):
-            raise ConfigError(
-                f"data.{name}: the training pairs that were passed have no named values. Leave it "
-                "out."
-            )
     if train_pairs is None:
         if not config.sources:
             raise ConfigError(

@@ -557,6 +557,13 @@ def _siglip_links(image_layers: int, text_layers: int) -> list[Link]:
 # open_clip's tokenizers of other models than CLIP.
 
 
+def can_clean(tokenizer: Any) -> bool:
+    """Whether what an open_clip tokenizer does can be written as one of Transformers."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    known = hasattr(inner, "backend_tokenizer")
+    return known and not (tokenizer.strip_sep_token or tokenizer.tokenizer_mode)
+
+
 def write_cleaning_tokenizer(encoder: OpenClipEncoder, folder: Path) -> None:
     """Write a Transformers tokenizer of an open_clip model, with open_clip's cleaning inside.
 
@@ -567,9 +574,9 @@ def write_cleaning_tokenizer(encoder: OpenClipEncoder, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     ours: Any = encoder.full_length_tokenizer
-    inner: Any = getattr(ours, "tokenizer", None)
-    if not hasattr(inner, "backend_tokenizer") or ours.strip_sep_token or ours.tokenizer_mode:
+    if not can_clean(ours):
         raise ModelError("its tokenizer is used in a way that Transformers does not know.")
+    inner: Any = ours.tokenizer
     settings = encoder.model_config["text_cfg"].get("tokenizer_kwargs") or {}
     backend = Tokenizer.from_str(inner.backend_tokenizer.to_str())
     steps = _cleaning(settings.get("clean", "whitespace"))

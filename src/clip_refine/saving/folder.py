@@ -18,7 +18,7 @@ from clip_refine.config import RefineConfig
 from clip_refine.data import ImageCaptions, Stream
 from clip_refine.data.pairs import pairs_fingerprint
 from clip_refine.models import OpenClipEncoder, TransformersEncoder
-from clip_refine.models.checkpoints import PROVENANCE
+from clip_refine.models.checkpoints import MADE_BY, PROVENANCE, maker_of
 from clip_refine.models.encoder import OPEN_CLIP, OWN, TRANSFORMERS, files_of
 from clip_refine.report.tables import rolled_back, signed
 from clip_refine.results import BaseModelFacts, DataFacts, Provenance, RunScores, read
@@ -34,7 +34,6 @@ from clip_refine.support.limits import parse_yaml, read_text
 
 SENTENCE_TRANSFORMERS, ONNX, IMMICH = "sentence-transformers", "onnx", "immich"
 
-MADE_BY = "a model made by "  # a function, by name
 
 _GEOMETRY = ("centroid_distance", "true_pair_cosine", "text_first_share")
 _SPECIAL = re.compile(r"([\\`*_\[\]{}<>|~&#$])")
@@ -78,7 +77,7 @@ def model_card(
         held_out = f"{count:,} held-out images with {captions:,} captions"
         if provenance.held_out and provenance.held_out.name:
             held_out += f" ({markdown_escape(provenance.held_out.name)})"
-    maker = re.fullmatch(rf"{MADE_BY}([\w.]+):(\w+)", provenance.base.name)
+    maker = maker_of(provenance.base.name)
     text = (
         _templates()
         .get_template("model_card.md.jinja")
@@ -94,7 +93,7 @@ def model_card(
             hub_id=hub_id and Verbatim(hub_id),
             onnx=onnx,
             own_files=own_files,
-            maker=maker and [*map(Verbatim, maker.groups())],
+            maker=maker and [*map(Verbatim, maker.split(":"))],
         )
     )
     return printable(re.sub(r"\n{3,}", "\n\n", text))

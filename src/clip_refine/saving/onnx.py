@@ -9,14 +9,14 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clip_refine.models.encoder import Savable, files_of
+from clip_refine.models.encoder import OPEN_CLIP, Savable, files_of
 from clip_refine.models.open_clip import quiet_open_clip
 from clip_refine.saving.exchange import (
+    can_clean,
     preprocessing_to_open_clip,
     write_cleaning_tokenizer,
     write_clip_tokenizer,
@@ -308,8 +308,7 @@ def _write_tokenizer(
         return {"tokenizer": "CLIPTokenizer, files beside", "padding": padding, **ids}
     if not hasattr(tokenizer, "save_pretrained"):
         return {"tokenizer": f"the model's own {type(tokenizer).__name__}"}
-    plain = isinstance(tokenizer, HFTokenizer) and not tokenizer.tokenizer_mode
-    if cleaning and plain and not tokenizer.strip_sep_token:
+    if cleaning and files.format == OPEN_CLIP and can_clean(tokenizer):
         write_cleaning_tokenizer(files, folder)
     else:
         tokenizer.save_pretrained(str(folder))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -383,6 +384,8 @@ def check_sums(path: Path) -> None:
         return
     try:
         lines = [line.partition("  ") for line in read_text(sums).split("\n") if line]
+        if not within:  # where a user may keep sums of another form
+            lines = [line for line in lines if re.fullmatch("[0-9a-f]{64}", line[0])]
     except (OSError, ValueError) as error:
         raise DataError(f"{sums}: cannot be read ({first_line(error)}).") from error
     # by name, so that no list has one file read many times

@@ -32,7 +32,8 @@ PIXELS = 178_956_970
 """Width times height of an image, above which Pillow itself refuses; known before it is decoded.
 Cameras make 100 million."""
 SCANS = 100
-"""Times that a JPEG goes over its blocks; encoders make about 10."""
+"""Times that a JPEG goes over its blocks, for each of which a few bytes are enough; encoders make
+about 10."""
 LETTERS = 50
 """Letters for each token that a model reads, behind which a text is not tokenized."""
 _NAMES = 20

@@ -1,4 +1,4 @@
-"""Images with their captions: which are the same, rows that become them or are bad, parts, mixtures."""
+"""Images with captions: which are the same, rows that become them or are bad, parts, mixtures."""
 
 import bisect
 import hashlib

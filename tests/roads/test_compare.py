@@ -559,6 +559,12 @@ def test_cached_pixels_change_no_number(config: CompareConfig, tmp_path: Path):
     assert rows("cached", cache_images=True) == rows("plain")
     (pixels,) = (tmp_path / "cached" / "pixels").glob("*/rows")
     assert pixels.stat().st_size == 210 * 3 * 48 * 48
+    unwritten = tmp_path / "planned"
+    elsewhere: Any = {"out": unwritten, "cache": tmp_path / "plain", "dry_run": True}
+    planned = override(config, **small, **elsewhere, data={"cache_images": True})
+    with pytest.raises(Planned, match="only pixels were cached"):
+        compare(planned, train_pairs=files, held_out=held_out, tasks=[])
+    assert not unwritten.exists()
     # a cache is no reason to begin again
     with_another = override(config, **small, out=tmp_path / "plain", data={"cache_images": True})
     assert len(compare(with_another, train_pairs=files, held_out=held_out, tasks=[]).rows) == 2

@@ -292,6 +292,9 @@ def _set_up(
         "set aside to choose on": len(selection),
         "bystanders": len(bystanders) if bystanders else 0,
     }
+    store = FinishedRuns(config.out)
+    if not (label or config.dry_run):  # before pixels are cached, which may be within it
+        store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
     sources = [train_pairs, held_out, *filter(None, [bystanders])]
     reader = build.build_reader(
         config.data,
@@ -301,10 +304,6 @@ def _set_up(
         folder=config.cache,
     )
     workers = say_plan(config, student, training, scored, accelerator, reader, trainings=trainings)
-    if label:  # the first model's has been opened
-        store = FinishedRuns(config.out)
-    else:
-        store = FinishedRuns.open(config.out, _shared_settings(config), overwrite=config.overwrite)
 
     def measured() -> str:
         return choose_precision(config.train, student, training, accelerator).name

@@ -378,7 +378,8 @@ def say_plan(
     for line in lines:
         remark(line)
     if config.dry_run:
-        raise Planned("--dry-run stops here; nothing was written.")
+        written = "only pixels were cached" if config.data.cache_images else "nothing was written"
+        raise Planned(f"--dry-run stops here; {written}.")
     return workers
 
 

@@ -185,9 +185,13 @@ def tune(config: "TuneConfig", *, as_json: bool = False) -> None:
         + "".join(f", {name} {value:g}" for name, value in found.loss.items())
         + f": mean recall {found.selection:.3f} on held-out training pairs, "
         f"{found.untouched:.3f} untouched, the best of {len(found.trials)}. "
-        + ("" if found.selection > found.untouched else "None is better than untouched. ")
-        + "Refine with it:\n\n"
-        f"  clip-refine refine --config {config.out}/tuned.yaml --out {config.out}-refined\n",
+        + (
+            "Refine with it:\n\n"
+            if found.selection > found.untouched
+            else "None retrieves better than the untouched model: keep that, or go on with more "
+            "--trials. To close its gap all the same:\n\n"
+        )
+        + f"  clip-refine refine --config {config.out}/tuned.yaml --out {config.out}-refined\n",
         as_json,
         **found.model_dump(),
     )

@@ -8,12 +8,14 @@ its imports take, so that a file which takes more shows as a MemoryError. A file
 process, or holds it where no signal is heeded, is kept, too.
 """
 
+import faulthandler
 import hashlib
 import multiprocessing
 import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -45,6 +47,7 @@ def fuzz(name: str, seconds: float, work: Path) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     told = os.fdopen(os.dup(1), "w")
+    faulthandler.register(signal.SIGUSR1, file=told)  # answers where Python's own handlers do not
     try:
         _fuzz(name, seconds, work, told)
     except BaseException:  # of the driver itself, whose process has no other way to tell
@@ -125,6 +128,10 @@ def main() -> None:
         process = forked.Process(target=fuzz, args=(name, share, work))
         process.start()
         process.join(share + _PATIENCE)
+        if process.is_alive() and process.pid:
+            print(f"{name}: held {_PATIENCE} s too long, here:", flush=True)
+            os.kill(process.pid, signal.SIGUSR1)
+            time.sleep(1)
         process.kill()
         process.join()
         if process.exitcode:

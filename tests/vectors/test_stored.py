@@ -262,6 +262,8 @@ class TestApply:
         assert moved.dtype == torch.float16
         assert torch.equal(moved, expected.half())
         assert np.array_equal(other.numpy(), kept)
+        apply_stored(fold, source, out, side="text", overwrite=True)
+        assert np.array_equal(found_in(out)[0].numpy(), IMAGE)
 
     def test_ids_and_schema_stay(self, fold: Peer, tmp_path: Path):
         source, out = write("parquet", tmp_path), tmp_path / "new.parquet"
@@ -452,7 +454,9 @@ class TestApply:
         apply_stored(fold, two, one, side="image", overwrite=True)
         read_pairs(pairs)
 
-    @pytest.mark.parametrize("kind", ["npz", "parquet", "folder", "clip-retrieval", "dataset"])
+    @pytest.mark.parametrize(
+        "kind", ["npz", "parquet", "folder", "clip-retrieval", "dataset", "lance"]
+    )
     def test_too_little_room_is_said_at_the_start(
         self, kind: str, fold: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):

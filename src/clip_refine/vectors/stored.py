@@ -707,6 +707,7 @@ def _apply_lance(
     import lancedb  # pyright: ignore[reportMissingImports]: an extra
 
     moved = _MoveColumn(move, source, table.schema, column)
+    _check_room(move, source, out)
     with complete_folder(out, overwrite=overwrite) as new:
         # block by block: LanceDB waits for itself if it is to write what it is reading
         target = lancedb.connect(str(new)).create_table("t", schema=moved.schema)
@@ -715,7 +716,14 @@ def _apply_lance(
         for path in (new / f"t{LANCE}").iterdir():
             path.rename(new / path.name)
         (new / f"t{LANCE}").rmdir()
+        _write_note(move, new)
     return moved.done
+
+
+def _write_note(move: _Move, folder: Path) -> None:
+    """Tell what a folder holds; by it `--overwrite` knows that the folder is ours."""
+    note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
+    (folder / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
 class _Finished:
@@ -750,8 +758,7 @@ class _Finished:
                 finished._list.unlink()
                 raise
             finished._list.unlink()
-            note = {"transform": move.peer.name, "side": move.side, "dim": move.peer.dim}
-            (new / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+            _write_note(move, new)
 
     def once(self, file: Path, source: Path, make: Callable[[Path], int]) -> int:
         """The rows of a file, which is made if it is not finished."""

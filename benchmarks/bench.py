@@ -93,16 +93,23 @@ def step(options: argparse.Namespace) -> Iterator[Row]:
             batch, full = drawn_batch(model, size)
             few, few_full = drawn_batch(model, 4)
             with ExitStack() as stay:
-                if rival is earlier_step:
-                    theirs = stay.enter_context(earlier_step(options, size))
-                else:
-                    theirs = rival(copy.deepcopy(model))
+                untouched = copy.deepcopy(model)
                 trainer = our_trainer(model, ToyPairs("bench", size=4), size, min(size, PART))
+                if rival is earlier_step:
+                    precision = trainer.precision.name
+                    theirs = stay.enter_context(earlier_step(options, size, precision))
+                else:
+                    theirs = rival(untouched)
 
-                def warm(theirs=theirs, trainer=trainer, few=few, full=few_full) -> None:
-                    losses = theirs(few, full), trainer.step(1, few, steps=1)["loss_total"]
-                    if losses[0] is not None:
-                        print("Loss of the same 4 pairs, earlier and now:", *losses, flush=True)
+                sizes = (few, few_full), (batch, full)
+
+                def warm(theirs=theirs, trainer=trainer, sizes=sizes) -> None:
+                    for given in sizes:
+                        earlier = theirs(*given)
+                        now = trainer.step(1, given[0], steps=1)["loss_total"]
+                        if earlier is not None:
+                            pairs = len(given[0].indices)
+                            print(f"Loss of the same {pairs} pairs, earlier and now:", earlier, now)
 
                 parts = f" in parts of {PART}" if size > PART else ""
                 yield Row(
@@ -116,28 +123,36 @@ def step(options: argparse.Namespace) -> Iterator[Row]:
 
 
 EARLIER = """
-import sys, torch
-from step import our_step, random_model
+import sys, torch, step
+try:
+    from clip_refine.train.precision import TowerPrecision
+except ImportError:
+    from clip_refine.train.towers import TowerPrecision
 from clip_refine.data import PairBatch
 from clip_refine.toy import ToyPairs
 name, threads, sizes = sys.argv[1], int(sys.argv[2]), (int(sys.argv[3]), 4)
 torch.set_num_threads(threads)
-model, batches = random_model(name), {}
+model, batches = step.random_model(name), {}
 for size in sizes:
     pairs = ToyPairs("bench", size=size)
     pixels = torch.stack([model.preprocess(pairs.load_image(i)) for i in range(size)])
     texts = [pairs.captions[i][0] for i in range(size)]
     batches[size] = PairBatch(pixels, model.tokenizer(texts), range(size))
-step = our_step(model, ToyPairs("bench", size=4), sizes[0])
+for module in (step, getattr(step, "build", step)):
+    for chooses in ("choose_precision", "build_precision"):
+        if hasattr(module, chooses):
+            setattr(module, chooses, lambda *_: TowerPrecision.from_name(sys.argv[4]))
+take = step.our_step(model, ToyPairs("bench", size=4), sizes[0])
 for line in sys.stdin:
-    print("loss", step(batches[int(line)], 1)["loss_total"], flush=True)
+    print("loss", take(batches[int(line)], 1)["loss_total"], flush=True)
 """
-"""A step whenever a line says how many pairs to take, with an earlier commit's own benchmark."""
+"""A step whenever a line says how many pairs to take, with an earlier commit's own benchmark, and
+in our precision: what it chose itself it measured, on these few pairs wrongly."""
 
 
 @contextmanager
 def earlier_step(
-    options: argparse.Namespace, size: int
+    options: argparse.Namespace, size: int, precision: str
 ) -> Iterator[Callable[[PairBatch, Tensor], float]]:
     """The step of the commit to compare with, of the same model and pairs, in its own process."""
     tree = Path(options.folder) / options.against
@@ -149,6 +164,7 @@ def earlier_step(
         subprocess.run(["tar", "-x", "-C", str(tree)], input=archive, check=True)
     own = os.pathsep.join(str(tree / name) for name in ("src", "benchmarks"))
     command = [sys.executable, "-c", EARLIER, options.model, str(options.threads), str(size)]
+    command.append(precision)
     with subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": own},

@@ -116,6 +116,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def keep(run: str, found: dict[str, float]) -> None:
+        if run in done:
+            return
         print(run, {name: round(value, 4) for name, value in found.items()}, flush=True)
         with options.out.open("a") as file:
             file.write(json.dumps({"run": run, **found}) + "\n")
@@ -124,7 +126,7 @@ def main() -> None:
     if options.follow_scale:
         follow_the_scale()
         where += " scale followed"
-    if "untouched" not in done:
+    if not {"untouched", "mean-centring", "fold alone"} <= done.keys():
         features = embed_model(embedder, held_out, zero_shot)
         keep("untouched", numbers(features))
         config = RefineConfig.model_validate({"recipe": "centred", "seed": 1})

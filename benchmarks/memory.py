@@ -25,6 +25,7 @@ from clip_refine.config.settings import RECIPES
 from clip_refine.data import PairBatch
 from clip_refine.losses import Objective, PairFeatures
 from clip_refine.models import OpenClipEncoder, Teacher
+from clip_refine.models.encoder import quick_on_cpu
 from clip_refine.priors import StandardNormal
 from clip_refine.roads import build
 from clip_refine.support.console import PeakMemory
@@ -59,6 +60,7 @@ def taken_step(
     student = build.build_student(model, config, accelerator.device)
     precision = TowerPrecision.from_name(options.precision)
     teacher, prior = Teacher(student), StandardNormal()
+    quick_on_cpu(student)  # as `build_part` has it
     trainer = build.build_trainer(config, student, teacher, precision, prior, accelerator, steps=2)
     return lambda batch, _: trainer.step(1, batch, steps=2)
 

@@ -32,7 +32,13 @@ class Weights:
         self.tensors = {name: torch.randn(count) for name in names}
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return self.tensors, {}
+        return self.tensors, {
+            "micro_batch": None,
+            "first": {},
+            "best": None,
+            "groups": [],
+            "schedule": {},
+        }
 
     def agree(self, *numbers: int) -> list[int]:
         return list(numbers)
@@ -60,7 +66,10 @@ def run() -> None:
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=asked.folder))
     try:
-        trainer, states = Weights(asked.millions), States(folder, "1", {})
+        trainer, states = (
+            Weights(asked.millions),
+            States(folder, "1", {}, decided={"precision": "fp32"}),
+        )
         step = iter(range(1, 100))
 
         def save() -> None:

@@ -1,8 +1,8 @@
 """Recipes on stored features of two real sets: five splits, forgetting measured on the other set.
 
 `python benchmarks/vectors_study.py SHARED > TABLE.md`, where SHARED holds
-`data/real_clip/shop1126.npz` and `golden/coco500_clip_features.npz`; a `.csv` with a row a split
-goes beside it. Every recipe takes the same steps on the same 70 % of the pairs.
+`data/real_clip/shop1126.npz` and `golden/coco500_clip_features.npz`; `docs/results/vectors.csv`
+gets a row a split. Every recipe takes the same steps on the same 70 % of the pairs.
 """
 
 import csv

@@ -47,6 +47,16 @@ def test_what_scripts_import_is_there(script: Path):
             exec(compile(ast.Module([node], []), str(script), "exec"), {})
 
 
+def test_a_state_is_saved_and_read_as_runs_do_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    command = ["saving.py", "--millions", "0.01", "--rounds", "1", "--folder", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    runpy.run_path(str(BENCHMARKS / "saving.py"), run_name="__main__")
+    assert "read back, verified: " in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_gpus_counts_attention(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

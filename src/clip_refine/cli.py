@@ -997,8 +997,8 @@ clip-refine: make a CLIP-style model better aligned without breaking it.
       with it.
 
   clip-refine export runs/mine --to transformers --out exported
-      The model for another library: open_clip, transformers, sentence-transformers or onnx,
-      checked by loading it back there.
+      The model for another library: open_clip, transformers, sentence-transformers, onnx or
+      immich, checked by loading it back there.
 
   clip-refine posthoc fit mean-centring FEATURES.safetensors --out peers/centred
   clip-refine posthoc apply peers/centred OTHERS.safetensors --out centred.safetensors

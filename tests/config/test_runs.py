@@ -1,5 +1,6 @@
 """Defaults are the paper's; what does not fit is refused where it is made."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_yaml_round_trip(tmp_path: Path):
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(RefineConfig, path) == config
     assert list(yaml.safe_load(path.read_text())) == list(RefineConfig.model_fields)
+
+
+def test_what_the_shell_pipes_in_is_read():
+    read, write = os.pipe()  # as `--config <(echo "seed: 7")` has it
+    os.write(write, b"seed: 7")
+    os.close(write)
+    assert load_config(RefineConfig, Path(f"/dev/fd/{read}")).seed == 7
+    os.close(read)
 
 
 @pytest.mark.parametrize(

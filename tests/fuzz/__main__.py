@@ -39,7 +39,8 @@ EXTRA = 2 * 10**9
 _SHOWN = 1500  # letters of a fault
 LAST = "last"  # file that names the one that is read
 MOST = 20  # different faults of a target after which it is left
-_PATIENCE = 240  # seconds for imports, and for a file that is held where no signal is heeded
+_PATIENCE = 240  # seconds for imports
+_HELD = 90  # seconds for a file: more than a signal that is heeded would leave it
 
 
 def fuzz(name: str, seconds: float, work: Path) -> None:
@@ -47,6 +48,7 @@ def fuzz(name: str, seconds: float, work: Path) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     told = os.fdopen(os.dup(1), "w")
+    faulthandler.enable(file=told)
     faulthandler.register(signal.SIGUSR1, file=told)  # answers where Python's own handlers do not
     try:
         _fuzz(name, seconds, work, told)
@@ -101,7 +103,10 @@ def _fuzz(name: str, seconds: float, work: Path, told: TextIO) -> None:
         one(choices)
 
     if atheris:
-        atheris.Setup([sys.argv[0], "-verbosity=0", "-max_len=4000", "-len_control=0"], tried)
+        flags = ["-verbosity=0", "-max_len=4000", "-len_control=0"]
+        # libFuzzer's own handlers allocate, and wait for ever where the allocator has crashed
+        flags += [f"-handle_{signal}=0" for signal in ("segv", "bus", "abrt", "ill", "fpe")]
+        atheris.Setup([sys.argv[0], *flags], tried)
         atheris.Fuzz()
     generator = random.Random()
     while True:
@@ -117,6 +122,14 @@ def _keep(name: str, file: str, content: bytes) -> Path:
     return kept
 
 
+def _held(work: Path) -> bool:
+    """Whether one file has been read for too long."""
+    try:
+        return time.time() - (work / LAST).stat().st_mtime > _HELD
+    except OSError:  # none has been read
+        return False
+
+
 def main() -> None:
     """Every target for its share of the time."""
     seconds, *names = sys.argv[1:] or ["600"]
@@ -127,9 +140,11 @@ def main() -> None:
         share, work = float(seconds) / len(names), Path(tempfile.mkdtemp())
         process = forked.Process(target=fuzz, args=(name, share, work))
         process.start()
-        process.join(share + _PATIENCE)
+        end = time.monotonic() + share + _PATIENCE
+        while process.is_alive() and time.monotonic() < end and not _held(work):
+            process.join(1)
         if process.is_alive() and process.pid:
-            print(f"{name}: held {_PATIENCE} s too long, here:", flush=True)
+            print(f"{name}: did not end, and is here:", flush=True)
             os.kill(process.pid, signal.SIGUSR1)
             time.sleep(1)
         process.kill()

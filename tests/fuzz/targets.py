@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -78,13 +79,14 @@ def other_values(draw: DrawFn, sound: bytes) -> bytes:
         holder, key = draw(st.sampled_from(places))
         match draw(st.sampled_from(["replace", "replace", "remove", "double"])):
             case "replace":
-                holder[key] = draw(st.sampled_from(_VALUES))
+                holder[key] = deepcopy(draw(st.sampled_from(_VALUES)))
             case "remove":
                 del holder[key]
             case _ if isinstance(holder, dict):
-                holder[draw(st.sampled_from(["x", "", "\x1b[2J", "auto_map"]))] = holder[key]
+                name = draw(st.sampled_from(["x", "", "\x1b[2J", "auto_map"]))
+                holder[name] = deepcopy(holder[key])
             case _:
-                holder.append(holder[key])
+                holder.append(deepcopy(holder[key]))
     return json.dumps(content).encode()
 
 

@@ -524,6 +524,8 @@ class TestApply:
             apply_stored(fold, source, tmp_path / "b.npz", side="text", column="words")
         with pytest.raises(DataError, match="not a kind of stored vectors"):
             apply_stored(fold, tmp_path / "v.faiss", tmp_path / "b.faiss", side="image")
+        with pytest.raises(OutputError, match="plain: the layout stays, .* ends in .lance"):
+            apply_stored(fold, tmp_path / "v.lance", tmp_path / "plain", side="image")
         with pytest.raises(OutputError, match="b.npy: the layout stays, .* ends in .npz"):
             apply_stored(fold, source, tmp_path / "b.npy", side="image")
         folder = write("clip-retrieval", tmp_path)

@@ -270,7 +270,7 @@ class CompareConfig(SettingsGroup):
     learning_rates: tuple[Positive, ...] | Literal["auto"] = ()
     """Tried for every recipe with the first seed, the best on held-out training pairs is taken.
     Without it: 0.3, 1 and 3 times train.learning-rate. One value: no choice. auto: powers of ten
-    around that until the best lies inside, then half a power to both sides: up to 9 trainings a
+    around that up to where a rate harms, then half powers beside the best: up to 9 trainings a
     recipe instead of 3, so it is not the default."""
     selection_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images (at least 100) that no recipe is trained on: peers are fitted

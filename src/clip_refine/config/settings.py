@@ -285,7 +285,7 @@ class DataConfig(SettingsGroup):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the training images held out (at least 100) where `val` is not given."""
     draft: bool = True
-    """Decode large JPEGs at 1/2, 1/4 or 1/8 where three times the model's pixels are left:
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 where 3.3 times the model's pixels are left:
     faster, with features at a cosine above .999 to those of full size."""
     cache_images: bool = False
     """Keep preprocessed pixels on disk, 150 kB an image at 224 pixels, so that no later epoch or
@@ -353,8 +353,8 @@ class TrainConfig(SettingsGroup):
     batch_size: Annotated[int, Field(ge=2)] = 512
     """Pairs a step, over all processes together."""
     micro_batch: Count | Literal["auto"] = "auto"
-    """Pairs that a process encodes with a graph at a time: less memory, a third more time. The loss
-    still sees the whole batch. auto: as many as fit into half the device's memory."""
+    """Pairs that a process encodes with a graph at a time: less memory, a quarter more time. The
+    loss still sees the whole batch. auto: as many as fit into half the device's memory."""
     learning_rate: Positive | Literal["auto"] = 1e-6
     """AdamW's learning rate. auto: the best of short runs at powers of ten, then of their halves,
     on a tenth of the training images, which are held out."""

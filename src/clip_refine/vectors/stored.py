@@ -703,6 +703,8 @@ def _apply_parquet(move: _Move, source: Path, out: Path, column: str | None) -> 
 def _apply_lance(
     move: _Move, source: Path, out: Path, column: str | None, *, overwrite: bool
 ) -> int:
+    if out.suffix != LANCE:
+        raise OutputError(f"{out}: the layout stays, so give a name that ends in {LANCE}.")
     table = open_lance(source)
     import lancedb  # pyright: ignore[reportMissingImports]: an extra
 

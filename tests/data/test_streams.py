@@ -1,5 +1,6 @@
 """Pairs that come one after another: all of them, shuffled, the same for any number of helpers."""
 
+import io
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -143,6 +144,27 @@ def test_workers_and_processes_change_nothing(write, tmp_path: Path, tiny: OpenC
         assert torch.equal(one.tokens, torch.cat([first.tokens, second.tokens]))
 
 
+def test_processes_that_read_files_of_their_own(tmp_path: Path, tiny: OpenClipEncoder):
+    """A pass has every pair once, in one of them, each with a number of its own."""
+    pairs = drawn(12)
+    source = stream(write_shards(tmp_path, pairs, shards=4))
+    parts = [source.pairs(seed=3, share=(rank, 2)) for rank in (0, 1)]
+    shared = [read_place(pair.place) for part in parts for pair in islice(part, 6)]
+    assert sorted(shared) == sorted(content for _, content, _ in pairs)
+    settings = {"processes": 2, "own_files": True, "steps": 3}
+    halves = [batches_of(source, tiny, rank=rank, **settings) for rank in (0, 1)]
+    numbers = [number for half in halves for batch in half for number in batch.indices]
+    assert numbers == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
+    on = batches_of(source, tiny, rank=1, done=2, **settings)
+    assert torch.equal(on[0].pixels, halves[1][2].pixels)
+    alone = batches_of(source, tiny, own_files=True)
+    assert torch.equal(alone[4].pixels, batches_of(source, tiny)[4].pixels)
+    with pytest.raises(DataError, match="4 files, too few for 5 processes to have one each"):
+        batches_of(source, tiny, rank=4, batch_size=5, processes=5, own_files=True)
+    with pytest.raises(DataError, match="6 pairs, fewer than a batch of 7"):
+        batches_of(source, tiny, batch_size=14, **settings)
+
+
 def test_streams_are_mixed_in_their_shares(tmp_path: Path):
     few, many = drawn(3), drawn(6)[3:]
     mixture = StreamMixture(
@@ -258,17 +280,17 @@ def test_a_stream_of_unknown_length_needs_steps(tmp_path: Path):
 # --- the road -------------------------------------------------------------------------------------
 
 
+def toy_rows(count: int) -> list[tuple[str, bytes, list[str]]]:
+    toy, rows = ToyPairs("streamed", size=count, captions_per_image=2), []
+    for index in range(count):
+        content = io.BytesIO()
+        toy.load_image(index).save(content, "PNG")
+        rows.append((f"{index}.png", content.getvalue(), list(toy.captions[index])))
+    return rows
+
+
 def toy_parquet(folder: Path, count: int) -> str:
-    import io
-
-    def rows() -> Iterator[tuple[str, bytes, list[str]]]:
-        toy = ToyPairs("streamed", size=count, captions_per_image=2)
-        for index in range(count):
-            content = io.BytesIO()
-            toy.load_image(index).save(content, "PNG")
-            yield f"{index}.png", content.getvalue(), list(toy.captions[index])
-
-    return write_parquet(folder, list(rows()))
+    return write_parquet(folder, toy_rows(count))
 
 
 def test_a_stream_whose_captions_have_no_wrong_twins_is_refused(

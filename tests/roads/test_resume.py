@@ -23,7 +23,8 @@ from clip_refine.roads.refine import refine
 from clip_refine.support.errors import ConfigError, FailedError, OutputError
 from clip_refine.train import Trainer
 from clip_refine.train.state import SavedState, States, fitting
-from tests.data.test_streams import toy_parquet
+from tests.data.layouts import write_parquet, write_shards
+from tests.data.test_streams import toy_parquet, toy_rows
 from tests.several import in_processes
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_runs.py"
@@ -204,6 +205,46 @@ def test_two_processes_go_on_bit_by_bit_one_goes_on_as_two_and_two_as_one(
     apart = sum(float((weights[name] - value).square().sum()) for name, value in alone.items())
     moved = sum(float((start[name] - value).square().sum()) for name, value in alone.items())
     assert apart < 0.1**2 * moved
+
+
+def read_own_files(settings: str) -> None:
+    """A run by one of two processes, one that is stopped and goes on; each reads its own files."""
+    rank, said = build.build_accelerator("cpu").process_index, []
+    config = RefineConfig.model_validate_json(settings)
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr("clip_refine.data.pairs.remark", lambda text, *_: said.append(text))
+        refine(override(config, out=config.out.parent / "unbroken"))
+        partial = stopped(config, 5, patch)
+        torch.distributed.barrier()
+        if rank == 0:
+            shutil.copytree(partial, partial.with_name(".alone.partial"))
+        torch.distributed.barrier()
+        refine(override(config, resume="auto"))
+    if rank == 0:
+        (config.out.parent / "said").write_text("\n".join(said))
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_that_read_their_own_files_go_on_bit_by_bit(
+    config: RefineConfig, tmp_path: Path
+):
+    rows = toy_rows(116)
+    pairs, held_out = rows[:96], [*rows[2:96:24], *rows[96:]]  # one of each file, too
+    for at in range(9, 96, 24):
+        pairs[at] = (f"{at}.png", b"no image", ["a circle"])
+    shards = write_shards(tmp_path / "shards", pairs, shards=4)
+    data = {"train": shards, "streaming": True, "shuffle_buffer": 3, "own_files": True}
+    data |= {"skip_bad": True, "max_bad": 0.3, "val": write_parquet(tmp_path, held_out)}
+    more = {"batch_size": 8, "steps": 6, "epochs": 1, "save_every": 2}
+    config = override(config, data=data, train=more)
+    in_processes(2, read_own_files, config.model_dump_json())
+    assert_same(tmp_path / "unbroken", config.out)
+    # each process has read one file of four to its end
+    for out in (tmp_path / "unbroken", config.out):
+        assert (out / "skipped.jsonl").read_text().count('"problem"') == 2
+    assert (tmp_path / "said").read_text().count("Beware: 2 of the 24 held-out images") == 2
+    with pytest.raises(ConfigError, match="data.own_files 'of 2 processes', now it is None"):
+        refine(override(config, out=tmp_path / "alone", resume="auto"))
 
 
 def share_weights(settings: str) -> None:

@@ -508,6 +508,7 @@ def unused_settings(config: RefineConfig) -> dict[str, str]:
             for name in ("bound", "then", "pairs", "bystanders", "images")
         },
         "data.shuffle_buffer": "" if data.streaming else "data.streaming is off",
+        "data.own_files": "" if data.streaming else "data.streaming is off",
         "data.val_fraction": "data.val is given" if data.val else "",
         "data.max_bad": "" if data.skip_bad else "data.skip_bad is off",
     }

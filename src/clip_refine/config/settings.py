@@ -282,6 +282,9 @@ class DataConfig(SettingsGroup):
     them first. Needs `val`, and `train.steps` where the source does not tell its length."""
     shuffle_buffer: Count = 2000
     """Streaming: pairs held in memory, among which the next one is drawn."""
+    own_files: bool = False
+    """Streaming in several processes: each reads its share of the files instead of all. Which pairs
+    meet in a step then depends on the number of processes, with which a run has to go on."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of the training images held out (at least 100) where `val` is not given."""
     draft: bool = True

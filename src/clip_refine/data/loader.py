@@ -26,7 +26,7 @@ from clip_refine.data.pairs import (
     fingerprint,
     image_bytes,
 )
-from clip_refine.data.streams import Stream, StreamedPair, WatchedStream
+from clip_refine.data.streams import WHOLE, Stream, StreamedPair
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
 from clip_refine.support.errors import DataError, FailedError
@@ -783,11 +783,13 @@ def stream_batches(
     processes: int = 1,
     swap_seed: int | None = None,
     done: int = 0,
+    own_files: bool = False,
 ) -> Iterator[PairBatch]:
     """Batches of a stream, which begins anew where it ends.
 
     Every process reads the whole stream and keeps its share of each batch, so the pairs are the
-    same for any number of processes, and none is used twice in a pass.
+    same for any number of processes, and none is used twice in a pass. With `own_files` each reads
+    its share of the files, which is less to read and another order for another number of them.
 
     Args:
         stream: Where pairs come from.
@@ -802,22 +804,27 @@ def stream_batches(
         processes: How many processes share each batch.
         swap_seed: Seed of the words that are exchanged in `wrong_tokens`; None for no such.
         done: Batches that were made already; it goes on behind them.
+        own_files: Whether this process reads its share of the files instead of all.
 
     Yields:
-        One `PairBatch` a step; its indices count the pairs of the stream.
+        One `PairBatch` a step; its indices count the pairs of the stream, no two alike.
 
     Raises:
         DataError: The source cannot be read, has bad rows or fewer pairs than a batch, or an image
             cannot be decoded.
     """
     share = batch_size // processes
-    pairs = stream.pairs(seed=seed, at_least=batch_size, skip=done * batch_size)
+    own = own_files and processes > 1
+    taken, of = (share, (rank, processes)) if own else (batch_size, WHOLE)
+    pairs = stream.pairs(seed=seed, at_least=taken, skip=done * taken, share=of)
 
     def shares() -> Iterator[list[StreamedPair]]:
         for _ in range(done, steps):
-            yield list(islice(pairs, batch_size))[rank * share : (rank + 1) * share]
-        if isinstance(stream, WatchedStream):
-            stream.warn()
+            drawn = list(islice(pairs, taken))
+            if own:  # whose numbers every process counts for itself
+                yield [replace(pair, number=pair.number * processes + rank) for pair in drawn]
+            else:
+                yield drawn[rank * share : (rank + 1) * share]
 
     loader = _loader(
         None,

@@ -30,6 +30,9 @@ from clip_refine.support.folder import size_text
 from clip_refine.support.limits import HELD
 
 Item = TypeVar("Item")
+Share = tuple[int, int]
+"""Which of how many parts of a stream's files, from 0."""
+WHOLE: Share = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -103,20 +106,23 @@ class PairStream:
     skipped: list[BadRow] = field(default_factory=list)
     read: list[list[FileCount]] = field(default_factory=list)
 
-    def pairs(self, *, seed: int, at_least: int = 1, skip: int = 0) -> Iterator[StreamedPair]:
+    def pairs(
+        self, *, seed: int, at_least: int = 1, skip: int = 0, share: Share = WHOLE
+    ) -> Iterator[StreamedPair]:
         """Pass after pass without end, each in an order and with captions of its own.
 
         The first `skip` pairs are left out. Of the files that they were in, as far as `read` knows
-        them, only those are read that had a pair in the buffer then.
+        them, only those are read that had a pair in the buffer then. With a `share` only one of so
+        many parts of the files is read, which are others in each pass.
 
         Raises:
-            DataError: The source cannot be read, has bad rows as `policy` has it, or fewer good
-                pairs than a pass must have `at_least`.
+            DataError: The source cannot be read, has bad rows as `policy` has it, fewer good pairs
+                than a pass must have `at_least`, or fewer files than parts.
         """
         number = 0
         for epoch in itertools.count():
             before = number
-            for pair in self._pass(f"{seed} {epoch}", epoch, skip - number):
+            for pair in self._pass(f"{seed} {epoch}", epoch, skip - number, share):
                 if pair is not None:
                     yield StreamedPair(pair.place, pair.text, number)
                 number += 1
@@ -128,10 +134,17 @@ class PairStream:
                     "more pairs or a smaller --train.batch-size."
                 )
 
-    def _pass(self, seed: str, epoch: int, skip: int) -> Iterator[Any]:
+    def _pass(self, seed: str, epoch: int, skip: int, share: Share) -> Iterator[Any]:
         """One pass; None for each of the first `skip` pairs."""
         generator = random.Random(seed)
-        files = self.open_rows(generator)
+        part, parts = share
+        every = self.open_rows(generator)
+        files = every[part::parts]
+        if not files:
+            raise DataError(
+                f"{self.name}: {len(every)} files, too few for {parts} processes to have one each. "
+                "Write more and smaller ones, or leave --data.own-files out."
+            )
         self.read.extend([] for _ in range(epoch + 1 - len(self.read)))
         counts = self.read[epoch]
         # files that had been read when the last of these pairs was drawn
@@ -143,7 +156,7 @@ class PairStream:
         bad.found += self.skipped[len(self.skipped) - sum(count.bad for count in counts) :]
 
         def drawn(file: int, bad: BadRows, skipped: list[BadRow]) -> Iterator[_Drawn]:
-            captions = random.Random(f"{seed} {file}")
+            captions = random.Random(f"{seed} {part + file * parts}")
             for place, texts in self._checked(files[file](), bad, skipped):
                 chosen = texts if self.every_caption else (captions.choice(texts),)
                 held = len(place.content) if isinstance(place, ImageInMemory) else 0
@@ -186,6 +199,10 @@ class PairStream:
         """Know what was read by the run whose `progress` this is."""
         self.read[:] = [[FileCount(*count) for count in counts] for counts in progress["read"]]
         self.skipped[:] = [BadRow(*row) for row in progress["skipped"]]
+
+    def join(self, progress: Mapping[str, Any]) -> None:
+        """Know what another process left out, whose `progress` this is."""
+        self.skipped.extend(BadRow(*row) for row in progress["skipped"])
 
     def prefix(self, count: int) -> CaptionedImages:
         """The first images in the source's own order, kept in memory.
@@ -246,7 +263,9 @@ class StreamMixture:
         """Rows that were left out so far."""
         return [row for source in self.sources for row in source.skipped]
 
-    def pairs(self, *, seed: int, at_least: int = 1, skip: int = 0) -> Iterator[StreamedPair]:
+    def pairs(
+        self, *, seed: int, at_least: int = 1, skip: int = 0, share: Share = WHOLE
+    ) -> Iterator[StreamedPair]:
         """Without end; a source that ends, however short it is, begins anew while others go on.
 
         Raises:
@@ -256,7 +275,7 @@ class StreamMixture:
         places = range(len(self.sources))
         skipped = Counter(generator.choices(places, self.weights)[0] for _ in range(skip))
         streams = [
-            source.pairs(seed=seed + place, skip=skipped[place])
+            source.pairs(seed=seed + place, skip=skipped[place], share=share)
             for place, source in enumerate(self.sources)
         ]
         for number in itertools.count(skip):
@@ -271,6 +290,11 @@ class StreamMixture:
         """As those of the sources."""
         for source, one in zip(self.sources, progress["sources"], strict=True):
             source.go_on(one)
+
+    def join(self, progress: Mapping[str, Any]) -> None:
+        """As those of the sources."""
+        for source, one in zip(self.sources, progress["sources"], strict=True):
+            source.join(one)
 
     def prefix(self, count: int) -> CaptionedImages:
         """The first images of each, in the shares of the mixture.
@@ -314,9 +338,16 @@ class WatchedStream:
         self.stream.go_on(progress)
         self.seen |= set(progress["seen"])
 
-    def pairs(self, *, seed: int, at_least: int = 1, skip: int = 0) -> Iterator[StreamedPair]:
+    def join(self, progress: Mapping[str, Any]) -> None:
+        """As the stream's, and what was seen there."""
+        self.stream.join(progress)
+        self.seen |= set(progress["seen"])
+
+    def pairs(
+        self, *, seed: int, at_least: int = 1, skip: int = 0, share: Share = WHOLE
+    ) -> Iterator[StreamedPair]:
         """The stream's."""
-        for pair in self.stream.pairs(seed=seed, at_least=at_least, skip=skip):
+        for pair in self.stream.pairs(seed=seed, at_least=at_least, skip=skip, share=share):
             for index in self._with_ending.get(image_ending(pair, 0), ()):
                 new = index not in self.seen
                 if new and image_bytes(pair, 0) == image_bytes(self.held_out, index):

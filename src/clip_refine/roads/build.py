@@ -727,7 +727,8 @@ def build_batches(
     if settings["swap_seed"] is not None:
         check_swaps(pairs, config.seed)
     if isinstance(pairs, Stream):
-        return stream_batches(pairs, seed=config.seed, steps=steps, done=done, **settings)
+        settings |= {"done": done, "own_files": config.data.own_files}
+        return stream_batches(pairs, seed=config.seed, steps=steps, **settings)
     loader = PairLoader(pairs, **settings)
     generator = seeded_generator(config.seed, "order")
     plans = (EpochPlan.draw(pairs, generator=generator) for _ in repeat(None))

@@ -6,12 +6,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +29,7 @@ from clip_refine.config.runs import unused_settings
 from clip_refine.data import ImageCaptions, LabelledImages, Stream, Subset, hold_out
 from clip_refine.data.pairs import GivenPairs, pairs_fingerprint, skipped_rows, write_skipped
 from clip_refine.data.sources import TOY, absolute_source
+from clip_refine.data.streams import WatchedStream
 from clip_refine.evaluation import Embedder
 from clip_refine.evaluation.evidence import gather_evidence
 from clip_refine.evaluation.geometry import centroid_distance
@@ -201,7 +203,7 @@ def refine(
         _output(config, accelerator, student, saved) as folder,
         track_run(config, folder) as tracking,
     ):
-        states = states_of(config, folder, saved, student, train_pairs, steps)
+        states = states_of(config, folder, saved, student, train_pairs, steps, accelerator)
         embedder = build.build_embedder(encoder, accelerator, config.evaluation, asked, reader)
         config = override(config, train={"workers": workers})
         guard = build_guard(config, embedder, selection, tasks)
@@ -247,6 +249,8 @@ def refine(
                 objective=objective,
             )
             config = override(trained.config, train={"workers": asked})  # elsewhere others do
+        if isinstance(train_pairs, Stream):
+            _join(train_pairs, config, accelerator)
 
         # 6 frozen features → numbers
         with clock("evaluate_after"):
@@ -356,9 +360,11 @@ def states_of(
     student: Any,
     pairs: ImageCaptions | Stream,
     steps: int,
+    accelerator: Accelerator,
 ) -> States:
     """Where states of this run go, and the one that it goes on from, if that is of the same run."""
-    stream = isinstance(pairs, Stream)
+    stream, processes = pairs if isinstance(pairs, Stream) else None, accelerator.num_processes
+    own = config.data.own_files and processes > 1
     given = config.model_dump(mode="json")
     length = {"train.steps", "train.epochs"}
     changing = config.loss.contrastive_scale_end or config.loss.rafa_decay != "none"
@@ -373,20 +379,40 @@ def states_of(
             or (name in length and not fixed)
         },
         "model": tensor_sum(student.state_dict().values()),
-        "pairs": pairs_fingerprint(pairs.prefix(NORM_SAMPLE) if stream else pairs, in_order=True),
+        "pairs": pairs_fingerprint(
+            pairs.prefix(NORM_SAMPLE) if isinstance(pairs, Stream) else pairs, in_order=True
+        ),
     }
+    if stream and own:  # whose numbers say which pairs have been read
+        about["data.own_files"] = f"of {processes} processes"
     if saved:
         with fitting(saved):
             check_same(saved, about)
             if stream:
-                pairs.go_on(saved.plain["progress"])
+                read = saved.plain["progress"]
+                stream.go_on(read[accelerator.process_index] if own else read)
         if saved.step > steps:
             raise ConfigError(
                 f"{saved.folder}: step {saved.step} is taken, but this run is to end after {steps}."
                 " Give more --train.steps or --train.epochs, or leave --resume out to begin anew."
             )
-    progress = pairs.progress if stream else None
+    progress = stream and (partial(_read_by_all, stream) if own else stream.progress)
     return States(folder, config.train.save_every, about, progress, saved)
+
+
+def _read_by_all(pairs: Stream) -> list[Any]:
+    """What each process has read of its files; every one has to ask."""
+    return gather_object([pairs.progress()])
+
+
+def _join(pairs: Stream, config: RefineConfig, accelerator: Accelerator) -> None:
+    """Know what the other processes read, too; say which held-out images came."""
+    if config.data.own_files and accelerator.num_processes > 1:
+        for rank, progress in enumerate(_read_by_all(pairs)):
+            if rank != accelerator.process_index:
+                pairs.join(progress)
+    if isinstance(pairs, WatchedStream):
+        pairs.warn()
 
 
 # --------------------------------------------------------------------------------------------------

@@ -185,6 +185,7 @@ class States:
         """What became of it, in words; training is worth more than a state, so it goes on."""
         begin = time.perf_counter()
         tensors, plain = trainer.state()
+        plain["progress"] = self.progress and self.progress()  # every process has to ask
         done = "saved; --resume auto goes on from there"
         if self.folder is not None:
             try:
@@ -214,7 +215,6 @@ class States:
                 "step": step,
                 "about": self.about,
                 "decided": self.decided,
-                "progress": self.progress and self.progress(),
             }
             plain = json.loads(json.dumps(plain))
             (new / "state.json").write_text(json.dumps({**plain, "sum": _plain_sum(plain)}))

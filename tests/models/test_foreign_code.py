@@ -203,6 +203,38 @@ def test_settings_that_are(tiny_name: str, tmp_path: Path):
     assert load_open_clip(f"local-dir:{folder}")
 
 
+@pytest.mark.parametrize(
+    ("group", "changes", "name"),
+    [
+        ("text_cfg", {"layers": 10**30}, "text_cfg.layers"),
+        ("vision_cfg", {"layers": [3, 4, 1001, 3]}, "vision_cfg.layers"),
+        (
+            "vision_cfg",
+            {"timm_model_kwargs": {"depth": 1e30}},
+            "vision_cfg.timm_model_kwargs.depth",
+        ),
+    ],
+)
+def test_layers_without_end(
+    tiny_name: str, tmp_path: Path, group: str, changes: dict[str, object], name: str
+):
+    """Each is made, so that a folder of some bytes would take all memory."""
+    folder = open_clip_folder(tiny_name, tmp_path / "model")
+    settings = json.loads((folder / "open_clip_config.json").read_text())
+    settings["model_cfg"][group] |= changes
+    change_json(folder / "open_clip_config.json", **settings)
+    with pytest.raises(ModelError, match=f"model_cfg.{name} asks for more than 1000 layers"):
+        load_open_clip(f"local-dir:{folder}")
+
+
+def test_layers_without_end_in_a_transformers_model(tmp_path: Path):
+    folder = write_clip(tmp_path / "clip")
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    change_json(folder / "config.json", text_config={**text, "num_hidden_layers": 10**30})
+    with pytest.raises(ModelError, match="text_config.num_hidden_layers of its config.json asks"):
+        load_transformers(str(folder))
+
+
 def test_a_transformers_model_that_asks_for_kernels(tmp_path: Path):
     folder = write_clip(tmp_path / "clip")
     change_json(folder / "config.json", quantization_config={"quant_method": "evil"})

@@ -43,7 +43,7 @@ from clip_refine.models.encoder import (
 )
 from clip_refine.support.console import remark
 from clip_refine.support.errors import ModelError, first_line
-from clip_refine.support.limits import LETTERS
+from clip_refine.support.limits import LAYERS, LETTERS, too_many_layers
 
 # --------------------------------------------------------------------------------------------------
 # open_clip's text towers. A causal one that is pooled at the end-of-text token never looks behind
@@ -462,6 +462,8 @@ def _check_settings(path: Path) -> None:
     model = settings.get("model_cfg") if isinstance(settings, dict) else None
     if not isinstance(model, dict):
         raise ModelError(f"{path}: has no settings under 'model_cfg'. Copy the model again.")
+    if name := too_many_layers(model):
+        raise ModelError(f"{path}: model_cfg.{name} asks for more than {LAYERS} layers.")
     for tower in ("vision_cfg", "text_cfg", "multimodal_cfg"):
         group = model.get(tower, {})
         if not isinstance(group, dict) or (tower not in model and tower != "multimodal_cfg"):

@@ -24,7 +24,7 @@ from clip_refine.models.encoder import (
     save_weights,
 )
 from clip_refine.support.errors import ModelError, first_line, foreign
-from clip_refine.support.limits import leads_out, read_all
+from clip_refine.support.limits import LAYERS, leads_out, read_all, too_many_layers
 
 # --------------------------------------------------------------------------------------------------
 # Text as a Transformers model takes it: length, padding and attention mask found by trying.
@@ -483,6 +483,11 @@ def load_transformers(name: str) -> TransformersEncoder:
             where: dict[str, Any] = {"trust_remote_code": False}
             if sentence_folder and sentence_folder.module:
                 where["subfolder"] = sentence_folder.module
+            settings, _ = transformers.PretrainedConfig.get_config_dict(name, **where)
+            if deep := too_many_layers(settings):
+                raise ModelError(
+                    f"{name}: {deep} of its config.json asks for more than {LAYERS} layers."
+                )
             _check_kind(name, transformers.AutoConfig.from_pretrained(name, **where))
             loaded = transformers.AutoModel.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True, **where

@@ -36,7 +36,26 @@ SCANS = 100
 about 10."""
 LETTERS = 50
 """Letters for each token that a model reads, behind which a text is not tokenized."""
+LAYERS = 1000
+"""Layers that settings of a model may ask for, which are made one by one; the deepest have some
+hundred."""
 _NAMES = 20
+
+
+def too_many_layers(settings: Any) -> str | None:
+    """The name of a setting, however deep, that asks for more than `LAYERS`, if there is one.
+
+    >>> too_many_layers({"text": {"num_layers": 12}, "image": {"layers": [3, 10**30]}})
+    'image.layers'
+    """
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        counts = value if isinstance(value, list | tuple) else [value]
+        numbers = [count for count in counts if isinstance(count, int | float)]
+        if ("layer" in str(name) or "depth" in str(name)) and any(n > LAYERS for n in numbers):
+            return f"{name}"
+        if inner := too_many_layers(value):
+            return f"{name}.{inner}"
+    return None
 
 
 def listed(names: Iterable[Any]) -> str:

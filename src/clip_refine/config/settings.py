@@ -91,6 +91,10 @@ class SettingsGroup(BaseModel):
             field.description = field.description and " ".join(field.description.split())
 
 
+SCHEMAS = ("transformers", "local-dir", "factory")
+"""What may stand before the colon of a model's name, each with a case in `build.build_model`."""
+
+
 class ModelConfig(SettingsGroup):
     """The model to start from."""
 
@@ -142,7 +146,7 @@ class ModelConfig(SettingsGroup):
                 raise ModelError(
                     f"{place}: no such folder. Give an open_clip model's folder.{_near(place)}"
                 )
-        elif schema in ("toy", "transformers", "hf-hub", "factory") or os.path.exists(self.name):
+        elif schema in ("toy", "hf-hub", *SCHEMAS) or os.path.exists(self.name):
             return  # no hub is asked
         else:
             check_architecture(self.name, _architectures())

@@ -26,7 +26,7 @@ from clip_refine.config import (
     TrainConfig,
     named_model,
 )
-from clip_refine.config.settings import no_end
+from clip_refine.config.settings import SCHEMAS, no_end
 from clip_refine.data import (
     EpochPlan,
     EveryCaption,
@@ -271,7 +271,7 @@ def model_source(name: str) -> tuple[str, str]:
     """
     if name == "toy":
         return "toy", name
-    for schema in ("transformers", "local-dir", "factory"):
+    for schema in SCHEMAS:
         if name.startswith(f"{schema}:"):
             return schema, name.removeprefix(f"{schema}:")
     is_architecture = name.replace("/", "-") in open_clip.list_models()

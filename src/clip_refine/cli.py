@@ -467,7 +467,9 @@ def data(arguments: list[str]) -> None:
         near: Annotated[int, arg(help=near_help)] = 4,
         workers: Annotated[int | None, arg(help="Processes; else one a core, up to 8.")] = None,
         overwrite: Annotated[bool, arg(help="Replace `out` and `sheet`.")] = False,
-        strict: Annotated[bool, arg(help="Exit with 1 where a run would stop.")] = False,
+        strict: Annotated[
+            bool, arg(help="Exit with 1 where bad rows, images or no pairs would stop a run.")
+        ] = False,
         json: Annotated[bool, arg(help="Print everything found as JSON, no table.")] = False,
     ) -> None:
         """Count and decode everything in a source of captioned images; stop at nothing bad in it.

@@ -208,8 +208,14 @@ def test_bad_rows_in_the_exit_status_and_findings_as_json(
     main(["data", "check", str(tmp_path / "good.csv"), "--strict"])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(["data", "check", str(faulty / "captions.csv"), "--strict", "--json"])
+        main(["data", "check", str(faulty / "captions.csv"), "--strict"])
     assert stop.value.code == 1
+    (tmp_path / "empty.csv").write_text("image,caption\n")
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", str(tmp_path / "empty.csv"), "--strict"])
+    assert "A run stops, since there are no pairs" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["data", "check", str(faulty / "captions.csv"), "--strict", "--json"])
     found = Findings.model_validate_json(capsys.readouterr().out)
     assert len(found.bad_rows) == 3
 

@@ -28,12 +28,12 @@ from clip_refine.models import load_transformers
 from clip_refine.models.open_clip import load_open_clip
 from clip_refine.results import BaseModelFacts, Provenance
 from clip_refine.roads import export as road
-from clip_refine.roads.export import FORMATS, Encoders, compare_features, export
+from clip_refine.roads.export import FORMATS, Encoders, _push, compare_features, export
 from clip_refine.roads.refine import refine
 from clip_refine.roads.vector_maps import fold_vectors
 from clip_refine.saving import onnx as onnx_files
 from clip_refine.saving import save_model
-from clip_refine.support.errors import ConfigError, ModelError
+from clip_refine.support.errors import ConfigError, FailedError, ModelError
 from clip_refine.toy import ToyPairs
 from clip_refine.train.state import tensor_sum
 from clip_refine.vectors.files import save_peer
@@ -649,6 +649,18 @@ def test_what_the_hub_refuses_is_said(run: Path, hub: str, tmp_path: Path, monke
     assert "you/model: the Hub did not take it (" in ran.stderr
     assert "tries again." in ran.stderr
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_whatever_an_upload_fails_by_is_said_with_where_the_export_is(tmp_path: Path, monkeypatch):
+    class ConnectError(Exception):  # of the HTTP library of the day
+        pass
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(FailedError, match=r"not take it \(Name or service .* export is in .*here;"):
+        _push(tmp_path / "here", "you/model", private=False)
 
 
 def test_who_may_push_is_asked_first(tmp_path: Path, monkeypatch):

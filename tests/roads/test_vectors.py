@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from clip_refine.cli import main
 from clip_refine.config import PosthocConfig
-from clip_refine.roads.vectors import apply_file, fit_file
+from clip_refine.roads.vectors import apply_file, evaluate_vectors, fit_file
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.vectors.files import FeatureSet, load_peer, read_features, write_features
+from clip_refine.vectors.stored import apply_stored
 from tests.vectors.cases import drawn
 
 IMAGE, TEXT = drawn(2, 8, 9, torch.float32)
@@ -111,6 +112,24 @@ class TestFromFilesToFiles:
         with safe_open(tmp_path / "moved.safetensors", "pt") as file:
             note = json.loads(file.metadata()["clip_refine"])
         assert (note["peer"], note["score_columns"]) == ("mean-centring+nnn", 2)
+        # whose appended columns are no directions
+        with pytest.raises(DataError, match=r"moved.safetensors: was made by mean-centring\+nnn"):
+            evaluate_vectors(tmp_path / "moved.safetensors")
+
+    def test_python_may_name_folders_and_one_map(self, tmp_path: Path):
+        features = tmp_path / "features.safetensors"
+        write_features(features, FeatureSet(*drawn(2, 24, 24)), note={})
+        peer = fit_file("mean-centring", features, tmp_path / "peer")
+        given = [str(tmp_path / "peer"), tmp_path / "peer", peer, [peer]]
+        rows = [evaluate_vectors(features, maps, resamples=10).measured for maps in given]
+        assert all(found[1].scores == rows[0][1].scores for found in rows)
+        applied = [
+            apply_stored(maps, features, tmp_path / f"{n}.safetensors", side="image")
+            for n, maps in enumerate(given[:3])
+        ]
+        assert len(set(applied)) == 1
+        with pytest.raises(DataError, match="a FeatureSet of both sides, got tuple"):
+            evaluate_vectors((IMAGE, TEXT))  # pyright: ignore
 
     def test_applied_twice_gives_the_same_bytes(self, features: Path, tmp_path: Path):
         fit_file("nnn", features, tmp_path / "peer")

@@ -18,7 +18,7 @@ from datasets import Dataset, load_from_disk
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from clip_refine.support.errors import DataError, OutputError
+from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.vectors import stored
 from clip_refine.vectors.files import (
     FeatureSet,
@@ -515,6 +515,8 @@ class TestApply:
 
     def test_refusals(self, fold: Peer, tmp_path: Path):
         source = write("npz", tmp_path)
+        with pytest.raises(ConfigError, match="side 'images': must be image or text"):
+            apply_stored(fold, source, tmp_path / "b.npz", side="images")  # pyright: ignore
         with pytest.raises(OutputError, match="exists already"):
             apply_stored(fold, source, source, side="image")
         nnn = NearestNeighbourNormalisation.fit(*drawn(2, 8, 8))

@@ -231,8 +231,11 @@ def answer(scores: RunScores) -> str:
     if not any(marked.values()):
         return f"{went_back}Nothing clearly changed."
     said = ", ".join(f"{mark} in {names}" for mark, names in marked.items() if names)
-    said = f"{said[0].upper()}{said[1:]}{'' if marked['worse'] else ', worse in nothing'}."
-    return went_back + said
+    if not marked["worse"]:
+        below = [line.heading for line in score_lines(scores) if line.mark == "worse"]
+        more = f" and {len(below) - 1} more rows" if below[1:] else ""
+        said += f", but {below[0]}{more} fell" if below else ", worse in nothing"
+    return f"{went_back}{said[0].upper()}{said[1:]}."
 
 
 def rolled_back(scores: RunScores) -> str:

@@ -75,6 +75,7 @@ def read(kind: type[Kind], path: Path) -> Kind:
     Raises:
         DataError: It cannot be read, or holds something else.
     """
+    path = Path(path)
     try:
         return kind.model_validate_json(read_text(path, WHOLE))
     except OSError as error:
@@ -549,7 +550,8 @@ class Findings(Record):
     @property
     def sound(self) -> bool:
         """Whether a run on this source would start as it stands."""
-        return not (self.bad_rows or self.broken_off or self.images.unreadable)
+        whole = not (self.bad_rows or self.broken_off or self.images.unreadable)
+        return whole and self.images.count > 0
 
 
 # --------------------------------------------------------------------------------------------------

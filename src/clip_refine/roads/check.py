@@ -444,12 +444,14 @@ def findings_verdict(findings: Findings, data: DataConfig | None = None) -> str:
             if few
             else f"mend them: --data.skip-bad leaves out up to {most:.0%} of all (--data.max-bad)."
         )
+    if not findings.images.count:
+        return "A run stops, since there are no pairs. Give rows with an image and a caption each."
     images = findings.images.count - _grouped(findings.images.duplicates)[0]
     if images < 2 * MINIMUM_HELD_OUT:
         return (
-            f"Every row can be read, but a run stops: of {images:,} different images it cannot "
-            f"hold out {MINIMUM_HELD_OUT} and train on as many. Give more, or with --data.val "
-            "other pairs to score on."
+            f"Every row can be read, but a run without --data.val stops: of {images:,} different "
+            f"images it cannot hold out {MINIMUM_HELD_OUT} and train on as many. Give more, or "
+            "with --data.val other pairs to score on."
         )
     return "Nothing here stops a run."
 

@@ -25,6 +25,7 @@ from clip_refine.support.limits import parse_yaml, read_text
 from clip_refine.vectors.files import (
     FeatureSet,
     check_features_path,
+    features_note,
     load_peer,
     read_features,
     save_peer,
@@ -91,8 +92,9 @@ def apply_file(peer_folder: Path, features: Path, out: Path, *, overwrite: bool 
         raise DataError(f"{features}: {peer.name} cannot be applied. {error}.") from error
     note = {
         "peer": peer.name,
-        "similarity": "dot product, without scaling to norm 1",
+        "similarity": "cosine" if peer.returns_unit else "dot product, without scaling to norm 1",
         "score_columns": peer.score_columns,
+        "returns_unit": peer.returns_unit,
     }
     write_features(out, moved, note=note, overwrite=overwrite)
     return peer
@@ -103,6 +105,10 @@ def apply_file(peer_folder: Path, features: Path, out: Path, *, overwrite: bool 
 
 
 UNTOUCHED = "untouched"
+_NO_UNIT = (
+    "scores by dot products of features whose lengths mean something, which geometry and mixed "
+    "search do not take."
+)
 FEW = 20
 """Images below which mixed documents, clusters and storage are not measured."""
 
@@ -121,12 +127,23 @@ def given_pairs(pairs: str | Path | FeatureSet, owner: str | None) -> tuple[Feat
     """Stored pairs and what to call them, from where they are or from Python."""
     if isinstance(pairs, FeatureSet):
         return pairs, "python"
+    if not isinstance(pairs, str | Path):
+        raise DataError(
+            f"pairs must be a file or folder of docs/vectors.md, or a FeatureSet of both sides, "
+            f"got {type(pairs).__name__}."
+        )
+    note = features_note(Path(pairs))
+    if note.get("score_columns") or not note.get("returns_unit", True):
+        raise DataError(
+            f"{pairs}: was made by {note.get('peer')}, which {_NO_UNIT} Give what it was made "
+            f"from, and compare with `clip-refine vectors compare --peers {note.get('peer')}`."
+        )
     return read_pairs(str(pairs), owner=owner), str(pairs)
 
 
 def evaluate_vectors(
     pairs: str | Path | FeatureSet,
-    maps: Sequence[str | Path | Peer] = (),
+    maps: str | Path | Peer | Sequence[str | Path | Peer] = (),
     *,
     owner: str | None = None,
     resamples: int = 1000,
@@ -153,6 +170,8 @@ def evaluate_vectors(
         ClipRefineError: Pairs or maps that cannot be read or do not fit, `out` that exists.
     """
     clock = Clock()
+    if isinstance(maps, str | Path | Peer):
+        maps = (maps,)
     if out is not None:
         check_free(out, overwrite=overwrite, folder=False)
     given, source = given_pairs(pairs, owner)
@@ -242,8 +261,8 @@ def _outcomes(
     if peer is not None:
         if not peer.returns_unit:
             raise DataError(
-                f"{peer.name}: scores by dot products of features whose lengths mean something, "
-                "which geometry and mixed search do not take. Compare it with `compare`."
+                f"{peer.name}: {_NO_UNIT} Compare it with `clip-refine vectors compare --peers "
+                f"{peer.name}`, or `compare` of a model."
             )
         try:
             moved = (

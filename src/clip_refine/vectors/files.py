@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import StrictFloat, StrictInt, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -118,11 +119,25 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             found, _ = read_npz(path)
             return {name: torch.from_numpy(array) for name, array in found.items()}
         tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            noted = json.loads((file.metadata() or {}).get("clip_refine", "{}"))
+        noted = _noted(path)
         if noted.get("sha256", "") not in ("", _content_sum(tensors)):
             raise ValueError("not what was written there, by its checksum; make it again")
         return tensors
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("clip_refine", "{}"))
+
+
+def features_note(path: Path) -> dict[str, Any]:
+    """What `write_features` noted of a file; nothing where there is no such note."""
+    with suppress(
+        OSError, ValueError, RecursionError, SafetensorError
+    ):  # which reading it will say
+        found = _noted(path) if path.suffix == ".safetensors" and path.is_file() else {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_npz(path: Path) -> tuple[dict[str, np.ndarray], bool]:

@@ -35,7 +35,7 @@ from torch import Tensor
 from clip_refine.data.datasets import HUB_PREFIX, hub_table
 from clip_refine.data.rows import SourceSettings
 from clip_refine.support.console import Bar, remark
-from clip_refine.support.errors import DataError, OutputError, first_line, foreign
+from clip_refine.support.errors import ConfigError, DataError, OutputError, first_line, foreign
 from clip_refine.support.folder import (
     FINISHED,
     SUMS,
@@ -50,7 +50,7 @@ from clip_refine.support.folder import (
     write_file,
 )
 from clip_refine.support.limits import check_regular, leads_out, parse_json, read_text
-from clip_refine.vectors.files import FeatureSet, peer_sum, read_features, read_npz
+from clip_refine.vectors.files import FeatureSet, load_peer, peer_sum, read_features, read_npz
 from clip_refine.vectors.transforms import Modality, Peer
 
 NAMES: dict[Modality, tuple[str, ...]] = {
@@ -477,7 +477,7 @@ def _rows_of(path: Path, column: Any, name: str, start: int) -> Tensor:
 
 
 def apply_stored(
-    peer: Peer,
+    peer: Peer | str | Path,
     source: Path,
     out: Path,
     *,
@@ -491,7 +491,7 @@ def apply_stored(
     clip-retrieval's folders take a map that changes the dimension.
 
     Args:
-        peer: The transform.
+        peer: The transform, or the folder that holds it.
         source: A file or folder of docs/vectors.md, or one `.npy` of a side.
         out: The new file or folder.
         side: Whose vectors are transformed.
@@ -502,6 +502,9 @@ def apply_stored(
         ClipRefineError: Vectors that cannot be read or do not fit, no such column, `out` that
             exists.
     """
+    if side not in ("image", "text"):
+        raise ConfigError(f"side {side!r}: must be image or text.")
+    peer = load_peer(Path(peer)) if isinstance(peer, str | Path) else peer
     if peer.score_columns:
         raise DataError(
             f"{peer.name}: appends {peer.score_columns} columns of scores, which no index of "

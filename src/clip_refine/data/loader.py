@@ -26,7 +26,7 @@ from clip_refine.data.pairs import (
     fingerprint,
     image_bytes,
 )
-from clip_refine.data.streams import WHOLE, Stream, StreamedPair
+from clip_refine.data.streams import WHOLE, Stream, StreamedPair, WatchedStream
 from clip_refine.support.cache import RowCache
 from clip_refine.support.console import Bar, console
 from clip_refine.support.errors import DataError, FailedError
@@ -825,6 +825,8 @@ def stream_batches(
                 yield [replace(pair, number=pair.number * processes + rank) for pair in drawn]
             else:
                 yield drawn[rank * share : (rank + 1) * share]
+        if isinstance(stream, WatchedStream) and not own:
+            stream.warn()
 
     loader = _loader(
         None,

@@ -249,8 +249,8 @@ def refine(
                 objective=objective,
             )
             config = override(trained.config, train={"workers": asked})  # elsewhere others do
-        if isinstance(train_pairs, Stream):
-            _join(train_pairs, config, accelerator)
+        if isinstance(train_pairs, Stream) and config.data.own_files:
+            _join(train_pairs, accelerator)
 
         # 6 frozen features → numbers
         with clock("evaluate_after"):
@@ -405,14 +405,14 @@ def _read_by_all(pairs: Stream) -> list[Any]:
     return gather_object([pairs.progress()])
 
 
-def _join(pairs: Stream, config: RefineConfig, accelerator: Accelerator) -> None:
-    """Know what the other processes read, too; say which held-out images came."""
-    if config.data.own_files and accelerator.num_processes > 1:
+def _join(pairs: Stream, accelerator: Accelerator) -> None:
+    """Know what the other processes read of their files; say which held-out images came."""
+    if accelerator.num_processes > 1:
         for rank, progress in enumerate(_read_by_all(pairs)):
             if rank != accelerator.process_index:
                 pairs.join(progress)
-    if isinstance(pairs, WatchedStream):
-        pairs.warn()
+        if isinstance(pairs, WatchedStream):
+            pairs.warn()
 
 
 # --------------------------------------------------------------------------------------------------

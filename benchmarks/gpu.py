@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 from step import random_model, synchronize, textbook_step
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from clip_refine.config import RefineConfig
@@ -40,8 +41,8 @@ from clip_refine.train.part import compiled_blocks
 
 
 def forward_flops(model: OpenClipEncoder, batch: PairBatch) -> float:
-    """Of both towers and one pair; without a graph attention would be one call, not counted."""
-    with FlopCounterMode(display=False) as counter:
+    """Of both towers and one pair; attention as products, since as one call it may not count."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.encode_image(batch.pixels[:2])
         model.encode_text(batch.tokens[:2])
     return counter.get_total_flops() / 2

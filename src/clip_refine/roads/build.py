@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -127,8 +128,10 @@ def build_accelerator(device: str) -> Accelerator:
     if shares_weights() and unheeded:  # accelerate sets some by itself
         remark(f"Of FSDP's options {', '.join(unheeded)} change nothing here (docs/scale.md).")
     # what is float32 is so on every device, products as convolutions, which PyTorch lets have TF32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch 2.9 says that these will have other names
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
     # every step has one graph; saying so lets models have parts that no feature depends on (CoCa)
     handler = DistributedDataParallelKwargs(static_graph=True)
     with patch_environment(ACCELERATE_USE_FSDP="false"):  # `share_out` does it, on a CPU, too

@@ -147,6 +147,7 @@ def test_what_is_not_there_is_said_before_a_library_is_loaded(tmp_path: Path):
         "DIR: cannot be read": ["evaluate", "--suite", "paper", "--data-root", "DIR"],
         "runs/here: cannot be read": ["explore", "runs/here"],
         "photo: cannot be read": ["explore", ".", "--images", "photo"],
+        "--port 70000: must be 1 to 65535": ["explore", ".", "--port", "70000"],
         "no such open_clip architecture. There is no f": ["interpolate", "a", "b", "--out", "x"],
         "maps: cannot be read": ["vectors", "apply", "maps", ".", "--side", "text", "--out", "x"],
         "old.npy: cannot be read": ["vectors", "apply", ".", "old.npy", "--side", "text", *out],

@@ -827,6 +827,8 @@ def explore(
 
     Serves a page on this machine only; Ctrl-C stops it. Needs the extra [app].
     """
+    if port is not None and not 0 < port < 2**16:  # before all images are encoded
+        raise ConfigError(f"--port {port}: must be 1 to {2**16 - 1}.")
     from clip_refine.roads import explore as road
 
     explorer = road.open_explorer(run, images, factory=factory, limit=limit, device=device)

@@ -258,7 +258,7 @@ def test_an_interval_that_ends_at_its_number_is_explained(tmp_path: Path):
 
 def test_the_answer_stands_first(tmp_path: Path):
     text = write_run_report(write_run(tmp_path, evidence(12, 3))).read_text(encoding="utf-8")
-    assert "<h1>Better in the gap and mean R@1, but image to text R@1 fell.</h1>" in text
+    assert "<h1>Better in the gap and mean R@1, but image to text R@1 is worse.</h1>" in text
     assert text.index("<h1>") < text.index("The gap fell from 1.000") < text.index("<table")
 
 

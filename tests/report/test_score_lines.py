@@ -74,7 +74,7 @@ def test_verdict():
 
 
 def test_the_answer_in_a_few_words():
-    assert answer(MEASURED) == "Better in the gap and mean R@1, but image to text R@1 fell."
+    assert answer(MEASURED) == "Better in the gap and mean R@1, but image to text R@1 is worse."
     lost = {"mean_recall@1": (-0.05, -0.09, -0.01), "zero_shot_top1": (-0.01, -0.03, 0.01)}
     assert answer(run(**lost)) == "Worse in mean R@1."
     gap = {"geometry__centroid_distance": (-0.3, -0.4, -0.2)}

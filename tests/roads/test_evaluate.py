@@ -137,7 +137,7 @@ def test_a_threshold_is_saved_and_said(tiny_name: str, table: Path, tmp_path: Pa
     path = tmp_path / "threshold.json"
     main([*drawn, "--save-threshold", str(path), "--precision", "0.6"])
     said = capsys.readouterr().out
-    found = read(FitProbability, path)
+    found = read(FitProbability, str(path))
     precise, rare = found.cutoffs["precision"], found.cutoffs["false_positive_rate"]
     if precise.cosine is None:
         assert "No cosine lets pairs through of which 60% fit." in said

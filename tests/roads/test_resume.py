@@ -157,17 +157,22 @@ def test_a_stream_goes_on_without_what_was_seen(
     assert_same(tmp_path / "unbroken", config.out)
 
 
+def stopped_in_both(config: RefineConfig, rank: int, patch: pytest.MonkeyPatch) -> None:
+    """Of two processes; what is left lies there for a run called `alone`, too."""
+    partial = stopped(config, 5, patch)
+    torch.distributed.barrier()
+    if rank == 0:
+        shutil.copytree(partial, partial.with_name(".alone.partial"))
+    torch.distributed.barrier()
+
+
 def one_of_two(settings: str, streamed: str) -> None:
     """A run that is not stopped, one that is, and the same going on, by one of two processes."""
     rank = build.build_accelerator("cpu").process_index
     config = RefineConfig.model_validate_json(settings)
     refine(override(config, out=config.out.parent / "unbroken"))
     with pytest.MonkeyPatch().context() as patch:
-        partial = stopped(config, 5, patch)
-    torch.distributed.barrier()
-    if rank == 0:
-        shutil.copytree(partial, partial.with_name(".alone.partial"))
-    torch.distributed.barrier()
+        stopped_in_both(config, rank, patch)
     refine(override(config, resume="auto"))
     refine(override(config, out=config.out.parent / "grown", resume="auto"))
     stream = RefineConfig.model_validate_json(streamed)
@@ -214,11 +219,7 @@ def read_own_files(settings: str) -> None:
     with pytest.MonkeyPatch().context() as patch:
         patch.setattr("clip_refine.data.pairs.remark", lambda text, *_: said.append(text))
         refine(override(config, out=config.out.parent / "unbroken"))
-        partial = stopped(config, 5, patch)
-        torch.distributed.barrier()
-        if rank == 0:
-            shutil.copytree(partial, partial.with_name(".alone.partial"))
-        torch.distributed.barrier()
+        stopped_in_both(config, rank, patch)
         refine(override(config, resume="auto"))
     if rank == 0:
         (config.out.parent / "said").write_text("\n".join(said))

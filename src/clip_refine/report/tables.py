@@ -233,8 +233,8 @@ def answer(scores: RunScores) -> str:
     said = ", ".join(f"{mark} in {names}" for mark, names in marked.items() if names)
     if not marked["worse"]:
         below = [line.heading for line in score_lines(scores) if line.mark == "worse"]
-        more = f" and {len(below) - 1} more rows" if below[1:] else ""
-        said += f", but {below[0]}{more} fell" if below else ", worse in nothing"
+        more = f" and {len(below) - 1} more rows are" if below[1:] else " is"
+        said += f", but {below[0]}{more} worse" if below else ", worse in nothing"
     return f"{went_back}{said[0].upper()}{said[1:]}."
 
 

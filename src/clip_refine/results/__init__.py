@@ -69,7 +69,7 @@ class Table(Record):
 Kind = TypeVar("Kind", bound=Record)
 
 
-def read(kind: type[Kind], path: Path) -> Kind:
+def read(kind: type[Kind], path: str | Path) -> Kind:
     """Read a file of results, as in `read(RunScores, Path("runs/mine/scores.json"))`.
 
     Raises:

@@ -273,11 +273,8 @@ def launch(explorer: Explorer, *, port: int | None, browser: bool) -> None:
             css=_CSS,
             app_kwargs={"middleware": [_no_network()]},
         )
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"port {port}: it is in use, or no port. Choose another --port of 1024 to 65535, or "
-            "leave it out for the first free one."
-        ) from error
+    except OSError as error:
+        raise ConfigError(f"port {port}: {error}. Choose another --port.") from error
     say(f"{app.local_url} on this machine only; Ctrl-C stops it.")
     try:
         Event().wait()  # Gradio's own waiting keeps the signal for itself

@@ -132,9 +132,8 @@ def _noted(path: Path) -> dict[str, Any]:
 
 def features_note(path: Path) -> dict[str, Any]:
     """What `write_features` noted of a file; nothing where there is no such note."""
-    with suppress(
-        OSError, ValueError, RecursionError, SafetensorError
-    ):  # which reading it will say
+    # what is wrong with it is said when it is read
+    with suppress(OSError, ValueError, RecursionError, SafetensorError):
         found = _noted(path) if path.suffix == ".safetensors" and path.is_file() else {}
         return found if isinstance(found, dict) else {}
     return {}

@@ -523,16 +523,25 @@ def test_names_of_classes_move_no_cursor_whatever_shows_them(
         (["refine", "--train.learning-r"], {"--train.learning-rate"}),
         (["vectors", "iso"], {"isoclip"}),
         (["data", "check", "captions.csv", "--sh"], {"--sheet"}),
+        (["refine", "--fail"], {"--fail-if-worse"}),
+        (["vectors", "apply", "--verb"], {"--verbose"}),
+        (["refine", "--config", "capt"], {"captions.csv"}),
+        (["report", "capt"], {"captions.csv"}),
+        (["vectors", "align", "captions.csv", "p"], {"photos"}),
     ],
 )
-def test_bash_completes_verbs_and_settings(words: list[str], completed: set[str], completion: Path):
+def test_bash_completes_verbs_settings_and_files(
+    words: list[str], completed: set[str], completion: Path, tmp_path: Path
+):
+    (tmp_path / "captions.csv").touch()
+    (tmp_path / "photos").mkdir()
     typed = " ".join(f"'{word}'" for word in ("clip-refine", *words))
     script = (
         f"source {completion}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}\n"
         "read -r _ _ function _ <<< $(complete -p clip-refine)\n"
         '$function; echo "${COMPREPLY[@]}"'
     )
-    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert set(ran.stdout.split()) == completed, ran.stderr
 
 

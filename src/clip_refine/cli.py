@@ -16,8 +16,8 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from errno import ENOSPC
 from functools import partial, wraps
@@ -315,13 +315,11 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     # These decide about the other flags' defaults or are no settings, so they are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", type=Path)
-    first.add_argument("--print-config", action="store_true")
-    first.add_argument("--json", action="store_true")
     if kind is RefineConfig:
         first.add_argument("--recipe")
         first.add_argument("--train.parameters", dest="parameters")
-        first.add_argument("--guard", action="store_true")
-        first.add_argument("--fail-if-worse", action="store_true")
+    for flag in _switches(verb.__name__):
+        first.add_argument(flag, action="store_true")
     if kind is CompareConfig and any(word.startswith("--guard") for word in arguments):
         raise ConfigError(
             "--guard belongs to refine: compare measures what each recipe does when it is trained "
@@ -368,6 +366,11 @@ def with_settings(verb: Callable[..., None], arguments: list[str]) -> None:
     else:
         _look_for(config)
         verb(config, as_json=chosen.json, **own)
+
+
+def _switches(verb: str) -> tuple[str, ...]:
+    """Flags without a value of a verb with settings that are none of these."""
+    return "--print-config", "--json", *(("--guard", "--fail-if-worse") if verb == "refine" else ())
 
 
 def _given_loss(config: Any, default: Any, arguments: list[str]) -> Any:
@@ -435,20 +438,6 @@ def split_lists(arguments: list[str]) -> list[str]:
 # stand inside, since the settings in their signatures take longer to import than all help else.
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """A setting out of range in a message of ours."""
-    from pydantic import ValidationError
-
-    from clip_refine.config import explain
-
-    try:
-        yield
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
-
-
-@_explained()
 def data(arguments: list[str]) -> None:
     """Look a source of captioned images over: `clip-refine data check SOURCE`."""
     from clip_refine.config import DataConfig, ModelConfig
@@ -507,7 +496,6 @@ def data(arguments: list[str]) -> None:
     tyro.cli(_looking(check), prog="clip-refine data check", args=rest)
 
 
-@_explained()
 def fold(arguments: list[str]) -> None:
     """Close a model's gap by its weights alone: fold the means of its features out, untrained."""
     from clip_refine.config import DataConfig
@@ -552,7 +540,6 @@ def fold(arguments: list[str]) -> None:
     tyro.cli(_looking(run), prog="clip-refine fold", args=arguments)
 
 
-@_explained()
 def posthoc(arguments: list[str]) -> None:
     """Fit a training-free feature transform on a file of features, or apply one."""
     from clip_refine.config import PosthocConfig
@@ -603,7 +590,6 @@ def posthoc(arguments: list[str]) -> None:
     )
 
 
-@_explained()
 def vectors(arguments: list[str]) -> None:
     """Refine vectors that are stored already, without images and without encoding again."""
     from clip_refine.config import ModelConfig
@@ -1137,6 +1123,11 @@ def _completion(shell: str = "bash") -> str:
     if shell not in ("bash", "zsh"):
         raise ConfigError(f"--print-completion {shell}: there is none. Allowed: bash, zsh.")
     specs, script, line, verb, marker = {}, "", "", "", "COMPLETION_SPEC = "
+
+    def add(spec: dict[str, Any], flags: Sequence[str], kind: str = "flag") -> None:
+        for one in (spec, *spec["subcommands"].values()):
+            one["options"] += [{"flags": [flag], "description": "", "type": kind} for flag in flags]
+
     for verb, run in VERBS.items():
         with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
             run([*(["check"] * (verb == "data")), "--tyro-print-completion", shell])
@@ -1144,9 +1135,20 @@ def _completion(shell: str = "bash") -> str:
         line = next(line for line in script.splitlines() if line.startswith(marker))
         spec = ast.literal_eval(line.removeprefix(marker)) | {"description": verb}
         nested = {"options": [], "subcommands": {"check": spec}} if verb == "data" else {}
+        add(spec, _FOR_ALL)
+        if isinstance(run, partial) and run.func is with_settings:
+            add(spec, _switches(verb))
+            add(spec, ["--config"], "path")
         specs[verb] = spec | nested
     whole = {**specs[verb], "prog": "clip-refine", "options": [], "subcommands": specs}
     script = script.replace(line, f"{marker}{whole}").replace(f"clip_refine_{verb}", "clip_refine")
+    # where nothing of ours fits, files do: what stands without a flag has no other completion
+    some, files = "    for completion in completions", "__TYRO_COMPLETE_FILES__"
+    script = script.replace(f"{some}:", f'{some} or ["{files}"]:')
+    # by the word alone, which tyro's script joins to those before it; folders go on with a slash
+    match = 'COMPREPLY=($(compgen -f -- "$cur"))'
+    by_word = match.replace("$cur", "${COMP_WORDS[COMP_CWORD]}")
+    script = script.replace(match, f"compopt -o filenames 2>/dev/null\n    {by_word}")
     return script.replace(f"clip-refine {verb}", "clip-refine")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.nn.functional import normalize
 
 from clip_refine.cli import main
@@ -155,7 +154,7 @@ def test_and_so_it_is_from_flags(
 
 
 def test_unknown_recipes_name_near_ones():
-    with pytest.raises(ValidationError, match="Did you mean contrastive"):
+    with pytest.raises(ConfigError, match="Did you mean contrastive"):
         RefineConfig(recipe="contrastiv")
     with pytest.raises(ConfigError, match="There are: clip-refine"):
         with_recipe(RefineConfig(), "zzz")

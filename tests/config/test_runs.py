@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from clip_refine.config import (
     ModelConfig,
     RefineConfig,
+    TrainConfig,
     demo_config,
     dump_config,
     load_config,
@@ -51,6 +52,17 @@ def test_defaults_are_the_papers():
 def test_out_of_range_is_refused(group: str, setting: str, value: object):
     with pytest.raises(ValidationError, match=setting):
         RefineConfig.model_validate({group: {setting: value}})
+
+
+def test_what_is_wrong_in_python_is_named_as_in_a_file():
+    with pytest.raises(ConfigError) as told:
+        TrainConfig(batch_size=1, epoch=2)
+    assert str(told.value).splitlines() == [
+        "train.batch_size: Input should be greater than or equal to 2, got 1.",
+        "train.epoch: there is no such setting. `--help` lists them.",
+    ]
+    with pytest.raises(ConfigError, match="^seed: Input should be greater than or equal to 0"):
+        RefineConfig(seed=-1)
 
 
 def test_settings_that_a_verb_would_not_use_are_refused():

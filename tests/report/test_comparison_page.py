@@ -252,6 +252,11 @@ def test_runs_of_other_models_are_not_put_side_by_side(tmp_path: Path):
     runs += [write_scores(tmp_path / "b", "rafa", before=side(0.9, 0.2, 0.75))]
     with pytest.raises(DataError, match=r"b: before its refinement it scored otherwise than a"):
         write_runs_report(runs)
+    without = MEASURED.before.model_copy(update={"zero_shot": {}})
+    runs[1] = write_scores(tmp_path / "c", "rafa", before=without)
+    for both in (runs, runs[::-1]):
+        with pytest.raises(DataError, match=r"c: was not measured by zero_shot_top1, which a was"):
+            write_runs_report(both)
     with pytest.raises(DataError, match="two runs of one name"):
         write_runs_report([runs[0], runs[0]])
 

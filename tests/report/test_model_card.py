@@ -59,7 +59,7 @@ def test_what_the_hub_reads():
 
 
 def test_what_people_read():
-    card = model_card(provenance(), [OPEN_CLIP], scores())
+    card = model_card(provenance().measured(scores()), [OPEN_CLIP])
     assert "| image to text R@1 | 0.500 | 0.625 | +0.125 (+0.100 to +0.150) |" in card
     assert "| centroid distance (the gap) | 0.500 | 0.625 | +0.125 |" in card
     assert "500 held-out images with 2,500 captions" in card
@@ -92,7 +92,7 @@ def test_an_unknown_licence_is_said():
 def test_user_text_is_escaped():
     base = BaseModelFacts(name=NASTY, licence="mit\nlibrary_name: evil")
     data = DataFacts(name=NASTY, images=1, captions=1, fingerprint="0")
-    card = model_card(provenance(base=base, train=data), [OPEN_CLIP], scores(NASTY))
+    card = model_card(provenance(base=base, train=data).measured(scores(NASTY)), [OPEN_CLIP])
     assert "<script>" not in card
     assert "\n# e" not in card
     assert front_matter(card)["library_name"] == "open_clip"

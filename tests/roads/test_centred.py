@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from clip_refine.cli import main
 from clip_refine.config import LossConfig, RefineConfig, override
@@ -17,7 +16,7 @@ from clip_refine.models import OpenClipEncoder, load_open_clip
 from clip_refine.models.embed import Embedder
 from clip_refine.roads import build
 from clip_refine.roads.refine import fold_student, measure_features, refine, train_student
-from clip_refine.support.errors import ClipRefineError, ModelError, TrainingError
+from clip_refine.support.errors import ClipRefineError, ConfigError, ModelError, TrainingError
 from clip_refine.toy import ToyPairs
 from clip_refine.train import StepLog, Trainer
 from tests.models.test_families import SIGLIP, write_family
@@ -130,11 +129,11 @@ def test_a_model_that_was_handed_in_has_its_own_scale_when_training_fails(
 
 
 def test_what_does_not_go_with_a_fold_is_refused():
-    with pytest.raises(ValidationError, match="fold needs unit features"):
+    with pytest.raises(ConfigError, match="fold needs unit features"):
         LossConfig(fold=1.0)
-    with pytest.raises(ValidationError, match="fold does not go with anchor_weight"):
+    with pytest.raises(ConfigError, match="fold does not go with anchor_weight"):
         LossConfig(fold=1.0, normalize=True, anchor_weight=1.0)
-    with pytest.raises(ValidationError, match="fold does not go with logit_distillation_weight"):
+    with pytest.raises(ConfigError, match="fold does not go with logit_distillation_weight"):
         LossConfig(fold=1.0, normalize=True, logit_distillation_weight=1.0)
     assert LossConfig(fold=0.5, normalize=True, temperature=None).fold == 0.5
 

@@ -440,7 +440,7 @@ def test_a_card_names_no_folder_of_weights(tag: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some one").mkdir()
     (tmp_path / "some one" / "weights.pt").touch()
-    provenance, _ = road._origin(named_model(f"ViT-B-32@{tag}"), None)
+    provenance = road._origin(named_model(f"ViT-B-32@{tag}"), None)
     assert provenance.base.name == f"ViT-B-32 ({Path(tag).name})"
     hub_id = "timm/vit_base_patch32_clip_224.openai"
     assert provenance.base.hub_id == (hub_id if tag == "openai" else None)
@@ -496,6 +496,15 @@ def test_smaller_weights_with_their_measured_difference(
     assert stated["check"]["image_difference"] == check.image_difference
     assert stated["check"]["text_difference"] == check.text_difference
     assert 1e-7 < check.image_difference < largest
+    assert (
+        json.loads((tmp_path / precision / "provenance.json").read_text())["precision"] == precision
+    )
+    card = (tmp_path / precision / "README.md").read_text()
+    assert f"Weights are stored in {precision}: on {check.count} pairs" in card
+    assert f"{check.text_difference:.1e} (texts)" in card
+    assert "The scores below are of the model's own" in card
+    assert not (tmp_path / precision / "threshold.json").exists()
+    assert "Weights are stored" not in (tmp_path / "fp32" / "README.md").read_text()
     text = [(tmp_path / kind / "text.onnx").stat().st_size for kind in ("fp32", precision)]
     assert text[1] < 0.6 * text[0]
 
@@ -669,3 +678,16 @@ def test_who_may_push_is_asked_first(tmp_path: Path, monkeypatch):
         with pytest.raises(ConfigError, match=message):
             export("toy", to="open_clip", out=tmp_path / "out", push_to_hub=name)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_an_export_keeps_what_was_measured(run: Path, tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    threshold = (run / "model" / "threshold.json").read_text()
+    export(str(run), to="open_clip", out=first)
+    export(f"local-dir:{first}", to="open_clip", out=second)
+    for folder in (first, second):
+        card = (folder / "README.md").read_text()
+        assert "## Before and after" in card
+        assert "| image to text R@1 |" in card
+        assert (folder / "threshold.json").read_text() == threshold
+    assert str(run) not in (second / "provenance.json").read_text()

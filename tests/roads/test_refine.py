@@ -69,6 +69,11 @@ def config(tiny_name: str, table: Path, tmp_path: Path) -> RefineConfig:
     )
 
 
+def ours(config: RefineConfig) -> RefineConfig:
+    """For pairs that are passed."""
+    return override(config, data={"train": None, "val": None})
+
+
 def test_everything_promised_is_written(config: RefineConfig):
     scores = refine(config)
     written = {path.relative_to(config.out).as_posix() for path in config.out.rglob("*.*")}
@@ -123,7 +128,7 @@ def test_a_dry_run_says_what_would_be_done(config: RefineConfig, capsys, tiny: O
 
 
 def test_a_learning_rate_of_its_own(config: RefineConfig, tiny: OpenClipEncoder, capsys):
-    config = override(config, train={"learning_rate": "auto", "steps": 2})
+    config = override(ours(config), train={"learning_rate": "auto", "steps": 2})
     refine(config, model=tiny, train_pairs=ToyPairs("auto", size=220), held_out=HELD_OUT)
     said = " ".join(capsys.readouterr().err.split())
     chosen = load_config(RefineConfig, config.out / "config.yaml").train.learning_rate
@@ -154,7 +159,7 @@ def rates_of_two(settings: str) -> None:
 @pytest.mark.timeout(300)
 def test_two_processes_try_and_choose_the_same_rates(config: RefineConfig):
     """Else they would train at two rates, or one would wait for ever for a run of the other."""
-    config = override(config, train={"learning_rate": "auto", "steps": 1, "warmup_steps": 0})
+    config = override(ours(config), train={"learning_rate": "auto", "steps": 1, "warmup_steps": 0})
     in_processes(2, rates_of_two, config.model_dump_json())
     one, other = (config.out.with_name(f"rate-{rank}").read_text() for rank in (0, 1))
     assert one == other
@@ -251,7 +256,7 @@ def test_a_model_and_pairs_of_ones_own(
     config: RefineConfig, tiny: OpenClipEncoder, pairs: ToyPairs, held_out: ToyPairs
 ):
     before = tiny.clip.visual.proj.clone()
-    scores = refine(config, model=tiny, train_pairs=pairs, held_out=held_out)
+    scores = refine(ours(config), model=tiny, train_pairs=pairs, held_out=held_out)
     assert not torch.equal(before, tiny.clip.visual.proj)
     assert scores.after.pairs == 24
 
@@ -285,7 +290,7 @@ class PlainEncoder(torch.nn.Module):
 def test_any_object_that_fits_can_be_refined(
     config: RefineConfig, pairs: ToyPairs, held_out: ToyPairs
 ):
-    refine(config, model=PlainEncoder(), train_pairs=pairs, held_out=held_out)
+    refine(ours(config), model=PlainEncoder(), train_pairs=pairs, held_out=held_out)
     assert (config.out / "model" / "model.safetensors").is_file()
 
 
@@ -360,9 +365,16 @@ def test_the_toy_worlds_validation_pairs_are_others():
     assert (train.name, held_out.name) == ("toy-train", "toy-val")
 
 
+def test_pairs_are_named_or_passed(config: RefineConfig, pairs: ToyPairs, held_out: ToyPairs):
+    with pytest.raises(ConfigError, match=r"data.train: train_pairs were passed, too"):
+        refine(config, train_pairs=pairs)
+    with pytest.raises(ConfigError, match=r"data.val: held_out were passed, too"):
+        refine(override(config, data={"train": None}), train_pairs=pairs, held_out=held_out)
+
+
 def test_too_few_held_out_images(config: RefineConfig, tiny: OpenClipEncoder, pairs: ToyPairs):
     with pytest.raises(DataError, match="5 held-out images are too few"):
-        refine(config, model=tiny, train_pairs=pairs, held_out=ToyPairs("few", size=5))
+        refine(ours(config), model=tiny, train_pairs=pairs, held_out=ToyPairs("few", size=5))
 
 
 def test_the_folder_one_is_in_is_not_overwritten(config: RefineConfig, tmp_path: Path, monkeypatch):
@@ -388,7 +400,7 @@ def test_updated_statistics_are_only_updated_in_training(
     }
     model = load_open_clip(write_model(tmp_path / "resnet", resnet))
     before = evaluate_unit(model, held_out)
-    settings = override(config, train={"normalization_statistics": "updated"})
+    settings = override(ours(config), train={"normalization_statistics": "updated"})
     scores = refine(settings, model=model, train_pairs=pairs, held_out=held_out)
     assert scores.before.geometry == pytest.approx(before, abs=1e-5)
     assert not any(module.training for module in model.modules())

@@ -1,6 +1,7 @@
 """Files of features, and the command line from a model to transformed features."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from clip_refine.cli import main
 from clip_refine.config import PosthocConfig
-from clip_refine.roads.vectors import apply_file, evaluate_vectors, fit_file
+from clip_refine.roads.vectors import align_vectors, apply_file, evaluate_vectors, fit_file
 from clip_refine.support.errors import ConfigError, DataError, OutputError
 from clip_refine.vectors.files import FeatureSet, load_peer, read_features, write_features
 from clip_refine.vectors.stored import apply_stored
@@ -230,3 +231,20 @@ class TestCommandLine:
             assert written == (tmp_path / f"again-{kind}" / "peer.json").read_bytes()
             fit_file(kind, features, tmp_path / f"plain-{kind}")
             assert written == (tmp_path / f"plain-{kind}" / "peer.json").read_bytes()
+
+
+def test_an_alignment_is_measured_on_items_it_has_not_seen(tmp_path: Path, capsys):
+    """Of as many dimensions as items a rotation fits noise, which says nothing of other items."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("old", "new"):
+        np.save(tmp_path / f"{name}.npy", torch.randn(200, 180, generator=generator).numpy())
+    align_vectors(tmp_path / "old.npy", tmp_path / "new.npy", tmp_path / "map")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "on 20 items that a map of the other 180 has not seen" in said
+    found = float(re.search(r"mapped: (-?[.\d]+),", said)[1])
+    assert abs(found) < 0.15
+    few = [np.random.default_rng(seed).normal(size=(9, 4)) for seed in (0, 1)]
+    for name, rows in zip(("a", "b"), few, strict=True):
+        np.save(tmp_path / f"{name}.npy", rows.astype("float32"))
+    align_vectors(tmp_path / "a.npy", tmp_path / "b.npy", tmp_path / "few")
+    assert "on 9 items of the fit, too few" in " ".join(capsys.readouterr().err.split())

@@ -201,7 +201,7 @@ def test_a_list_of_checksums_leads_nowhere_else(tmp_path: Path, monkeypatch: pyt
     check_sums(tmp_path)
     assert read == ["a"]
     (tmp_path / SUMS).write_text(f"{'f' * 64}  \0\n")
-    with pytest.raises(DataError, match="cannot be read .embedded null"):
+    with pytest.raises(DataError, match="cannot be read .*embedded null"):
         check_sums(tmp_path)
 
 

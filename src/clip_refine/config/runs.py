@@ -22,6 +22,7 @@ from clip_refine.config.settings import (
     PriorConfig,
     SettingsGroup,
     TrainConfig,
+    explain,
     named_model,
     no_end,
 )
@@ -530,22 +531,3 @@ def with_recipe(config: RefineConfig, name: str) -> RefineConfig:
         return override(config, recipe=name, loss=loss)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-_LINES = 10  # problems that one message shows
-
-
-def explain(error: ValidationError, *, where: str = "") -> str:
-    """A validation error in one line a problem: setting, what is wrong, what was given."""
-    lines = []
-    for problem in error.errors():
-        name = ".".join(f"{part!s:.60}" for part in problem["loc"]) or "settings"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{where}{name}: there is no such setting. `--help` lists them.")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            given = problem["input"]
-            got = "" if isinstance(given, dict | BaseModel) else f", got {shown(given)}"
-            lines.append(f"{where}{name}: {message}{got}.")
-    more = [f"... and {len(lines) - _LINES:,} more."] * (len(lines) > _LINES)
-    return "\n".join(lines[:_LINES] + more)

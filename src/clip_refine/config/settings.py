@@ -7,11 +7,19 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from clip_refine.support.errors import ConfigError, DataError, ModelError
+from clip_refine.support.limits import shown
 
 # --------------------------------------------------------------------------------------------------
 # Named objectives: what each row of the paper's tables and each of its critics sets.
@@ -72,8 +80,41 @@ Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
 
 
-class SettingsGroup(BaseModel):
+_LINES = 10  # problems that one message shows
+
+
+def explain(error: ValidationError, *, where: str = "") -> str:
+    """A validation error in one line a problem: setting, what is wrong, what was given."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(f"{part!s:.60}" for part in problem["loc"]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}{name}: there is no such setting. `--help` lists them.")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = problem["input"]
+            got = "" if isinstance(given, dict | BaseModel) else f", got {shown(given)}"
+            lines.append(f"{where}{name}: {message}{got}.")
+    more = [f"... and {len(lines) - _LINES:,} more."] * (len(lines) > _LINES)
+    return "\n".join(lines[:_LINES] + more)
+
+
+class _Explaining(type(BaseModel)):
+    """What is wrong in `DataConfig(...)` is a ConfigError that names it as a file's would be."""
+
+    if not TYPE_CHECKING:  # which would no longer know the settings
+
+        def __call__(cls, *args: Any, **values: Any) -> Any:
+            try:
+                return super().__call__(*args, **values)
+            except ValidationError as error:
+                raise ConfigError(explain(error, where=cls.group)) from None
+
+
+class SettingsGroup(BaseModel, metaclass=_Explaining):
     """Frozen; unknown names are refused, and field docstrings are the command line's help."""
+
+    group: ClassVar[str] = ""  # what its settings begin with where it is part of a run's
 
     model_config = ConfigDict(
         frozen=True,
@@ -97,6 +138,8 @@ SCHEMAS = ("transformers", "local-dir", "factory")
 
 class ModelConfig(SettingsGroup):
     """The model to start from."""
+
+    group: ClassVar[str] = "model."
 
     name: str = "ViT-B-32"
     """An open_clip architecture, or ARCHITECTURE@TAG with the tag or file of `pretrained`; the
@@ -237,6 +280,8 @@ def _architectures() -> list[str]:
 class DataConfig(SettingsGroup):
     """The captioned images: docs/data.md shows every kind of source."""
 
+    group: ClassVar[str] = "data."
+
     train: str | tuple[str, ...] | None = None
     """Pairs to refine on: .csv, .tsv, .jsonl, .parquet, .tar (shards-{0000..0127}.tar), COCO's or
     Karpathy's .json, Flickr's token file, a folder with metadata.jsonl, hf:ORG/NAME, or `toy`.
@@ -353,6 +398,8 @@ class DataConfig(SettingsGroup):
 class TrainConfig(SettingsGroup):
     """One epoch of training."""
 
+    group: ClassVar[str] = "train."
+
     epochs: Count = 1
     """Passes over the training pairs."""
     steps: Count | None = None
@@ -452,6 +499,8 @@ class TrainConfig(SettingsGroup):
 
 class LossConfig(SettingsGroup):
     """The objective: a weighted sum of losses. `recipe` sets several of these at once."""
+
+    group: ClassVar[str] = "loss."
 
     rafa_weight: NonNegative = 1.0
     """Weight of random feature alignment."""
@@ -565,6 +614,8 @@ class LossConfig(SettingsGroup):
 class PriorConfig(SettingsGroup):
     """The distribution of RaFA's random references."""
 
+    group: ClassVar[str] = "prior."
+
     kind: Literal[
         "standard_normal",
         "uniform",
@@ -588,6 +639,8 @@ class PriorConfig(SettingsGroup):
 
 class GuardConfig(SettingsGroup):
     """A watch over training: probes every few steps, and a bound that ends it."""
+
+    group: ClassVar[str] = "guard."
 
     every: Count | None = None
     """Steps from one probe to the next: R@1 of a tenth of the training images, which are held out,
@@ -614,6 +667,8 @@ class GuardConfig(SettingsGroup):
 
 class EvaluationConfig(SettingsGroup):
     """How the before/after numbers are taken; always in float32."""
+
+    group: ClassVar[str] = "evaluation."
 
     zero_shot: tuple[str, ...] = ()
     """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""

@@ -435,14 +435,19 @@ def write_runs_report(runs: Sequence[Path]) -> Path:
     base = found[first].before
     for name in others:
         own = found[name].before.headline
-        if own.keys() != base.headline.keys() or any(
-            abs(own[key] - value) > 5e-4 for key, value in base.headline.items()
-        ):
+        if any(abs(own[key] - value) > 5e-4 for key, value in base.headline.items() if key in own):
             raise DataError(
                 f"{name}: before its refinement it scored otherwise than {first} ({_said(own)}; "
                 f"{_said(base.headline)}), so these are different models or held-out images. Give "
                 "runs of one model, scored on the same pairs and tasks."
             )
+        one, two = (first, base.headline.keys()), (name, own.keys())
+        for (lacks, few), (has, more) in ((one, two), (two, one)):
+            if only := more - few:
+                raise DataError(
+                    f"{lacks}: was not measured by {', '.join(sorted(only))}, which {has} was. "
+                    "Give runs that were scored on the same pairs and tasks, or one at a time."
+                )
     rows.insert(0, _run_row(_UNTOUCHED, base, {}, 0.0))
     best = pareto_best({row.recipe: row.headline for row in rows})
     paths = {"gap": "geometry.centroid_distance"} | {

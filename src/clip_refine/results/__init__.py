@@ -165,6 +165,9 @@ class Cutoff(Record):
     nonsense_found: float | None = None  # share of nonsense texts that find any image at all
 
 
+THRESHOLD = "threshold.json"
+
+
 class FitProbability(Record):
     """How a cosine becomes the probability that a pair fits: `threshold.json`."""
 
@@ -446,6 +449,10 @@ class SuiteScores(Table):
     """
 
     is_none = "holds no scores of a suite"
+    advice = (
+        " Give the --out file of `evaluate --suite`; an evaluation without one has all its numbers "
+        "in its file, and no page."
+    )
 
     suite: str
     models: tuple[EvaluatedModel, ...]
@@ -722,6 +729,15 @@ class Provenance(Record):
     held_out: DataFacts | None = None  # what it was measured on
     # name → value of what matters to repeat it
     settings: Mapping[str, str | int | float | bool] = {}
+    scores: RunScores | None = None  # before and after a refinement, as its model was then
+    precision: str = "fp32"  # that the weights are stored in
+
+    def measured(self, scores: RunScores) -> "Provenance":
+        """With what a run came to; nothing of the run's settings, which may name local paths."""
+        guard = scores.recipe.get("guard")
+        kept = {"guard": {name: guard[name] for name in ("step", "kept")}} if guard else {}
+        of_run = scores.model_copy(update={"recipe": kept, "seconds": {}})
+        return self.model_copy(update={"scores": of_run})
 
     def header(self) -> dict[str, str]:
         """Texts for a safetensors header: version, base, recipe, data and its fingerprint."""

@@ -352,6 +352,8 @@ def build_data(
     Of a stream that shows as it is read, so it comes when it has been.
     """
     passed = train_pairs is not None
+    _check_once("train", config.train, train_pairs, "train_pairs")
+    _check_once("val", config.val, held_out, "held_out")
     given = [p for p in (train_pairs, held_out) if p is not None and not isinstance(p, Stream)]
     for name in ("image_column", "caption_column"):
         if passed and getattr(config, name) and not any(map(has_columns, given)):
@@ -391,6 +393,14 @@ def build_data(
         raise ConfigError("nothing can be held out of a stream. Pass held_out, or data.val.")
     train_pairs, held_out = hold_out(train_pairs, fraction=config.val_fraction, seed=seed)
     return train_pairs, held_out
+
+
+def _check_once(setting: str, named: object, passed: object, argument: str) -> None:
+    """Refuse two answers to one question, of which one would not be heard."""
+    if named and passed is not None:
+        raise ConfigError(
+            f"data.{setting}: {argument} were passed, too, and only one can be used. Leave one out."
+        )
 
 
 def warn_of_marks(model: DualEncoder, *sources: ImageCaptions | Stream) -> None:
@@ -433,6 +443,7 @@ def build_held_out(
     config: DataConfig, *, seed: int, given: GivenPairs | None = None
 ) -> ImageCaptions:
     """The pairs that `refine` with these settings takes its before/after numbers from."""
+    _check_once("val", config.val, given, "held_out")
     if given is None and config.val is not None:
         given = open_pairs(config.val, config.for_val(), training=False)
     if given is not None:

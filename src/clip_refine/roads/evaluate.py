@@ -35,7 +35,7 @@ def evaluate(
     Args:
         config: Every setting.
         model: Measured instead of loading `config.model`.
-        held_out: Used instead of opening `config.data.val`: a list of (image or path, caption or
+        held_out: In place of `config.data.val`: a list of (image or path, caption or
             captions), a `datasets.Dataset`, or an object that fits `ImageCaptions`.
 
     Returns:

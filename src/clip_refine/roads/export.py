@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from clip_refine.models.checkpoints import is_run
 from clip_refine.models.encoder import files_of
 from clip_refine.models.open_clip import quiet_open_clip
 from clip_refine.models.transformers import INSTALL, quiet_transformers
-from clip_refine.results import Provenance, RunScores, read
+from clip_refine.results import THRESHOLD, FitProbability, Provenance, RunScores, read
 from clip_refine.roads import build
 from clip_refine.saving import (
     base_model,
@@ -325,7 +326,7 @@ def export(
     within = (path, path.parent if path.name == "model" else path)
     run = next((folder for folder in within if is_run(folder)), None)
     model = build.build_model(named) if named.factory else _load(source, run, to)
-    provenance, scores = _origin(named, run)
+    provenance = _origin(named, run).model_copy(update={"precision": precision})
     header = provenance.header()
     with complete_folder(out, overwrite=overwrite) as folder:
         match to:
@@ -337,7 +338,6 @@ def export(
                 write_sentence_transformers(model, folder, header)
             case _:
                 write_onnx(model, folder, header, layout=to, precision=precision)
-        write_card(folder, provenance, scores, hub_id=push_to_hub)
         pairs = sample_pairs(run)  # opens the run's data, for nothing where the model is refused
         loaded = load_back(folder, to, model)
         tolerance = _ONNX_TOLERANCES[precision] if to in LAYOUTS else _TOLERANCE
@@ -350,6 +350,9 @@ def export(
             )
         if to in LAYOUTS:
             record_check(folder, asdict(check))
+        write_card(folder, provenance, hub_id=push_to_hub)
+        if precision == "fp32":  # others have other cosines
+            _copy_threshold(named, run, folder)
     if push_to_hub:
         _push(out, push_to_hub, private=private)
     return check
@@ -398,17 +401,27 @@ def _load(source: str, run: Path | None, to: str) -> Any:
     return build.build_model(ModelConfig(name=str(run or source)))
 
 
-def _origin(named: ModelConfig, run: Path | None) -> tuple[Provenance, RunScores | None]:
-    """Where the model comes from, and the scores of the run that made it."""
+def _model_folder(named: ModelConfig, run: Path | None) -> Path:
+    return run / "model" if run else Path(named.place.removeprefix("local-dir:"))
+
+
+def _origin(named: ModelConfig, run: Path | None) -> Provenance:
+    """Where the model comes from, with the scores of the run that made it."""
     if run:
         try:
             scores = read(RunScores, run / "scores.json")
-            return Provenance.model_validate(scores.recipe["provenance"]), scores
+            return Provenance.model_validate(scores.recipe["provenance"]).measured(scores)
         except (ClipRefineError, KeyError, ValueError):
             pass  # of another version: then the weights say what they say
-    folder = run / "model" if run else Path(named.place.removeprefix("local-dir:"))
+    folder = _model_folder(named, run)
     found = read_provenance(folder) if folder.is_dir() else None
-    if found:
-        return found, None
     base = base_model(named.name, named.pretrained)
-    return Provenance(version=__version__, made="converted", base=base), None
+    return found or Provenance(version=__version__, made="converted", base=base)
+
+
+def _copy_threshold(named: ModelConfig, run: Path | None, folder: Path) -> None:
+    """From which cosine on a pair fits, where that was measured."""
+    file = _model_folder(named, run) / THRESHOLD
+    if file.is_file():
+        with suppress(ClipRefineError):  # of another version, or damaged
+            read(FitProbability, file).write(folder / THRESHOLD)

@@ -60,7 +60,7 @@ from clip_refine.models.weights import (
 )
 from clip_refine.report.run_page import write_run_report
 from clip_refine.report.tables import threshold_change
-from clip_refine.results import Provenance, RunScores, flat, read
+from clip_refine.results import THRESHOLD, Provenance, RunScores, flat, read
 from clip_refine.roads import build
 from clip_refine.roads.guard import Guard, build_guard, check_trained
 from clip_refine.roads.plan import (
@@ -134,8 +134,8 @@ def refine(
     Args:
         config: Every setting.
         model: Refined in place instead of loading `config.model`.
-        train_pairs: Used instead of opening `config.data.train`.
-        held_out: Used instead of opening `config.data.val` or holding a part out.
+        train_pairs: In place of `config.data.train`, which is then left out.
+        held_out: In place of `config.data.val`, or of a part of the training pairs.
         objective: A loss of your own, which `config.loss.own_weight` weighs; recipe `own` has it
             alone. Called with the raw features of student and teacher, each a `PairFeatures` of
             (B, d), over all processes and at the scale of training, and with the logit scale.
@@ -281,7 +281,7 @@ def refine(
                 write_skipped(skipped_rows([train_pairs, held_out]), folder / "skipped.jsonl")
             scores = scores.model_copy(update={"seconds": clock.seconds})
             scores.write(folder / "scores.json")
-            write_card(folder / "model", provenance, scores)
+            write_card(folder / "model", provenance.measured(scores))
         if folder and config.report:
             _report(folder, was, now, held_out, tasks, nonsense_features, seed=config.seed)
     if folder:
@@ -847,7 +847,7 @@ def _report(
         found = gather_evidence(was, now, held_out, changes, **more)
         found.write(folder / "report.json")
         if found.fits:
-            found.fits[1].write(folder / "model" / "threshold.json")
+            found.fits[1].write(folder / "model" / THRESHOLD)
             remark(threshold_change(found))
         write_run_report(folder)
     except Exception as error:  # whatever is wrong with it, hours of training are not thrown away

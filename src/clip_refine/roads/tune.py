@@ -38,8 +38,8 @@ def tune(
     Args:
         config: Every setting.
         model: Used instead of loading `config.model`; has its own weights back in the end.
-        train_pairs: Used instead of opening `config.data.train`.
-        held_out: Used instead of opening `config.data.val` or holding a part out.
+        train_pairs: In place of `config.data.train`, which is then left out.
+        held_out: In place of `config.data.val`, or of a part of the training pairs.
         tasks: Used instead of opening `config.evaluation.zero_shot`.
 
     Returns:

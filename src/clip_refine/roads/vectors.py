@@ -110,7 +110,7 @@ _NO_UNIT = (
     "search do not take."
 )
 FEW = 20
-"""Images below which mixed documents, clusters and storage are not measured."""
+"""Images below which mixed documents, clusters and storage are not measured, nor items unseen."""
 
 
 def unit_pairs(found: FeatureSet) -> EmbeddedPairs:
@@ -325,12 +325,23 @@ def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -
     except ValueError as error:
         raise DataError(f"{old} and {new}: {error}.") from error
     save_peer(aligned, out, overwrite=overwrite)
-    was, (count, dim) = unit_rows("old features", sides[0]), sides[0].shape
-    fit = float((aligned.transform_image(sides[1]) * was).sum(dim=1).mean())
-    of_noise = "" if count > 4 * dim else f", few for {dim} dimensions, so others will fit worse"
+    order = torch.randperm(len(sides[0]), generator=torch.Generator().manual_seed(0))
+    unseen, others = order[: len(order) // 10], order[len(order) // 10 :]
+    measured, tried, on = (
+        order,
+        aligned,
+        "of the fit, too few to keep any aside, so others fit worse",
+    )
+    if len(unseen) >= FEW:
+        measured, tried = unseen, Procrustes.align(*(side[others] for side in sides))
+        on = f"that a map of the other {len(others):,} has not seen; the saved one is of all"
+    was, mapped = (
+        unit_rows("old features", sides[0][measured]),
+        tried.transform_image(sides[1][measured]),
+    )
     remark(
-        f"Mean cosine of an item's old vector and its new one, mapped: {fit:.3f}, on the {count:,} "
-        f"items of the fit{of_noise}."
+        "Mean cosine of an item's old vector and its new one, mapped: "
+        f"{float((mapped * was).sum(dim=1).mean()):.3f}, on {len(measured):,} items {on}."
     )
     return aligned
 

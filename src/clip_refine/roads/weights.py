@@ -117,6 +117,9 @@ def fold(
     The start of the recipe `centred`: nearly all of the gap is closed, nothing is trained. The
     means are those of the pairs of `data.train`, `share` of each is taken off (docs/method.md).
     """
+    for name, of_mean in (("share", share), ("share_text", share_text)):
+        if of_mean is not None and not 0 <= of_mean <= 1:
+            raise ConfigError(f"{name} {of_mean:g}: must be 0 to 1, a part of the mean feature.")
     check_free(out, overwrite=overwrite)
     if not data.sources:
         raise ConfigError("data.train is missing. Give captioned images: --data.train captions.csv")

@@ -48,7 +48,6 @@ class Verbatim(str):
 def model_card(
     provenance: Provenance,
     formats: Sequence[str],
-    scores: RunScores | None = None,
     *,
     hub_id: str | None = None,
     onnx: Mapping[str, Any] | None = None,
@@ -71,7 +70,7 @@ def model_card(
         tags=["clip", "clip-refine", "zero-shot-image-classification", *formats],
         base_model=provenance.base.hub_id,
     )
-    held_out = ""
+    held_out, scores = "", provenance.scores
     if scores:
         count, captions = scores.after.pairs, scores.after.captions
         held_out = f"{count:,} held-out images with {captions:,} captions"
@@ -83,7 +82,8 @@ def model_card(
         .get_template("model_card.md.jinja")
         .render(
             dict(provenance),
-            title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}",
+            title=f"{provenance.base.name}, {kinds.get(provenance.made, 'converted')}"
+            + ("" if provenance.precision == "fp32" else f", {provenance.precision}"),
             front_matter=Verbatim(facts.to_yaml()),
             rows=_score_rows(scores) if scores else [],
             went_back=rolled_back(scores) if scores else "",
@@ -285,7 +285,6 @@ def saved_size(model: Any) -> int:
 def write_card(
     folder: Path,
     provenance: Provenance,
-    scores: RunScores | None = None,
     *,
     hub_id: str | None = None,
 ) -> None:
@@ -297,7 +296,6 @@ def write_card(
     text = model_card(
         provenance,
         formats or [OWN],
-        scores,
         hub_id=hub_id,
         onnx=json.loads(onnx.read_text(encoding="utf-8")) if onnx.is_file() else None,
         own_files=not (formats or (folder / "model.safetensors").is_file()),

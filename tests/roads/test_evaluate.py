@@ -76,9 +76,9 @@ def test_features_of_no_pairs_are_not_saved(folder: Path, tiny_name: str, tmp_pa
 
 
 def test_every_prompt_has_a_place_for_the_name():
-    with pytest.raises(ValueError, match="'a photo' has no {} for the class name"):
+    with pytest.raises(ConfigError, match="'a photo' has no {} for the class name"):
         EvaluationConfig(template=("a {}", "a photo"))
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(ConfigError, match="there is none"):
         EvaluationConfig(template=())
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from clip_refine.config import ModelConfig, named_model
 from clip_refine.config.runs import RefineConfig
 from clip_refine.models import load_transformers
 from clip_refine.models.open_clip import load_open_clip
-from clip_refine.results import BaseModelFacts, Provenance
+from clip_refine.results import BaseModelFacts, FitProbability, Provenance, read
 from clip_refine.roads import export as road
 from clip_refine.roads.export import FORMATS, Encoders, _push, compare_features, export
 from clip_refine.roads.refine import refine
@@ -354,7 +355,10 @@ def test_an_onnx_card_makes_pixels_that_open_clip_cannot(tmp_path: Path, images,
 def test_the_weights_say_where_they_come_from(run: Path, tiny_name: str):
     scores = json.loads((run / "scores.json").read_text())
     stated = scores["recipe"]["provenance"]
-    assert stated == json.loads((run / "model" / "provenance.json").read_text())
+    beside = json.loads((run / "model" / "provenance.json").read_text())
+    for side in ("before", "after", "difference"):
+        assert beside["scores"][side] == scores[side]
+    assert beside | {"scores": None} == stated
     with safe_open(run / "model" / "open_clip_model.safetensors", "pt") as file:
         header = file.metadata()
     assert header["base_model"] == Path(tiny_name).name
@@ -682,12 +686,22 @@ def test_who_may_push_is_asked_first(tmp_path: Path, monkeypatch):
 
 def test_an_export_of_an_export_keeps_what_was_measured(run: Path, tmp_path: Path):
     first, second = tmp_path / "first", tmp_path / "second"
-    threshold = (run / "model" / "threshold.json").read_text()
-    export(str(run), to="open_clip", out=first)
+    with_threshold = shutil.copytree(run, tmp_path / "run")
+    fit = FitProbability(
+        slope=20.0,
+        intercept=-5.0,
+        calibration_error=0.1,
+        reliability=(),
+        cutoffs={},
+        images=(20, 20),
+        nonsense=0,
+    )
+    fit.write(with_threshold / "model" / "threshold.json")
+    export(str(with_threshold), to="open_clip", out=first)
     export(f"local-dir:{first}", to="open_clip", out=second)
     for folder in (first, second):
         card = (folder / "README.md").read_text()
         assert "## Before and after" in card
         assert "| image to text R@1 |" in card
-        assert (folder / "threshold.json").read_text() == threshold
+        assert read(FitProbability, folder / "threshold.json") == fit
     assert str(run) not in (second / "provenance.json").read_text()

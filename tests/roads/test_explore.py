@@ -213,6 +213,11 @@ def test_what_is_shown_is_escaped(run: Path, tmp_path: Path):
 
 
 def test_what_cannot_be_opened(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "comparison.json").touch()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ClipRefineError, match="holds a comparison. Give one run"):
+        open_explorer(tmp_path)
+    (tmp_path / "config.yaml").unlink()
     with pytest.raises(ClipRefineError, match="holds no run"):
         open_explorer(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()

@@ -58,7 +58,7 @@ def test_it_goes_back_to_what_was_within_the_bound(config: RefineConfig, capsys)
     assert scores.recipe["guard"] == {"step": 1, "kept": 0}
     before = untouched()
     assert all(torch.allclose(w, before[name], atol=1e-6) for name, w in saved(config).items())
-    assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
+    assert "The guard stopped training after step 1: mean R@1 -" in said(capsys)
     assert not worse(scores)
     refused = "The guard refused the training at step 1: this is the model as it was."
     assert answer(scores) == f"{refused} Nothing clearly changed."
@@ -94,7 +94,7 @@ def test_the_weights_that_are_saved_are_probed_in_any_case(config: RefineConfig)
 
 def test_bystanders_with_captions_are_watched(config: RefineConfig, table: Path, capsys):
     refine(override(config, guard={"bystanders": str(table), "bound": 0, "then": "stop"}))
-    assert "bystanders mean_recall@1 -" in said(capsys)
+    assert "bystanders' mean R@1 -" in said(capsys)
 
 
 def test_bystanders_with_classes_are_a_task_more(
@@ -186,7 +186,7 @@ def test_a_stream_is_watched_on_pairs_of_its_own(config: RefineConfig, table: Pa
     guard = {"pairs": str(table), "bound": 0, "then": "stop"}
     scores = refine(override(config, data=data, guard=guard, train={"batch_size": 32}))
     assert scores.recipe["guard"] == {"step": 1, "kept": 1}
-    assert "The guard stopped training after step 1: mean_recall@1 -" in said(capsys)
+    assert "The guard stopped training after step 1: mean R@1 -" in said(capsys)
 
 
 def test_what_is_watched_is_looked_at_before_anything_is_measured(

@@ -298,7 +298,7 @@ def test_an_existing_folder_is_kept_unless_overwritten(config: RefineConfig):
     config.out.mkdir()
     (config.out / "precious.txt").write_text("keep me")
     (config.out / "config.yaml").write_text("many programs have such a file")
-    with pytest.raises(OutputError, match="exists already. Pass --overwrite"):
+    with pytest.raises(OutputError, match="exists already and holds no results"):
         refine(config)
     assert (config.out / "precious.txt").read_text() == "keep me"
     with pytest.raises(OutputError, match="holds no results of an earlier run"):

@@ -117,6 +117,12 @@ class TestFromFilesToFiles:
         with pytest.raises(DataError, match=r"moved.safetensors: was made by mean-centring\+nnn"):
             evaluate_vectors(tmp_path / "moved.safetensors")
 
+    def test_more_neighbours_than_references_are_said(self, features: Path, tmp_path: Path, capsys):
+        fit_file("nnn", features, tmp_path / "all")
+        assert "neighbours 128: there are 8 references, all are taken" in capsys.readouterr().err
+        fit_file("nnn", features, tmp_path / "some", SETTINGS)
+        assert "neighbours" not in capsys.readouterr().err
+
     def test_python_may_name_folders_and_one_map(self, tmp_path: Path):
         features = tmp_path / "features.safetensors"
         write_features(features, FeatureSet(*drawn(2, 24, 24)), note={})

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from clip_refine.config import DataConfig
-from clip_refine.data.images import ImagePlace, is_clutter
+from clip_refine.data.images import SUFFIXES, ImagePlace, is_clutter
 from clip_refine.support.errors import ConfigError, DataError
 from clip_refine.support.limits import (
     FILES,
@@ -648,6 +648,11 @@ def find_column(
         raise DataError(f"{path}: has no column {wanted!r}, only {listed(header)}.{hint}")
     if not header:
         raise DataError(f"{path}: is empty. The first line must name the columns.")
+    if any(Path(name).suffix.lower() in SUFFIXES for name in header):
+        raise DataError(
+            f"{path}: its first line is a pair, {listed(header)}, and must name the columns. Put "
+            "image,caption (or whatever they are) before it."
+        )
     raise DataError(
         f"{path}: no {what} column among {listed(header)}; looked for "
         f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "

@@ -147,6 +147,11 @@ def open_explorer(
     """Load both models of a run and encode what is to be searched; a file names no `factory`."""
     if not (run / "config.yaml").is_file():
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
+    if (run / "comparison.json").is_file():
+        raise DataError(
+            f"{run}: holds a comparison. Give one run, as `compare --save-models` keeps them, or "
+            "as the command under its decision makes one."
+        )
     if (run / "peer.json").is_file():
         return _open_stored(run, images, limit)
     config = load_config(RefineConfig, run / "config.yaml")
@@ -184,6 +189,11 @@ def _open_stored(run: Path, images: str | None, limit: int) -> Explorer:
     source = data.get("train") if isinstance(data, dict) else None
     if not isinstance(source, str) or source == "python":
         raise DataError(f"{run}: its vectors were given in Python, so they cannot be read again.")
+    if not Path(source).exists():
+        raise DataError(
+            f"{run}: was learnt on {source}, which is not there. If that is a path from another "
+            "folder, run this in the one where `vectors refine` ran."
+        )
     found = unit_pairs(read_pairs(source, owner=settings.get("owner")))
     owners, shown = found.text_to_image.tolist(), None
     captions = [f"caption {row} of image {owner}" for row, owner in enumerate(owners)]

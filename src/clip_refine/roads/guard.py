@@ -13,6 +13,7 @@ from clip_refine.evaluation.geometry import effective_rank
 from clip_refine.evaluation.scores import Measured, embed_model, measure, paired_differences
 from clip_refine.models.embed import Embedder
 from clip_refine.results import Interval
+from clip_refine.results.metrics import metric
 from clip_refine.roads import build
 from clip_refine.support.console import remark
 from clip_refine.support.errors import TrainingError
@@ -84,14 +85,20 @@ class Guard:
 
     def _differences(self, now: Sequence[Measured]) -> dict[str, Interval]:
         found = {}
-        for was, side, what in zip(self._start, now, ("", "bystanders "), strict=False):
+        for was, side, what in zip(self._start, now, ("", "bystanders' "), strict=False):
             every = paired_differences(was, side, seed=self.config.seed, resamples=RESAMPLES)
             found |= {
-                f"{what}{name.removeprefix('zero_shot.')}": difference
+                f"{what}{_called(name)}": difference
                 for name, difference in every.items()
                 if name == "mean_recall@1" or name.endswith(".top1")
             }
         return found
+
+
+def _called(name: str) -> str:
+    """What a watched score is called in tables."""
+    task = name.removeprefix("zero_shot.").removesuffix(".top1")
+    return metric(name).heading if task == name else f"zero-shot top-1 of {task}"
 
 
 def check_trained(was: Measured, now: Measured) -> None:

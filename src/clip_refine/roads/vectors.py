@@ -70,6 +70,9 @@ def fit_file(
     except ValueError as error:
         raise DataError(f"{features}: {name} cannot be fitted. {error}.") from error
     save_peer(peer, out, overwrite=overwrite)
+    fewest = min(peer.fitted_on)
+    if "neighbours" in settings_of(name) and settings.neighbours > fewest:
+        remark(f"neighbours {settings.neighbours}: there are {fewest} references, all are taken.")
     return peer
 
 

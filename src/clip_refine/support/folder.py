@@ -121,17 +121,17 @@ def check_free(path: Path, *, overwrite: bool, folder: bool = True) -> None:
         raise OutputError(f"{path}: {blocking} is a file, not a folder. Choose another --out.")
     if not path.exists():
         return
-    if path.is_dir() != folder and overwrite:
+    if path.is_dir() != folder:
         kind = "folder" if path.is_dir() else "file"
         raise OutputError(f"{path}: is a {kind} already. Choose another --out.")
+    if folder and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+        raise OutputError(
+            f"{path}: exists already and holds no results of an earlier run, so --overwrite leaves "
+            "it alone. Choose another --out."
+        )
     if not overwrite:
         raise OutputError(
             f"{path}: exists already. Pass --overwrite to replace it, or another --out."
-        )
-    if folder and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
-        raise OutputError(
-            f"{path}: holds no results of an earlier run, so --overwrite leaves it alone. Choose "
-            "another --out."
         )
     if path.resolve() == Path.cwd() or path.resolve() in Path.cwd().parents:
         raise OutputError(f"{path}: is the folder you are in. Choose another --out.")

@@ -35,4 +35,5 @@ def _one(
         "OMP_NUM_THREADS": "1",
     }
     work(*arguments)
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

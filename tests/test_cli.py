@@ -423,9 +423,9 @@ def test_several_processes_do_not_write_one_target(
 ):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as stop:
-        main(["vectors", "apply", "maps", "stored.npy", "--side", "image", "--out", "new.npy"])
+        main(["vectors", "align", "old.npy", "new.npy", "--out", "maps"])
     assert stop.value.code == 2
-    assert "vectors runs in one process: several would all do" in capsys.readouterr().err
+    assert "vectors align runs in one process: several would all do" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main(["vectors", "apply", "--help"])
     assert stop.value.code == 0

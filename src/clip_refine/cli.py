@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from clip_refine.support.console import PlainConsole, printable, say, talk
-from clip_refine.support.errors import ClipRefineError, ConfigError, first_line, ran_out
+from clip_refine.support.console import PlainConsole, printable, say, speaks, talk
+from clip_refine.support.errors import ClipRefineError, ConfigError, EndedError, first_line, ran_out
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -256,7 +256,7 @@ def evaluate(config: "EvaluateConfig", *, as_json: bool = False) -> None:
 
 def _wants_tables(scores: "BaseModel", as_json: bool) -> bool:
     """Whether tables are to follow: not after JSON, which this prints, nor in a second process."""
-    if int(os.environ.get("RANK", "0")):
+    if not speaks():
         return False
     if as_json:
         print(scores.model_dump_json(indent=2))
@@ -275,7 +275,8 @@ def _for_parts(config: "RefineConfig", parameters: str) -> "RefineConfig":
 
 def _say(text: str, as_json: bool, **numbers: Any) -> None:
     """What a verb without tables found."""
-    say(json_format.dumps(numbers, default=str) if as_json else text)
+    if speaks():
+        say(json_format.dumps(numbers, default=str) if as_json else text)
 
 
 def _show_refined(scores: "RunScores") -> None:
@@ -1067,7 +1068,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status) from None
 
 
-_TOGETHER = ("refine", "demo", "evaluate", "doctor")  # verbs that several processes may run
+# verbs that several processes may run
+_TOGETHER = ("refine", "demo", "evaluate", "doctor", "vectors apply")
 _FOR_ALL = ("--debug", "--quiet", "--verbose")  # flags of every verb
 _LONGEST = 8000  # letters of a message
 
@@ -1092,7 +1094,7 @@ def _explain(error: BaseException, verb: str) -> tuple[str, int]:
             full = " Free some space, or choose another folder." if error.errno == ENOSPC else ""
             return f"{named}{error.strerror or first_line(error)}.{full}", 1
         case RuntimeError() if type(error).__name__ == "DistBackendError" or "gloo" in str(error):
-            return "another process of this run has ended: see what that one says.", 1
+            return str(EndedError()), 1
     return (
         f"failed: {type(error).__name__}: {first_line(error)}. This should not happen; --debug "
         "shows where it did, for a report."
@@ -1176,10 +1178,10 @@ def _run(arguments: list[str]) -> None:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(f"there is no such verb.{hint} The verbs are {', '.join(VERBS)}.")
     helps = not {"--help", "-h"}.isdisjoint(rest)
-    if verb not in _TOGETHER and not helps and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    named = " ".join(arguments[:2]) if verb == "vectors" else verb
+    if named not in _TOGETHER and not helps and int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise ConfigError(
-            f"{verb} runs in one process: several would all do the same. Start it without "
-            "torchrun or accelerate; a large index in parts, each file or row range with an --out "
-            "of its own (examples/02_ray_data.py)."
+            f"{named} runs in one process: several would all do the same. Start it without "
+            "torchrun or accelerate."
         )
     VERBS[verb](rest)

@@ -273,6 +273,7 @@ STATUS = {
     "ModelError": 2,
     "OutputError": 2,
     "FailedError": 1,
+    "EndedError": 1,
     "NotThereError": 2,  # of a source, which a suite collects
     "TrainingError": 1,
     "Planned": 0,

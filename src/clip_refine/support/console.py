@@ -148,9 +148,14 @@ def say(*texts: object) -> None:
     print(*(printable(str(text)) for text in texts))
 
 
+def speaks() -> bool:
+    """Whether this is the process that speaks for all, where several run."""
+    return not int(os.environ.get("RANK", "0"))
+
+
 def remark(line: str, style: str | None = None) -> None:
     """Print a line as it stands, once where several processes run."""
-    if not int(os.environ.get("RANK", "0")):
+    if speaks():
         console.print(printable(line), style=style, markup=False, soft_wrap=True)
 
 

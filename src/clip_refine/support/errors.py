@@ -63,6 +63,15 @@ class FailedError(ClipRefineError):
     status = 1
 
 
+class EndedError(FailedError):
+    """Another process of a run of several has failed, so that this one ends."""
+
+    def __init__(
+        self, said: str = "another process of this run has ended: see what that one says."
+    ) -> None:
+        super().__init__(said)
+
+
 class TrainingError(FailedError):
     """Training cannot go on, for example after a loss that is not finite."""
 

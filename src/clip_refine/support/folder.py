@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,12 +145,15 @@ FINISHED = ".finished"
 
 
 @contextmanager
-def complete_folder(path: Path, *, overwrite: bool, go_on: bool = False) -> Iterator[Path]:
+def complete_folder(
+    path: Path, *, overwrite: bool, go_on: bool = False, sums: Mapping[Path, str] | None = None
+) -> Iterator[Path]:
     """A folder to write into that becomes `path` when the block ends without an error.
 
     Until then it is a hidden neighbour of `path`, and what stood at `path` before is still there.
     After an error it is removed, unless it holds a state that a run can go on from or a finished
-    model: these are never removed. With `go_on` the one that was left is used again.
+    model: these are never removed. With `go_on` the one that was left is used again. `sums` are
+    those of files in it that whoever wrote them knows when the block ends.
     """
     path = path.resolve()
     with alone(path):
@@ -164,12 +167,11 @@ def complete_folder(path: Path, *, overwrite: bool, go_on: bool = False) -> Iter
         except OSError as error:
             raise unwritable(path, error, begun=False) from error
         try:
-            yield partial
-            seal(partial)
-            partial.rename(_hidden(path, "complete"))
-            _finish_renames(path, own=True)
-        except OSError as error:
-            raise unwritable(path, error, begun=True) from error
+            with writing(path):
+                yield partial
+                seal(partial, sums)
+                partial.rename(_hidden(path, "complete"))
+                _finish_renames(path, own=True)
         finally:
             if _holds_work(partial):
                 remark(f"What was finished is kept in {partial}; --resume auto goes on.", "yellow")
@@ -177,6 +179,15 @@ def complete_folder(path: Path, *, overwrite: bool, go_on: bool = False) -> Iter
                 remark(f"What was finished is kept in {partial}; the same command goes on.")
             else:
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of what the disk refuses within the block that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error, begun=True) from error
 
 
 def hidden_work(path: Path) -> Path:
@@ -357,13 +368,14 @@ def write_file(path: Path, text: str) -> None:
 _TENSORS = (".safetensors", ".onnx", ".data", ".npy", ".arrow")
 
 
-def seal(folder: Path) -> None:
-    """Write checksums beside all files of tensors, and everything to the disk."""
+def seal(folder: Path, sums: Mapping[Path, str] | None = None) -> None:
+    """Write checksums beside all files of tensors, `sums` if known, and everything to the disk."""
+    known = sums or {}
     for inner in (folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())):
         files = sorted(path for path in inner.iterdir() if path.is_file())
         tensors = [p for p in files if p.suffix in _TENSORS and p.name.isprintable()]
         if tensors and not (inner / SUMS).is_file():
-            lines = [f"{file_sum(path)}  {path.name}\n" for path in tensors]
+            lines = [f"{known.get(path) or file_sum(path)}  {path.name}\n" for path in tensors]
             (inner / SUMS).write_text("".join(lines), encoding="utf-8")
             files.append(inner / SUMS)
         for path in files:

@@ -17,8 +17,8 @@ import math
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,8 +34,15 @@ from torch import Tensor
 
 from clip_refine.data.datasets import HUB_PREFIX, hub_table
 from clip_refine.data.rows import SourceSettings
-from clip_refine.support.console import Bar, remark
-from clip_refine.support.errors import ConfigError, DataError, OutputError, first_line, foreign
+from clip_refine.support.console import Bar, remark, speaks
+from clip_refine.support.errors import (
+    ConfigError,
+    DataError,
+    EndedError,
+    OutputError,
+    first_line,
+    foreign,
+)
 from clip_refine.support.folder import (
     FINISHED,
     SUMS,
@@ -47,8 +54,11 @@ from clip_refine.support.folder import (
     file_sum,
     hidden_work,
     sum_beside,
+    sync,
     write_file,
+    writing,
 )
+from clip_refine.support.group import Group
 from clip_refine.support.limits import check_regular, leads_out, parse_json, read_text
 from clip_refine.vectors.files import FeatureSet, load_peer, peer_sum, read_features, read_npz
 from clip_refine.vectors.transforms import Modality, Peer
@@ -490,6 +500,9 @@ def apply_stored(
     The layout, ids, order and type stay; transformed rows have norm 1. Only `.npy` and
     clip-retrieval's folders take a map that changes the dimension.
 
+    Under torchrun or `accelerate launch` the processes share the files of a folder, on a disk that
+    all see; what comes out is the same, and each returns the count of all.
+
     Args:
         peer: The transform, or the folder that holds it.
         source: A file or folder of docs/vectors.md, or one `.npy` of a side.
@@ -500,7 +513,7 @@ def apply_stored(
 
     Raises:
         ClipRefineError: Vectors that cannot be read or do not fit, no such column, `out` that
-            exists.
+            exists, one file or table for several processes.
     """
     if side not in ("image", "text"):
         raise ConfigError(f"side {side!r}: must be image or text.")
@@ -512,20 +525,29 @@ def apply_stored(
         )
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise OutputError(f"{out}: lies in {source}, which is read. Choose an --out beside it.")
-    move = _Move(peer, side)
+    move, group = _Move(peer, side), Group()
+    if group.count > 1 and (source.suffix == LANCE or source.is_file()):
+        raise ConfigError(
+            f"{source}: is written by one process, but {group.count} run. Start this without "
+            "torchrun or accelerate, or give a folder of clip-retrieval's or a saved dataset, "
+            "whose files they share."
+        )
     named = source.suffix == LANCE or is_dataset(source)  # folders whose vectors have names
     if column is not None and not named and (source.is_dir() or source.suffix == ".npy"):
         raise DataError(
             f"{source}: has no column {column!r}, since .npy files hold one array each. Leave "
             "--column out."
         )
+    if source.suffix != LANCE and source.is_dir():
+        with group.together():
+            if group.first:
+                _check_sums(source)
+            if is_dataset(source):
+                return _apply_dataset(move, source, out, column, group, overwrite=overwrite)
+            return _apply_folder(move, source, out, group, overwrite=overwrite)
     _check_sums(source)
     if source.suffix == LANCE:
         return _apply_lance(move, source, out, column, overwrite=overwrite)
-    if is_dataset(source):
-        return _apply_dataset(move, source, out, column, overwrite=overwrite)
-    if source.is_dir():
-        return _apply_folder(move, source, out, overwrite=overwrite)
     check_free(out, overwrite=overwrite, folder=False)
     if source.suffix not in (".npy", ".npz", ".safetensors", ".parquet"):
         raise DataError(
@@ -594,7 +616,7 @@ class _Move:
 
 
 def _stream(move: _Move, matrix: Matrix, file: BinaryIO, target: BinaryIO, title: str) -> None:
-    bar = Bar(title, -(-matrix.rows // _ROWS), transient=True)
+    bar = Bar(title, -(-matrix.rows // _ROWS), visible=speaks(), transient=True)
     for start, rows in bar.over(matrix.blocks(file)):
         moved = move(matrix.path, start, rows).contiguous()
         target.write(moved.view(torch.uint8).numpy().data)
@@ -731,62 +753,146 @@ def _write_note(move: _Move, folder: Path) -> None:
     (folder / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
-class _Finished:
-    """Files of a folder in the making, those kept that a run before a kill made of the same."""
+_MAPPING = 13  # times as long as its copy takes what goes through a map (docs/vectors.md)
 
-    def __init__(self, out: Path, made_by: str) -> None:
-        self._list, self._made_by = hidden_work(out) / FINISHED, made_by
+
+class _Finished:
+    """Files of a folder in the making, those kept that a run before a kill made of the same.
+
+    Each process lists what it has made, the first one in the list that is there as long as all go
+    on. A list says by what it was made and in which run, then has a line for each file.
+    """
+
+    def __init__(self, out: Path, made_by: str, group: Group) -> None:
+        self._folder, self._made_by, self._group = hidden_work(out), made_by, group
+        names = (f"{FINISHED}-{rank}" if rank else FINISHED for rank in range(group.count))
+        self._lists = [self._folder / name for name in names]
+        self._list, self._own = self._lists[0], self._lists[group.rank]
         self._known: dict[str, list[Any]] = {}
-        self._made: set[Path] = {self._list}
-        with suppress(OSError, ValueError):  # there is none, or its last line was cut off
-            first, *lines = self._list.read_text(encoding="utf-8").splitlines()
-            for line in lines if first == made_by else ():
-                name, *facts = json.loads(line)
-                self._known[name] = facts
+        self._sums: dict[Path, str] = {}
+        self._wanted: set[Path] = {self._list}
+        self._run = 0
 
     @classmethod
     @contextmanager
     def within(
-        cls, out: Path, move: "_Move", about: object, *, overwrite: bool
+        cls, out: Path, move: "_Move", about: object, group: Group, *, overwrite: bool
     ) -> Iterator[tuple[Path, "_Finished"]]:
         """The folder that becomes `out`, and what is finished in it."""
-        finished = cls(out, json.dumps([peer_sum(move.peer), move.side, str(about)]))
-        go_on = bool(finished._known)
-        with complete_folder(out, overwrite=overwrite, go_on=go_on) as new:
-            if go_on:
-                remark(f"Going on: {len(finished._known)} files of an earlier run are finished.")
-            lines = [json.dumps([name, *facts]) for name, facts in finished._known.items()]
-            finished._list.write_text("\n".join([finished._made_by, *lines, ""]), encoding="utf-8")
-            try:
-                yield new, finished
-            except Exception:  # which would come again; who was stopped goes on
+        made_by = json.dumps([peer_sum(move.peer), move.side, str(about)])
+        finished = cls(out, made_by, group)
+        with ExitStack() as opened:
+            if group.first:
+                lists = sorted(finished._folder.glob(f"{FINISHED}*"))
+                for file in lists:
+                    finished._read(file)
+                known, sums = finished._known, finished._sums
+                opened.enter_context(
+                    complete_folder(out, overwrite=overwrite, go_on=bool(known), sums=sums)
+                )
+                if known:
+                    remark(f"Going on: {len(known)} files of an earlier run are finished.")
+                finished._begin(secrets.randbits(60), known)
+                for file in {*lists} - {finished._list}:
+                    file.unlink(missing_ok=True)
+            else:
+                opened.enter_context(writing(out))
+            run = group.meet(finished._run)
+            with group.together():
+                try:
+                    if not group.first:
+                        finished._join(run)
+                    group.meet()  # until here no list grows, so that all know the same
+                    yield finished._folder, finished
+                except Exception as error:  # which would come again; who was stopped goes on
+                    if not (isinstance(error, EndedError) and error.__cause__):
+                        finished._list.unlink(missing_ok=True)
+                    raise
+            if group.first:
                 finished._list.unlink()
-                raise
-            finished._list.unlink()
-            _write_note(move, new)
+                _write_note(move, finished._folder)
+
+    def _read(self, file: Path) -> int:
+        """Know what is in a list; of which run it is."""
+        run = "0"
+        with suppress(OSError, ValueError):  # there is none, or its last line was cut off
+            made_by, run, *lines = file.read_text(encoding="utf-8").splitlines()
+            for line in lines if made_by == self._made_by else ():
+                name, *facts = json.loads(line)
+                self._known[name] = facts
+        return int(run) if run.isdecimal() else 0
+
+    def _begin(self, run: int, known: Mapping[str, list[Any]]) -> None:
+        self._run = run
+        lines = [json.dumps([name, *facts]) for name, facts in known.items()]
+        self._own.write_text("\n".join([self._made_by, str(run), *lines, ""]), encoding="utf-8")
+
+    def _join(self, run: int) -> None:
+        """Know what the first process knows."""
+        self._folder.mkdir(exist_ok=True)  # NFS may hold on to its not being there
+        if self._read(self._list) != run:
+            raise OutputError(
+                f"{self._folder}: process {self._group.rank} does not find what the first one has "
+                "begun there. Give an --out on a disk that all processes see."
+            )
+        self._begin(run, {})
+
+    def share(
+        self, files: Mapping[Path, Path], mapped: Container[Path], make: Callable[[Path, Path], int]
+    ) -> int:
+        """Make each of the files, `{new: source}`, in one process; the rows of all."""
+
+        def cost(file: Path) -> int:
+            known = str(file.relative_to(self._folder)) in self._known
+            slow = files[file] in mapped and not known
+            return files[file].stat().st_size * (_MAPPING if slow else 1)
+
+        costs = {file: cost(file) for file in files}
+        loads, own = [0] * self._group.count, set[Path]()
+        for file in sorted(files, key=costs.__getitem__, reverse=True):
+            least = loads.index(min(loads))
+            loads[least] += costs[file]
+            if least == self._group.rank:
+                own.add(file)
+        self._wanted.update(files)
+        rows = 0
+        for file in (file for file in files if file in own):
+            if self._group.count > 1 and not self._all_go_on():
+                raise EndedError
+            rows += self.once(file, files[file], partial(make, files[file]))
+        return self._group.meet(rows)
+
+    def _all_go_on(self) -> bool:
+        """Whether this run's list is there, which whoever fails removes."""
+        with suppress(OSError, ValueError), self._list.open(encoding="utf-8") as lines:
+            lines.readline()
+            return lines.readline() == f"{self._run}\n"
+        return False
 
     def once(self, file: Path, source: Path, make: Callable[[Path], int]) -> int:
         """The rows of a file, which is made if it is not finished."""
-        name, read = str(file.relative_to(self._list.parent)), source.stat()
+        name, read = str(file.relative_to(self._folder)), source.stat()
         of = [read.st_size, read.st_mtime_ns]
-        self._made.add(file)
         *noted, rows = self._known.get(name, [None])
         if noted and file.is_file() and noted == [*of, file_sum(file)]:
             return rows
         rows = make(file)
-        with self._list.open("a", encoding="utf-8") as notes:
+        sync(file)  # by who wrote it, which may be another machine than the first's
+        with self._own.open("a", encoding="utf-8") as notes:
             notes.write(json.dumps([name, *of, file_sum(file), rows]) + "\n")
         return rows
 
-    def drop_others(self) -> None:
-        """Remove files that an earlier run made, or began, of what has gone from the source."""
-        for path in self._list.parent.rglob("*"):
-            if path.is_file() and path not in self._made:
+    def settle(self) -> None:
+        """Know the sums of all, and remove what an earlier run made, or began, of what has gone."""
+        if {self._read(file) for file in self._lists} == {self._run}:
+            self._sums.update({self._folder / name: of[-2] for name, of in self._known.items()})
+        for path in self._folder.rglob("*"):
+            if path.is_file() and path not in self._wanted:
                 path.unlink()
 
 
 def _apply_dataset(
-    move: _Move, source: Path, out: Path, column: str | None, *, overwrite: bool
+    move: _Move, source: Path, out: Path, column: str | None, group: Group, *, overwrite: bool
 ) -> int:
     def apply(path: Path, target: Path) -> int:
         with _open_arrow(path) as opened:
@@ -797,17 +903,18 @@ def _apply_dataset(
         return moved.done
 
     _check_own(source / "dataset_info.json", source)
-    _check_room(move, source, out)
-    done, about = 0, (source.resolve(), column)
-    with _Finished.within(out, move, about, overwrite=overwrite) as (new, finished):
-        for path in _dataset_files(source):
-            done += finished.once(new / path.name, path, partial(apply, path))
-        finished.drop_others()
-        shutil.copyfile(source / "dataset_info.json", new / "dataset_info.json")
-        state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-        state["_fingerprint"] = secrets.token_hex(8)  # by which `datasets` finds what it cached
-        (new / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    return done
+    if group.first:
+        _check_room(move, source, out)
+    about, paths = (source.resolve(), column), _dataset_files(source)
+    with _Finished.within(out, move, about, group, overwrite=overwrite) as (new, finished):
+        rows = finished.share({new / path.name: path for path in paths}, paths, apply)
+        if group.first:
+            finished.settle()
+            shutil.copyfile(source / "dataset_info.json", new / "dataset_info.json")
+            state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+            state["_fingerprint"] = secrets.token_hex(8)  # by which `datasets` finds what it cached
+            (new / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    return rows
 
 
 def _check_own(path: Path, folder: Path) -> None:
@@ -820,7 +927,7 @@ def _check_own(path: Path, folder: Path) -> None:
         )
 
 
-def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> int:
+def _apply_folder(move: _Move, source: Path, out: Path, group: Group, *, overwrite: bool) -> int:
     """The files of one side mapped, all others copied."""
     if is_clip_retrieval(source):
         matrices = _shards(source, move.side)
@@ -832,7 +939,8 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
     for path in paths:
         if path not in mapped:
             _check_own(path, source)
-    _check_room(move, source, out, matrices)
+    if group.first:
+        _check_room(move, source, out, matrices)
 
     def apply(path: Path, target: Path) -> int:
         if path in mapped:
@@ -840,12 +948,13 @@ def _apply_folder(move: _Move, source: Path, out: Path, *, overwrite: bool) -> i
         shutil.copyfile(path, target)
         return 0
 
-    with _Finished.within(out, move, source.resolve(), overwrite=overwrite) as (new, finished):
-        for path in paths:
-            target = new / path.relative_to(source)
-            if path.is_dir():
-                target.mkdir(parents=True, exist_ok=True)
-            else:
-                finished.once(target, path, partial(apply, path))
-        finished.drop_others()
+    with _Finished.within(out, move, source.resolve(), group, overwrite=overwrite) as found:
+        new, finished = found
+        places = {new / path.relative_to(source): path for path in paths}
+        for place in (place for place, path in places.items() if path.is_dir()):
+            place.mkdir(parents=True, exist_ok=True)
+        files = {place: path for place, path in places.items() if not path.is_dir()}
+        finished.share(files, mapped, apply)
+        if group.first:
+            finished.settle()
     return sum(matrix.rows for matrix in matrices)

@@ -395,6 +395,7 @@ def test_columns_of_pairs_that_are_passed(tmp_path: Path):
     data = DataConfig(image_column="picture", caption_column="words", val="toy")
     train, held_out = build.build_data(data, seed=0, train_pairs=given)
     assert (len(as_pairs(train)), held_out.name) == (120, "toy-val")
+    data = DataConfig(image_column="picture", caption_column="words")
     train, held_out = build.build_data(data, seed=0, train_pairs=given, held_out=given)
     assert held_out.captions[0] == ("text 0",)
     with pytest.raises(ConfigError, match=r"data.image_column: .* have no named values"):

@@ -278,7 +278,7 @@ def test_settings_that_nobody_would_use_are_refused(tmp_path: Path):
     name = write_karpathy(tmp_path, drawn())
     with pytest.raises(ConfigError, match="data.split says how data.train .* --data.val-split"):
         DataConfig(val=name, split="test").for_val()
-    with pytest.raises(ValueError, match="val_split_file says how val is read, which is missing"):
+    with pytest.raises(ConfigError, match="val_split_file says how val is read, which is missing"):
         DataConfig(train=name, val_split_file=tmp_path / "x.txt")
 
 

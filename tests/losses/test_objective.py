@@ -7,6 +7,7 @@ import torch
 from clip_refine import losses
 from clip_refine.config import LossConfig
 from clip_refine.losses import LossTerms, Objective, PairFeatures, sigmoid_contrastive_loss
+from clip_refine.support.errors import ConfigError
 from tests.losses.cases import Inputs, judged, made_inputs
 
 NOTHING: dict[str, Any] = {
@@ -201,7 +202,7 @@ def test_wrong_captions_go_to_the_contrastive_term():
     torch.testing.assert_close(found, 2 * expected)
     with pytest.raises(ValueError, match="this objective needs wrong_text_features, got None"):
         objective(pairs, None, None, logit_scale=SCALE)
-    with pytest.raises(ValueError, match="does not go with contrastive_form sigmoid; use softmax"):
+    with pytest.raises(ConfigError, match="does not go with contrastive_form sigmoid; use softmax"):
         LossConfig(**settings, contrastive_form="sigmoid")
 
 
@@ -255,11 +256,11 @@ def test_what_is_not_needed_may_be_missing():
 
 
 def test_no_weight_at_all_is_refused():
-    with pytest.raises(ValueError, match="every weight is 0, so there is nothing to minimise"):
+    with pytest.raises(ConfigError, match="every weight is 0, so there is nothing to minimise"):
         Objective(LossConfig(**NOTHING))
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_weights_that_are_no_weights_are_refused(weight: float):
-    with pytest.raises(ValueError, match="anchor_weight"):
+    with pytest.raises(ConfigError, match="anchor_weight"):
         Objective(LossConfig(**NOTHING | {"rafa_weight": 1.0, "anchor_weight": weight}))

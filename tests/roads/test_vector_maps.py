@@ -520,7 +520,7 @@ class TestCommandLine:
         np.save(tmp_path / "new.npy", old[:, ::-1].copy())
         paths = [str(tmp_path / name) for name in ("old.npy", "new.npy", "map", "moved.npy")]
         main(["vectors", "align", *paths[:2], "--out", paths[2]])
-        assert "mapped: 1.000, on the 30" in " ".join(capsys.readouterr().err.split())
+        assert "mapped: 1.000, on 30 items of the fit" in " ".join(capsys.readouterr().err.split())
         main(["vectors", "apply", paths[2], paths[1], "--side", "image", "--out", paths[3]])
         said = capsys.readouterr().out
         assert "search it with them as it is" in said

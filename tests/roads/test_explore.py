@@ -192,6 +192,12 @@ def test_stored_vectors_that_settings_do_not_name(tmp_path: Path, data: str):
         open_explorer(tmp_path)
 
 
+def test_stored_vectors_that_have_gone(maps: Path):
+    (maps.parent / "pairs.safetensors").unlink()
+    with pytest.raises(ClipRefineError, match=r"cannot be read .*maps was learnt on it. If that"):
+        open_explorer(maps)
+
+
 def test_what_is_shown_is_escaped(run: Path, tmp_path: Path):
     folder = tmp_path / "photos"
     folder.mkdir()

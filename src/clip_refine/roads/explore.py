@@ -189,12 +189,13 @@ def _open_stored(run: Path, images: str | None, limit: int) -> Explorer:
     source = data.get("train") if isinstance(data, dict) else None
     if not isinstance(source, str) or source == "python":
         raise DataError(f"{run}: its vectors were given in Python, so they cannot be read again.")
-    if not Path(source).exists():
+    try:
+        found = unit_pairs(read_pairs(source, owner=settings.get("owner")))
+    except DataError as error:
         raise DataError(
-            f"{run}: was learnt on {source}, which is not there. If that is a path from another "
-            "folder, run this in the one where `vectors refine` ran."
-        )
-    found = unit_pairs(read_pairs(source, owner=settings.get("owner")))
+            f"{error} {run} was learnt on it. If that is a path from another folder, run this in "
+            "the one where `vectors refine` ran."
+        ) from error
     owners, shown = found.text_to_image.tolist(), None
     captions = [f"caption {row} of image {owner}" for row, owner in enumerate(owners)]
     if images is not None:

@@ -112,6 +112,8 @@ def check_features_path(path: Path, *, overwrite: bool) -> None:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (".safetensors", ".npz"):
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder.")
         raise DataError(f"{path}: not a kind of feature file. Give a .safetensors or .npz file.")
     with foreign(DataError, f"{path}: cannot be read"):
         check_regular(path)

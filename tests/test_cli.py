@@ -528,6 +528,7 @@ def test_names_of_classes_move_no_cursor_whatever_shows_them(
         (["refine", "--config", "capt"], {"captions.csv"}),
         (["report", "capt"], {"captions.csv"}),
         (["vectors", "align", "captions.csv", "p"], {"photos"}),
+        (["vectors", "align", "captions.csv", "with"], {"with blanks"}),
     ],
 )
 def test_bash_completes_verbs_settings_and_files(
@@ -535,14 +536,15 @@ def test_bash_completes_verbs_settings_and_files(
 ):
     (tmp_path / "captions.csv").touch()
     (tmp_path / "photos").mkdir()
+    (tmp_path / "with blanks").touch()
     typed = " ".join(f"'{word}'" for word in ("clip-refine", *words))
     script = (
         f"source {completion}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}\n"
         "read -r _ _ function _ <<< $(complete -p clip-refine)\n"
-        '$function; echo "${COMPREPLY[@]}"'
+        '$function; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert set(ran.stdout.split()) == completed, ran.stderr
+    assert {*filter(None, ran.stdout.split("\n"))} == completed, ran.stderr
 
 
 @pytest.fixture(scope="module")

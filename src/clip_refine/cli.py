@@ -683,12 +683,11 @@ def vectors(arguments: list[str]) -> None:
         from clip_refine.vectors.stored import apply_stored
         from clip_refine.vectors.transforms import Procrustes
 
-        peer = load_peer(maps)
-        count = apply_stored(peer, stored, out, side=side, column=column, overwrite=overwrite)
+        count = apply_stored(maps, stored, out, side=side, column=column, overwrite=overwrite)
         other = "text" if side == "image" else "image"
         then = (
             "They lie in the old index's space: search it with them as it is."
-            if isinstance(peer, Procrustes)
+            if isinstance(load_peer(maps), Procrustes)
             else "Now rebuild the ANN index on them. What they are compared with needs its own "
             f"map: --side {other} for stored {other} vectors, `clip-refine vectors fold` for the "
             "model that encodes new queries."
@@ -1150,7 +1149,8 @@ def _completion(shell: str = "bash") -> str:
     # by the word alone, which tyro's script joins to those before it; folders go on with a slash
     match = 'COMPREPLY=($(compgen -f -- "$cur"))'
     by_word = match.replace("$cur", "${COMP_WORDS[COMP_CWORD]}")
-    script = script.replace(match, f"compopt -o filenames 2>/dev/null\n    {by_word}")
+    before = "compopt -o filenames 2>/dev/null\n    local IFS=$'\\n'"  # names may have blanks
+    script = script.replace(match, f"{before}\n    {by_word}")
     return script.replace(f"clip-refine {verb}", "clip-refine")
 
 

@@ -65,7 +65,7 @@ def test_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.Monkey
     [
         ("image,caption\nc.png,one\n", r"line 2: image file .*c.png not found"),
         ("image,caption\na.png,one\nb.png, \n", r"line 3: image 'b.png' has an empty caption"),
-        ("a.JPG,a dog\nb.jpg,a cat\n", r"first line is a pair, a.JPG, a dog, and must name"),
+        ("a.JPG,a dog\nb.jpg,a cat\n", r"first line looks like a pair \(a.JPG, a dog\) and must"),
         ("picture,caption\na.png,one\n", r"no image column among picture, caption.*image-column"),
         ("image,words\na.png,one\n", r"no caption column among image, words.*caption-column"),
         ("image,caption\na.png,one,two\n", r"line 2: 3 fields, but the header has 2"),

@@ -80,6 +80,9 @@ class TestFeatureFiles:
             (tmp_path / name).write_bytes(b"no features")
             with pytest.raises(DataError, match="cannot be read"):
                 read_features(tmp_path / name)
+        with pytest.raises(DataError, match="there is no such file or folder"):
+            read_features(tmp_path / "features.csv")
+        (tmp_path / "features.csv").touch()
         with pytest.raises(DataError, match="not a kind of feature file"):
             read_features(tmp_path / "features.csv")
 
@@ -119,7 +122,10 @@ class TestFromFilesToFiles:
 
     def test_more_neighbours_than_references_are_said(self, features: Path, tmp_path: Path, capsys):
         fit_file("nnn", features, tmp_path / "all")
-        assert "neighbours 128: there are 8 references, all are taken" in capsys.readouterr().err
+        assert (
+            "neighbours 128: all references are taken where there are fewer, which are 8 im"
+            in capsys.readouterr().err
+        )
         fit_file("nnn", features, tmp_path / "some", SETTINGS)
         assert "neighbours" not in capsys.readouterr().err
 

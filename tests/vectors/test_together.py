@@ -13,10 +13,16 @@ from datasets import Dataset, load_from_disk
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from clip_refine.cli import main
-from clip_refine.support.errors import ClipRefineError, ConfigError, OutputError
+from clip_refine.support.errors import (
+    ClipRefineError,
+    ConfigError,
+    EndedError,
+    FailedError,
+    OutputError,
+)
 from clip_refine.support.group import Group
 from clip_refine.vectors import stored
-from clip_refine.vectors.files import save_peer
+from clip_refine.vectors.files import load_peer, save_peer
 from clip_refine.vectors.stored import apply_stored
 from clip_refine.vectors.transforms import Fold
 from tests.several import in_processes
@@ -175,6 +181,61 @@ def apart(source: Path, out: Path, maps: Path) -> None:
     if rank:
         assert isinstance(error.value, OutputError)
         assert "does not find what the first one has begun" in str(error.value)
+
+
+def unlike(source: Path, out: Path, maps: Path, fault: str) -> None:
+    """The second process is given another map, or sees a file less."""
+    rank = Group().rank
+    if rank and fault == "map":
+        save_peer(Fold.fit(*drawn(2, 30, 30)), out.with_name("others"))
+        maps = out.with_name("others")
+    if rank and fault == "file":
+        usual = stored._Finished.share
+        stored._Finished.share = lambda self, files, *more: usual(
+            self, dict(list(files.items())[1:]), *more
+        )
+    with pytest.raises(ClipRefineError) as error:
+        apply_stored(maps, source, out, side="image")
+    out.with_name(f"said-{rank}").write_text(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("map", "process 1 has another map or side than the first one"),
+        ("file", "process 1 sees other files than the first one, such as a.txt"),
+    ],
+)
+def test_processes_that_would_not_make_one_index_are_refused(
+    fault: str, message: str, maps: Path, tmp_path: Path
+):
+    in_processes(2, unlike, five("clip-retrieval", tmp_path), tmp_path / "new", maps, fault)
+    assert message in (tmp_path / "said-1").read_text()
+    assert "another process of this run has ended" in (tmp_path / "said-0").read_text()
+    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_left_of_an_earlier_run_does_not_end_a_later_one(maps: Path, tmp_path: Path):
+    """Its process notices the other number and leaves the list alone."""
+    source, out = write("clip-retrieval", tmp_path), tmp_path / "new"
+    move = stored._Move(load_peer(maps), "image")
+    within = stored._Finished.within(out, move, source, Group(), overwrite=False)
+    folder, _ = within.__enter__()
+    (folder / ".finished").write_text("{}\nanother run\n")
+    ended = EndedError()
+    assert not within.__exit__(EndedError, ended, ended.__traceback__)
+    assert (tmp_path / ".new.partial" / ".finished").read_text() == "{}\nanother run\n"
+
+
+def test_a_launcher_that_names_no_meeting_place(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(FailedError, match="the 2 processes of this run did not find each other"):
+        apply_stored(maps, write("clip-retrieval", tmp_path), tmp_path / "new", side="image")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_disk_that_not_all_see_is_refused(maps: Path, tmp_path: Path):

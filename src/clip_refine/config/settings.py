@@ -83,11 +83,12 @@ Precision = Literal["auto", "fp32", "bf16", "bf16-image", "bf16-text"]
 _LINES = 10  # problems that one message shows
 
 
-def explain(error: ValidationError, *, where: str = "") -> str:
+def explain(error: ValidationError, *, where: str = "", group: str = "") -> str:
     """A validation error in one line a problem: setting, what is wrong, what was given."""
     lines = []
     for problem in error.errors():
-        name = ".".join(f"{part!s:.60}" for part in problem["loc"]) or "settings"
+        parts = filter(None, (group, *(f"{part!s:.60}" for part in problem["loc"])))
+        name = ".".join(parts) or "settings"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}{name}: there is no such setting. `--help` lists them.")
         else:
@@ -108,13 +109,13 @@ class _Explaining(type(BaseModel)):
             try:
                 return super().__call__(*args, **values)
             except ValidationError as error:
-                raise ConfigError(explain(error, where=cls.group)) from None
+                raise ConfigError(explain(error, group=cls.group)) from None
 
 
 class SettingsGroup(BaseModel, metaclass=_Explaining):
     """Frozen; unknown names are refused, and field docstrings are the command line's help."""
 
-    group: ClassVar[str] = ""  # what its settings begin with where it is part of a run's
+    group: ClassVar[str] = ""  # what it is called among a run's settings
 
     model_config = ConfigDict(
         frozen=True,
@@ -139,7 +140,7 @@ SCHEMAS = ("transformers", "local-dir", "factory")
 class ModelConfig(SettingsGroup):
     """The model to start from."""
 
-    group: ClassVar[str] = "model."
+    group: ClassVar[str] = "model"
 
     name: str = "ViT-B-32"
     """An open_clip architecture, or ARCHITECTURE@TAG with the tag or file of `pretrained`; the
@@ -280,7 +281,7 @@ def _architectures() -> list[str]:
 class DataConfig(SettingsGroup):
     """The captioned images: docs/data.md shows every kind of source."""
 
-    group: ClassVar[str] = "data."
+    group: ClassVar[str] = "data"
 
     train: str | tuple[str, ...] | None = None
     """Pairs to refine on: .csv, .tsv, .jsonl, .parquet, .tar (shards-{0000..0127}.tar), COCO's or
@@ -398,7 +399,7 @@ class DataConfig(SettingsGroup):
 class TrainConfig(SettingsGroup):
     """One epoch of training."""
 
-    group: ClassVar[str] = "train."
+    group: ClassVar[str] = "train"
 
     epochs: Count = 1
     """Passes over the training pairs."""
@@ -500,7 +501,7 @@ class TrainConfig(SettingsGroup):
 class LossConfig(SettingsGroup):
     """The objective: a weighted sum of losses. `recipe` sets several of these at once."""
 
-    group: ClassVar[str] = "loss."
+    group: ClassVar[str] = "loss"
 
     rafa_weight: NonNegative = 1.0
     """Weight of random feature alignment."""
@@ -614,7 +615,7 @@ class LossConfig(SettingsGroup):
 class PriorConfig(SettingsGroup):
     """The distribution of RaFA's random references."""
 
-    group: ClassVar[str] = "prior."
+    group: ClassVar[str] = "prior"
 
     kind: Literal[
         "standard_normal",
@@ -640,7 +641,7 @@ class PriorConfig(SettingsGroup):
 class GuardConfig(SettingsGroup):
     """A watch over training: probes every few steps, and a bound that ends it."""
 
-    group: ClassVar[str] = "guard."
+    group: ClassVar[str] = "guard"
 
     every: Count | None = None
     """Steps from one probe to the next: R@1 of a tenth of the training images, which are held out,
@@ -668,7 +669,7 @@ class GuardConfig(SettingsGroup):
 class EvaluationConfig(SettingsGroup):
     """How the before/after numbers are taken; always in float32."""
 
-    group: ClassVar[str] = "evaluation."
+    group: ClassVar[str] = "evaluation"
 
     zero_shot: tuple[str, ...] = ()
     """Zero-shot tasks: folders with one sub-folder of images a class, or `toy`."""

@@ -591,6 +591,14 @@ def table_rows(path: Path, settings: SourceSettings) -> Iterator[Written]:
     lines = _rows(path, delimiter)
     first = next(lines, (0, []))[1]
     header = [name.strip() for name in first] if isinstance(first, list) else []
+    known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS} & {name.lower() for name in header}
+    named = known or settings.image_column or settings.caption_column
+    if not named and any(Path(name).suffix.lower() in SUFFIXES for name in header):
+        raise DataError(
+            f"{path}: its first line looks like a pair ({listed(header)}) and must name the "
+            "columns. Put a line such as image,caption before it, or, if these are names, say "
+            "which by --data.image-column and --data.caption-column."
+        )
     image_at = find_column(path, header, settings.image_column, IMAGE_COLUMNS, "image")
     caption_at = find_column(path, header, settings.caption_column, CAPTION_COLUMNS, "caption")
     for number, row in lines:
@@ -648,11 +656,6 @@ def find_column(
         raise DataError(f"{path}: has no column {wanted!r}, only {listed(header)}.{hint}")
     if not header:
         raise DataError(f"{path}: is empty. The first line must name the columns.")
-    if any(Path(name).suffix.lower() in SUFFIXES for name in header):
-        raise DataError(
-            f"{path}: its first line is a pair, {listed(header)}, and must name the columns. Put "
-            "image,caption (or whatever they are) before it."
-        )
     raise DataError(
         f"{path}: no {what} column among {listed(header)}; looked for "
         f"{', '.join(known)}. Name it with --data.{what}-column, or behind the source as in "

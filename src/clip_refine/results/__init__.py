@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from clip_refine.support.errors import DataError, foreign
 from clip_refine.support.limits import WHOLE, read_text
@@ -731,6 +731,15 @@ class Provenance(Record):
     settings: Mapping[str, str | int | float | bool] = {}
     scores: RunScores | None = None  # before and after a refinement, as its model was then
     precision: str = "fp32"  # that the weights are stored in
+
+    @field_validator("scores", mode="wrap")
+    @classmethod
+    def _or_none(cls, value: Any, read_as_is: Any) -> RunScores | None:
+        """Scores of another version are left out; what the model is, is known all the same."""
+        try:
+            return read_as_is(value)
+        except ValidationError:
+            return None
 
     def measured(self, scores: RunScores) -> "Provenance":
         """With what a run came to; nothing of the run's settings, which may name local paths."""

@@ -149,8 +149,8 @@ def open_explorer(
         raise DataError(f"{run}: holds no run (no config.yaml). Give a folder that refine wrote.")
     if (run / "comparison.json").is_file():
         raise DataError(
-            f"{run}: holds a comparison. Give one run, as `compare --save-models` keeps them, or "
-            "as the command under its decision makes one."
+            f"{run}: holds a comparison. Give one run: the command under its decision makes one, "
+            "and `compare --save-models` keeps all."
         )
     if (run / "peer.json").is_file():
         return _open_stored(run, images, limit)

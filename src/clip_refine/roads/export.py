@@ -83,9 +83,9 @@ class ExportCheck:
     def __str__(self) -> str:
         """The differences in half a sentence."""
         return (
-            f"features differ by at most {self.image_difference:.1e} (images) and "
-            f"{self.text_difference:.1e} (texts) of their norm, {self.tolerance:.0e} allowed, on "
-            f"{self.count} pairs of {self.pairs}"
+            f"features differ in no dimension by more than {self.image_difference:.1e} (images) "
+            f"and {self.text_difference:.1e} (texts) of their norm, {self.tolerance:.0e} allowed, "
+            f"on {self.count} pairs of {self.pairs}"
         )
 
 

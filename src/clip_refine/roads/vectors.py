@@ -70,9 +70,12 @@ def fit_file(
     except ValueError as error:
         raise DataError(f"{features}: {name} cannot be fitted. {error}.") from error
     save_peer(peer, out, overwrite=overwrite)
-    fewest = min(peer.fitted_on)
-    if "neighbours" in settings_of(name) and settings.neighbours > fewest:
-        remark(f"neighbours {settings.neighbours}: there are {fewest} references, all are taken.")
+    images, texts = peer.fitted_on
+    if "neighbours" in settings_of(name) and settings.neighbours > min(images, texts):
+        remark(
+            f"neighbours {settings.neighbours}: all references are taken where there are fewer, "
+            f"which are {images} images and {texts} texts."
+        )
     return peer
 
 
@@ -327,24 +330,20 @@ def align_vectors(old: Path, new: Path, out: Path, *, overwrite: bool = False) -
         aligned = Procrustes.align(*sides)
     except ValueError as error:
         raise DataError(f"{old} and {new}: {error}.") from error
-    save_peer(aligned, out, overwrite=overwrite)
     order = torch.randperm(len(sides[0]), generator=torch.Generator().manual_seed(0))
     unseen, others = order[: len(order) // 10], order[len(order) // 10 :]
-    measured, tried, on = (
-        order,
-        aligned,
-        "of the fit, too few to keep any aside, so others fit worse",
-    )
     if len(unseen) >= FEW:
-        measured, tried = unseen, Procrustes.align(*(side[others] for side in sides))
+        tried = Procrustes.align(*(side[others] for side in sides))
         on = f"that a map of the other {len(others):,} has not seen; the saved one is of all"
-    was, mapped = (
-        unit_rows("old features", sides[0][measured]),
-        tried.transform_image(sides[1][measured]),
-    )
+    else:
+        tried, unseen = aligned, order
+        on = "of the fit, too few to keep any aside, so others fit worse"
+    was = unit_rows("old features", sides[0][unseen])
+    found = float((tried.transform_image(sides[1][unseen]) * was).sum(dim=1).mean())
+    save_peer(aligned, out, overwrite=overwrite)
     remark(
-        "Mean cosine of an item's old vector and its new one, mapped: "
-        f"{float((mapped * was).sum(dim=1).mean()):.3f}, on {len(measured):,} items {on}."
+        f"Mean cosine of an item's old vector and its new one, mapped: {found:.3f}, on "
+        f"{len(unseen):,} items {on}."
     )
     return aligned
 

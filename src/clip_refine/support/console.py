@@ -150,7 +150,7 @@ def say(*texts: object) -> None:
 
 def speaks() -> bool:
     """Whether this is the process that speaks for all, where several run."""
-    return not int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("WORLD_SIZE") or 1) == 1 or not int(os.environ.get("RANK") or 0)
 
 
 def remark(line: str, style: str | None = None) -> None:

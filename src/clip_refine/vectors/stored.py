@@ -517,39 +517,48 @@ def apply_stored(
     """
     if side not in ("image", "text"):
         raise ConfigError(f"side {side!r}: must be image or text.")
-    peer = load_peer(Path(peer)) if isinstance(peer, str | Path) else peer
-    if peer.score_columns:
-        raise DataError(
-            f"{peer.name}: appends {peer.score_columns} columns of scores, which no index of "
-            "vectors has. Take another transform."
-        )
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise OutputError(f"{out}: lies in {source}, which is read. Choose an --out beside it.")
-    move, group = _Move(peer, side), Group()
-    if group.count > 1 and (source.suffix == LANCE or source.is_file()):
+    group = Group()
+    if group.count > 1 and source.suffix in (*_FILES, LANCE):
         raise ConfigError(
             f"{source}: is written by one process, but {group.count} run. Start this without "
             "torchrun or accelerate, or give a folder of clip-retrieval's or a saved dataset, "
             "whose files they share."
         )
-    named = source.suffix == LANCE or is_dataset(source)  # folders whose vectors have names
-    if column is not None and not named and (source.is_dir() or source.suffix == ".npy"):
-        raise DataError(
-            f"{source}: has no column {column!r}, since .npy files hold one array each. Leave "
-            "--column out."
-        )
-    if source.suffix != LANCE and source.is_dir():
-        with group.together():
-            if group.first:
-                _check_sums(source)
-            if is_dataset(source):
-                return _apply_dataset(move, source, out, column, group, overwrite=overwrite)
+    with group.together():
+        peer = load_peer(Path(peer)) if isinstance(peer, str | Path) else peer
+        if peer.score_columns:
+            raise DataError(
+                f"{peer.name}: appends {peer.score_columns} columns of scores, which no index of "
+                "vectors has. Take another transform."
+            )
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise OutputError(f"{out}: lies in {source}, which is read. Choose an --out beside it.")
+        named = source.suffix == LANCE or is_dataset(source)  # folders whose vectors have names
+        if column is not None and not named and (source.is_dir() or source.suffix == ".npy"):
+            raise DataError(
+                f"{source}: has no column {column!r}, since .npy files hold one array each. Leave "
+                "--column out."
+            )
+        if group.first:
+            _check_sums(source)
+        move = _Move(peer, side)
+        if source.suffix == LANCE:
+            return _apply_lance(move, source, out, column, overwrite=overwrite)
+        if is_dataset(source):
+            return _apply_dataset(move, source, out, column, group, overwrite=overwrite)
+        if source.is_dir():
             return _apply_folder(move, source, out, group, overwrite=overwrite)
-    _check_sums(source)
-    if source.suffix == LANCE:
-        return _apply_lance(move, source, out, column, overwrite=overwrite)
+        return _apply_file(move, source, out, column, overwrite=overwrite)
+
+
+_FILES = (".npy", ".npz", ".safetensors", ".parquet")
+
+
+def _apply_file(
+    move: "_Move", source: Path, out: Path, column: str | None, *, overwrite: bool
+) -> int:
     check_free(out, overwrite=overwrite, folder=False)
-    if source.suffix not in (".npy", ".npz", ".safetensors", ".parquet"):
+    if source.suffix not in _FILES:
         raise DataError(
             f"{source}: not a kind of stored vectors. Give .npy, .npz, .safetensors, .parquet, "
             f"a saved dataset, a table DB/NAME{LANCE}, or a folder of clip-retrieval's."
@@ -760,18 +769,21 @@ class _Finished:
     """Files of a folder in the making, those kept that a run before a kill made of the same.
 
     Each process lists what it has made, the first one in the list that is there as long as all go
-    on. A list says by what it was made and in which run, then has a line for each file.
+    on. A list says by what it was made and in which run, then has a line for each file. Whose share
+    is what the first process says, so that nothing is left out where others see other files.
     """
 
-    def __init__(self, out: Path, made_by: str, group: Group) -> None:
-        self._folder, self._made_by, self._group = hidden_work(out), made_by, group
+    def __init__(self, out: Path, move: "_Move", about: object, group: Group) -> None:
+        self._folder, self._group = hidden_work(out), group
+        self._by = [peer_sum(move.peer), move.side]
+        self._made_by = json.dumps([*self._by, str(about)])
         names = (f"{FINISHED}-{rank}" if rank else FINISHED for rank in range(group.count))
         self._lists = [self._folder / name for name in names]
         self._list, self._own = self._lists[0], self._lists[group.rank]
         self._known: dict[str, list[Any]] = {}
         self._sums: dict[Path, str] = {}
         self._wanted: set[Path] = {self._list}
-        self._run = 0
+        self._run = ""
 
     @classmethod
     @contextmanager
@@ -779,8 +791,7 @@ class _Finished:
         cls, out: Path, move: "_Move", about: object, group: Group, *, overwrite: bool
     ) -> Iterator[tuple[Path, "_Finished"]]:
         """The folder that becomes `out`, and what is finished in it."""
-        made_by = json.dumps([peer_sum(move.peer), move.side, str(about)])
-        finished = cls(out, made_by, group)
+        finished = cls(out, move, about, group)
         with ExitStack() as opened:
             if group.first:
                 lists = sorted(finished._folder.glob(f"{FINISHED}*"))
@@ -792,82 +803,103 @@ class _Finished:
                 )
                 if known:
                     remark(f"Going on: {len(known)} files of an earlier run are finished.")
-                finished._begin(secrets.randbits(60), known)
+                finished._begin(secrets.token_hex(8), known)
                 for file in {*lists} - {finished._list}:
                     file.unlink(missing_ok=True)
             else:
                 opened.enter_context(writing(out))
-            run = group.meet(finished._run)
-            with group.together():
-                try:
-                    if not group.first:
-                        finished._join(run)
-                    group.meet()  # until here no list grows, so that all know the same
+            try:
+                with group.together():
+                    finished._join()
                     yield finished._folder, finished
-                except Exception as error:  # which would come again; who was stopped goes on
-                    if not (isinstance(error, EndedError) and error.__cause__):
-                        finished._list.unlink(missing_ok=True)
-                    raise
+            except Exception as error:  # which would come again; who was stopped goes on
+                stopped = isinstance(error, EndedError) and error.__cause__
+                if finished._goes_on() and not (stopped and finished._any()):
+                    finished._list.unlink(missing_ok=True)
+                raise
             if group.first:
                 finished._list.unlink()
                 _write_note(move, finished._folder)
 
-    def _read(self, file: Path) -> int:
+    def _read(self, file: Path) -> str:
         """Know what is in a list; of which run it is."""
-        run = "0"
+        run = ""
         with suppress(OSError, ValueError):  # there is none, or its last line was cut off
             made_by, run, *lines = file.read_text(encoding="utf-8").splitlines()
             for line in lines if made_by == self._made_by else ():
                 name, *facts = json.loads(line)
                 self._known[name] = facts
-        return int(run) if run.isdecimal() else 0
+        return run
 
-    def _begin(self, run: int, known: Mapping[str, list[Any]]) -> None:
+    def _begin(self, run: str, known: Mapping[str, list[Any]]) -> None:
         self._run = run
         lines = [json.dumps([name, *facts]) for name, facts in known.items()]
-        self._own.write_text("\n".join([self._made_by, str(run), *lines, ""]), encoding="utf-8")
+        self._own.write_text("\n".join([self._made_by, run, *lines, ""]), encoding="utf-8")
 
-    def _join(self, run: int) -> None:
-        """Know what the first process knows."""
-        self._folder.mkdir(exist_ok=True)  # NFS may hold on to its not being there
-        if self._read(self._list) != run:
-            raise OutputError(
-                f"{self._folder}: process {self._group.rank} does not find what the first one has "
-                "begun there. Give an --out on a disk that all processes see."
-            )
-        self._begin(run, {})
+    def _join(self) -> None:
+        """Know what the first process knows, in the folder that it has made."""
+        told = self._group.tell(json.dumps([self._run, self._by, self._known]))
+        if not self._group.first:
+            run, by, self._known = json.loads(told)
+            if by != self._by:
+                raise DataError(
+                    f"process {self._group.rank} has another map or side than the first one. Give "
+                    "all the same."
+                )
+            self._run = run
+            if not self._goes_on():
+                raise OutputError(
+                    f"{self._folder}: process {self._group.rank} does not find what the first one "
+                    "has begun there. Give an --out on a disk that all processes see."
+                )
+            self._begin(run, {})
+        self._group.meet()
 
-    def share(
-        self, files: Mapping[Path, Path], mapped: Container[Path], make: Callable[[Path, Path], int]
-    ) -> int:
-        """Make each of the files, `{new: source}`, in one process; the rows of all."""
-
-        def cost(file: Path) -> int:
-            known = str(file.relative_to(self._folder)) in self._known
-            slow = files[file] in mapped and not known
-            return files[file].stat().st_size * (_MAPPING if slow else 1)
-
-        costs = {file: cost(file) for file in files}
-        loads, own = [0] * self._group.count, set[Path]()
-        for file in sorted(files, key=costs.__getitem__, reverse=True):
-            least = loads.index(min(loads))
-            loads[least] += costs[file]
-            if least == self._group.rank:
-                own.add(file)
-        self._wanted.update(files)
-        rows = 0
-        for file in (file for file in files if file in own):
-            if self._group.count > 1 and not self._all_go_on():
-                raise EndedError
-            rows += self.once(file, files[file], partial(make, files[file]))
-        return self._group.meet(rows)
-
-    def _all_go_on(self) -> bool:
+    def _goes_on(self) -> bool:
         """Whether this run's list is there, which whoever fails removes."""
         with suppress(OSError, ValueError), self._list.open(encoding="utf-8") as lines:
             lines.readline()
             return lines.readline() == f"{self._run}\n"
         return False
+
+    def _any(self) -> bool:
+        """Whether there is anything to go on with."""
+        for file in self._lists:
+            self._read(file)
+        return bool(self._known)
+
+    def share(
+        self, files: Mapping[Path, Path], mapped: Container[Path], make: Callable[[Path, Path], int]
+    ) -> int:
+        """Make each of the files, `{new: source}`, in one process; the rows of all."""
+        places = {str(file.relative_to(self._folder)): file for file in files}
+        there = {name: files[file].stat().st_size for name, file in places.items()}
+        costs = {
+            name: size
+            * (_MAPPING if files[places[name]] in mapped and name not in self._known else 1)
+            for name, size in there.items()
+        }
+        loads, shares = [0] * self._group.count, [[] for _ in range(self._group.count)]
+        for name in sorted(costs, key=costs.__getitem__, reverse=True):
+            least = loads.index(min(loads))
+            loads[least] += costs[name]
+            shares[least].append(name)
+        first_there, shares = json.loads(self._group.tell(json.dumps([there, shares])))
+        if first_there != there:
+            [name, *_] = sorted(set(there.items()) ^ set(first_there.items()))[0]
+            raise DataError(
+                f"process {self._group.rank} sees other files than the first one, such as {name}. "
+                "Give a source on a disk that all see, to which nobody writes."
+            )
+        self._group.meet()  # nobody makes anything before all have seen the same
+        self._wanted.update(files)
+        own, rows = set(shares[self._group.rank]), 0
+        for name, file in places.items():
+            if name in own:
+                if self._group.count > 1 and not self._goes_on():
+                    raise EndedError
+                rows += self.once(file, files[file], partial(make, files[file]))
+        return self._group.meet(rows)
 
     def once(self, file: Path, source: Path, make: Callable[[Path], int]) -> int:
         """The rows of a file, which is made if it is not finished."""
@@ -884,6 +916,12 @@ class _Finished:
 
     def settle(self) -> None:
         """Know the sums of all, and remove what an earlier run made, or began, of what has gone."""
+        for file in self._wanted:
+            if not file.is_file():
+                raise OutputError(
+                    f"{file}: was made by another process and is not to be seen here. Give an "
+                    "--out on a disk that all processes see."
+                )
         if {self._read(file) for file in self._lists} == {self._run}:
             self._sums.update({self._folder / name: of[-2] for name, of in self._known.items()})
         for path in self._folder.rglob("*"):
@@ -954,7 +992,7 @@ def _apply_folder(move: _Move, source: Path, out: Path, group: Group, *, overwri
         for place in (place for place, path in places.items() if path.is_dir()):
             place.mkdir(parents=True, exist_ok=True)
         files = {place: path for place, path in places.items() if not path.is_dir()}
-        finished.share(files, mapped, apply)
+        rows = finished.share(files, mapped, apply)
         if group.first:
             finished.settle()
-    return sum(matrix.rows for matrix in matrices)
+    return rows

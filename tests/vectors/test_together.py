@@ -4,7 +4,8 @@ import io
 import json
 import os
 import signal
-from contextlib import redirect_stdout
+import time
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,26 @@ def test_what_is_left_of_an_earlier_run_does_not_end_a_later_one(maps: Path, tmp
     ended = EndedError()
     assert not within.__exit__(EndedError, ended, ended.__traceback__)
     assert (tmp_path / ".new.partial" / ".finished").read_text() == "{}\nanother run\n"
+
+
+def wait_for_nobody(heard: Path) -> None:
+    """The first process waits for the second, which waits until the first was told to stop."""
+    group = Group()
+    with suppress(KeyboardInterrupt), group.together():
+        if group.first:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                group.meet()
+            heard.touch()
+        while not heard.exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+
+def test_who_waits_for_others_hears_a_signal(tmp_path: Path):
+    in_processes(2, wait_for_nobody, tmp_path / "heard")
+    assert (tmp_path / "heard").exists()
 
 
 def test_a_launcher_that_names_no_meeting_place(

@@ -69,7 +69,7 @@ TOOLS := clip_benchmark==1.6.2 webdataset braceexpand pycocoevalcap \
 	mteb==2.26.24 pytrec-eval-terrier polars polars-runtime-32 requests urllib3 charset-normalizer \
 	clip_retrieval==2.45.0 all_clip==1.3.0 clip-anytorch fire termcolor faiss-cpu h5py wandb platformdirs \
 	flask flask_restful 'flask_cors<5' itsdangerous blinker prometheus_client \
-	lightning torchmetrics lightning-utilities pytorch-lightning uv
+	lightning torchmetrics lightning-utilities pytorch-lightning uv 'setuptools>=77'
 parity: $(READY) $(PARITY)/.ready ## Ours in other people's tools, and against their numbers
 	PYTHONPATH=$(CURDIR)/src $(PARITY)/bin/python -m pytest -q tests/parity tests/vectors/test_nnn_parity.py tests/test_examples.py tests/test_package.py
 

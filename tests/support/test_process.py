@@ -37,6 +37,25 @@ def test_the_same_signal_again_ends_at_once(first: str, second: str, status: int
     assert ended.returncode == status, ended.stderr
 
 
+FORKED = """
+import os, signal
+from clip_refine.support.process import heed_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heed_signals()
+if not (worker := os.fork()):
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+"""
+
+
+def test_a_worker_that_was_just_forked_leaves_a_signal_to_its_parent():
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.stdout, ended.stderr) == ("7\n", "")
+
+
 LEFT = """
 import sys
 from clip_refine.data.loader import in_parallel

@@ -88,17 +88,21 @@ class _Asked:
     """What the handler and those who wait for a good moment share."""
 
     number = 0  # the signal that came, 0 for none
+    process = 0  # that heeds signals, and not what it forks
     patient = False  # whether somebody looks at `number` soon
 
 
 def heed_signals() -> None:
     """Let the signals raise `Stopped`; those that are ignored, as by nohup, stay so."""
+    _Asked.process = os.getpid()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
+    if os.getpid() != _Asked.process:
+        return  # a worker that has only just been forked: it ends with its parent
     if _Asked.number == number:  # asked twice; torchrun sends another one after Ctrl-C
         os._exit(128 + number)
     _Asked.number = number

@@ -56,6 +56,30 @@ def test_a_worker_that_was_just_forked_leaves_a_signal_to_its_parent():
     assert (ended.stdout, ended.stderr) == ("7\n", "")
 
 
+SWALLOWED = """
+import os, signal, time
+from clip_refine.support.process import Stopped, heed_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heed_signals()
+class Dies:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+try:
+    Dies()
+    time.sleep(60)
+except Stopped:
+    print("heard")
+"""
+
+
+def test_a_signal_that_came_within_a_destructor_is_heard_behind_it():
+    ended = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.stdout, ended.stderr) == ("heard\n", "")
+
+
 LEFT = """
 import sys
 from clip_refine.data.loader import in_parallel

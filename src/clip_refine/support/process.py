@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 # --------------------------------------------------------------------------------------------------
 # Who left a file: a process by its machine, number and start, since numbers are used again.
@@ -95,6 +96,7 @@ class _Asked:
 def heed_signals() -> None:
     """Let the signals raise `Stopped`; those that are ignored, as by nohup, stay so."""
     _Asked.process = os.getpid()
+    sys.unraisablehook = _swallowed
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -116,6 +118,15 @@ def _raise() -> None:
     signal.signal(signal.SIGALRM, lambda *_: os._exit(128 + number))
     signal.alarm(_GRACE)
     raise Stopped(number)
+
+
+def _swallowed(found: Any) -> None:
+    """Raise again, a little later, what came where Python only remarks on it."""
+    if not isinstance(found.exc_value, Stopped):
+        sys.__unraisablehook__(found)
+        return
+    signal.signal(signal.SIGALRM, lambda *_: None if _Asked.patient else _raise())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
 def stop_asked() -> int:

@@ -30,6 +30,7 @@ from tyro.conf import Positional, arg
 
 from clip_refine.support.console import PlainConsole, printable, say, speaks, talk
 from clip_refine.support.errors import ClipRefineError, ConfigError, EndedError, first_line, ran_out
+from clip_refine.support.process import Stopped, stop_asked
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -1056,6 +1057,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     except BaseException as error:  # Ctrl-C and panics of parsers in Rust are no `Exception`
         verb = " ".join(arguments[:1])
+        told = isinstance(error, KeyboardInterrupt | ClipRefineError | OSError)
+        if stop_asked() and not told:
+            error = Stopped(stop_asked())  # what came of it in the middle of another library
         message, status = _explain(error, verb)
         _discard_output()
         if debug:

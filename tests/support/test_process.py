@@ -97,3 +97,27 @@ def test_workers_that_are_left_end_with_their_process(tmp_path: Path):
         [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+BROKEN = """
+import os, signal
+from clip_refine import cli
+from clip_refine.support.process import heed_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+heed_signals()
+def breaks(_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException as error:
+        raise RecursionError from error
+cli.VERBS["doctor"] = breaks
+cli.main(["doctor"])
+"""
+
+
+def test_what_a_signal_breaks_in_a_library_is_a_stop():
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.stderr == "\nclip-refine doctor: stopped; nothing was written.\n"
+    assert ended.returncode == 130

@@ -123,7 +123,8 @@ def _raise() -> None:
 def _swallowed(found: Any) -> None:
     """Raise again, a little later, what came where Python only remarks on it."""
     if not isinstance(found.exc_value, Stopped):
-        sys.__unraisablehook__(found)
+        if not _Asked.number:  # else of what a signal left half made
+            sys.__unraisablehook__(found)
         return
     signal.signal(signal.SIGALRM, lambda *_: None if _Asked.patient else _raise())
     signal.setitimer(signal.ITIMER_REAL, 0.05)

@@ -46,8 +46,8 @@ class Group:
             return ProcessGroupGloo(self._store, self.rank, self.count, _FORMING)
         except (RuntimeError, ValueError) as error:
             raise FailedError(
-                f"the {self.count} processes of this run did not find each other in "
-                f"{_FORMING.seconds // 60} minutes ({first_line(error)}). See whether one has "
+                f"the {self.count} processes of this run did not find each other, for which they "
+                f"have {_FORMING.seconds // 60} minutes ({first_line(error)}). See whether one has "
                 "ended, and start them by torchrun or accelerate launch."
             ) from error
 
